@@ -1,0 +1,39 @@
+"""Normalization ops for serving: in-place `fused_add_rms_norm`, `rms_norm` and `rms_norm_gated`.
+
+Triton on CUDA, C++ on CPU, the plain PyTorch reference for everything else. Importing this package
+imports neither Triton nor an engine, and does not initialise CUDA.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path as _Path
+
+# `kernels`, `integrations` and `bench_e2e` install inside this package; in a checkout they lie beside it.
+_beside = _Path(__file__).resolve().parent.parent
+if (_beside / "pyproject.toml").is_file() and str(_beside) not in __path__:
+    __path__.append(str(_beside))
+
+from serving_ops import counters, reference, settings  # noqa: E402
+from serving_ops.cpu import cpu_library  # noqa: E402
+from serving_ops.explain import Explanation, explain  # noqa: E402
+from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
+from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
+from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
+from serving_ops.prewarm import NormSpec, PrewarmReport, prewarm  # noqa: E402
+from serving_ops.version import __version__  # noqa: E402
+
+__all__ = [
+    "Explanation",
+    "NormSpec",
+    "PrewarmReport",
+    "__version__",
+    "counters",
+    "cpu_library",
+    "explain",
+    "fused_add_rms_norm",
+    "prewarm",
+    "reference",
+    "rms_norm",
+    "rms_norm_gated",
+    "settings",
+]

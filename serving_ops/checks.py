@@ -1,0 +1,165 @@
+"""What is wrong input, said before anything is written.
+
+Every check raises RuntimeError, as PyTorch's own operators do, with the argument, its value and what is allowed.
+What is valid but not taken by a kernel is not here: see `support`.
+
+`*_metadata` looks at shapes, dtypes and devices alone, so the fakes use it too; the other checks read addresses.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ACTIVATIONS = ("silu", "swish", "sigmoid")
+
+
+def _fail(argument: str, value: object, allowed: str) -> None:
+    raise RuntimeError(f"serving_ops: {argument} is {value}: {allowed}")
+
+
+def _check_x(x: Tensor) -> None:
+    if x.dtype not in FLOATING:
+        _fail("x.dtype", x.dtype, "allowed are float16, bfloat16, float32 and float64")
+    if x.dim() == 0:
+        _fail("x.shape", "()", "at least one dimension is needed, (..., N)")
+    if x.shape[-1] == 0:
+        _fail("x.shape", tuple(x.shape), "the last dimension, N, must be at least 1")
+
+
+def _check_like_x(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.dtype != x.dtype:
+        _fail(f"{name}.dtype", tensor.dtype, f"it must be x's, {x.dtype}")
+    if tensor.device != x.device:
+        _fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
+    if tensor.shape != x.shape:
+        _fail(f"{name}.shape", tuple(tensor.shape), f"it must be x's, {tuple(x.shape)}")
+
+
+def _check_per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
+    if tensor is None:
+        return
+    if tensor.dtype != x.dtype and tensor.dtype != torch.float32:
+        _fail(f"{name}.dtype", tensor.dtype, f"allowed are x's, {x.dtype}, and torch.float32")
+    if tensor.device != x.device:
+        _fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
+    if tensor.dim() != 1 or tensor.shape[0] != x.shape[-1]:
+        _fail(f"{name}.shape", tuple(tensor.shape), f"it must be (N,) = ({x.shape[-1]},)")
+
+
+def norm_metadata(x: Tensor, other: Tensor | None, other_name: str, weight: Tensor | None) -> None:
+    """Checks of `rms_norm` (other: out) and `fused_add_rms_norm` (other: residual)."""
+    _check_x(x)
+    if other is not None:
+        _check_like_x(other_name, other, x)
+    _check_per_channel("weight", weight, x)
+
+
+def gated_metadata(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+    group_size: int | None,
+    out: Tensor | None,
+) -> None:
+    """Checks of `rms_norm_gated`."""
+    _check_x(x)
+    if z is not None:
+        _check_like_x("z", z, x)
+    if out is not None:
+        _check_like_x("out", out, x)
+    _check_per_channel("weight", weight, x)
+    _check_per_channel("bias", bias, x)
+    if activation not in ACTIVATIONS:
+        _fail("activation", repr(activation), f"allowed are {', '.join(ACTIVATIONS)}")
+    if group_size is not None and (group_size < 1 or x.shape[-1] % group_size):
+        _fail("group_size", group_size, f"it must be at least 1 and divide N = {x.shape[-1]}")
+
+
+def _extent(tensor: Tensor) -> int:
+    """Elements from the first to one past the last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two indices may share an element (strides that nest have none; all others count as overlapping)."""
+    reach = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach = stride * (size - 1) + reach
+    return False
+
+
+def same_view(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether any element of `a` is an element of `b`, for tensors of one dtype; exact.
+
+    Costs a few comparisons, also for interleaved views such as two column slices of one buffer.
+    """
+    if a.numel() == 0 or b.numel() == 0:
+        return False
+    distance = (b.data_ptr() - a.data_ptr()) // a.itemsize
+    if distance >= _extent(a) or -distance >= _extent(b):
+        return False
+    return not _apart_by_stride(a, b, distance) and _runs_cross(a, b, distance)
+
+
+def _run_length(a: Tensor, b: Tensor) -> int:
+    """Elements that lie next to each other in both tensors: a row, or one element."""
+    return a.shape[-1] if a.stride(-1) == b.stride(-1) == 1 else 1
+
+
+def _apart_by_stride(a: Tensor, b: Tensor, distance: int) -> bool:
+    """Whether all runs of `a` start at one place modulo the strides' common divisor, and those of `b` beside them."""
+    run = _run_length(a, b)
+    dims = -1 if run > 1 else a.dim()
+    steps = [t.stride(d) for t in (a, b) for d in range(t.dim())[:dims] if t.shape[d] > 1]
+    period = math.gcd(*steps)
+    return bool(period) and run <= distance % period <= period - run
+
+
+def _runs_cross(a: Tensor, b: Tensor, distance: int) -> bool:
+    run = _run_length(a, b)
+    starts_a, starts_b = (_run_starts(t, run).sort().values for t in (a, b))
+    starts_b += distance
+    after = torch.searchsorted(starts_b, starts_a - run, right=True)  # the first run of b that ends past a's start
+    nearest = starts_b[after.clamp(max=starts_b.numel() - 1)]
+    return bool(((nearest - starts_a).abs() < run).any())
+
+
+def _run_starts(tensor: Tensor, run: int) -> Tensor:
+    starts = torch.zeros(1, dtype=torch.int64)
+    dims = tensor.dim() - 1 if run > 1 else tensor.dim()
+    for dim in range(dims):
+        steps = torch.arange(tensor.shape[dim], dtype=torch.int64) * tensor.stride(dim)
+        starts = (starts[:, None] + steps).flatten()
+    return starts
+
+
+def written(name: str, tensor: Tensor) -> None:
+    """A tensor that is to be written holds each element once."""
+    if not tensor.is_contiguous() and overlaps_itself(tensor):
+        _fail(
+            f"{name}.stride()",
+            tensor.stride(),
+            f"it is written, so no two elements of {name} may share memory",
+        )
+
+
+def apart(name: str, tensor: Tensor, other_name: str, other: Tensor | None, *, or_same: bool = False) -> None:
+    """A tensor that is written shares no element with one that is read, unless it may be that very view."""
+    if other is None or (or_same and same_view(tensor, other)):
+        return
+    if share_memory(tensor, other):
+        allowed = f"it must not overlap {other_name}" + (f", other than by being {other_name}" if or_same else "")
+        _fail(f"{name}", f"a view of memory that {other_name} uses", allowed)

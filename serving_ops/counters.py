@@ -1,0 +1,35 @@
+"""How often each op ran on a kernel, and on the reference for which reason, in this process.
+
+A call captured in a CUDA graph counts once, at capture: replays do not pass through Python or C++.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from serving_ops import cpu
+
+OPS = ("fused_add_rms_norm", "rms_norm", "rms_norm_gated")
+
+_cuda_calls: dict[str, int] = dict.fromkeys(OPS, 0)
+_reference_calls: Counter[tuple[str, str]] = Counter()
+
+
+def count_kernel(op: str) -> None:
+    _cuda_calls[op] += 1
+
+
+def count_reference(op: str, reason: str) -> None:
+    _reference_calls[op, reason] += 1
+
+
+def snapshot() -> dict[str, dict[str, Any]]:
+    """`{op: {"kernel": calls, "reference": {reason: calls}}}` since the process started."""
+    return {
+        op: {
+            "kernel": _cuda_calls[op] + cpu.kernel_calls(index),
+            "reference": {reason: n for (name, reason), n in _reference_calls.items() if name == op},
+        }
+        for index, op in enumerate(OPS)
+    }

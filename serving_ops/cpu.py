@@ -1,0 +1,72 @@
+"""The C++ library: where it is, whether it is there, how many calls it ran.
+
+Loading it registers its kernels for the CPU key of the operators in `schemas`. Without it (the package was built
+without a compiler or without torch) the reference serves CPU tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+from pathlib import Path
+
+import torch
+
+from serving_ops import schemas as schemas  # the operators must be defined before kernels register for them
+
+LIBRARY_NAME = "_cpu.abi3.so"
+
+_library: Path | None = None
+_handle: ctypes.CDLL | None = None
+_why_missing = "not looked for yet"
+
+
+def _find() -> Path | None:
+    """Beside this file, or, where an editable install put it, in site-packages."""
+    beside = Path(__file__).with_name(LIBRARY_NAME)
+    if beside.is_file():
+        return beside
+    try:
+        files = importlib.metadata.files("serving-ops") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name == LIBRARY_NAME:
+            path = Path(str(file.locate()))
+            return path if path.is_file() else None
+    return None
+
+
+def _load() -> None:
+    global _library, _handle, _why_missing
+    path = _find()
+    if path is None:
+        _why_missing = "the C++ library was not built (no compiler or no torch at install time)"
+        return
+    try:
+        torch.ops.load_library(str(path))
+        handle = ctypes.CDLL(str(path))
+        handle.serving_ops_cpu_calls.restype = ctypes.c_uint64
+        handle.serving_ops_cpu_calls.argtypes = [ctypes.c_int]
+    except (OSError, AttributeError) as error:
+        _why_missing = f"the C++ library did not load: {error}"
+        return
+    _library, _handle = path, handle
+
+
+def cpu_library() -> Path | None:
+    """The loaded C++ library, or None where CPU tensors run on the reference."""
+    return _library
+
+
+def why_missing() -> str | None:
+    """Why there is no C++ library; None where there is one."""
+    return None if _library is not None else _why_missing
+
+
+def kernel_calls(op_index: int) -> int:
+    """Calls that the C++ kernels ran, by the op's place in `counters.OPS`."""
+    return 0 if _handle is None else int(_handle.serving_ops_cpu_calls(op_index))
+
+
+_load()

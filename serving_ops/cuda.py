@@ -1,0 +1,96 @@
+"""From a checked call on a CUDA tensor to a Triton launch, or to the reason why there is none."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from serving_ops import plan, settings, support
+from serving_ops.layout import RowGrid, row_grid
+
+if TYPE_CHECKING:
+    from serving_ops.plan import Plan
+
+
+@cache
+def _modules() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """Imported at the first call: importing this package must not import Triton."""
+    from serving_ops.kernels.triton import gated, launch, norm
+
+    return norm, gated, launch
+
+
+@cache
+def _pdl(device: torch.device) -> bool:
+    return settings.pdl_enabled() and bool(_modules()[2].programmatic_launch_supported(device))
+
+
+def norm_route(x: Tensor, residual: Tensor | None, weight: Tensor | None, out: Tensor) -> tuple[RowGrid, Plan] | str:
+    """The rows and the plan that run this call, or why the reference does."""
+    reason = support.no_triton() or support.why_not_layout(
+        ("x", x), ("residual", residual), ("weight", weight), ("out", out)
+    )
+    if reason is not None:
+        return reason
+    rows = row_grid(x, x if residual is None else residual, out)
+    if rows is None:
+        return support.TOO_MANY_DIMENSIONS
+    return rows, plan.plan_norm(x.shape[-1], x.itemsize, rows.num_rows)
+
+
+def norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, out: Tensor, eps: float, weight_offset: float
+) -> str | None:
+    """Run `rms_norm` or `fused_add_rms_norm`; returns why not, with nothing written."""
+    route = norm_route(x, residual, weight, out)
+    if isinstance(route, str):
+        return route
+    if route[0].num_rows:
+        with torch.cuda._DeviceGuard(x.get_device()):
+            _modules()[0].run_norm(x, residual, weight, out, eps, weight_offset, *route, _pdl(x.device))
+    return None
+
+
+def gated_route(
+    x: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor | None, out: Tensor, group_size: int
+) -> tuple[RowGrid, Plan] | str:
+    """As `norm_route`, for `rms_norm_gated`."""
+    reason = support.no_triton() or support.why_not_layout(
+        ("x", x), ("z", z), ("weight", weight), ("bias", bias), ("out", out)
+    )
+    if reason is not None:
+        return reason
+    rows = row_grid(x, x if z is None else z, out)
+    if rows is None:
+        return support.TOO_MANY_DIMENSIONS
+    groups = x.shape[-1] // group_size
+    chosen = plan.plan_gated(group_size, x.itemsize, rows.num_rows * groups)
+    return support.GROUP_TOO_WIDE if chosen is None else (rows, chosen)
+
+
+def gated(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    eps: float,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int,
+) -> str | None:
+    """Run `rms_norm_gated`; returns why not, with nothing written."""
+    route = gated_route(x, z, weight, bias, out, group_size)
+    if isinstance(route, str):
+        return route
+    if route[0].num_rows:
+        sigmoid = activation == "sigmoid"
+        with torch.cuda._DeviceGuard(x.get_device()):
+            _modules()[1].run_gated(
+                x, z, weight, bias, out, eps, norm_before_gate, sigmoid, group_size, *route, _pdl(x.device)
+            )
+    return None

@@ -1,0 +1,43 @@
+"""Rows of several tensors as one grid: leading dimensions merged where every tensor's strides allow it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class RowGrid(NamedTuple):
+    """Row r of tensor i starts at `(r // inner) * outer_strides[i] + (r % inner) * inner_strides[i]` elements."""
+
+    num_rows: int
+    inner: int
+    outer_strides: tuple[int, ...]
+    inner_strides: tuple[int, ...]
+
+
+def row_grid(*tensors: Tensor) -> RowGrid | None:
+    """The rows of tensors of one shape (..., N); None where the leading dimensions merge into more than two."""
+    first = tensors[0]
+    if first.dim() == 2:  # what nearly every layer passes
+        return RowGrid(first.shape[0], first.shape[0], (0,) * len(tensors), tuple(t.stride(0) for t in tensors))
+    sizes: list[int] = []
+    strides: list[tuple[int, ...]] = []
+    for dim, size in enumerate(first.shape[:-1]):
+        if size == 1:
+            continue
+        here = tuple(t.stride(dim) for t in tensors)
+        if sizes and all(outer == size * inner for outer, inner in zip(strides[-1], here, strict=True)):
+            sizes[-1] *= size
+            strides[-1] = here
+        else:
+            sizes.append(size)
+            strides.append(here)
+    zeros = (0,) * len(tensors)
+    if len(sizes) == 0:
+        return RowGrid(1, 1, zeros, zeros)
+    if len(sizes) == 1:
+        return RowGrid(sizes[0], sizes[0], zeros, strides[0])
+    if len(sizes) == 2:
+        return RowGrid(sizes[0] * sizes[1], sizes[1], strides[0], strides[1])
+    return None

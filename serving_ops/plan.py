@@ -1,0 +1,98 @@
+"""How a norm of one size runs on CUDA: frozen values from pure functions, to print, test and compare.
+
+The order in which a row is summed depends on N and the dtype alone, never on the number of rows: rows of at most
+`TILE_MAX_N` always run on the tile kernels, whose sum is an explicit pairwise tree, and wider rows always on the
+same kernel with the same number of warps.
+
+Measurements: one H200, torch 2.11, Triton 3.6, bf16 `fused_add_rms_norm` unless said otherwise, device time per call
+in a CUDA graph, 2026-11-20.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TILE_MAX_N = 512
+"""Elements. Rows up to here fit one warp, so a program can take several; wider ones get a program each."""
+
+FEW_ROWS = 256
+"""Rows. Up to here, about two programs an SM, a program a row is fastest: 24 x 128 takes 0.88 us."""
+
+SOME_ROWS_TILE = 512
+"""Elements a program holds for more rows than that: 768 x 128 takes 1.02 us, with a row a program 1.48."""
+
+MANY_ROWS = 2048
+"""Rows. Beyond, the SMs are full and larger tiles win: 4096 x 256 takes 3.69 us with 8 rows a program, 5.53 with 1."""
+
+MANY_ROWS_TILE = 2048
+"""Elements a program holds then: 1048576 x 128 takes 260 us, as many as 32 rows in 4 warps take 265."""
+
+MAX_TILE_ROWS = 16
+"""Rows a program. 131072 x 64 takes 19.3 us with 16, 20.2 with 32."""
+
+GATED_MANY_ROWS_WARPS = 4
+"""The gate costs two special-function instructions an element: 196608 heads of 128 take 38.9 us with 4 warps."""
+
+ROW_WARPS = {2048: 4, 4096: 4, 8192: 8, 16384: 16, 32768: 16, 65536: 32}
+"""Bytes of x in a row, padded to a power of two: warps of the row kernel. One number for every count of rows costs
+under 3%: N = 4096 takes 1.29 us with 8 at 1 row (4: 1.27), 4.12 at 256 rows (16: 4.02)."""
+
+ROW_MAX_BYTES = 65536
+"""Bytes of x in a row that still fit registers: bf16 at N = 32768 takes 64 registers a thread and does not spill."""
+
+WIDE_BLOCK_BYTES = 32768
+"""Bytes of x that the two-pass kernel holds at a time: 4096 x 65536 takes 634 us, with half of that 666."""
+
+WIDE_WARPS = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch: which kernel, the columns and rows of a program, its warps."""
+
+    kernel: Literal["tile", "row", "wide"]
+    block_n: int
+    rows_per_program: int
+    num_warps: int
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _tile(block_n: int, num_rows: int, many_rows_warps: int) -> Plan:
+    if num_rows <= FEW_ROWS:
+        return Plan("tile", block_n, 1, 1)
+    if num_rows <= MANY_ROWS:
+        return Plan("tile", block_n, min(MAX_TILE_ROWS, SOME_ROWS_TILE // block_n), 1)
+    return Plan("tile", block_n, min(MAX_TILE_ROWS, MANY_ROWS_TILE // block_n), many_rows_warps)
+
+
+def _row(block_n: int, itemsize: int) -> Plan:
+    return Plan("row", block_n, 1, ROW_WARPS[max(2048, block_n * itemsize)])
+
+
+def plan_norm(size: int, itemsize: int, num_rows: int) -> Plan:
+    """The plan of `rms_norm` and `fused_add_rms_norm` for rows of `size` elements of `itemsize` bytes."""
+    block_n = next_power_of_2(size)
+    if size <= TILE_MAX_N:
+        return _tile(block_n, num_rows, 1)
+    if block_n * itemsize <= ROW_MAX_BYTES:
+        return _row(block_n, itemsize)
+    return Plan("wide", WIDE_BLOCK_BYTES // itemsize, 1, WIDE_WARPS)
+
+
+def plan_gated(group_size: int, itemsize: int, num_groups: int) -> Plan | None:
+    """The plan of `rms_norm_gated` over `num_groups` groups (rows times groups a row); None if no kernel takes it."""
+    block_n = next_power_of_2(group_size)
+    if group_size <= TILE_MAX_N:
+        return _tile(block_n, num_groups, GATED_MANY_ROWS_WARPS)
+    if block_n * itemsize <= ROW_MAX_BYTES // 2:  # the gate shares the registers
+        return _row(block_n, itemsize)
+    return None
+
+
+def rows_to_prewarm(size: int) -> tuple[int, ...]:
+    """Counts of rows that between them ask for every plan of this size."""
+    return (1, FEW_ROWS + 1, MANY_ROWS + 1) if size <= TILE_MAX_N else (1,)

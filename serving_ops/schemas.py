@@ -1,0 +1,41 @@
+"""The operators' schemas, each defined once, in the `serving_ops` namespace.
+
+The mutating overloads return nothing: PyTorch's functionalization takes operators that mutate, and operators
+that return fresh tensors, but not results that alias arguments.
+
+The `_..._fallback` operators serve the C++ kernels: what those do not take goes there, and the text that comes
+back is empty, or the message of an error (exceptions cross LibTorch's stable ABI only from torch 2.13 on).
+"""
+
+from __future__ import annotations
+
+import torch
+
+library = torch.library.Library("serving_ops", "DEF")
+
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+_GATED = (
+    "Tensor x, Tensor? z, Tensor? weight, float eps=1e-6, *, Tensor? bias=None, bool norm_before_gate=True, "
+    'str activation="silu", int? group_size=None'
+)
+
+SCHEMAS = (
+    "fused_add_rms_norm(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps=1e-6, *, "
+    "float weight_offset=0.0) -> ()",
+    "rms_norm(Tensor x, Tensor? weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor",
+    "rms_norm.out(Tensor x, Tensor? weight, float eps=1e-6, *, float weight_offset=0.0, Tensor(a!) out) -> ()",
+    f"rms_norm_gated({_GATED}) -> Tensor",
+    f"rms_norm_gated.out({_GATED}, Tensor(a!) out) -> ()",
+)
+FALLBACK_SCHEMAS = (
+    "_fused_add_rms_norm_fallback(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps, "
+    "float weight_offset) -> str",
+    "_rms_norm_fallback(Tensor x, Tensor? weight, float eps, float weight_offset, Tensor(a!) out) -> str",
+    "_rms_norm_gated_fallback(Tensor x, Tensor? z, Tensor? weight, float eps, Tensor? bias, "
+    "bool norm_before_gate, str activation, int? group_size, Tensor(a!) out) -> str",
+)
+
+for _schema in SCHEMAS:
+    library.define(_schema, tags=_TAGS)
+for _schema in FALLBACK_SCHEMAS:
+    library.define(_schema)

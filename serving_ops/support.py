@@ -1,0 +1,46 @@
+"""What the kernels take. A reason is a phrase for a person, counted by `counters` and shown by `explain`."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from serving_ops import cpu
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TOO_MANY_DIMENSIONS = "leading dimensions that merge into more than two"
+OTHER_LAYOUT = "a layout that the C++ kernels do not take"
+GROUP_TOO_WIDE = "a gated group too wide for registers"
+
+Named = tuple[str, Tensor | None]
+
+
+@cache
+def no_triton() -> str | None:
+    """Why Triton kernels cannot run in this process at all, or None."""
+    return None if importlib.util.find_spec("triton") else "Triton is not installed"
+
+
+def why_not_layout(*tensors: Named) -> str | None:
+    """Rows must be dense in their last dimension and of a dtype that the kernels compute."""
+    for name, tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype not in KERNEL_DTYPES:
+            return f"{name}.dtype {tensor.dtype}"
+        if tensor.stride(-1) != 1 and tensor.shape[-1] != 1:
+            return f"{name}.stride(-1) is not 1"
+    return None
+
+
+def why_not_cpu(*tensors: Named) -> str:
+    """Why the C++ kernels handed this call back."""
+    return cpu.why_missing() or why_not_layout(*tensors) or OTHER_LAYOUT
+
+
+def no_kernels_for(x: Tensor) -> str:
+    """Why a call that reached no device's kernels runs on the reference."""
+    return cpu.why_missing() or "no kernels" if x.device.type == "cpu" else f"no kernels for {x.device.type}"

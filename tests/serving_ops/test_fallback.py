@@ -1,0 +1,94 @@
+"""What the kernels do not take gives the reference's result, is counted, and is explained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from numerics import rows
+
+import serving_ops
+from serving_ops import reference
+
+
+def reference_calls(op: str) -> int:
+    return sum(serving_ops.counters.snapshot()[op]["reference"].values())
+
+
+@pytest.mark.parametrize("op", ["fused_add_rms_norm", "rms_norm", "rms_norm_gated"])
+def test_float64_runs_on_the_reference_in_float64(device: torch.device, op: str) -> None:
+    x, other = rows((3, 65), torch.float64, device, 1), rows((3, 65), torch.float64, device, 2)
+    weight = rows((65,), torch.float64, device, 3)
+    before = reference_calls(op)
+    args = (x.clone(), weight) if op == "rms_norm" else (x.clone(), other.clone(), weight)
+    expected = getattr(reference, op)(x, weight) if op == "rms_norm" else getattr(reference, op)(x, other, weight)
+    result = getattr(serving_ops, op)(*args)
+    for got, want in zip(result if isinstance(result, tuple) else [result], expected, strict=False):
+        assert torch.equal(got, want) or torch.equal(got[0], want)
+    assert reference_calls(op) == before + 1
+
+
+def test_a_last_stride_of_two_is_counted_with_its_reason(device: torch.device) -> None:
+    x = rows((3, 128), torch.bfloat16, device)[:, ::2]
+    before = reference_calls("rms_norm")
+    serving_ops.rms_norm(x, None)
+    explanation = serving_ops.explain("rms_norm", x, None)
+    assert explanation.path == "reference"
+    assert explanation.reason is not None
+    assert reference_calls("rms_norm") == before + 1
+    assert explanation.reason in serving_ops.counters.snapshot()["rms_norm"]["reference"]
+
+
+def test_what_the_kernels_take_is_explained_as_theirs(device: torch.device) -> None:
+    if device.type == "cpu" and serving_ops.cpu_library() is None:
+        pytest.skip("the C++ library is not built")
+    x = rows((3, 128), torch.bfloat16, device)
+    explanation = serving_ops.explain("fused_add_rms_norm", x, x.clone(), None)
+    assert explanation.path == ("cpu" if device.type == "cpu" else "triton.tile")
+    assert explanation.reason is None
+
+
+@pytest.mark.parametrize("view", ["plain", "columns", "heads", "transposed", "three", "strided_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_explain_agrees_with_what_ran(device: torch.device, view: str, dtype: torch.dtype) -> None:
+    buffer = rows((2, 6, 3, 256), dtype, device)
+    x = {
+        "plain": buffer,
+        "columns": buffer[..., 64:192],
+        "heads": buffer[:, :, :2],
+        "transposed": buffer[0].transpose(0, 1),
+        "three": buffer.permute(1, 2, 0, 3)[:, :2],
+        "strided_last": buffer[..., ::2],
+    }[view]
+    for op, call in (("rms_norm", (x, None)), ("rms_norm_gated", (x, x, None))):
+        before = reference_calls(op)
+        getattr(serving_ops, op)(*call)
+        ran_on_reference = reference_calls(op) == before + 1
+        assert (serving_ops.explain(op, *call).path == "reference") == ran_on_reference
+
+
+WITHOUT_THE_LIBRARY = """
+import pathlib
+_is_file = pathlib.Path.is_file
+pathlib.Path.is_file = lambda self: not self.name.endswith(".so") and _is_file(self)
+import torch, serving_ops
+from serving_ops import cpu
+assert serving_ops.cpu_library() is None
+x = torch.ones(2, 64)
+serving_ops.fused_add_rms_norm(x, torch.ones(2, 64), None)
+assert torch.allclose(x, torch.ones(2, 64))
+(reason,) = serving_ops.counters.snapshot()["fused_add_rms_norm"]["reference"]
+assert "not built" in reason, reason
+try:
+    serving_ops.fused_add_rms_norm(x, x, None)
+except RuntimeError as error:
+    assert "overlap" in str(error)
+else:
+    raise AssertionError("no error")
+"""
+
+
+def test_cpu_without_the_extension_runs_on_the_reference() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_THE_LIBRARY], check=True)

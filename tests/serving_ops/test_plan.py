@@ -1,0 +1,50 @@
+"""Plans are pure functions of the size: no GPU needed to know what would be launched."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving_ops import plan
+
+ROWS = [1, 2, 16, 24, 255, 256, 257, 768, 2048, 2049, 4096, 65536, 65537, 1449144, 2**31 - 1]
+
+
+def test_a_decode_row_that_is_a_head_is_one_row_and_one_warp_a_program() -> None:
+    for rows in (1, 16, 24, 256):
+        assert plan.plan_norm(128, 2, rows) == plan.Plan("tile", 128, 1, 1)
+        assert plan.plan_gated(128, 2, rows) == plan.Plan("tile", 128, 1, 1)
+
+
+def test_prefill_takes_tiles_of_rows() -> None:
+    for rows in (65537, 1449144):
+        for chosen in (plan.plan_norm(128, 2, rows), plan.plan_gated(128, 2, rows)):
+            assert chosen is not None
+            assert chosen.rows_per_program > 1
+
+
+@pytest.mark.parametrize("size", [513, 896, 4095, 4096, 16384, 32768, 65536, 131072])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_the_plan_of_a_wide_row_does_not_depend_on_the_rows(size: int, itemsize: int) -> None:
+    assert len({plan.plan_norm(size, itemsize, rows) for rows in ROWS}) == 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 100, 128, 511, 512, 513, 4095, 32768, 32769, 131072])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("rows", ROWS)
+def test_every_plan_can_be_launched(size: int, itemsize: int, rows: int) -> None:
+    for chosen in (plan.plan_norm(size, itemsize, rows), plan.plan_gated(size, itemsize, rows)):
+        if chosen is None:
+            assert size * itemsize > plan.ROW_MAX_BYTES // 2
+            continue
+        assert chosen.block_n & (chosen.block_n - 1) == 0
+        assert chosen.kernel == "wide" or chosen.block_n >= size
+        assert chosen.rows_per_program >= 1
+        assert chosen.num_warps in (1, 2, 4, 8, 16, 32)
+
+
+@pytest.mark.parametrize("size", [64, 128, 512, 896, 4096])
+def test_prewarm_covers_every_plan(size: int) -> None:
+    warmed = {plan.plan_norm(size, 2, rows) for rows in plan.rows_to_prewarm(size)}
+    assert warmed == {plan.plan_norm(size, 2, rows) for rows in ROWS}
+    gated = {plan.plan_gated(size, 2, rows) for rows in plan.rows_to_prewarm(size)}
+    assert gated == {plan.plan_gated(size, 2, rows) for rows in ROWS}
