@@ -48,6 +48,7 @@ def _load() -> None:
         handle = ctypes.CDLL(str(path))
         handle.serving_ops_cpu_calls.restype = ctypes.c_uint64
         handle.serving_ops_cpu_calls.argtypes = [ctypes.c_int]
+        handle.serving_ops_cpu_isa.restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
         _why_missing = f"the C++ library did not load: {error}"
         return
@@ -62,6 +63,11 @@ def cpu_library() -> Path | None:
 def why_missing() -> str | None:
     """Why there is no C++ library; None where there is one."""
     return None if _library is not None else _why_missing
+
+
+def instruction_set() -> str | None:
+    """Which of the library's kernels this CPU runs: "avx512", "avx2", "neon" or "portable"."""
+    return None if _handle is None else _handle.serving_ops_cpu_isa().decode()
 
 
 def kernel_calls(op_index: int) -> int:

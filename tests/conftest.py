@@ -1,7 +1,17 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton asks when a kernel is defined whether to interpret it, so this must come before any test's own import.
+    # Set for just that: other tests start engines, which must not inherit it.
+    os.environ["TRITON_INTERPRET"] = "1"
+    from serving_ops.kernels.triton import gated, norm  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

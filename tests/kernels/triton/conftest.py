@@ -1,22 +1,11 @@
-"""Where there is no GPU, the kernels run in Triton's interpreter, on CPU tensors.
-
-Triton asks the environment when a kernel is defined and again when it runs. The variable is set for just that: other
-tests of this process start engines, which must not inherit it.
-"""
+"""Where there is no GPU, the kernels run in Triton's interpreter, on CPU tensors."""
 
 from __future__ import annotations
 
-import os
 import pytest
 import torch
 
 INTERPRETED = not torch.cuda.is_available()
-
-if INTERPRETED:
-    os.environ["TRITON_INTERPRET"] = "1"
-    from serving_ops.kernels.triton import gated, norm  # noqa: F401
-
-    del os.environ["TRITON_INTERPRET"]
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from numerics import exact_gated, rows
-from serving_ops.kernels.triton.gated import run_gated
 from test_norm_kernels import EPS, check
 
 from serving_ops import plan, reference
+from serving_ops.kernels.triton.gated import run_gated
 from serving_ops.layout import row_grid
 
 

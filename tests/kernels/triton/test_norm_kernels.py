@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from numerics import assert_no_less_accurate, exact_norm, rows
-from serving_ops.kernels.triton.norm import run_norm
 from torch import Tensor
 
 from serving_ops import plan, reference
+from serving_ops.kernels.triton.norm import run_norm
 from serving_ops.layout import row_grid
 
 EPS = 1e-6

@@ -1,0 +1,130 @@
+// A boxed call's arguments, straight from the stable ABI's stack. torch::stable::Tensor would allocate a shared_ptr an
+// argument, which shows at one row.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace serving_ops::cpu {
+
+inline void check(AOTITorchError error, const char* what) {
+  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error(std::string("serving_ops: ") + what + " failed");
+}
+
+template <class T>
+inline T unboxed(StableIValue value) {
+  T result;
+  std::memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+// Reads the arguments in place and frees them when it ends, unless they were handed over. `kinds` has a letter an
+// argument: t Tensor, o Tensor?, i int?, s str, . a plain value, b a Tensor that the caller keeps.
+class Arguments {
+ public:
+  Arguments(StableIValue* stack, const char* kinds) : stack_(stack), kinds_(kinds) {}
+  Arguments(const Arguments&) = delete;
+  Arguments& operator=(const Arguments&) = delete;
+  ~Arguments() {
+    for (int i = 0; owned_ && kinds_[i] != '\0'; ++i) release(i);
+  }
+
+  AtenTensorHandle tensor(int i) const { return unboxed<AtenTensorHandle>(stack_[i]); }
+  // Null for None.
+  AtenTensorHandle optional_tensor(int i) const { return stack_[i] == 0 ? nullptr : unboxed<AtenTensorHandle>(*inner(i)); }
+  int64_t optional_int(int i, int64_t otherwise) const {
+    return stack_[i] == 0 ? otherwise : unboxed<int64_t>(*inner(i));
+  }
+  double number(int i) const { return unboxed<double>(stack_[i]); }
+  bool boolean(int i) const { return unboxed<bool>(stack_[i]); }
+  std::string_view text(int i) const { return text_of(stack_[i]); }
+
+  // Calls an operator that takes the same arguments and returns a text, and throws that text unless it is empty.
+  void hand_over(const char* op) {
+    for (int i = 0; kinds_[i] != '\0'; ++i)
+      if (kinds_[i] == 'b') {
+        AtenTensorHandle copy;
+        check(aoti_torch_new_tensor_handle(tensor(i), &copy), "copying a tensor's handle");
+        std::memcpy(&stack_[i], &copy, sizeof copy);
+      }
+    owned_ = false;
+    check(torch_call_dispatcher(op, "", stack_, TORCH_ABI_VERSION), op);
+    const std::string error(text_of(stack_[0]));
+    torch_delete_string(unboxed<StringHandle>(stack_[0]));
+    if (!error.empty()) throw std::runtime_error(error);
+  }
+
+ private:
+  StableIValue* inner(int i) const { return unboxed<StableIValue*>(stack_[i]); }
+
+  static std::string_view text_of(StableIValue value) {
+    const char* data;
+    size_t length;
+    check(torch_string_c_str(unboxed<StringHandle>(value), &data), "reading a string");
+    check(torch_string_length(unboxed<StringHandle>(value), &length), "reading a string");
+    return {data, length};
+  }
+
+  void release(int i) {
+    const bool optional = kinds_[i] == 'o' || kinds_[i] == 'i';
+    if (kinds_[i] == 't') aoti_torch_delete_tensor_object(tensor(i));
+    if (kinds_[i] == 's') torch_delete_string(unboxed<StringHandle>(stack_[i]));
+    if (!optional || stack_[i] == 0) return;
+    if (kinds_[i] == 'o') aoti_torch_delete_tensor_object(optional_tensor(i));
+    delete inner(i);
+  }
+
+  StableIValue* stack_;
+  const char* kinds_;
+  bool owned_ = true;
+};
+
+// A tensor of this library's making, until it is given away.
+class NewTensor {
+ public:
+  // Contiguous, on the CPU, of the given tensor's shape and dtype.
+  static NewTensor empty_like(AtenTensorHandle like) {
+    constexpr int64_t kMaxDims = 64;
+    int64_t num_dims, *sizes, strides[kMaxDims];
+    int32_t dtype;
+    check(aoti_torch_get_dim(like, &num_dims), "reading a tensor");
+    check(aoti_torch_get_sizes(like, &sizes), "reading a tensor");
+    check(aoti_torch_get_dtype(like, &dtype), "reading a tensor");
+    if (num_dims > kMaxDims) throw std::runtime_error("serving_ops: x has more than 64 dimensions");
+    int64_t stride = 1;
+    for (int64_t d = num_dims - 1; d >= 0; --d) {
+      strides[d] = stride;
+      if (sizes[d] > 1) stride *= sizes[d];
+    }
+    NewTensor made;
+    check(aoti_torch_empty_strided(num_dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &made.handle_),
+          "allocating the result");
+    return made;
+  }
+  NewTensor(NewTensor&& other) : handle_(other.release()) {}
+  ~NewTensor() {
+    if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
+  }
+
+  StableIValue boxed() const {
+    StableIValue value = 0;
+    std::memcpy(&value, &handle_, sizeof handle_);
+    return value;
+  }
+  AtenTensorHandle release() {
+    AtenTensorHandle handle = handle_;
+    handle_ = nullptr;
+    return handle;
+  }
+
+ private:
+  NewTensor() = default;
+  AtenTensorHandle handle_ = nullptr;
+};
+
+}  // namespace serving_ops::cpu

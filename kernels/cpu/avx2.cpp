@@ -1,0 +1,33 @@
+// AVX2 with FMA and F16C: 16 elements a block.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace serving_ops::cpu {
+namespace {
+
+struct Avx2 : Generic<Avx2, 8> {
+  static Vec fma(Vec x, Vec y, Vec z) { return _mm256_fmadd_ps(x, y, z); }
+  static Vec round_to_integer(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // min and max give their second operand where either is a NaN.
+  static Vec at_least(Vec x, Vec low) { return _mm256_max_ps(low, x); }
+  static Vec at_most(Vec x, Vec high) { return _mm256_min_ps(high, x); }
+  static Vec widen(Halves half) { return _mm256_cvtph_ps(bit_cast<__m128i>(half)); }
+  static Halves narrow(Vec v) { return bit_cast<Halves>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+  static Pair even_odd(Pair v) {
+    const Vec even = _mm256_shuffle_ps(v.a, v.b, 0x88), odd = _mm256_shuffle_ps(v.a, v.b, 0xdd);
+    return {in_order(even), in_order(odd)};
+  }
+
+ private:
+  // shuffle_ps works within halves: the quarters come out as 0 2 1 3.
+  static Vec in_order(Vec v) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
+  }
+};
+
+}  // namespace
+
+const Kernels avx2_kernels = kernels_of<Avx2>("avx2");
+
+}  // namespace serving_ops::cpu

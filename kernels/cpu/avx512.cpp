@@ -1,0 +1,94 @@
+// AVX-512 with BF16: 32 elements a block, tails by mask.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace serving_ops::cpu {
+namespace {
+
+// The instruction that rounds to bf16 flushes subnormals to zero. Checked, a block that has one takes the integer way.
+template <bool checked>
+struct Avx512 : Generic<Avx512<checked>, 16> {
+  using Base = Generic<Avx512<checked>, 16>;
+  using Vec = typename Base::Vec;
+  using Pair = typename Base::Pair;
+  using Normal = Avx512<false>;
+
+  static Vec fma(Vec x, Vec y, Vec z) { return _mm512_fmadd_ps(x, y, z); }
+  // The smaller magnitude of each lane, where y is a zero x's.
+  static Vec smaller_nonzero(Vec x, Vec y) {
+    const __mmask16 nonzero = _mm512_test_epi32_mask(_mm512_castps_si512(y), _mm512_set1_epi32(0x7fffffff));
+    constexpr int kSmallerMagnitude = 0x0a;
+    return _mm512_mask_range_ps(x, nonzero, x, y, kSmallerMagnitude);
+  }
+  static float smallest(Vec v) { return _mm512_reduce_min_ps(v); }
+  static float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+  static Vec scale(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+  static Vec round_to_integer(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // min and max give their second operand where either is a NaN.
+  static Vec at_least(Vec x, Vec low) { return _mm512_max_ps(low, x); }
+  static Vec at_most(Vec x, Vec high) { return _mm512_min_ps(high, x); }
+
+  static uint32_t mask(Part part) { return (1u << part.count) - 1; }
+
+  static Pair expand(__m512i both) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)))};
+  }
+  static bool any_subnormal(Pair v) {
+    constexpr int kSubnormal = 0x20;
+    return _mm512_fpclass_ps_mask(v.a, kSubnormal) | _mm512_fpclass_ps_mask(v.b, kSubnormal);
+  }
+  static __m512i pack(Pair v) {
+    if (checked && __builtin_expect(any_subnormal(v), 0)) return bit_cast<__m512i>(Base::pack_bf16(v));
+    const __m512i in_order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                              21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(in_order, bit_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a)));
+  }
+
+  static Pair load(const float* p, Full) { return {_mm512_loadu_ps(p), _mm512_loadu_ps(p + 16)}; }
+  static Pair load(const float* p, Part part) {
+    const uint32_t m = mask(part);
+    return {_mm512_maskz_loadu_ps(m & 0xffff, p), _mm512_maskz_loadu_ps(m >> 16, p + 16)};
+  }
+  static void store(float* p, Pair v, Full) {
+    _mm512_storeu_ps(p, v.a);
+    _mm512_storeu_ps(p + 16, v.b);
+  }
+  static void store(float* p, Pair v, Part part) {
+    const uint32_t m = mask(part);
+    _mm512_mask_storeu_ps(p, m & 0xffff, v.a);
+    _mm512_mask_storeu_ps(p + 16, m >> 16, v.b);
+  }
+
+  static Pair load(const bf16* p, Full) { return expand(_mm512_loadu_si512(p)); }
+  static Pair load(const bf16* p, Part part) { return expand(_mm512_maskz_loadu_epi16(mask(part), p)); }
+  static void store(bf16* p, Pair v, Full) { _mm512_storeu_si512(p, pack(v)); }
+  static void store(bf16* p, Pair v, Part part) { _mm512_mask_storeu_epi16(p, mask(part), pack(v)); }
+  static Pair rounded(Pair v, bf16) { return expand(pack(v)); }
+
+  static Pair widen(__m512i h) {
+    return {_mm512_cvtph_ps(_mm512_castsi512_si256(h)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1))};
+  }
+  static __m512i narrow(Pair v) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT)),
+                              _mm512_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1);
+  }
+  static Pair load(const fp16* p, Full) { return widen(_mm512_loadu_si512(p)); }
+  static Pair load(const fp16* p, Part part) { return widen(_mm512_maskz_loadu_epi16(mask(part), p)); }
+  static void store(fp16* p, Pair v, Full) { _mm512_storeu_si512(p, narrow(v)); }
+  static void store(fp16* p, Pair v, Part part) { _mm512_mask_storeu_epi16(p, mask(part), narrow(v)); }
+  static Pair rounded(Pair v, fp16) { return widen(narrow(v)); }
+
+  static Pair even_odd(Pair v) {
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return {_mm512_permutex2var_ps(v.a, even, v.b), _mm512_permutex2var_ps(v.a, odd, v.b)};
+  }
+};
+
+}  // namespace
+
+const Kernels avx512_kernels = kernels_of<Avx512<true>>("avx512");
+
+}  // namespace serving_ops::cpu

@@ -1,0 +1,83 @@
+// What the row kernels share: walking a row block by block, its sum of squares, and the loading of parameters. V is an
+// instruction set (Generic in vec.h says what it offers), X the dtype of the activations.
+#pragma once
+
+#include "vec.h"
+
+namespace serving_ops::cpu {
+namespace {
+
+
+// body(i, Full{}) for each whole block, body(i, Part{n}) for what is left.
+template <class V, class Body>
+inline void for_each_block(int64_t size, Body body) {
+  int64_t i = 0;
+  for (; i + V::kBlock <= size; i += V::kBlock) body(i, Full{});
+  if (i < size) body(i, Part{static_cast<int>(size - i)});
+}
+
+// What pass 1 finds in a row.
+struct RowSums {
+  float squares;   // the sum of the squares
+  float smallest;  // the smallest magnitude that is not zero, where asked for; otherwise infinity
+};
+
+// Pass 1 over a row whose block at i is load(i, part). The order of the additions depends on the size alone. Partial sums
+// of at most 32 additions keep the error below that of a cascade sum.
+template <class V, bool find_smallest, class Load>
+inline RowSums sum_row(int64_t size, Load load) {
+  using Vec = typename V::Vec;
+  using Pair = typename V::Pair;
+  constexpr int kWays = 4;  // pairs in flight: hides the latency of fma
+  constexpr int64_t kStep = kWays * V::kBlock, kRun = 32 * kStep;
+  Pair total[kWays] = {};
+  const Vec infinity = V::broadcast(__builtin_inff());
+  Vec smallest[kWays] = {infinity, infinity, infinity, infinity};
+  const auto add = [&](Pair v, Pair& to, Vec& least) {
+    to = {V::fma(v.a, v.a, to.a), V::fma(v.b, v.b, to.b)};
+    if constexpr (find_smallest) least = V::smaller_nonzero(V::smaller_nonzero(least, v.a), v.b);
+  };
+  int64_t i = 0;
+  while (i + kStep <= size) {
+    Pair partial[kWays] = {};
+    const int64_t last = (size - i < kRun ? size : i + kRun) - kStep;
+    for (; i <= last; i += kStep)
+      for (int way = 0; way < kWays; ++way) add(load(i + way * V::kBlock, Full{}), partial[way], smallest[way]);
+    for (int way = 0; way < kWays; ++way) total[way] = {total[way].a + partial[way].a, total[way].b + partial[way].b};
+  }
+  for (; i + V::kBlock <= size; i += V::kBlock) add(load(i, Full{}), total[0], smallest[0]);
+  if (i < size) add(load(i, Part{static_cast<int>(size - i)}), total[0], smallest[0]);
+  RowSums sums;
+  sums.squares = V::sum(((total[0].a + total[0].b) + (total[1].a + total[1].b)) +
+                        ((total[2].a + total[2].b) + (total[3].a + total[3].b)));
+  sums.smallest = find_smallest ? V::smallest(V::at_most(V::at_most(smallest[0], smallest[1]),
+                                                         V::at_most(smallest[2], smallest[3])))
+                                : __builtin_inff();
+  return sums;
+}
+
+// 1 / sqrt(sum / size + eps), in double up to the last rounding.
+inline float inverse_rms(float sum, double inverse_size, double eps) {
+  return static_cast<float>(1.0 / __builtin_sqrt(sum * inverse_size + eps));
+}
+
+// Elements i.. of a parameter of dtype W, arranged as a pair made of X is.
+template <class V, class X, class W, class Size>
+inline typename V::Pair load_param(const W* p, Size part) {
+  const typename V::Pair v = V::load(p, part);
+  if constexpr (__is_same(X, bf16) && !__is_same(W, bf16)) return V::even_odd(v);
+  return v;
+}
+
+// f(X{}) with the storage type of a dtype.
+template <class F>
+inline void with_dtype(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::float32: return f(float{});
+    case Dtype::bfloat16: return f(bf16{});
+    case Dtype::float16: return f(fp16{});
+  }
+}
+
+}  // namespace
+}  // namespace serving_ops::cpu

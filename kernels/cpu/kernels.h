@@ -1,0 +1,17 @@
+// An instruction set's table of kernels.
+#pragma once
+
+#include "isa.h"
+#include "rms_norm.h"
+#include "rms_norm_gated.h"
+
+namespace serving_ops::cpu {
+namespace {
+
+template <class V>
+constexpr Kernels kernels_of(const char* isa) {
+  return {isa, RmsNorm<V>::fused_add_rms_norm, RmsNorm<V>::rms_norm, RmsNormGated<V>::rms_norm_gated};
+}
+
+}  // namespace
+}  // namespace serving_ops::cpu

@@ -1,0 +1,21 @@
+// NEON on AArch64: 8 elements a block.
+#include <arm_neon.h>
+
+#include "kernels.h"
+
+namespace serving_ops::cpu {
+namespace {
+
+struct Neon : Generic<Neon, 4> {
+  static Vec fma(Vec x, Vec y, Vec z) { return vfmaq_f32(z, x, y); }
+  static Vec round_to_integer(Vec x) { return vrndnq_f32(x); }
+  static Vec widen(Halves half) { return vcvt_f32_f16(bit_cast<float16x4_t>(half)); }
+  static Halves narrow(Vec v) { return bit_cast<Halves>(vcvt_f16_f32(v)); }
+  static Pair even_odd(Pair v) { return {vuzp1q_f32(v.a, v.b), vuzp2q_f32(v.a, v.b)}; }
+};
+
+}  // namespace
+
+const Kernels neon_kernels = kernels_of<Neon>("neon");
+
+}  // namespace serving_ops::cpu

@@ -1,0 +1,96 @@
+// rms_norm_gated over rows: pass 1 sums the squares of each group, pass 2 normalises, weighs and gates, all in fp32 with
+// one rounding at the end. A gate that comes before the norm is computed in both passes.
+#pragma once
+
+#include "blocks.h"
+
+namespace serving_ops::cpu {
+namespace {
+
+// e^x within 1 ulp: x = n ln 2 + r, a polynomial in r (minimax over |r| <= ln 2 / 2, relative error 4e-9), times 2^n.
+template <class V, class Vec = typename V::Vec>
+inline Vec exp(Vec x) {
+  x = V::at_most(V::at_least(x, V::broadcast(-104.0f)), V::broadcast(89.0f));  // beyond: 0 and infinity
+  const Vec n = V::round_to_integer(x * 0x1.715476p+0f);
+  Vec r = V::fma(n, V::broadcast(-0x1.63p-1f), x);      // ln 2 in two parts; n times the first is exact
+  r = V::fma(n, V::broadcast(0x1.bd0106p-13f), r);
+  Vec p = V::broadcast(0x1.6a23cep-10f);
+  p = V::fma(p, r, V::broadcast(0x1.123a2p-7f));
+  p = V::fma(p, r, V::broadcast(0x1.5558f2p-5f));
+  p = V::fma(p, r, V::broadcast(0x1.555492p-3f));
+  p = V::fma(p, r, V::broadcast(0x1.fffffcp-2f));
+  p = V::fma(p, r * r, r) + 1.0f;
+  return V::scale(p, n);
+}
+
+template <class V>
+struct RmsNormGated {
+  using Pair = typename V::Pair;
+  using Vec = typename V::Vec;
+  enum class Gate { none, before_norm, after_norm };
+
+  static Vec activation(Vec z, bool silu) {
+    const Vec denominator = exp<V>(-z) + 1.0f;
+    return (silu ? z : V::broadcast(1.0f)) / denominator;
+  }
+
+  template <class X, class Size>
+  static Pair param(const Param& p, int64_t i, Size part) {
+    if (p.dtype == Dtype::float32) return load_param<V, X>(static_cast<const float*>(p.data) + i, part);
+    return V::load(static_cast<const X*>(p.data) + i, part);
+  }
+
+  template <Gate gate, class X>
+  static void group(const GatedNormSpec& spec, double inverse_size, int64_t start, const X* x, const X* z, X* out) {
+    const auto gated = [&](Pair v, int64_t i, auto part) {
+      const Pair g = V::load(z + i, part);
+      return Pair{v.a * activation(g.a, spec.silu), v.b * activation(g.b, spec.silu)};
+    };
+    const auto load = [&](int64_t i, auto part) {
+      const Pair v = V::load(x + i, part);
+      if constexpr (gate == Gate::before_norm) return gated(v, i, part);
+      return v;
+    };
+    const float sum = sum_row<V, false>(spec.group_size, load).squares;
+    const Vec scale = V::broadcast(inverse_rms(sum, inverse_size, spec.eps));
+    for_each_block<V>(spec.group_size, [&](int64_t i, auto part) {
+      Pair y = load(i, part);
+      y = {y.a * scale, y.b * scale};
+      if (spec.weight.data != nullptr) {
+        const Pair w = param<X>(spec.weight, start + i, part);
+        y = {y.a * w.a, y.b * w.b};
+      }
+      if (spec.bias.data != nullptr) {
+        const Pair b = param<X>(spec.bias, start + i, part);
+        y = {y.a + b.a, y.b + b.b};
+      }
+      if constexpr (gate == Gate::after_norm) y = gated(y, i, part);
+      V::store(out + i, y, part);
+    });
+  }
+
+  template <Gate gate, class X>
+  static void rows(const GatedNormSpec& spec, Rows x, Rows z, Rows out, int64_t num_rows) {
+    const double inverse_size = 1.0 / static_cast<double>(spec.group_size);
+    for (int64_t m = 0; m < num_rows; ++m) {
+      const X* x_row = static_cast<const X*>(x.data) + m * x.stride;
+      const X* z_row = gate == Gate::none ? nullptr : static_cast<const X*>(z.data) + m * z.stride;
+      X* out_row = static_cast<X*>(out.data) + m * out.stride;
+      for (int64_t start = 0; start < spec.size; start += spec.group_size)
+        group<gate>(spec, inverse_size, start, x_row + start, gate == Gate::none ? nullptr : z_row + start,
+                    out_row + start);
+    }
+  }
+
+  static void rms_norm_gated(const GatedNormSpec& spec, Rows x, Rows z, Rows out, int64_t num_rows) {
+    with_dtype(spec.dtype, [&](auto dtype) {
+      using X = decltype(dtype);
+      if (z.data == nullptr) return rows<Gate::none, X>(spec, x, z, out, num_rows);
+      if (spec.norm_before_gate) return rows<Gate::after_norm, X>(spec, x, z, out, num_rows);
+      rows<Gate::before_norm, X>(spec, x, z, out, num_rows);
+    });
+  }
+};
+
+}  // namespace
+}  // namespace serving_ops::cpu

@@ -1,0 +1,194 @@
+// Checks every kernel of every instruction set that this processor has against double precision, without torch:
+// sizes, dtypes, parameters, tails, and that nothing beyond a row is written. Exits 1 where one is wrong.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "isa.h"
+
+using namespace serving_ops::cpu;
+
+namespace {
+
+constexpr int64_t kRows = 3, kGap = 5;  // elements between the end of a row and the next
+constexpr double kEps = 1e-6;
+int failures = 0, checks = 0;
+
+// Uniform in [-1, 1), the same on every machine.
+double noise() {
+  static uint64_t state = 1;
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return static_cast<double>(static_cast<int64_t>(state) >> 11) * 0x1p-52;
+}
+
+uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+// To the nearest of `digits` significant bits (8 bf16, 11 fp16), exponents no smaller than `least`.
+double rounded(double value, Dtype dtype) {
+  if (dtype == Dtype::float32) return static_cast<float>(value);
+  if (value == 0.0 || !std::isfinite(value)) return value;
+  const int digits = dtype == Dtype::bfloat16 ? 8 : 11, least = dtype == Dtype::bfloat16 ? -126 : -14;
+  const int exponent = std::ilogb(value) < least ? least : std::ilogb(value);
+  return std::ldexp(std::nearbyint(std::ldexp(value, digits - 1 - exponent)), exponent - digits + 1);
+}
+
+// A tensor of kRows strided rows, or of one parameter.
+struct Buffer {
+  Dtype dtype;
+  int64_t stride;
+  std::vector<float> wide;
+  std::vector<uint16_t> narrow;
+
+  Buffer(Dtype type, int64_t rows, int64_t size) : dtype(type), stride(size + kGap) {
+    if (dtype == Dtype::float32) wide.resize(rows * stride);
+    else narrow.resize(rows * stride);
+  }
+  void set(int64_t i, double value) {
+    if (dtype == Dtype::float32) wide[i] = static_cast<float>(value);
+    else if (dtype == Dtype::bfloat16) narrow[i] = bits_of(static_cast<float>(value)) >> 16;
+    else narrow[i] = half(value);
+  }
+  double get(int64_t i) const {
+    if (dtype == Dtype::float32) return wide[i];
+    if (dtype == Dtype::bfloat16) {
+      const uint32_t bits = static_cast<uint32_t>(narrow[i]) << 16;
+      float value;
+      std::memcpy(&value, &bits, 4);
+      return value;
+    }
+    const int exponent = (narrow[i] >> 10) & 31, fraction = narrow[i] & 1023;
+    const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+    return narrow[i] & 0x8000 ? -magnitude : magnitude;
+  }
+  void* data() { return dtype == Dtype::float32 ? static_cast<void*>(wide.data()) : narrow.data(); }
+  Rows rows() { return {data(), stride}; }
+  Param param() { return {data(), dtype}; }
+
+  void fill(double scale) {
+    const int64_t count = dtype == Dtype::float32 ? wide.size() : narrow.size();
+    for (int64_t i = 0; i < count; ++i) set(i, rounded(noise() * scale, dtype));
+  }
+
+ private:
+  static uint16_t half(double value) {  // value is an fp16 number already
+    const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+    const double magnitude = std::fabs(value);
+    if (magnitude < 0x1p-14) return sign | static_cast<uint16_t>(std::ldexp(magnitude, 24));
+    const int exponent = std::ilogb(magnitude);
+    return sign | ((exponent + 15) << 10) | (static_cast<uint16_t>(std::ldexp(magnitude, 10 - exponent)) & 1023);
+  }
+};
+
+void report(bool right, const char* isa, const char* what, Dtype dtype, int64_t size, int64_t i, double got, double want) {
+  ++checks;
+  if (right) return;
+  if (++failures <= 20)
+    std::printf("%s %s dtype %d size %ld element %ld: %.9g, not %.9g\n", isa, what, static_cast<int>(dtype),
+                static_cast<long>(size), static_cast<long>(i), got, want);
+}
+
+// `roundings` units in the last place of dtype, plus a few of fp32's.
+bool close(double got, double want, Dtype dtype, double roundings) {
+  const double unit = dtype == Dtype::float32 ? 0x1p-24 : dtype == Dtype::bfloat16 ? 0x1p-8 : 0x1p-11;
+  const double floor = dtype == Dtype::float16 ? 0x1p-24 : 0x1p-133;
+  return std::fabs(got - want) <= roundings * unit * std::fabs(want) + 8 * 0x1p-24 * std::fabs(want) + floor;
+}
+
+void check_gap(const Buffer& before, const Buffer& after, int64_t size, const char* isa, const char* what) {
+  for (int64_t i = 0; i < kRows * before.stride; ++i)
+    if (i % before.stride >= size)
+      report(after.get(i) == before.get(i), isa, what, before.dtype, size, i, after.get(i), before.get(i));
+}
+
+void check_norms(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, Buffer& weights, float offset,
+                 double scale) {
+  Buffer x(dtype, kRows, size), residual(dtype, kRows, size), out(dtype, kRows, size);
+  x.fill(scale), residual.fill(scale), out.fill(1);
+  const NormSpec spec{size, kEps, offset, dtype, weight};
+  const Buffer x0 = x, residual0 = residual, out0 = out;
+  const bool rounds_twice = weight.data != nullptr && weight.dtype == dtype && offset == 0.0f;
+  const auto check = [&](const Buffer& result, bool add, const char* what) {
+    for (int64_t m = 0; m < kRows; ++m) {
+      const auto s = [&](int64_t i) { return x0.get(m * x0.stride + i) + (add ? residual0.get(m * x0.stride + i) : 0.0); };
+      double sum = 0;
+      for (int64_t i = 0; i < size; ++i) sum += s(i) * s(i);
+      const double inverse = 1.0 / std::sqrt(sum / size + kEps);
+      for (int64_t i = 0; i < size; ++i) {
+        const double factor = weight.data == nullptr ? 1.0 : weights.get(i) + offset;
+        const double want = s(i) * inverse * factor, got = result.get(m * x0.stride + i);
+        report(close(got, want, dtype, rounds_twice ? 2.2 : 1.01), kernels.isa, what, dtype, size, i, got, want);
+      }
+    }
+    check_gap(&result == &x ? x0 : out0, result, size, kernels.isa, what);
+  };
+  kernels.rms_norm(spec, x.rows(), out.rows(), kRows);
+  check(out, false, "rms_norm");
+  kernels.fused_add_rms_norm(spec, x.rows(), residual.rows(), kRows);
+  check(x, true, "fused_add_rms_norm");
+  check_gap(residual0, residual, size, kernels.isa, "fused_add_rms_norm");
+  for (int64_t i = 0; i < kRows * x0.stride; ++i)
+    if (i % x0.stride < size) {
+      const double want = rounded(static_cast<float>(x0.get(i) + residual0.get(i)), dtype);
+      report(residual.get(i) == want, kernels.isa, "residual", dtype, size, i, residual.get(i), want);
+    }
+}
+
+void check_gated(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, Buffer& weights, bool with_bias,
+                 bool with_gate, bool before, bool silu, int64_t groups) {
+  Buffer x(dtype, kRows, size), z(dtype, kRows, size), out(dtype, kRows, size), bias(Dtype::float32, 1, size);
+  x.fill(2), z.fill(12), out.fill(1), bias.fill(1);
+  const Buffer out0 = out;
+  const GatedNormSpec spec{size, size / groups, kEps, dtype, weight, with_bias ? bias.param() : Param{}, before, silu};
+  kernels.rms_norm_gated(spec, x.rows(), with_gate ? z.rows() : Rows{}, out.rows(), kRows);
+  for (int64_t m = 0; m < kRows; ++m)
+    for (int64_t i = 0; i < size; ++i) {
+      const auto gate = [&](int64_t k) {
+        const double v = z.get(m * z.stride + k);
+        return !with_gate ? 1.0 : (silu ? v : 1.0) / (1.0 + std::exp(-v));
+      };
+      const auto s = [&](int64_t k) { return x.get(m * x.stride + k) * (before ? 1.0 : gate(k)); };
+      const int64_t start = i / spec.group_size * spec.group_size;
+      double sum = 0;
+      for (int64_t k = start; k < start + spec.group_size; ++k) sum += s(k) * s(k);
+      const double n = s(i) / std::sqrt(sum / spec.group_size + kEps);
+      const double product = weight.data == nullptr ? n : n * weights.get(i);
+      const double want = (product + (with_bias ? bias.get(i) : 0.0)) * (before ? gate(i) : 1.0);
+      const double got = out.get(m * out.stride + i);
+      // A bias may cancel the product: the error is then the product's.
+      const bool right = close(got, want, dtype, 1.01) || std::fabs(got - want) <= 16 * 0x1p-24 * std::fabs(product * gate(i)) + (with_bias ? 1e-6 : 0);
+      report(right, kernels.isa, "rms_norm_gated", dtype, size, i, got, want);
+    }
+  check_gap(out0, out, size, kernels.isa, "rms_norm_gated");
+}
+
+void check(const Kernels& kernels, Dtype dtype, int64_t size) {
+  for (int kind = 0; kind < 3; ++kind) {  // no weight, one of x's dtype, one of fp32
+    Buffer weights(kind == 1 ? dtype : Dtype::float32, 1, size);
+    weights.fill(1);
+    const Param weight = kind == 0 ? Param{} : weights.param();
+    for (float offset : {0.0f, 1.0f})
+      for (double scale : {1.0, dtype == Dtype::float16 ? 1e-5 : 1e-39})  // the second are subnormals
+        check_norms(kernels, dtype, size, weight, weights, kind == 0 ? 0.0f : offset, scale);
+    for (int options = 0; options < 16; ++options)
+      for (int64_t groups : {1, 4})
+        if (size % groups == 0 && size <= 300)
+          check_gated(kernels, dtype, size, weight, weights, options & 1, options & 2, options & 4, options & 8, groups);
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const Kernels* const* kernels = usable_kernels(); *kernels != nullptr; ++kernels) {
+    for (Dtype dtype : {Dtype::float32, Dtype::bfloat16, Dtype::float16})
+      for (int64_t size : {1, 3, 4, 8, 15, 16, 31, 32, 33, 64, 96, 127, 128, 129, 160, 257, 896, 1001, 4097, 9000})
+        check(**kernels, dtype, size);
+    std::printf("%s: %d checks, %d failures so far\n", (*kernels)->isa, checks, failures);
+  }
+  return failures == 0 ? 0 : 1;
+}

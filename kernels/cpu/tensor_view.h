@@ -1,0 +1,116 @@
+// A tensor as the kernels see it, and the questions that decide whether they take it.
+#pragma once
+
+#include <numeric>
+
+#include "arguments.h"
+#include "norm.h"
+
+namespace serving_ops::cpu {
+
+struct TensorView {
+  char* data;
+  const int64_t* sizes;
+  const int64_t* strides;  // in elements
+  int64_t num_dims;
+  int32_t dtype;
+  int32_t device_type;
+
+  explicit TensorView(AtenTensorHandle tensor) {
+    int64_t *sizes_of, *strides_of;
+    void* data_of;
+    check(aoti_torch_get_dim(tensor, &num_dims), "reading a tensor");
+    check(aoti_torch_get_sizes(tensor, &sizes_of), "reading a tensor");
+    check(aoti_torch_get_strides(tensor, &strides_of), "reading a tensor");
+    check(aoti_torch_get_dtype(tensor, &dtype), "reading a tensor");
+    check(aoti_torch_get_device_type(tensor, &device_type), "reading a tensor");
+    check(aoti_torch_get_data_ptr(tensor, &data_of), "reading a tensor");
+    sizes = sizes_of;
+    strides = strides_of;
+    data = static_cast<char*>(data_of);
+  }
+
+  int64_t row_size() const { return sizes[num_dims - 1]; }
+  bool on_cpu() const {
+    static const int32_t cpu = aoti_torch_device_type_cpu();
+    return device_type == cpu;
+  }
+  bool element_type(Dtype* result) const {
+    static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
+                         float16 = aoti_torch_dtype_float16();
+    if (dtype == bfloat16) *result = Dtype::bfloat16;
+    else if (dtype == float16) *result = Dtype::float16;
+    else if (dtype == float32) *result = Dtype::float32;
+    else return false;
+    return true;
+  }
+
+  // Rows of a dtype that the kernels know, the elements of a row side by side.
+  bool is_rows(Dtype* result) const {
+    return num_dims > 0 && on_cpu() && row_size() > 0 && (strides[num_dims - 1] == 1 || row_size() == 1) &&
+           element_type(result);
+  }
+  bool is_rows_like(const TensorView& x) const {
+    Dtype same;
+    return num_dims == x.num_dims && dtype == x.dtype && std::memcmp(sizes, x.sizes, num_dims * sizeof *sizes) == 0 &&
+           is_rows(&same);
+  }
+  // A weight or bias of (size,), in x's dtype or float32.
+  bool is_param(int64_t size, Dtype x_dtype, Param* param) const {
+    param->data = data;
+    return num_dims == 1 && on_cpu() && sizes[0] == size && (strides[0] == 1 || size == 1) &&
+           element_type(&param->dtype) && (param->dtype == x_dtype || param->dtype == Dtype::float32);
+  }
+
+  // One past the last element, from the first.
+  int64_t extent() const {
+    int64_t last = 0;
+    for (int64_t d = 0; d < num_dims; ++d) {
+      if (sizes[d] == 0) return 0;
+      last += (sizes[d] - 1) * strides[d];
+    }
+    return last + 1;
+  }
+  char* end() const {
+    static const int32_t float32 = aoti_torch_dtype_float32();
+    return data + extent() * (dtype == float32 ? 4 : 2);
+  }
+  bool overlaps(const TensorView& other) const {
+    return data < other.end() && other.data < end() && !lies_between_rows_of(other);
+  }
+  // Column slices of one buffer: modulo the common divisor of all strides, the rows of one end before the other's begin.
+  bool lies_between_rows_of(const TensorView& other) const {
+    if (num_dims != other.num_dims || dtype != other.dtype) return false;
+    int64_t period = 0;
+    for (int64_t d = 0; d + 1 < num_dims; ++d) {
+      if (sizes[d] > 1) period = std::gcd(period, strides[d]);
+      if (other.sizes[d] > 1) period = std::gcd(period, other.strides[d]);
+    }
+    static const int32_t float32 = aoti_torch_dtype_float32();
+    const int64_t bytes = dtype == float32 ? 4 : 2;
+    if (period == 0 || (other.data - data) % bytes != 0) return false;
+    const int64_t distance = ((other.data - data) / bytes % period + period) % period;
+    return distance >= row_size() && distance <= period - other.row_size();
+  }
+  bool is_same_view(const TensorView& other) const {
+    if (data != other.data) return false;
+    for (int64_t d = 0; d < num_dims; ++d)
+      if (sizes[d] > 1 && strides[d] != other.strides[d]) return false;
+    return true;
+  }
+
+  // No element is in the tensor twice: each stride passes all that the smaller ones reach. May say no of an odd layout.
+  bool is_writable() const {
+    for (int64_t d = 0; d < num_dims; ++d) {
+      if (sizes[d] <= 1) continue;
+      int64_t reach = 0;
+      for (int64_t e = 0; e < num_dims; ++e)
+        if (sizes[e] > 1 && (strides[e] < strides[d] || (strides[e] == strides[d] && e > d)))
+          reach += (sizes[e] - 1) * strides[e];
+      if (strides[d] <= reach) return false;
+    }
+    return true;
+  }
+};
+
+}  // namespace serving_ops::cpu

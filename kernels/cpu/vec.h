@@ -1,0 +1,185 @@
+// Blocks of elements as pairs of fp32 vectors, in GCC's vector extensions: what every instruction set starts from, and
+// all that the portable one has. Internal linkage throughout: each instruction set compiles this with its own flags, and
+// a function shared between object files could end up with instructions that the processor lacks.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "norm.h"
+
+namespace serving_ops::cpu {
+namespace {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct fp16 {
+  uint16_t bits;
+};
+
+struct Full {};  // a whole block
+struct Part {    // its first `count` elements, 0 < count < kBlock
+  int count;
+};
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// Written out: GCC loses a vector size that depends on a template parameter.
+template <int W>
+struct Lanes;
+template <>
+struct Lanes<4> {
+  typedef float Vec __attribute__((vector_size(16)));
+  typedef uint32_t Bits __attribute__((vector_size(16)));
+  typedef int32_t Signed __attribute__((vector_size(16)));
+  typedef uint16_t Halves __attribute__((vector_size(8)));
+};
+template <>
+struct Lanes<8> {
+  typedef float Vec __attribute__((vector_size(32)));
+  typedef uint32_t Bits __attribute__((vector_size(32)));
+  typedef int32_t Signed __attribute__((vector_size(32)));
+  typedef uint16_t Halves __attribute__((vector_size(16)));
+};
+template <>
+struct Lanes<16> {
+  typedef float Vec __attribute__((vector_size(64)));
+  typedef uint32_t Bits __attribute__((vector_size(64)));
+  typedef int32_t Signed __attribute__((vector_size(64)));
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+};
+
+template <int W>
+struct PairOf {
+  typename Lanes<W>::Vec a, b;
+};
+
+// W lanes. A block is 2 W elements; in a pair made of bf16 the even elements lie in `a` and the odd ones in `b`, since
+// that takes two operations instead of four, and in order otherwise. Self is the instruction set that derives from this.
+template <class Self, int W>
+struct Generic {
+  static constexpr int kBlock = 2 * W;
+  using Vec = typename Lanes<W>::Vec;
+  using Bits = typename Lanes<W>::Bits;
+  using Signed = typename Lanes<W>::Signed;
+  using Halves = typename Lanes<W>::Halves;
+  using Pair = PairOf<W>;
+  using Normal = Self;  // what to use where every value to be rounded is known to be no subnormal
+
+  template <class To>
+  static To read(const void* p) {
+    To to;
+    std::memcpy(&to, p, sizeof to);
+    return to;
+  }
+
+  static Vec broadcast(float value) { return Vec{} + value; }
+  static Vec fma(Vec x, Vec y, Vec z) { return x * y + z; }
+  static Vec smaller_nonzero(Vec x, Vec) { return x; }
+  static float smallest(Vec v) { return v[0]; }
+  static float sum(Vec v) {
+    float lanes[W];
+    std::memcpy(lanes, &v, sizeof v);
+    for (int half = W / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+  }
+
+  // x * 2^n, n integral, |n| <= 254. In two steps, so that 2^128 and the subnormals come out right.
+  static Vec scale(Vec x, Vec n) {
+    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the integer in the low bits
+    const Bits whole = bit_cast<Bits>(n + magic) - bit_cast<Bits>(magic);
+    const Bits half = bit_cast<Bits>(bit_cast<Signed>(whole) >> 1);
+    return x * bit_cast<Vec>((half + 127) << 23) * bit_cast<Vec>((whole - half + 127) << 23);
+  }
+  static Vec round_to_integer(Vec x) {
+    const Vec magic = broadcast(12582912.0f);
+    return (x + magic) - magic;
+  }
+  // Both keep a NaN in x.
+  static Vec at_least(Vec x, Vec low) { return x < low ? low : x; }
+  static Vec at_most(Vec x, Vec high) { return x > high ? high : x; }
+
+  static Vec widen(Halves half) {
+    const Bits h = __builtin_convertvector(half, Bits);
+    const Bits sign = (h & 0x8000) << 16;
+    const Vec scaled = bit_cast<Vec>((h & 0x7fff) << 13) * 0x1p112f;  // subnormals become normal on the way
+    const Bits special = (h & 0x7c00) == 0x7c00 ? Bits{} + 0x7f800000 : Bits{};
+    return bit_cast<Vec>(bit_cast<Bits>(scaled) | special | sign);
+  }
+  static Halves narrow(Vec v) {
+    const Bits bits = bit_cast<Bits>(v), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+    const Bits normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
+    const Bits subnormal = bit_cast<Bits>(bit_cast<Vec>(magnitude) + 0.5f) - 0x3f000000;  // 0.5's ulp is fp16's smallest
+    Bits half = magnitude < (113u << 23) ? subnormal : normal;
+    half = magnitude >= 0x477ff000 ? Bits{} + 0x7c00 : half;  // 65520 rounds to infinity
+    half = magnitude > 0x7f800000 ? Bits{} + 0x7e00 : half;
+    return __builtin_convertvector(half | sign, Halves);
+  }
+
+  // To the nearest bf16, still in 32 bits with the low half undefined.
+  static Bits round_bf16(Vec v) {
+    const Bits bits = bit_cast<Bits>(v);
+    const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    return v != v ? bits | 0x400000 : rounded;
+  }
+
+  static Bits pack_bf16(Pair v) { return (round_bf16(v.a) >> 16) | (round_bf16(v.b) & 0xffff0000u); }
+
+  static Pair load(const float* p, Full) { return read<Pair>(p); }
+  static Pair load(const bf16* p, Full) {
+    const Bits both = read<Bits>(p);
+    return {bit_cast<Vec>(both << 16), bit_cast<Vec>(both & 0xffff0000u)};
+  }
+  static Pair load(const fp16* p, Full) {
+    return {Self::widen(read<Halves>(p)), Self::widen(read<Halves>(p + W))};
+  }
+  static void store(float* p, Pair v, Full) { std::memcpy(p, &v, sizeof v); }
+  static void store(bf16* p, Pair v, Full) {
+    const Bits both = pack_bf16(v);
+    std::memcpy(p, &both, sizeof both);
+  }
+  static void store(fp16* p, Pair v, Full) {
+    const Halves two[2] = {Self::narrow(v.a), Self::narrow(v.b)};
+    std::memcpy(p, two, sizeof two);
+  }
+  template <class T>
+  static Pair load(const T* p, Part part) {
+    T block[kBlock] = {};
+    std::memcpy(block, p, part.count * sizeof(T));
+    return Self::load(block, Full{});
+  }
+  template <class T>
+  static void store(T* p, Pair v, Part part) {
+    T block[kBlock];
+    Self::store(block, v, Full{});
+    std::memcpy(p, block, part.count * sizeof(T));
+  }
+
+  // The value that a store and a load would give.
+  static Pair rounded(Pair v, bf16) {
+    return {bit_cast<Vec>(round_bf16(v.a) & 0xffff0000u), bit_cast<Vec>(round_bf16(v.b) & 0xffff0000u)};
+  }
+  static Pair rounded(Pair v, fp16) { return {Self::widen(Self::narrow(v.a)), Self::widen(Self::narrow(v.b))}; }
+
+  // A pair in order, arranged as a pair made of bf16 is.
+  static Pair even_odd(Pair v) {
+    float in[kBlock], out[kBlock];
+    std::memcpy(in, &v, sizeof v);
+    for (int i = 0; i < W; ++i) {
+      out[i] = in[2 * i];
+      out[W + i] = in[2 * i + 1];
+    }
+    return bit_cast<Pair>(out);
+  }
+};
+
+}  // namespace
+}  // namespace serving_ops::cpu

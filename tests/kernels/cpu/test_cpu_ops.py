@@ -1,0 +1,218 @@
+"""The C++ kernels through torch.ops.serving_ops: accuracy, bits, strides, threads, and what goes to the reference."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from numerics import assert_no_less_accurate, exact_gated, exact_norm, rows
+from torch import Tensor
+
+import serving_ops
+from serving_ops import reference
+from serving_ops.cpu import kernel_calls
+
+pytestmark = pytest.mark.skipif(serving_ops.cpu_library() is None, reason="needs the C++ library")
+
+EPS = 1e-6
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZES = [1, 33, 128, 897, 2048, 4097]  # odd ones end in a partial block
+OPS = torch.ops.serving_ops
+
+
+def weight_of(kind: str, size: int, dtype: torch.dtype) -> Tensor | None:
+    return {"none": None, "same": rows((size,), dtype, seed=7), "float32": rows((size,), torch.float32, seed=7)}[kind]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["none", "same", "float32"])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_fused_add_is_no_less_accurate_than_the_reference(
+    dtype: torch.dtype, size: int, kind: str, offset: float
+) -> None:
+    x, residual, weight = rows((37, size), dtype), rows((37, size), dtype, seed=1), weight_of(kind, size, dtype)
+    expected = exact_norm(x, residual, weight, EPS, offset if weight is not None else 0.0)
+    by_reference = reference.fused_add_rms_norm(x.clone(), residual.clone(), weight, EPS, weight_offset=offset)
+    ran = kernel_calls(0)
+    OPS.fused_add_rms_norm(x, residual, weight, EPS, weight_offset=offset)
+    assert kernel_calls(0) == ran + 1
+    assert torch.equal(residual, by_reference[1])
+    assert_no_less_accurate(x, by_reference[0], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["none", "same", "float32"])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm_is_no_less_accurate_than_the_reference(
+    dtype: torch.dtype, size: int, kind: str, offset: float
+) -> None:
+    x, weight = rows((37, size), dtype), weight_of(kind, size, dtype)
+    expected = exact_norm(x, None, weight, EPS, offset if weight is not None else 0.0)
+    by_reference = reference.rms_norm(x, weight, EPS, weight_offset=offset)
+    ran = kernel_calls(1)
+    result = OPS.rms_norm(x, weight, EPS, weight_offset=offset)
+    assert kernel_calls(1) == ran + 1
+    assert_no_less_accurate(result, by_reference, expected)
+    out = torch.empty_like(x)
+    OPS.rms_norm.out(x, weight, EPS, weight_offset=offset, out=out)
+    OPS.rms_norm.out(x, weight, EPS, weight_offset=offset, out=x)
+    assert torch.equal(out, result)
+    assert torch.equal(x, result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("activation", ["silu", "swish", "sigmoid"])
+@pytest.mark.parametrize("group_size", [None, 32])
+def test_gated_norm_is_no_less_accurate_than_the_reference(
+    dtype: torch.dtype, before: bool, activation: str, group_size: int | None
+) -> None:
+    x, weight = rows((19, 4, 128), dtype), rows((128,), dtype, seed=7)
+    for with_gate, bias_kind in itertools.product([True, False], ["none", "same", "float32"]):
+        z = rows((19, 4, 128), dtype, seed=2) * 4 if with_gate else None
+        options = {
+            "bias": weight_of(bias_kind, 128, dtype),
+            "norm_before_gate": before,
+            "activation": activation,
+            "group_size": group_size,
+        }
+        by_reference = reference.rms_norm_gated(x, z, weight, EPS, **options)
+        ran = kernel_calls(2)
+        result = OPS.rms_norm_gated(x, z, weight, EPS, **options)
+        assert kernel_calls(2) == ran + 1
+        assert_no_less_accurate(result, by_reference, exact_gated(x, z, weight, EPS, **options))
+        in_place = x.clone()
+        OPS.rms_norm_gated.out(in_place, z, weight, EPS, **options, out=in_place)
+        assert torch.equal(in_place, result)
+
+
+@pytest.mark.parametrize("size", [128, 897, 4096])
+def test_row_bits_do_not_depend_on_batch_threads_place_or_strides(size: int) -> None:
+    x, weight, threads = rows((300, size), torch.bfloat16), rows((size,), torch.bfloat16), torch.get_num_threads()
+    whole = OPS.rms_norm(x, weight, EPS)
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(OPS.rms_norm(x, weight, EPS), whole)
+    finally:
+        torch.set_num_threads(threads)
+    for row in (0, 1, 150, 299):
+        assert torch.equal(OPS.rms_norm(x[row : row + 1], weight, EPS), whole[row : row + 1])
+    apart = torch.zeros(300, size + 3, dtype=torch.bfloat16)[:, 1 : size + 1].copy_(x)
+    assert torch.equal(OPS.rms_norm(apart, weight, EPS), whole)
+    assert torch.equal(OPS.rms_norm(x.flip(0), weight, EPS), whole.flip(0))
+
+
+def test_a_head_view_is_normalised_in_place_and_its_neighbours_are_left_alone() -> None:
+    packed, weight = rows((50, 4096), torch.bfloat16), rows((128,), torch.bfloat16)
+    before = packed.clone()
+    query = packed[:, :2048].view(50, 16, 128)
+    ran = kernel_calls(1)
+    OPS.rms_norm.out(query, weight, EPS, out=query)
+    assert kernel_calls(1) == ran + 1
+    assert torch.equal(packed[:, 2048:], before[:, 2048:])
+    assert torch.equal(query, OPS.rms_norm(before[:, :2048].reshape(50, 16, 128), weight, EPS))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (2, 0, 1, 3)])
+def test_permuted_leading_dimensions_stay_permuted(order: tuple[int, ...]) -> None:
+    x = rows((3, 5, 7, 96), torch.bfloat16).permute(order)
+    residual = rows((3, 5, 7, 96), torch.bfloat16, seed=1).permute(order)
+    flat_x, flat_residual = x.contiguous(), residual.contiguous()
+    ran = kernel_calls(0)
+    OPS.fused_add_rms_norm(x, residual, None, EPS)
+    OPS.fused_add_rms_norm(flat_x, flat_residual, None, EPS)
+    assert kernel_calls(0) == ran + 2
+    assert torch.equal(x, flat_x)
+    assert torch.equal(residual, flat_residual)
+
+
+def test_a_strided_gate_is_read_where_it_lies() -> None:
+    packed = rows((9, 16, 512), torch.bfloat16)
+    x, z = rows((9, 16, 128), torch.bfloat16, seed=1), packed[:, :, 384:]
+    assert torch.equal(OPS.rms_norm_gated(x, z, None, EPS), OPS.rms_norm_gated(x, z.contiguous(), None, EPS))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), float("-inf")])
+def test_special_values_go_through_as_in_the_reference(dtype: torch.dtype, special: float) -> None:
+    x, residual = rows((3, 100), dtype), rows((3, 100), dtype, seed=1)
+    x[1, 70] = special
+    expected = reference.fused_add_rms_norm(x.clone(), residual.clone(), None, EPS)
+    gate = torch.tensor([special, 0.0, -200.0, 200.0], dtype=dtype).repeat(3, 25)
+    gated, gated_expected = (
+        OPS.rms_norm_gated(residual, gate, None, EPS),
+        reference.rms_norm_gated(residual, gate, None, EPS),
+    )
+    OPS.fused_add_rms_norm(x, residual, None, EPS)
+    torch.testing.assert_close(x, expected[0], equal_nan=True)
+    torch.testing.assert_close(residual, expected[1], equal_nan=True)
+    torch.testing.assert_close(gated, gated_expected, equal_nan=True)
+
+
+def test_subnormal_sums_are_kept() -> None:
+    x = torch.full((2, 64), 1e-39, dtype=torch.bfloat16)
+    residual = torch.zeros_like(x)
+    expected = reference.fused_add_rms_norm(x.clone(), residual.clone(), None, EPS)
+    OPS.fused_add_rms_norm(x, residual, None, EPS)
+    assert torch.equal(residual, expected[1])
+    assert torch.equal(x, expected[0])
+
+
+@pytest.mark.parametrize("shape", [(0, 128), (2, 0, 128), (0, 3, 0, 64)])
+def test_no_rows_are_fine(shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape, dtype=torch.bfloat16)
+    assert OPS.rms_norm(x, None, EPS).shape == x.shape
+    OPS.fused_add_rms_norm(x, torch.empty_like(x), None, EPS)
+    assert OPS.rms_norm_gated(x, torch.empty_like(x), None, EPS).shape == x.shape
+
+
+def test_threads_calling_at_once_do_not_disturb_each_other() -> None:
+    x, weight = rows((64, 2048), torch.bfloat16), rows((2048,), torch.bfloat16)
+    expected = OPS.rms_norm(x, weight, EPS)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: OPS.rms_norm(x, weight, EPS), range(200)))
+    assert all(torch.equal(result, expected) for result in results)
+
+
+@pytest.mark.parametrize("name", ["float64", "last stride 2", "more dimensions than collapse"])
+def test_what_the_kernels_do_not_take_the_reference_does(name: str) -> None:
+    x = {
+        "float64": rows((4, 64), torch.float64),
+        "last stride 2": rows((4, 128), torch.bfloat16)[:, ::2],
+        "more dimensions than collapse": rows((3,) * 7 + (8,), torch.float32)[:, :2, :2, :2, :2, :2, :2],
+    }[name]
+    ran = kernel_calls(1)
+    result = OPS.rms_norm(x, None, EPS)
+    assert kernel_calls(1) == ran
+    assert torch.equal(result, reference.rms_norm(x, None, EPS))
+
+
+def test_a_refused_call_changes_nothing() -> None:
+    x = rows((4, 64), torch.bfloat16)
+    before = x.clone()
+    with pytest.raises(RuntimeError, match="residual"):
+        OPS.fused_add_rms_norm(x, x, None, EPS)
+    with pytest.raises(RuntimeError, match="weight"):
+        OPS.rms_norm.out(x, torch.ones(63, dtype=torch.bfloat16), EPS, out=x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "portable"])
+def test_each_instruction_set_can_be_asked_for(isa: str) -> None:
+    program = (
+        "import torch, serving_ops; from serving_ops import cpu, reference; print(cpu.instruction_set());"
+        "x = torch.randn(5, 1001); torch.testing.assert_close("
+        "torch.ops.serving_ops.rms_norm(x, None), reference.rms_norm(x, None, 1e-6))"
+    )
+    environment = {**os.environ, "SERVING_OPS_CPU_ISA": isa}
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    if ran.stdout.strip() != isa:
+        pytest.skip(f"this processor has no {isa}")
