@@ -1,0 +1,28 @@
+"""vLLM plugin: entry-point group `vllm.general_plugins`, target `serving_ops.integrations.vllm:register`.
+
+vLLM calls `register` in every process it starts: the server, the engine core, each worker, and the process that
+inspects model classes. It must be cheap, repeatable, and must not initialise CUDA.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from serving_ops import settings
+
+_logger = logging.getLogger("vllm.serving_ops")
+
+
+def register() -> None:
+    """Put serving_ops behind vLLM's norms where `SERVING_OPS` is `auto` or `strict`; otherwise do nothing.
+
+    Repeated calls change nothing. Raises RuntimeError only where `SERVING_OPS=strict`: vLLM does not start then.
+    """
+    try:
+        mode = settings.mode()
+        if mode != "off":
+            from serving_ops.integrations.vllm import features
+
+            features.install_all(strict=mode == "strict")
+    except ValueError as error:  # an unknown mode
+        _logger.error("serving_ops is off: %s", error)

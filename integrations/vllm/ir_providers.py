@@ -1,0 +1,71 @@
+"""Providers of vLLM's IR ops `rms_norm` and `fused_add_rms_norm`.
+
+A provider's body is one operator call: Inductor's lowering traces it, and so does Dynamo on CPU. The predicates
+are on the hot path of eager mode and are traced too, so they look at metadata alone. What they refuse goes on to
+the next provider, in the end to vLLM's native one.
+
+vLLM's definition (vllm/ir/ops/layernorm.py) and ours agree for a weight in x's dtype and for an fp32 weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops.support import KERNEL_DTYPES
+
+PROVIDER = "serving_ops"
+
+
+def _rows_fit(x: Tensor, weight: Tensor | None) -> bool:
+    if x.dtype not in KERNEL_DTYPES or x.stride(-1) != 1:
+        return False
+    return weight is None or weight.dtype == x.dtype or weight.dtype == torch.float32
+
+
+def rms_norm_supports(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
+    """The variance is over whole rows that are dense, in a dtype that the kernels compute."""
+    return variance_size is None and _rows_fit(x, weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
+    """vLLM's `ir.ops.rms_norm`: x (..., N) in any leading strides; a new contiguous tensor."""
+    result: Tensor = torch.ops.serving_ops.rms_norm(x, weight, epsilon)
+    return result
+
+
+def fused_add_rms_norm_supports(
+    x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> bool:
+    """As `rms_norm_supports`; both tensors are written, so they are alike and not the same one."""
+    return (
+        variance_size is None
+        and _rows_fit(x, weight)
+        and x_residual.dtype == x.dtype
+        and x_residual.shape == x.shape
+        and x_residual.stride(-1) == 1
+        and x_residual is not x
+    )
+
+
+def fused_add_rms_norm(
+    x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """vLLM's `ir.ops.fused_add_rms_norm`, in place on both; vLLM clones where it needs the inputs later."""
+    torch.ops.serving_ops.fused_add_rms_norm(x, x_residual, weight, epsilon)
+    return x, x_residual
+
+
+def _register(op: Any, body: Any, supports: Any, *, inplace: bool) -> None:
+    if PROVIDER not in op.impls:
+        op.register_impl(PROVIDER, supports_args=supports, inplace=inplace)(body)
+
+
+def install() -> None:
+    """Register both providers with vLLM's IR, once a process."""
+    from vllm import ir
+
+    _register(ir.ops.rms_norm, rms_norm, rms_norm_supports, inplace=False)
+    _register(ir.ops.fused_add_rms_norm, fused_add_rms_norm, fused_add_rms_norm_supports, inplace=True)

@@ -1,0 +1,181 @@
+"""The norm layers that a loaded model really has: what each may ask of our operators, and why it stays native."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import serving_ops
+from serving_ops import NormSpec
+from serving_ops.integrations.vllm import features
+from serving_ops.integrations.vllm.ir_providers import PROVIDER
+from serving_ops.prewarm import Op
+
+IR_OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
+GATED_OP: Op = "rms_norm_gated"
+NO_ADAPTER = "no adapter yet"
+
+VIEW_HEADS = 2
+"""Rows a token of a view that stands for every head-wise view: kernels tell one from many, not how many."""
+
+VIEW_SPACING = 4
+"""Token stride of that view, in its own widths: kernels tell strides that 16 divides from others, not their values."""
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """One layer: vLLM's class name, the norms that it may ask for, and what keeps it on vLLM's own code."""
+
+    kind: str
+    specs: tuple[NormSpec, ...]
+    native_because: str | None
+
+
+def models_of(worker: Any) -> Iterator[torch.nn.Module]:
+    """The model that a worker serves, and the one that drafts for it, whatever vLLM's runner calls it."""
+    yield worker.get_model()
+    for name in ("drafter", "speculator"):
+        drafting = getattr(getattr(worker.model_runner, name, None), "model", None)
+        if isinstance(drafting, torch.nn.Module):
+            yield drafting
+
+
+@dataclass(frozen=True)
+class _Activations:
+    """What the layers are called with: dtype, device, and the width of hidden states."""
+
+    dtype: torch.dtype
+    device: torch.device
+    hidden_size: int
+
+
+def _as_view(spec: NormSpec) -> NormSpec:
+    """The same norm on heads that lie inside wider rows, as q, k and z do in the projections' results."""
+    stride = VIEW_SPACING * VIEW_HEADS * spec.size
+    if spec.op == GATED_OP:
+        return dataclasses.replace(spec, heads=VIEW_HEADS, gate_token_stride=stride)
+    return dataclasses.replace(spec, heads=VIEW_HEADS, token_stride=stride)
+
+
+def _ir_layer(layer: Any, kind: str, weight_dtype: torch.dtype | None, x: _Activations) -> NormLayer:
+    plain, fused = (
+        NormSpec(op, layer.weight.numel(), x.dtype, weight_dtype, x.device, eps=layer.variance_epsilon) for op in IR_OPS
+    )
+    specs = (plain, fused) if plain.size == x.hidden_size else (plain, fused, _as_view(plain))
+    return NormLayer(kind, specs, _why_ir_native(layer) or _why_reference(specs))
+
+
+def _why_not_installed(*needed: str) -> str | None:
+    reasons: list[str] = [features.failures[feature] for feature in needed if feature in features.failures]
+    return reasons[0] if reasons else None
+
+
+def _why_ir_native(layer: Any) -> str | None:
+    reason = _why_not_installed(features.IR_PROVIDERS, features.PRIORITY)
+    if reason is not None:
+        return reason
+    if getattr(layer, "variance_size_override", None) is not None:
+        return "its variance is over a part of the row"
+    if _is_batch_invariant(layer):
+        return "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
+    from vllm import ir
+
+    for op in IR_OPS:
+        first = getattr(ir.ops, op).get_priority()[:1]
+        if first != [PROVIDER]:
+            return f"the IR priority of {op} starts with {', '.join(first) or 'nothing'}"
+    return None
+
+
+def _is_batch_invariant(layer: Any) -> bool:
+    from vllm import envs
+
+    runs = getattr(layer, "_forward_method", None)
+    return (
+        bool(getattr(envs, "VLLM_BATCH_INVARIANT", False))
+        and type(layer).__name__ == "RMSNorm"
+        and getattr(runs, "__name__", "") == "forward_cuda"
+    )
+
+
+def _gated_layer(layer: Any, x: _Activations) -> NormLayer:
+    spec = NormSpec(
+        GATED_OP,
+        layer.weight.numel(),
+        x.dtype,
+        layer.weight.dtype,
+        x.device,
+        eps=layer.eps,
+        activation=layer.activation,
+        norm_before_gate=layer.norm_before_gate,
+        group_size=layer.group_size,
+        has_bias=layer.bias is not None,
+    )
+    specs = (spec, _as_view(spec))
+    reason = _why_gated_native(layer)
+    if reason is None:
+        reason = _why_reference(specs)
+        if reason is not None:
+            layer.stay_native = True  # vLLM's own code is faster than our reference
+    return NormLayer("RMSNormGated", specs, reason)
+
+
+def _why_gated_native(layer: Any) -> str | None:
+    reason = _why_not_installed(features.RMS_NORM_GATED)
+    if reason is not None:
+        return reason
+    from serving_ops.integrations.vllm.rms_norm_gated import ServingOpsRMSNormGated
+
+    if not isinstance(layer, ServingOpsRMSNormGated):
+        return f"it was built as {type(layer).__name__}"
+    return "its prewarm failed" if type(layer).stay_native else None
+
+
+def sample_arguments(spec: NormSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of one call of a norm, with one row: what `serving_ops.explain` is asked about."""
+    row = torch.empty(1, spec.size, dtype=spec.dtype, device=spec.device)
+    weight = None
+    if spec.weight_dtype is not None:
+        weight = torch.empty(spec.size, dtype=spec.weight_dtype, device=spec.device)
+    if spec.op == "rms_norm":
+        return (row, weight, spec.eps), {}
+    if spec.op == "fused_add_rms_norm":
+        return (row, torch.empty_like(row), weight, spec.eps), {}
+    return (row, torch.empty_like(row), weight, spec.eps), {
+        "norm_before_gate": spec.norm_before_gate,
+        "activation": spec.activation,
+        "group_size": spec.group_size,
+    }
+
+
+def _why_reference(specs: Iterable[NormSpec]) -> str | None:
+    for spec in specs:
+        args, kwargs = sample_arguments(spec)
+        explanation = serving_ops.explain(spec.op, *args, **kwargs)
+        if explanation.path == "reference":
+            return f"{spec.op} has no kernel for it: {explanation.reason}"
+    return None
+
+
+def norm_layers(
+    models: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device, hidden_size: int
+) -> list[NormLayer]:
+    """Every norm layer in the models; activations are of `dtype` on `device`, hidden states `hidden_size` wide."""
+    from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm, RMSNormGated
+
+    x = _Activations(dtype, device, hidden_size)
+    found = []
+    for layer in (module for model in models for module in model.modules()):
+        if isinstance(layer, RMSNorm):
+            found.append(_ir_layer(layer, "RMSNorm", layer.weight.dtype if layer.has_weight else None, x))
+        elif isinstance(layer, GemmaRMSNorm):
+            found.append(_ir_layer(layer, "GemmaRMSNorm", torch.float32, x))
+        elif isinstance(layer, RMSNormGated):
+            found.append(_gated_layer(layer, x))
+        elif "RMSNorm" in type(layer).__name__:
+            found.append(NormLayer(type(layer).__name__, (), NO_ADAPTER))
+    return found

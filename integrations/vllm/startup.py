@@ -1,0 +1,79 @@
+"""One line a worker process, once its model is loaded: what runs on serving_ops, for how many layers, and why not.
+
+vLLM offers plugins no moment between loading and warm-up, so each worker's own `load_model` is wrapped as the
+worker is made. That moment serves both devices and both modes: the layers are built, nothing is compiled or
+captured, and memory is profiled afterwards.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from typing import Any
+
+import serving_ops
+from serving_ops import settings
+from serving_ops.integrations.vllm import layers, prewarm
+from serving_ops.integrations.vllm.layers import NormLayer
+
+_logger = logging.getLogger("vllm.serving_ops")
+
+
+def install() -> None:
+    """Have every worker of this process report after it has loaded its model."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    original = WorkerBase.__init__
+    if getattr(original, "by_serving_ops", False):
+        return
+
+    @functools.wraps(original)
+    def init_and_watch(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.load_model = _then_report(self, self.load_model)
+
+    init_and_watch.by_serving_ops = True  # type: ignore[attr-defined]
+    WorkerBase.__init__ = init_and_watch
+
+
+def _then_report(worker: Any, load_model: Any) -> Any:
+    @functools.wraps(load_model)
+    def load_and_report(*args: Any, **kwargs: Any) -> Any:
+        result = load_model(*args, **kwargs)
+        strict = settings.mode() == "strict"
+        try:
+            on_model_loaded(worker, strict=strict)
+        except Exception as error:
+            if strict:
+                raise
+            _logger.warning("serving_ops could not report at start-up: %s", error)
+            _logger.debug("serving_ops: the start-up report failed", exc_info=True)
+        return result
+
+    return load_and_report
+
+
+def on_model_loaded(worker: Any, *, strict: bool) -> None:
+    """Prewarm the model's norms and log the line. Raises RuntimeError in strict mode if a layer fell back."""
+    model = worker.vllm_config.model_config
+    found = layers.norm_layers(layers.models_of(worker), model.dtype, worker.device, model.get_hidden_size())
+    outcome = prewarm.run(found)
+    found = [prewarm.after_failures(layer, outcome) for layer in found]
+    line = describe(found, str(worker.device), outcome.summary)
+    fell_back = [layer for layer in found if layer.native_because not in (None, layers.NO_ADAPTER)]
+    if strict and fell_back:
+        raise RuntimeError(f"SERVING_OPS=strict: {line}")
+    _logger.info(line)
+
+
+def describe(found: list[NormLayer], device: str, prewarmed: str) -> str:
+    """The start-up line."""
+    total = Counter(layer.kind for layer in found)
+    on = Counter(layer.kind for layer in found if layer.native_because is None)
+    native = Counter((layer.kind, layer.native_because) for layer in found if layer.native_because is not None)
+    head = f"serving_ops {serving_ops.__version__} ({settings.mode()}, {device})"
+    parts = ["on for " + ", ".join(f"{on[kind]} of {total[kind]} {kind}" for kind in on)] if on else ["on for no layer"]
+    if native:
+        parts.append("native: " + ", ".join(f"{count} {kind} ({why})" for (kind, why), count in native.items()))
+    return f"{head}: " + "; ".join([*parts, prewarmed])

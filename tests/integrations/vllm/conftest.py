@@ -1,0 +1,101 @@
+"""Engines that serve the small models of models.py, each in fresh processes; one run is shared by all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+ENGINE_SECONDS = 300
+
+ENGINE_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONSAFEPATH": "1",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # serve_tokens.py sends a function to the worker
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+IN_SEPARATE_PROCESSES = {("dense", "eager", "auto"), ("hybrid", "compiled", "auto")}
+"""Runs with server, engine core and worker apart, as in production; in the others one process is all three, which
+starts 25 s sooner on 2 cores."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one engine run gave: serve_tokens.py's JSON, and the engine's output."""
+
+    result: dict[str, Any]
+    output: str
+
+    def start_up_lines(self) -> list[str]:
+        return re.findall(r"serving_ops \d\S* \(.*", self.output)
+
+    def device(self) -> str:
+        return "cuda" if "device_config=cuda" in self.output else "cpu"
+
+    def calls(self) -> dict[str, dict[str, Any]]:
+        """Calls while serving, without those of start-up."""
+        before, after = (self.result[moment][0]["calls"] for moment in ("before", "after"))
+        return {op: {path: _less(after[op][path], before[op][path]) for path in after[op]} for op in after}
+
+
+def _less(after: Any, before: Any) -> Any:
+    if isinstance(after, dict):
+        return {reason: n - before.get(reason, 0) for reason, n in after.items() if n != before.get(reason, 0)}
+    return after - before
+
+
+def _run(arguments: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=ENGINE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Served]:
+    """served(model, mode, switch): "dense" or "hybrid", "eager" or "compiled", the value of SERVING_OPS."""
+    pytest.importorskip("vllm")
+    scratch = tmp_path_factory.mktemp("engines")
+
+    @cache
+    def model(name: str) -> Path:
+        target = scratch / name
+        _run([str(HERE / "models.py"), name, str(target)], dict(os.environ))
+        return target
+
+    @cache
+    def serve(name: str, mode: str, switch: str) -> Served:
+        run = scratch / f"{name}-{mode}-{switch}"
+        run.mkdir()
+        # One set of caches for both variants: an artifact of one must never serve the other.
+        caches = {
+            "VLLM_CACHE_ROOT": str(scratch / "vllm-cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor-cache"),
+        }
+        environment = {**os.environ, **ENGINE_ENVIRONMENT, **caches, "SERVING_OPS": switch}
+        if (name, mode, switch) not in IN_SEPARATE_PROCESSES:
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        output = _run([str(HERE / "serve_tokens.py"), str(model(name)), str(run / "result.json"), mode], environment)
+        return Served(json.loads((run / "result.json").read_text()), output)
+
+    return serve

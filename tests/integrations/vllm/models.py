@@ -1,0 +1,87 @@
+"""Two very small models with real checkpoints from a seed: a dense one and a gated-delta-net hybrid.
+
+Run by path: models.py {dense,hybrid} DIRECTORY
+
+The logits of a model with random weights lie so close that bf16 rounding picks the token. Here the output matrix
+is the input embedding with its rows moved: the model leans to one successor of each token, by a margin, and what its
+layers add still decides more than half of the last hidden state.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+VOCAB = 512
+HIDDEN = 256
+WEIGHT_STD = 0.08
+EMBEDDING_STD = 1.8
+LOGIT_SCALE = 1 / (HIDDEN**0.5 * EMBEDDING_STD)
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": WEIGHT_STD,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def dense_config() -> Any:
+    """Qwen3: RMSNorm with and without residual, and on strided q and k views (heads of 128)."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(num_hidden_layers=2, head_dim=128, **_COMMON)
+
+
+def hybrid_config() -> Any:
+    """Qwen3-Next: a GDN layer with RMSNormGated (16 heads of 128), an attention layer with MoE, Gemma norms."""
+    from transformers import Qwen3NextConfig
+
+    return Qwen3NextConfig(
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        head_dim=128,
+        linear_num_key_heads=8,
+        linear_num_value_heads=16,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        linear_conv_kernel_dim=4,
+        mlp_only_layers=[0],
+        decoder_sparse_step=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=128,
+        shared_expert_intermediate_size=128,
+        **_COMMON,
+    )
+
+
+CONFIGS = {"dense": dense_config, "hybrid": hybrid_config}
+
+
+def write_model(name: str, target: Path) -> None:
+    """Write `config.json` and bf16 weights of "dense" or "hybrid" into `target`; no tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.bfloat16)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "norm" in key:  # so that a lost weight or a wrong offset shows
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        embedding = model.get_input_embeddings().weight
+        embedding.normal_(std=EMBEDDING_STD)
+        model.get_output_embeddings().weight.copy_(embedding[torch.randperm(VOCAB)] * LOGIT_SCALE)
+    model.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    write_model(sys.argv[1], Path(sys.argv[2]))

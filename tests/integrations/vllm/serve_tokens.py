@@ -1,0 +1,71 @@
+"""Run by path, in a process of its own: serve prompts with vLLM and write what came out, and what ran, as JSON.
+
+Usage: serve_tokens.py MODEL OUT {eager,compiled}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+NUM_PROMPTS = 6
+NUM_TOKENS = 64
+TOP_LOGPROBS = 8
+SEED = 7
+
+
+def prompts(vocab: int) -> list[dict[str, list[int]]]:
+    """Prompts of different lengths, from a seed."""
+    import random
+
+    draw = random.Random(SEED)
+    lengths = [5, 17, 33, 64, 100, 128][:NUM_PROMPTS]
+    return [{"prompt_token_ids": [draw.randrange(3, vocab) for _ in range(length)]} for length in lengths]
+
+
+def worker_state(worker: Any) -> dict[str, Any]:
+    """Run in the worker: the counters, if the plugin loaded serving_ops there, and the classes of its norms."""
+    import sys
+    from collections import Counter
+
+    norms = Counter(type(m).__name__ for m in worker.get_model().modules() if "RMSNorm" in type(m).__name__)
+    counters = sys.modules.get("serving_ops.counters")
+    return {"norms": dict(norms), "calls": counters.snapshot() if counters else None}
+
+
+def main() -> None:
+    model, out, mode = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=model,
+        skip_tokenizer_init=True,
+        enforce_eager=mode == "eager",
+        max_model_len=256,
+        max_num_seqs=NUM_PROMPTS,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+    )
+    vocab = llm.llm_engine.model_config.get_vocab_size()
+    before = llm.collective_rpc(worker_state)
+    params = SamplingParams(
+        temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=TOP_LOGPROBS, detokenize=False
+    )
+    outputs = llm.generate(prompts(vocab), params, use_tqdm=False)
+    completions = [output.outputs[0] for output in outputs]
+    result = {
+        "tokens": [list(completion.token_ids) for completion in completions],
+        "logprobs": [
+            [{str(token): entry.logprob for token, entry in step.items()} for step in completion.logprobs or []]
+            for completion in completions
+        ],
+        "before": before,
+        "after": llm.collective_rpc(worker_state),
+    }
+    out.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,377 @@
+"""The plugin inside vLLM's own mechanisms, in this process and without an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from serving_ops import Explanation, NormSpec, PrewarmReport, counters, cpu
+from serving_ops.integrations.vllm import (
+    compile_cache,
+    features,
+    ir_providers,
+    layers,
+    prewarm,
+    priority,
+    register,
+    startup,
+)
+from serving_ops.integrations.vllm.layers import NormLayer
+
+pytestmark = pytest.mark.skipif(cpu.cpu_library() is None, reason="the C++ library was not built")
+
+HIDDEN = 256
+OURS_FIRST = [ir_providers.PROVIDER, "native"]
+SPEC = NormSpec("rms_norm", 256, torch.bfloat16, torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugin is on, every feature in place, and what a test drops is back afterwards."""
+    from vllm import ir
+
+    monkeypatch.setenv("SERVING_OPS", "auto")
+    register()
+    assert features.failures == {}
+    for op in priority.OPS:
+        getattr(ir.ops, op).set_default(OURS_FIRST)
+    yield
+    features.native_ops.clear()
+    from serving_ops.integrations.vllm.rms_norm_gated import ServingOpsRMSNormGated
+
+    ServingOpsRMSNormGated.stay_native = False
+
+
+@pytest.fixture
+def in_vllm() -> Iterator[Any]:
+    """A vLLM configuration, as layers need it to be built; every custom op on, as in eager mode."""
+    from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+
+    config = VllmConfig(compilation_config=CompilationConfig(custom_ops=["all"]))
+    with set_current_vllm_config(config):
+        yield config
+
+
+def _default_priority(**chosen: list[str]) -> Any:
+    """What vLLM would default to, for a configuration in which the user chose these priorities."""
+    from vllm.config.kernel import IrOpPriorityConfig
+    from vllm.platforms import current_platform
+
+    user = IrOpPriorityConfig(**chosen)
+    compilation = SimpleNamespace(backend="eager", mode=0)
+    config = SimpleNamespace(kernel_config=SimpleNamespace(ir_op_priority=user), compilation_config=compilation)
+    return current_platform.get_default_ir_op_priority(config)
+
+
+def test_registering_again_changes_nothing() -> None:
+    from vllm import ir
+    from vllm.model_executor.custom_op import op_registry_oot
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    def state() -> list[object]:
+        return [
+            WorkerBase.__init__,
+            type(current_platform).get_default_ir_op_priority.__func__,
+            dict(ir.ops.rms_norm.impls),
+            dict(ir.ops.fused_add_rms_norm.impls),
+            dict(op_registry_oot),
+        ]
+
+    before = state()
+    register()
+    assert state() == before
+
+
+def test_the_default_priority_starts_with_serving_ops_and_ends_as_before() -> None:
+    for op in priority.OPS:
+        providers = getattr(_default_priority(), op)
+        assert providers[0] == ir_providers.PROVIDER
+        assert providers[-1] == "native"
+        assert providers.count(ir_providers.PROVIDER) == 1
+
+
+def test_a_priority_that_the_user_gave_is_not_added_to() -> None:
+    defaults = _default_priority(rms_norm=["native"])
+    assert ir_providers.PROVIDER not in defaults.rms_norm
+    assert defaults.fused_add_rms_norm[0] == ir_providers.PROVIDER
+
+
+def test_defaults_merged_into_the_configuration_do_not_count_as_the_users() -> None:
+    assert _default_priority(rms_norm=OURS_FIRST).rms_norm[0] == ir_providers.PROVIDER
+
+
+@pytest.mark.parametrize("other", ["strict", "off"])
+def test_the_compile_cache_key_changes_with_the_mode(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    from vllm import envs
+
+    factors = envs.compile_factors()
+    assert factors[compile_cache.VARIABLE] == compile_cache.compile_key()
+    monkeypatch.setenv("SERVING_OPS", other)
+    assert envs.compile_factors() != factors
+
+
+def test_the_compile_cache_key_changes_with_what_went_back_to_vllm() -> None:
+    key = compile_cache.compile_key()
+    features.native_ops.add("rms_norm_gated")
+    assert compile_cache.compile_key() != key
+
+
+def _rows(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+SUPPORTED = {
+    "bf16 weight": (_rows(4, 256), _rows(256)),
+    "fp32 weight": (_rows(4, 256), _rows(256, dtype=torch.float32)),
+    "no weight": (_rows(4, 256), None),
+    "heads in a wider buffer": (_rows(4, 1024)[:, :512].view(4, 4, 128), _rows(128)),
+    "fp32": (_rows(4, 256, dtype=torch.float32), _rows(256, dtype=torch.float32)),
+}
+
+UNSUPPORTED = {
+    "float64": (_rows(4, 256, dtype=torch.float64), _rows(256, dtype=torch.float64), None),
+    "a last stride of 4": (_rows(256, 4).t(), _rows(256), None),
+    "bf16 weight, fp32 x": (_rows(4, 256, dtype=torch.float32), _rows(256), None),
+    "variance over half of the row": (_rows(4, 256), _rows(256), 128),
+}
+
+
+@pytest.mark.parametrize("case", SUPPORTED)
+def test_supported_rows_go_to_serving_ops_and_agree_with_native(case: str) -> None:
+    from vllm import ir
+
+    x, weight = SUPPORTED[case]
+    op = ir.ops.rms_norm
+    assert op.dispatch(x, weight, 1e-6).provider == ir_providers.PROVIDER
+    torch.testing.assert_close(op(x, weight, 1e-6), op.impls["native"].impl_fn(x, weight, 1e-6))
+
+
+@pytest.mark.parametrize("case", SUPPORTED)
+def test_the_fused_provider_works_in_place_and_agrees_with_native(case: str) -> None:
+    from vllm import ir
+
+    given, weight = SUPPORTED[case]
+    x, residual = given.clone(), given.clone() * 0.5
+    op = ir.ops.fused_add_rms_norm
+    assert op.dispatch(x, residual, weight, 1e-6).provider == ir_providers.PROVIDER
+    expected = op.impls["native"].impl_fn(x, residual, weight, 1e-6)
+    result = op.maybe_inplace(x, residual, weight, 1e-6)
+    assert [tensor.data_ptr() for tensor in result] == [x.data_ptr(), residual.data_ptr()]
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_unsupported_rows_stay_native(case: str) -> None:
+    from vllm import ir
+
+    x, weight, variance_size = UNSUPPORTED[case]
+    assert ir.ops.rms_norm.dispatch(x, weight, 1e-6, variance_size).provider == "native"
+    fused = ir.ops.fused_add_rms_norm
+    assert fused.dispatch(x, x.clone(), weight, 1e-6, variance_size).provider == "native"
+
+
+def test_a_residual_that_is_x_itself_stays_native() -> None:
+    from vllm import ir
+
+    x = _rows(4, 256)
+    assert ir.ops.fused_add_rms_norm.dispatch(x, x, _rows(256), 1e-6).provider == "native"
+
+
+@pytest.mark.parametrize("op", priority.OPS)
+def test_predicates_and_bodies_take_what_vllms_definition_takes(op: str) -> None:
+    import inspect
+
+    from vllm import ir
+
+    implementation = getattr(ir.ops, op).impls[ir_providers.PROVIDER]
+    parameters = inspect.signature(getattr(ir.ops, op).impls["native"].impl_fn).parameters
+    assert list(inspect.signature(implementation.impl_fn).parameters) == list(parameters)
+    assert list(inspect.signature(implementation._supports_args).parameters) == list(parameters)
+
+
+def _gated(**options: Any) -> Any:
+    from vllm.model_executor.layers.layernorm import RMSNormGated
+
+    layer = RMSNormGated(128, eps=1e-6, norm_before_gate=True, dtype=torch.bfloat16, **options)
+    with torch.no_grad():
+        layer.weight.copy_(_rows(128))
+    return layer.requires_grad_(False)
+
+
+def test_the_gated_class_is_built_by_the_old_name_and_keeps_its_flag_and_attributes(in_vllm: Any) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNormGated
+
+    layer = _gated(activation="sigmoid", group_size=64)
+    assert isinstance(layer, RMSNormGated)
+    assert type(layer) is not RMSNormGated
+    assert type(layer).name == RMSNormGated.name == "rms_norm_gated"
+    kept = ("eps", "activation", "group_size", "norm_before_gate", "bias")
+    assert [getattr(layer, name) for name in kept] == [1e-6, "sigmoid", 64, True, None]
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+
+
+GATED_INPUTS = {
+    "contiguous": (_rows(3, 16, 128), _rows(3, 16, 128)),
+    "strided z": (_rows(3, 16, 128), _rows(3, 6144)[:, 4096:].view(3, 16, 128)),
+    "no gate": (_rows(3, 16, 128), None),
+    "a last stride of 16": (_rows(3, 16, 128), _rows(3, 128, 16).transpose(1, 2)),
+    "z in fp32": (_rows(3, 16, 128), _rows(3, 16, 128, dtype=torch.float32)),
+    "z of one head": (_rows(3, 16, 128), _rows(3, 1, 128)),
+    "float64": (_rows(3, 16, 128, dtype=torch.float64), None),
+}
+GATED_TAKEN = ("contiguous", "strided z", "no gate")
+
+
+@pytest.mark.parametrize("case", GATED_INPUTS)
+def test_the_gated_layer_agrees_with_vllms_on_what_it_takes_and_on_what_it_leaves(in_vllm: Any, case: str) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNormGated
+
+    x, z = GATED_INPUTS[case]
+    layer = _gated()
+    before = counters.snapshot()["rms_norm_gated"]
+    result = layer(x, z)
+    after = counters.snapshot()["rms_norm_gated"]
+    assert after["kernel"] - before["kernel"] == (case in GATED_TAKEN)
+    assert after["reference"] == before["reference"]
+    torch.testing.assert_close(result, RMSNormGated.forward_native(layer, x, z))
+
+
+def test_another_plugins_gated_class_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.custom_op import op_registry_oot
+
+    class Theirs:
+        pass
+
+    monkeypatch.setitem(op_registry_oot, "RMSNormGated", Theirs)
+    register()
+    assert "Theirs already replaces RMSNormGated" in features.failures[features.RMS_NORM_GATED]
+    assert op_registry_oot["RMSNormGated"] is Theirs
+
+
+def _model(in_vllm: Any) -> torch.nn.Module:
+    from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
+
+    class Mixer2RMSNormGated(torch.nn.Module):
+        """Named as one of vLLM's classes that the plugin does not adapt yet."""
+
+    norms = [RMSNorm(256, dtype=torch.bfloat16), RMSNorm(256, var_hidden_size=128), GemmaRMSNorm(256), _gated()]
+    return torch.nn.ModuleList([*norms, Mixer2RMSNormGated()])
+
+
+def _worker(model: torch.nn.Module) -> Any:
+    return SimpleNamespace(
+        get_model=lambda: model,
+        model_runner=SimpleNamespace(),
+        device=torch.device("cpu"),
+        vllm_config=SimpleNamespace(model_config=SimpleNamespace(dtype=torch.bfloat16, get_hidden_size=lambda: HIDDEN)),
+    )
+
+
+def _survey(model: torch.nn.Module) -> list[NormLayer]:
+    return layers.norm_layers([model], torch.bfloat16, torch.device("cpu"), HIDDEN)
+
+
+def test_the_start_up_line_counts_layers_and_says_why_others_stay_native(in_vllm: Any) -> None:
+    line = startup.describe(_survey(_model(in_vllm)), "cpu", "prewarmed 5 norms in 0.0 s")
+    assert "on for 1 of 2 RMSNorm, 1 of 1 GemmaRMSNorm, 1 of 1 RMSNormGated" in line
+    assert "1 RMSNorm (its variance is over a part of the row)" in line
+    assert "1 Mixer2RMSNormGated (no adapter yet)" in line
+
+
+def test_a_layer_that_the_users_priority_keeps_is_reported(in_vllm: Any) -> None:
+    from vllm import ir
+
+    ir.ops.rms_norm.set_default(["native"])
+    reasons = {layer.native_because for layer in _survey(_model(in_vllm)) if layer.kind == "GemmaRMSNorm"}
+    assert reasons == {"the IR priority of rms_norm starts with native"}
+
+
+def test_a_gated_layer_without_a_kernel_for_its_size_stays_vllms(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    why = Explanation("reference", "groups too wide")
+    monkeypatch.setattr("serving_ops.explain", lambda *_, **__: why)
+    layer = _gated()
+    assert _survey(layer)[0].native_because == "rms_norm_gated has no kernel for it: groups too wide"
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(*GATED_INPUTS["contiguous"])
+
+
+def test_strict_stops_start_up_with_the_reason_when_a_layer_falls_back(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    with pytest.raises(RuntimeError, match="its variance is over a part of the row"):
+        startup.on_model_loaded(_worker(_model(in_vllm)), strict=True)
+
+
+def test_a_report_that_fails_does_not_stop_the_engine_in_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(startup, "on_model_loaded", fail)
+    assert startup._then_report(object(), lambda: "loaded")() == "loaded"
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    with pytest.raises(RuntimeError, match="broken"):
+        startup._then_report(object(), lambda: "loaded")()
+
+
+def test_prewarm_asks_for_each_norm_of_the_layers_that_are_on_once(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    asked: list[NormSpec] = []
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
+    survey = _survey(_model(in_vllm))
+    prewarm.run([*survey, *survey])
+    assert [(spec.op, spec.size, spec.weight_dtype, spec.heads) for spec in asked] == [
+        ("rms_norm", 256, torch.bfloat16, 1),
+        ("fused_add_rms_norm", 256, torch.bfloat16, 1),
+        ("rms_norm", 256, torch.float32, 1),
+        ("fused_add_rms_norm", 256, torch.float32, 1),
+        ("rms_norm_gated", 128, torch.bfloat16, 1),
+        ("rms_norm_gated", 128, torch.bfloat16, 2),
+    ]
+
+
+def test_a_norm_of_heads_is_prewarmed_on_views_of_wider_rows_too(in_vllm: Any) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    q_norm = _survey(RMSNorm(128, dtype=torch.bfloat16))[0]
+    layouts = [(spec.op, spec.heads > 1, spec.token_stride is not None) for spec in q_norm.specs]
+    assert layouts == [("rms_norm", False, False), ("fused_add_rms_norm", False, False), ("rms_norm", True, True)]
+
+
+def test_prewarm_asks_for_nothing_when_it_is_off(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    monkeypatch.setenv("SERVING_OPS_PREWARM", "0")
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: pytest.fail("prewarm ran"))
+    assert prewarm.run(_survey(_model(in_vllm))).summary == "prewarm off"
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "fused_add_rms_norm"])
+def test_an_ir_op_whose_prewarm_failed_is_native_again(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
+    from vllm import ir
+
+    spec = dataclasses.replace(SPEC, op=op)
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
+    layer = NormLayer("RMSNorm", (spec,), None)
+    outcome = prewarm.run([layer])
+    assert getattr(ir.ops, op).get_priority() == ["native"]
+    assert prewarm.after_failures(layer, outcome).native_because == f"the prewarm of {op} failed"
+
+
+def test_gated_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    def break_down(specs: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("serving_ops.prewarm", break_down)
+    layer = _gated()
+    prewarm.run(_survey(torch.nn.ModuleList([layer])))
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(*GATED_INPUTS["contiguous"])
+    assert _survey(layer)[0].native_because == "its prewarm failed"
