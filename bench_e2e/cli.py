@@ -1,0 +1,150 @@
+"""`python -m serving_ops.bench_e2e`: what happens, in order."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from serving_ops.bench_e2e import environment, options, presets, table
+from serving_ops.bench_e2e.client import Load
+from serving_ops.bench_e2e.plot import write_plot
+from serving_ops.bench_e2e.process import ChildFailed
+from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.report import print_result
+from serving_ops.bench_e2e.result import Result, Round
+from serving_ops.bench_e2e.rounds import Experiment, run_rounds
+
+ENGINE_VARIABLES = ("VLLM_", "SERVING_OPS_")  # prefixes
+BUSY_SHARE = 0.25  # of the cores: on 2 cores, one compiler beside a server slows it by up to 3 times
+FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit status. 3: the figures are there, but serving_ops was not active."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["table"]:
+        return table.main(words[1:])
+    if "--ops" in words:
+        from serving_ops.bench_e2e.ops import main as time_ops
+
+        return time_ops([word for word in words if word != "--ops"])
+    return _serve_and_measure(words)
+
+
+def _serve_and_measure(words: list[str]) -> int:
+    chosen = options.parse(words)
+    console = Console(highlight=False)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    work = Path(tempfile.mkdtemp(prefix="serving-ops-bench-"))
+    keep_work = True
+    try:
+        experiment = _experiment(chosen, work)
+        servers = len(chosen.variants) * chosen.rounds
+        console.print(f"{servers} servers, one after another; logs in {work}", soft_wrap=True)
+        if environment.busy_cores() > BUSY_SHARE * environment.hardware().cores:
+            console.print("[yellow]the machine is busy with other work: the figures will be noisy[/yellow]")
+        with Progress(console, servers) as progress:
+            rounds = run_rounds(experiment, work, progress)
+        result = _result(chosen, experiment, words, rounds, work)
+        _publish(result, chosen.out, console)
+        keep_work = chosen.keep_logs or not result.active()
+        return 0 if result.active() else INACTIVE
+    except ChildFailed as error:
+        console.print(f"[bold red]failed[/bold red] in {progress.label}: ", end="")
+        console.print(str(error), markup=False, soft_wrap=True)
+        return FAILED
+    except KeyboardInterrupt:
+        console.print(f"[bold]interrupted[/bold]; no server is left, the logs are in {work}", soft_wrap=True)
+        return INTERRUPTED
+    finally:
+        if not keep_work:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _experiment(chosen: argparse.Namespace, work: Path) -> Experiment:
+    serve_args = [word for words in chosen.serve_args for word in shlex.split(words)]
+    if chosen.model:
+        local = Path(chosen.model).expanduser()
+        model = tokenizer = str(local.resolve()) if local.is_dir() else chosen.model
+    else:
+        folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device)
+        model, tokenizer = str(folder), str(presets.tokenizer_of(folder))
+        needed = presets.preset_serve_args(chosen.preset, chosen.device)
+        serve_args = [*needed, "--tokenizer", tokenizer, *serve_args]
+    return Experiment(
+        model=model,
+        tokenizer=tokenizer,
+        device=chosen.device,
+        eager=chosen.eager,
+        load=Load(
+            num_prompts=chosen.num_prompts,
+            input_len=chosen.input_len,
+            output_len=chosen.output_len,
+            concurrency=chosen.concurrency,
+            num_warmups=chosen.num_warmups,
+        ),
+        variants=chosen.variants,
+        rounds=chosen.rounds,
+        port=chosen.port,
+        start_timeout=chosen.start_timeout,
+        serve_args=tuple(serve_args),
+        offline=Path(model).is_dir(),
+    )
+
+
+def _result(
+    chosen: argparse.Namespace,
+    experiment: Experiment,
+    words: list[str],
+    rounds: dict[str, list[Round]],
+    work: Path,
+) -> Result:
+    now = datetime.now(UTC)
+    mode = "eager" if experiment.eager else "compiled"
+    label = Path(chosen.model).name if chosen.model else chosen.preset
+    stem = f"{now:%Y%m%d-%H%M}-{chosen.engine}-{experiment.device}-{label}-{mode}"
+    served = shlex.join(experiment.serve_command("PORT"))
+    return Result(
+        name=chosen.name or stem,
+        date=now.isoformat(timespec="seconds"),
+        command=_command(words),
+        serve_command=served.replace(f"{work}/", "").replace(sys.executable, "python"),
+        engine=chosen.engine,
+        model=chosen.model or f"preset {chosen.preset}",
+        device=experiment.device,
+        eager=experiment.eager,
+        load=experiment.load,
+        versions=environment.versions(),
+        hardware=environment.hardware(),
+        rounds=rounds,
+    )
+
+
+def _command(words: list[str]) -> str:
+    """The command, and whatever the caller set for the engine: it decides the figures as much as an option."""
+    chosen = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(ENGINE_VARIABLES)]
+    return shlex.join([*chosen, *options.COMMAND.split(), *words])
+
+
+def _publish(result: Result, out: Path, console: Console) -> None:
+    print_result(result, console)
+    out.mkdir(parents=True, exist_ok=True)
+    written = out / f"{result.name}.json"
+    written.write_text(result.to_json())
+    console.print(f"wrote {written} and {write_plot(result, written.with_suffix('.png'))}", soft_wrap=True)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

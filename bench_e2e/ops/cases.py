@@ -1,0 +1,137 @@
+"""What is measured: one `Case` a line of the tables, and the lists of cases of each regime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+FUSED_ADD = "fused_add_rms_norm"
+RMS_NORM = "rms_norm"
+GATED = "rms_norm_gated"
+OPS = (FUSED_ADD, RMS_NORM, GATED)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+# Tensors an op reads or writes once: x and residual both ways; x and out; x, z and out.
+_TENSORS_MOVED = {FUSED_ADD: 4, RMS_NORM: 2, GATED: 3}
+
+Shape = tuple[int, ...]
+
+CPU_SHAPES: tuple[Shape, ...] = tuple((m, n) for n in (896, 2048, 4096) for m in (1, 8, 64, 512, 4096))
+CPU_QUICK_SHAPES: tuple[Shape, ...] = ((1, 896), (8, 2048), (64, 4096), (512, 4096))
+CPU_VARIANT_SHAPES: tuple[Shape, ...] = ((1, 4096), (8, 4096), (512, 4096))
+CPU_GATED_SHAPES: tuple[Shape, ...] = ((1, 16, 128), (8, 16, 128), (2048, 16, 128))
+
+DECODE_SHAPES: tuple[Shape, ...] = tuple(
+    (m, n) for n in (1024, 2048, 4096, 5120, 7168, 8192, 16384) for m in (1, 4, 16, 64, 256)
+)
+PREFILL_SHAPES: tuple[Shape, ...] = (
+    *((131072, 896), (32768, 2048), (32768, 4095), (16384, 4096), (16384, 5120), (16384, 5125)),
+    *((16384, 7168), (8192, 8192), (4096, 16384), (2048, 32768), (32768, 32768)),
+)
+SMALL_SHAPES: tuple[Shape, ...] = tuple((m, n) for n in (64, 128, 256, 512) for m in (4096, 32768, 262144, 4194304))
+WIDE_SHAPES: tuple[Shape, ...] = ((4096, 65536), (2048, 131072))
+CUDA_VARIANT_SHAPES: tuple[Shape, ...] = ((1, 4096), (64, 4096), (256, 8192), (16384, 4096))
+HEADS = 24  # of Qwen3-Next and Qwen3.5 on one GPU; their z has a row stride of 2 x 24 x 128 = 6144
+CUDA_GATED_SHAPES: tuple[Shape, ...] = tuple((m, HEADS, 128) for m in (1, 32, 256, 8192, 60381))
+
+CPU_REGIMES = ("rows", "variants", "gated")
+CUDA_REGIMES = ("decode", "prefill", "wide", "small", "gated", "variants", "gemm", "host")
+CUDA_STANDARD = ("decode", "prefill", "gated", "gemm", "host")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one size. `shape` is (num_tokens, N) or (num_tokens, num_heads, head_dim)."""
+
+    regime: str
+    op: str
+    shape: Shape
+    dtype: str = "bfloat16"
+    layout: str = "contiguous"  # "strided": x and residual (the gated norm: z) are half of a wider tensor's columns
+    weight: str = "same"  # the weight's dtype: "same" as x, "float32", or "none" for no weight
+    weight_offset: float = 0.0
+    threads: int | None = None
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def size(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def bytes_moved(self) -> int:
+        """The fewest bytes the op must move: each tensor once, the weight left out (it stays in cache)."""
+        return _TENSORS_MOVED[self.op] * self.rows * self.size * self.torch_dtype.itemsize
+
+    @property
+    def label(self) -> str:
+        strided = ", strided" if self.layout == "strided" else ""
+        return " x ".join(map(str, self.shape)) + strided
+
+
+def regimes_for(device: str) -> tuple[str, ...]:
+    return CUDA_REGIMES if device == "cuda" else CPU_REGIMES
+
+
+def plan(
+    device: str,
+    regimes: Sequence[str],
+    *,
+    ops: Sequence[str] = OPS,
+    shapes: Sequence[Shape] | None = None,
+    dtype: str = "bfloat16",
+    threads: Sequence[int] = (),
+    quick: bool = False,
+) -> list[Case]:
+    """Every case of the regimes, in the order measured; `shapes` replaces the regimes' own lists."""
+    cases = [
+        replace(case, dtype=dtype)
+        for regime in regimes
+        for case in _regime_cases(device, regime, shapes, quick)
+        if case.op in ops
+    ]
+    if device == "cpu":
+        cases = [replace(case, threads=count) for count in threads for case in cases]
+    return cases
+
+
+def _regime_cases(device: str, regime: str, shapes: Sequence[Shape] | None, quick: bool) -> list[Case]:
+    if regime == "gated":
+        own = CPU_GATED_SHAPES if device == "cpu" else CUDA_GATED_SHAPES
+        chosen = _of_rank(3, own if shapes is None else shapes)
+        contiguous = [Case(regime, GATED, shape, weight="float32") for shape in chosen]
+        return contiguous + [replace(case, layout="strided") for case in contiguous]
+    own = _plain_shapes(device, regime, quick)
+    chosen = _of_rank(2, own if shapes is None else shapes)
+    ops = (FUSED_ADD,) if regime == "gemm" else (FUSED_ADD, RMS_NORM)
+    return [Case(regime, op, shape) for op in ops for shape in chosen]
+
+
+def _of_rank(rank: int, shapes: Sequence[Shape]) -> list[Shape]:
+    return [shape for shape in shapes if len(shape) == rank]
+
+
+def _plain_shapes(device: str, regime: str, quick: bool) -> tuple[Shape, ...]:
+    if device == "cpu":
+        rows = CPU_QUICK_SHAPES if quick else CPU_SHAPES
+        return {"rows": rows, "variants": CPU_VARIANT_SHAPES}[regime]
+    lists = {
+        "decode": DECODE_SHAPES,
+        "prefill": PREFILL_SHAPES,
+        "wide": WIDE_SHAPES,
+        "small": SMALL_SHAPES,
+        "variants": CUDA_VARIANT_SHAPES,
+        "gemm": ((1, 4096),),
+        "host": ((1, 4096),),
+    }
+    return lists[regime][::4] if quick else lists[regime]

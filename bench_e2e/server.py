@@ -1,0 +1,101 @@
+"""`vllm serve`, one fresh process for each measurement."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from serving_ops.bench_e2e import environment
+from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
+
+HOST = "127.0.0.1"
+SERVED_NAME = "bench"
+VARIANTS = {"native": "off", "serving_ops": "auto"}  # value of SERVING_OPS
+HEALTH_SECONDS = 2.0  # one health check may take this long
+VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]  # the console script may lie in no PATH
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def serve_command(model: str, port: int | str, max_model_len: int, eager: bool, extra: Sequence[str]) -> list[str]:
+    """`extra` comes last, so that it wins over what stands here. Prefixes are not cached: a prompt that was
+    warmed up would be answered without its prefill."""
+    return [
+        *VLLM,
+        *("serve", model, "--host", HOST, "--port", str(port), "--served-model-name", SERVED_NAME),
+        *("--max-model-len", str(max_model_len), "--no-enable-prefix-caching"),
+        *(["--enforce-eager"] if eager else []),
+        *extra,
+    ]
+
+
+def engine_environment(variant: str, device: str, work: Path, offline: bool) -> dict[str, str]:
+    """The caller's environment, made local and quiet; what the caller set wins, SERVING_OPS aside."""
+    defaults = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": HOST,
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+    }
+    if device == "cpu":
+        # Threads stay with vLLM's own choice, which spares a core for its server: on 2 cores TPOT is the same as
+        # with both bound and its p99 is 14% above the median instead of 18 to 30%; TTFT is nearly twice as long.
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+    inherited = {**defaults, **os.environ}
+    return {
+        **inherited,
+        "SERVING_OPS": VARIANTS[variant],
+        "PYTHONPATH": _python_path(work),
+        "PYTHONSAFEPATH": "1",  # a checkout in the working directory shadows nothing
+        "PYTHONUNBUFFERED": "1",
+        "NO_PROXY": f"{HOST},localhost",
+        "no_proxy": f"{HOST},localhost",
+    }
+
+
+def wait_until_healthy(server: Child, port: int, timeout: float, tick: Callable[[str], None]) -> float:
+    """Seconds until /health answers; `tick` gets the log's last line. Raises ChildFailed: dead, or late."""
+    started = time.monotonic()
+    while not _healthy(port):
+        if server.ended() is not None:
+            raise ChildFailed(f"the server ended with status {server.ended()} while starting", server)
+        if time.monotonic() - started > timeout:
+            raise ChildFailed(f"the server was not up after {timeout:.0f} s", server)
+        tick(server.last_line())
+        wait_a_little()
+    return time.monotonic() - started
+
+
+def _healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=HEALTH_SECONDS)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _python_path(work: Path) -> str:
+    inherited = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    if environment.distribution_named_vllm():
+        return os.pathsep.join(inherited)
+    return os.pathsep.join([str(_name_vllm(work / "names")), *inherited])
+
+
+def _name_vllm(directory: Path) -> Path:
+    """vLLM's command line asks for the version of a distribution `vllm`, also where that is vllm-cpu."""
+    version = environment.engine_version()
+    information = directory / f"vllm-{version}.dist-info"
+    information.mkdir(parents=True, exist_ok=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    return directory

@@ -1,0 +1,62 @@
+"""The statistics behind the tables: spread over rounds, a ratio with its confidence interval. All pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+RATIO_METHOD = "geometric mean of the paired rounds' ratios; 95% interval by Student's t on their logarithms"
+
+# Two-sided 95% quantiles of Student's t by degrees of freedom, from any printed table.
+T_95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How one variant compares with another; below 1 is faster. One round gives no interval, but None."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+    rounds: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
+    """`other / baseline`, round by round: what a slow minute of the machine does to both cancels.
+
+    Raises ValueError if the rounds do not pair up, there are none, or a value is not positive.
+    """
+    if len(baseline) != len(other) or not baseline:
+        raise ValueError(f"rounds do not pair up: {len(baseline)} against {len(other)}")
+    if min(*baseline, *other) <= 0:
+        raise ValueError(f"times have to be positive: {[*baseline, *other]}")
+    logs = [math.log(b / a) for a, b in zip(baseline, other, strict=True)]
+    centre = statistics.fmean(logs)
+    if len(logs) == 1:
+        return Ratio(math.exp(centre), None, None, 1)
+    reach = t_quantile_95(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Ratio(math.exp(centre), math.exp(centre - reach), math.exp(centre + reach), len(logs))
+
+
+def t_quantile_95(degrees_of_freedom: int) -> float:
+    """Past the table its last value, which errs by under 4% and on the careful side."""
+    return T_95[min(degrees_of_freedom, len(T_95)) - 1]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from serving_ops.bench_e2e.ops import cases
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case, plan
+
+
+def test_cpu_plan_has_every_size_on_every_number_of_threads() -> None:
+    planned = plan("cpu", ["rows"], threads=(1, 2))
+    expected = {
+        (op, (m, n), threads)
+        for op in (FUSED_ADD, RMS_NORM)
+        for m in (1, 8, 64, 512, 4096)
+        for n in (896, 2048, 4096)
+        for threads in (1, 2)
+    }
+    assert {(case.op, case.shape, case.threads) for case in planned} == expected
+    assert len(planned) == len(expected)
+
+
+def test_decode_plan_has_every_target_size() -> None:
+    planned = {case.shape for case in plan("cuda", ["decode"], ops=[FUSED_ADD])}
+    assert planned == {(m, n) for m in (1, 4, 16, 64, 256) for n in (1024, 2048, 4096, 5120, 7168, 8192, 16384)}
+
+
+@pytest.mark.parametrize("regime", ["prefill", "wide"])
+def test_prefill_and_wide_cases_have_at_least_2_to_the_26_elements(regime: str) -> None:
+    for case in plan("cuda", [regime]):
+        assert case.rows * case.size >= 2**26, case
+
+
+def test_gated_plan_has_contiguous_and_strided_z_at_every_shape() -> None:
+    planned = plan("cuda", ["gated"])
+    layouts = {(case.shape, case.layout) for case in planned}
+    assert layouts == {(shape, layout) for shape in cases.CUDA_GATED_SHAPES for layout in ("contiguous", "strided")}
+    assert {case.rows for case in planned} == {24, 768, 6144, 196608, 1449144}
+
+
+def test_given_sizes_go_to_the_regimes_whose_rank_they_have() -> None:
+    planned = plan("cpu", ["rows", "gated"], shapes=[(3, 5), (2, 4, 8)], threads=(1,))
+    assert {(case.regime, case.shape) for case in planned} == {("rows", (3, 5)), ("gated", (2, 4, 8))}
+
+
+def test_dtype_reaches_every_case() -> None:
+    assert {case.dtype for case in plan("cuda", ["decode", "gated", "gemm"], dtype="float16")} == {"float16"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_quick_plan_is_smaller(device: str) -> None:
+    regimes = cases.regimes_for(device)
+    assert 0 < len(plan(device, regimes, threads=(1,), quick=True)) < len(plan(device, regimes, threads=(1,)))
+
+
+@pytest.mark.parametrize(("op", "tensors"), [(FUSED_ADD, 4), (RMS_NORM, 2), (GATED, 3)])
+def test_bytes_moved_counts_each_tensor_once(op: str, tensors: int) -> None:
+    assert Case("decode", op, (3, 5, 7)).bytes_moved == tensors * 3 * 5 * 7 * 2

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.check import problem
+from serving_ops.bench_e2e.ops.contestants import eager, ours, variants
+from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
+
+CASES = [
+    Case("rows", FUSED_ADD, (5, 96)),
+    Case("rows", FUSED_ADD, (5, 95), layout="strided", dtype="float16"),
+    Case("rows", RMS_NORM, (300, 96), dtype="float32"),
+    Case("gated", GATED, (3, 4, 128), weight="float32"),
+    Case("gated", GATED, (3, 4, 128), weight="float32", layout="strided"),
+]
+
+
+@pytest.mark.parametrize("make", [ours, eager])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_right_contestants_pass(make: Callable[[], object], case: Case) -> None:
+    inputs = make_inputs(case, "cpu")
+    contestant = make()
+    assert problem(case, inputs, contestant.bind(case, inputs)) is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("op", [FUSED_ADD, RMS_NORM])
+def test_every_variant_of_ours_passes_on_its_own_case(op: str) -> None:
+    for variant in variants():
+        case = variant.case(Case("variants", op, (4, 96)))
+        inputs = make_inputs(case, "cpu")
+        assert problem(case, inputs, variant.bind(case, inputs)) is None, variant.name
+
+
+def _wrong(change: Callable[[Inputs], object]) -> str | None:
+    case = Case("rows", FUSED_ADD, (4, 64))
+    inputs = make_inputs(case, "cpu")
+    right = ours().bind(case, inputs)
+
+    def call() -> None:
+        right()
+        change(inputs)
+
+    return problem(case, inputs, call)
+
+
+def test_a_wrong_last_row_is_found() -> None:
+    assert "result is off" in str(_wrong(lambda inputs: inputs.x[-1].mul_(1.1)))
+
+
+def test_a_residual_that_was_not_written_is_found() -> None:
+    assert "residual is off" in str(_wrong(lambda inputs: inputs.residual.normal_()))  # type: ignore[union-attr]
+
+
+def test_an_element_nobody_wrote_is_found() -> None:
+    case = Case("rows", RMS_NORM, (4, 64))
+    inputs = make_inputs(case, "cpu")
+    assert problem(case, inputs, lambda: None) == "wrong: result has values that are not finite"
+
+
+def test_a_result_of_another_dtype_is_found() -> None:
+    case = Case("rows", RMS_NORM, (4, 64))
+    inputs = make_inputs(case, "cpu")
+    assert "torch.float32" in str(problem(case, inputs, lambda: inputs.x.float()))
+
+
+def test_every_check_draws_new_numbers() -> None:
+    case = Case("rows", RMS_NORM, (4, 64))
+    inputs = make_inputs(case, "cpu")
+    before = inputs.x.clone()
+    problem(case, inputs, ours().bind(case, inputs))
+    assert not torch.equal(before, inputs.x)

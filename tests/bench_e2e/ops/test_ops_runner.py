@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from serving_ops.bench_e2e.ops import timing_cpu
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.contestants import OURS, Call, Contestant, Unsupported, eager, ours, variants
+from serving_ops.bench_e2e.ops.inputs import Inputs
+from serving_ops.bench_e2e.ops.runner import measure
+
+CASE = Case("rows", RMS_NORM, (2, 64), threads=1)
+
+
+def _raises(case: Case, inputs: Inputs) -> Call:
+    raise RuntimeError("no kernel image\nis available")
+
+
+def _leaves_out(case: Case, inputs: Inputs) -> Call:
+    raise Unsupported("odd sizes only")
+
+
+def _returns_its_input(case: Case, inputs: Inputs) -> Call:
+    return lambda: inputs.x
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing_cpu, "WINDOW_NS", 20_000)
+
+
+def test_who_fails_is_named_with_the_reason_and_the_others_are_timed() -> None:
+    result = measure(CASE, [ours(), Contestant("broken", "1", _raises), eager()], "cpu", quick=True)
+    assert result.problems == {"broken": "failed: RuntimeError: no kernel image"}
+    assert set(result.times) == {OURS, "eager"}
+
+
+def test_a_wrong_contestant_is_never_timed() -> None:
+    result = measure(CASE, [ours(), Contestant("copies", "1", _returns_its_input)], "cpu", quick=True)
+    assert result.problems["copies"].startswith("wrong: result is off")
+    assert "copies" not in result.times
+
+
+def test_what_a_contestant_does_not_offer_is_no_failure() -> None:
+    result = measure(CASE, [ours(), Contestant("peer", "1", _leaves_out)], "cpu", quick=True)
+    assert result.problems == {"peer": "unsupported: odd sizes only"}
+
+
+def test_ratios_are_of_the_others_over_ours() -> None:
+    result = measure(CASE, [ours(), eager()], "cpu", quick=True)
+    assert set(result.ratios) == {"eager"}
+    assert result.ratios["eager"].median == pytest.approx(
+        result.times["eager"].median / result.times[OURS].median, rel=0.5
+    )
+
+
+def test_variants_run_beside_the_plain_call() -> None:
+    case = Case("variants", FUSED_ADD, (2, 64), threads=1)
+    result = measure(case, variants(), "cpu", quick=True)
+    assert not result.problems
+    assert list(result.times) == [variant.name for variant in variants()]
+
+
+def test_the_json_names_the_case_and_the_path_ours_took() -> None:
+    record = measure(CASE, [ours()], "cpu", quick=True).to_json()
+    assert (record["op"], record["shape"], record["threads"]) == (RMS_NORM, (2, 64), 1)
+    assert record["path"] in ("cpu", "reference")
+    assert set(record["times"][OURS]) == {"median_us", "p25_us", "p75_us", "best_us", "rounds"}

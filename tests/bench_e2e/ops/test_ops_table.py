@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from serving_ops.bench_e2e.ops import table
+
+
+def _result(shape: list[int], times: dict[str, float], **more: Any) -> dict[str, Any]:
+    record = {
+        "regime": "prefill",
+        "op": "rms_norm",
+        "shape": shape,
+        "dtype": "bfloat16",
+        "layout": "contiguous",
+        "threads": None,
+        "bytes_moved": 400_000_000,
+        "contestants": ["serving_ops", "eager", "Quack", "Liger"],
+        "times": {name: {"median_us": time} for name, time in times.items()},
+        "ratios": {name: {"median": time / times["serving_ops"]} for name, time in times.items()},
+        "problems": {},
+    }
+    return {**record, **more}
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    fast = _result([16384, 4096], {"serving_ops": 100.0, "eager": 50.0, "Quack": 110.0, "Liger": 120.0})
+    slow = _result(
+        [8192, 8192],
+        {"serving_ops": 125.0, "eager": 900.0, "Quack": 120.0},
+        problems={"Liger": "wrong: result is off by 5.0e-01 of its norm"},
+    )
+    return {
+        "device": "cuda",
+        "date": "2026-11-20 23:00 UTC",
+        "command": "python -m serving_ops.bench_e2e --ops --peers",
+        "hardware": {"cpu": "Some CPU", "cores": 16, "gpu": "Some GPU"},
+        "contestants": {"serving_ops": "0.1.0", "Quack": "0.6.5"},
+        "copy_tb_s": 4.2,
+        "results": [fast, slow],
+    }
+
+
+def test_markdown_shows_every_size_with_the_fastest_in_bold(report: dict[str, Any]) -> None:
+    lines = table.render_markdown(report).splitlines()
+    assert "| 8192 x 8192 | 125.0 | 900.0 | **120.0** | wrong | 0.96 (Quack) | 3.20 | 76% |" in lines
+    assert any(line.startswith("| 16384 x 4096 | 100.0 |") for line in lines)
+
+
+def test_the_best_peer_is_never_eager_or_ours(report: dict[str, Any]) -> None:
+    name, ratio = table.best_peer(report["results"][0]) or ("", 0.0)
+    assert name == "Quack"
+    assert ratio == pytest.approx(1.1)
+
+
+def test_bandwidth_is_bytes_moved_over_time(report: dict[str, Any]) -> None:
+    assert table.tb_s(report["results"][0], "serving_ops") == pytest.approx(4.0)
+
+
+def test_markdown_says_machine_versions_and_command(report: dict[str, Any]) -> None:
+    first = table.render_markdown(report).splitlines()[0]
+    for word in ("Some GPU", "Quack 0.6.5", "4.20 TB/s", report["command"]):
+        assert word in first
+
+
+def test_a_contestant_without_the_op_has_no_column(report: dict[str, Any]) -> None:
+    for result in report["results"]:
+        result["problems"]["Liger"] = "unsupported: no gated norm"
+        result["times"].pop("Liger", None)
+    assert "Liger" not in table.render_markdown(report).splitlines()[4]
+
+
+def test_ours_failing_still_gives_a_table(report: dict[str, Any]) -> None:
+    result = report["results"][1]
+    result["times"] = {"Quack": {"median_us": 120.0}}
+    result["ratios"] = {}
+    result["problems"] = {"serving_ops": "failed: RuntimeError: no"}
+    assert "| 8192 x 8192 | failed | - | **120.0** | - | - | - | - |" in table.render_markdown(report)
+
+
+def test_the_terminal_shows_the_same_cells(report: dict[str, Any]) -> None:
+    console = Console(file=StringIO(), width=160)
+    table.print_tables(report, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for cell in ("16384 x 4096", "1.10 (Quack)", "wrong", "76%"):
+        assert cell in shown
+
+
+def test_readme_is_filled_between_its_markers(report: dict[str, Any], tmp_path: Path) -> None:
+    result, readme = tmp_path / "ops-cpu.json", tmp_path / "README.md"
+    result.write_text(json.dumps(report))
+    readme.write_text("before\n<!-- table:ops-cpu -->\nold\n<!-- /table -->\nafter\n")
+    assert table.main([str(result), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert "old" not in text
+    assert "| 16384 x 4096 |" in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+
+
+@pytest.mark.parametrize(("us", "cell"), [(1.274, "1.27"), (43.44, "43.4"), (2309.4, "2309")])
+def test_times_have_about_three_digits(us: float, cell: str) -> None:
+    assert table.format_us(us) == cell

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving_ops.bench_e2e.presets import (
+    PRESETS,
+    preset_config,
+    preset_serve_args,
+    tokenizer_of,
+    write_preset,
+)
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_transformers_reads_the_configuration_without_a_download(name: str, device: str, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(write_preset(name, tmp_path, device))
+    text = config.get_text_config()
+    assert text.num_hidden_layers == preset_config(name, device).get("text_config", text.to_dict())["num_hidden_layers"]
+    if name == "hybrid":
+        assert set(text.layer_types) == {"linear_attention", "full_attention"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_random_tokens_survive_decoding_and_encoding(name: str, device: str, tmp_path: Path) -> None:
+    folder = tokenizer_of(write_preset(name, tmp_path, device))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = [2, 77, 77, len(tokenizer) - 1]
+    assert tokenizer.encode(tokenizer.decode(tokens)) == tokens
+
+
+def test_qwen3_next_has_the_expert_layer_without_which_vllm_refuses_it() -> None:
+    config = preset_config("hybrid", "cpu")
+    sparse = set(range(config["num_hidden_layers"])) - set(config["mlp_only_layers"])
+    assert sparse
+    assert config["num_experts"] >= config["num_experts_per_tok"]
+
+
+def test_weights_are_never_read_from_disk() -> None:
+    for name in PRESETS:
+        assert preset_serve_args(name, "cpu")[:2] == ["--load-format", "dummy"]
+
+
+def test_an_unknown_preset_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'sparse'.*dense, hybrid"):
+        write_preset("sparse", tmp_path)

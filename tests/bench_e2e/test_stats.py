@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from serving_ops.bench_e2e.stats import paired_ratio, spread, t_quantile_95
+
+
+def test_spread_is_median_and_extremes() -> None:
+    found = spread([3.0, 1.0, 10.0, 2.0])
+    assert (found.median, found.low, found.high) == (2.5, 1.0, 10.0)
+
+
+def test_interval_of_two_rounds_is_the_hand_computed_one() -> None:
+    # Logarithms of the ratios -1 and 1: mean 0, deviation sqrt(2), reach 12.706 * sqrt(2) / sqrt(2).
+    found = paired_ratio([1.0, 1.0], [math.exp(-1), math.exp(1)])
+    assert found.ratio == pytest.approx(1.0)
+    assert found.low == pytest.approx(math.exp(-12.706))
+    assert found.high == pytest.approx(math.exp(12.706))
+
+
+def test_interval_of_five_rounds_is_the_hand_computed_one() -> None:
+    # Logarithms 0.1, 0.2, 0.3, 0.4, 0.5: mean 0.3, variance 0.1 / 4, reach 2.776 * sqrt(0.025 / 5).
+    found = paired_ratio([2.0] * 5, [2.0 * math.exp(step / 10) for step in range(1, 6)])
+    reach = 2.776 * math.sqrt(0.005)
+    assert found.ratio == pytest.approx(math.exp(0.3))
+    assert (found.low, found.high) == (
+        pytest.approx(math.exp(0.3 - reach)),
+        pytest.approx(math.exp(0.3 + reach)),
+    )
+    assert found.rounds == 5
+
+
+def test_a_slow_round_that_hits_both_variants_does_not_widen_the_interval() -> None:
+    found = paired_ratio([10.0, 30.0, 10.0], [9.0, 27.0, 9.0])
+    assert found.low == pytest.approx(0.9)
+    assert found.high == pytest.approx(0.9)
+
+
+def test_swapping_the_variants_inverts_ratio_and_interval() -> None:
+    there, back = paired_ratio([3.0, 4.0], [2.0, 5.0]), paired_ratio([2.0, 5.0], [3.0, 4.0])
+    assert there.low is not None
+    assert back.high is not None
+    assert there.ratio == pytest.approx(1 / back.ratio)
+    assert there.low == pytest.approx(1 / back.high)
+
+
+def test_one_round_has_no_interval() -> None:
+    found = paired_ratio([2.0], [1.0])
+    assert (found.ratio, found.low, found.high, found.rounds) == (0.5, None, None, 1)
+
+
+@pytest.mark.parametrize(("baseline", "other"), [([], []), ([1.0], [1.0, 2.0]), ([0.0], [1.0]), ([1.0], [-1.0])])
+def test_rounds_that_make_no_ratio_are_refused(baseline: list[float], other: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"rounds|positive"):
+        paired_ratio(baseline, other)
+
+
+def test_quantile_falls_with_the_degrees_of_freedom_and_never_below_the_normal_one() -> None:
+    quantiles = [t_quantile_95(degrees) for degrees in range(1, 100)]
+    assert quantiles == sorted(quantiles, reverse=True)
+    assert quantiles[-1] > 1.96
