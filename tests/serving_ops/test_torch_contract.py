@@ -1,0 +1,162 @@
+"""What PyTorch expects of an operator: opcheck, fullgraph compilation without copies, threads, registration once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from numerics import rows
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+import serving_ops
+from serving_ops import reference
+
+
+def sample(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
+    return rows((6, 128), dtype, device, 1), rows((6, 128), dtype, device, 2), rows((128,), dtype, device, 3)
+
+
+OPCHECKS: list[tuple[str, Callable[[Tensor, Tensor, Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]] = [
+    ("fused_add_rms_norm.default", lambda x, r, w: ((x, r, w), {})),
+    ("fused_add_rms_norm.default", lambda x, r, w: ((x, r, None, 1e-5), {"weight_offset": 1.0})),
+    ("rms_norm.default", lambda x, r, w: ((x, w), {})),
+    ("rms_norm.default", lambda x, r, w: ((x[:, :64], w[:64].float()), {})),
+    ("rms_norm.out", lambda x, r, w: ((x, w), {"out": r})),
+    ("rms_norm_gated.default", lambda x, r, w: ((x, r, w), {"bias": w.clone(), "group_size": 32})),
+    ("rms_norm_gated.default", lambda x, r, w: ((x, None, None), {"activation": "sigmoid"})),
+    ("rms_norm_gated.out", lambda x, r, w: ((x, r, w), {"out": torch.empty_like(x), "norm_before_gate": False})),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), OPCHECKS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_opcheck(device: torch.device, name: str, arguments: Any, dtype: torch.dtype) -> None:
+    op, overload = name.split(".")
+    args, kwargs = arguments(*sample(device, dtype))
+    if any(t is not None and t.dtype == torch.float32 for t in args[1:3]) and dtype == torch.float64:
+        pytest.skip("covered by bfloat16")
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(getattr(torch.ops.serving_ops, op), overload), args, kwargs, test_utils=tests)
+
+
+def compiled_code(function: Callable[..., Any], *args: Tensor) -> tuple[Any, str]:
+    torch._dynamo.reset()
+    result, code = run_and_get_code(torch.compile(function, fullgraph=True), *args)
+    return result, "\n".join(code)
+
+
+def test_compiled_fused_add_mutates_its_arguments_without_copies(device: torch.device) -> None:
+    x, residual, weight = sample(device)
+    expected = reference.fused_add_rms_norm(x.clone(), residual.clone(), weight)
+    result, code = compiled_code(serving_ops.fused_add_rms_norm, x, residual, weight)
+    assert torch.equal(residual, expected[1])
+    assert torch.allclose(x.float(), expected[0].float(), rtol=2**-7, atol=1e-6)
+    assert result[0].data_ptr() == x.data_ptr()
+    body = graph_body(code)
+    assert "serving_ops.fused_add_rms_norm" in body
+    assert not [word for word in ("copy_", "clone", "empty_strided") if word in body]
+
+
+def graph_body(code: str) -> str:
+    """The generated `call` functions, without the aliases above them and the benchmark below."""
+    bodies = [part.split("\nrunner = ")[0] for part in code.split("def call(")[1:]]
+    assert bodies
+    return "\n".join(bodies)
+
+
+def test_a_compiled_chain_of_layers_makes_no_copies(device: torch.device) -> None:
+    """Activations made inside the graph are mutated where they lie."""
+
+    def layers(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        for _ in range(3):
+            h = x @ x.T @ x
+            x, residual = serving_ops.fused_add_rms_norm(h, residual, weight)
+        return x, residual
+
+    x, residual, weight = sample(device, torch.float32)
+    want, want_residual = layers(x, residual.clone(), weight)
+    (got, got_residual), code = compiled_code(layers, x, residual, weight)
+    assert torch.allclose(got, want, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(got_residual, want_residual, rtol=1e-3, atol=1e-3)
+    body = graph_body(code)
+    assert body.count("torch.ops.serving_ops.fused_add_rms_norm") == 3
+    assert not [word for word in ("copy_", "clone") if word in body]
+
+
+@pytest.mark.parametrize("into_x", [False, True])
+def test_compiled_norms_give_the_eager_result(device: torch.device, into_x: bool) -> None:
+    x, z, weight = sample(device)
+
+    def norms(x: Tensor, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        y = serving_ops.rms_norm(x, weight) + 1
+        return y, serving_ops.rms_norm_gated(y, z, weight, out=y.clone() if not into_x else None)
+
+    want = norms(x, z, weight)
+    got, _ = compiled_code(norms, x, z, weight)
+    for g, w in zip(got, want, strict=True):
+        assert torch.allclose(g.float(), w.float(), rtol=2**-7, atol=1e-6)
+
+
+def test_one_compiled_graph_serves_every_number_of_rows(device: torch.device) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, w: serving_ops.rms_norm(x, w), fullgraph=True, dynamic=True)
+    weight = rows((128,), torch.bfloat16, device, 3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for num_rows in (2, 3, 17, 300):
+            x = rows((num_rows, 128), torch.bfloat16, device, num_rows)
+            assert torch.equal(compiled(x, weight), serving_ops.rms_norm(x, weight))
+
+
+def test_several_threads_get_the_bits_of_one(device: torch.device) -> None:
+    inputs = [(rows((33, 96), torch.bfloat16, device, i), rows((96,), torch.bfloat16, device, i)) for i in range(8)]
+    expected = [serving_ops.rms_norm(x, w) for x, w in inputs]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(200):
+            if not torch.equal(serving_ops.rms_norm(*inputs[i]), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_importing_twice_registers_once() -> None:
+    program = (
+        "import sys, serving_ops, torch\n"
+        "first = serving_ops\n"
+        "import importlib; importlib.import_module('serving_ops')\n"
+        "serving_ops.rms_norm(torch.ones(1, 4), None)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, capture_output=True, text=True)
+    assert not done.stderr
+
+
+def test_prewarm_reports_what_it_ran(device: torch.device) -> None:
+    specs = [
+        serving_ops.NormSpec("fused_add_rms_norm", 896, torch.bfloat16, torch.bfloat16, device),
+        serving_ops.NormSpec("rms_norm", 128, torch.bfloat16, None, device, heads=4, token_stride=1024),
+        serving_ops.NormSpec("rms_norm_gated", 128, torch.bfloat16, torch.float32, device, heads=4, has_bias=True),
+    ]
+    report = serving_ops.prewarm([*specs, specs[0]])
+    assert report.warmed == specs
+    assert not report.failed
+
+
+def test_a_failing_prewarm_is_reported_and_not_raised(device: torch.device) -> None:
+    bad = serving_ops.NormSpec("rms_norm", 128, torch.int32, None, device)
+    good = serving_ops.NormSpec("rms_norm", 128, torch.float16, None, device)
+    report = serving_ops.prewarm([bad, good])
+    assert list(report.failed) == [bad]
+    assert "int32" in report.failed[bad]
+    assert report.warmed == [good]
