@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from serving_ops.kernels.triton.arithmetic import gate, pairwise_sum, wait_for_kernel_before, warm_cache
-from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm import NormPlan, Rows
 from torch import Tensor
 
 import triton
 import triton.language as tl
+from serving_ops.kernels.triton.arithmetic import gate, pairwise_sum, wait_for_kernel_before, warm_cache
+from serving_ops.kernels.triton.launch import Launcher
+from serving_ops.kernels.triton.norm import NormPlan, Rows
 
 
 @triton.jit(do_not_specialize=["num_rows", "inner"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.norm_row import norm_row_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_kernel
-from torch import Tensor
 
 _LAUNCHERS = {
     "row": Launcher(norm_row_kernel),

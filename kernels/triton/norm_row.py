@@ -1,9 +1,8 @@
 """`rms_norm` and `fused_add_rms_norm` for rows that fit one program's registers: read once, written once."""
 
-from serving_ops.kernels.triton.arithmetic import wait_for_kernel_before, warm_cache, weighted
-
 import triton
 import triton.language as tl
+from serving_ops.kernels.triton.arithmetic import wait_for_kernel_before, warm_cache, weighted
 
 
 @triton.jit(do_not_specialize=["inner"])

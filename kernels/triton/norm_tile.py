@@ -1,9 +1,8 @@
 """`rms_norm` and `fused_add_rms_norm` for narrow rows and heads: several rows a program, one warp a row at most."""
 
-from serving_ops.kernels.triton.arithmetic import pairwise_sum, wait_for_kernel_before, warm_cache, weighted
-
 import triton
 import triton.language as tl
+from serving_ops.kernels.triton.arithmetic import pairwise_sum, wait_for_kernel_before, warm_cache, weighted
 
 
 @triton.jit(do_not_specialize=["num_rows", "inner"])

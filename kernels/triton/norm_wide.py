@@ -1,9 +1,8 @@
 """`rms_norm` and `fused_add_rms_norm` for rows wider than a program's registers: two passes, the second from L2."""
 
-from serving_ops.kernels.triton.arithmetic import wait_for_kernel_before, weighted
-
 import triton
 import triton.language as tl
+from serving_ops.kernels.triton.arithmetic import wait_for_kernel_before, weighted
 
 
 @triton.jit
