@@ -11,7 +11,10 @@ from typing import Any
 
 PRESETS = ("dense", "hybrid")
 MAX_POSITIONS = 16384  # tokens; longer prompts need a real model
-SPECIAL_TOKENS = ("<unk>", "<eos>")
+
+# vLLM refuses a prompt with more characters than tokens fit, times the longest token's length. Each word brings a space
+# that no token has, so the longest token must be longer than a word and a space.
+SPECIAL_TOKENS = ("<|unknown|>", "<|end of text|>")
 
 # Qwen3-0.6B. On CPU 6 of its 28 layers and a vocabulary cut by the same factor: one decode step stays
 # near 10 ms on 2 cores and the norms keep their share of it.
@@ -163,5 +166,6 @@ def _tokenizer(vocab_size: int) -> dict[str, dict[str, Any]]:
     return {
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": settings,
-        "config.json": {"model_type": "qwen3"},
+        # The version keeps transformers from taking it for an old Mistral tokenizer, and warning.
+        "config.json": {"model_type": "qwen3", "transformers_version": "5.0.0"},
     }

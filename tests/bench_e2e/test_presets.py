@@ -39,6 +39,13 @@ def test_random_tokens_survive_decoding_and_encoding(name: str, device: str, tmp
     assert tokenizer.encode(tokenizer.decode(tokens)) == tokens
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_prompt_is_never_too_long_in_characters_for_vllm(device: str, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_of(write_preset("dense", tmp_path, device)))
+    tokens = [len(tokenizer) - 1] * 512  # the longest words
+    assert len(tokenizer.decode(tokens)) <= len(tokens) * max(map(len, tokenizer.get_vocab()))
+
+
 def test_qwen3_next_has_the_expert_layer_without_which_vllm_refuses_it() -> None:
     config = preset_config("hybrid", "cpu")
     sparse = set(range(config["num_hidden_layers"])) - set(config["mlp_only_layers"])

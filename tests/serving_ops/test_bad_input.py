@@ -68,7 +68,10 @@ GATED = {
     ),
     "group that does not divide": (change(options=lambda c: {"group_size": 48}), ["group_size", "48", "64"]),
     "group of zero": (change(options=lambda c: {"group_size": 0}), ["group_size", "0"]),
-    "bias too long": (change(options=lambda c: {"bias": rows((N + 1,), torch.bfloat16)}), ["bias.", "65"]),
+    "bias too long": (
+        change(options=lambda c: {"bias": rows((N + 1,), torch.bfloat16, c["x"].device)}),
+        ["bias.", "65"],
+    ),
 }
 
 
