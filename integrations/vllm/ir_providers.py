@@ -18,6 +18,13 @@ from serving_ops.support import KERNEL_DTYPES
 
 PROVIDER = "serving_ops"
 
+ROWS_PROVIDER = "serving_ops_rows"
+"""`rms_norm` of whole rows only. Inductor computes the q and the k norm of a layer in one kernel, where two of ours add
+2 us: vLLM 0.25.1 on an H200 takes 1.57 ms of device time for a token of Qwen3-0.6B, with ours for whole rows 1.55 to
+1.56, and with ours for heads too 1.63."""
+
+OURS = {PROVIDER, ROWS_PROVIDER}
+
 
 def _rows_fit(x: Tensor, weight: Tensor | None) -> bool:
     if x.dtype not in KERNEL_DTYPES or x.stride(-1) != 1:
@@ -28,6 +35,13 @@ def _rows_fit(x: Tensor, weight: Tensor | None) -> bool:
 def rms_norm_supports(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
     """The variance is over whole rows that are dense, in a dtype that the kernels compute."""
     return variance_size is None and _rows_fit(x, weight)
+
+
+def rms_norm_of_rows_supports(
+    x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> bool:
+    """As `rms_norm_supports`, and a row is a token: x is (num_tokens, N)."""
+    return x.dim() == 2 and rms_norm_supports(x, weight, epsilon, variance_size)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
@@ -58,14 +72,15 @@ def fused_add_rms_norm(
     return x, x_residual
 
 
-def _register(op: Any, body: Any, supports: Any, *, inplace: bool) -> None:
-    if PROVIDER not in op.impls:
-        op.register_impl(PROVIDER, supports_args=supports, inplace=inplace)(body)
+def _register(op: Any, provider: str, body: Any, supports: Any, *, inplace: bool = False) -> None:
+    if provider not in op.impls:
+        op.register_impl(provider, supports_args=supports, inplace=inplace)(body)
 
 
 def install() -> None:
-    """Register both providers with vLLM's IR, once a process."""
+    """Register the providers with vLLM's IR, once a process."""
     from vllm import ir
 
-    _register(ir.ops.rms_norm, rms_norm, rms_norm_supports, inplace=False)
-    _register(ir.ops.fused_add_rms_norm, fused_add_rms_norm, fused_add_rms_norm_supports, inplace=True)
+    _register(ir.ops.rms_norm, PROVIDER, rms_norm, rms_norm_supports)
+    _register(ir.ops.rms_norm, ROWS_PROVIDER, rms_norm, rms_norm_of_rows_supports)
+    _register(ir.ops.fused_add_rms_norm, PROVIDER, fused_add_rms_norm, fused_add_rms_norm_supports, inplace=True)

@@ -12,12 +12,18 @@ import torch
 import serving_ops
 from serving_ops import NormSpec
 from serving_ops.integrations.vllm import features
-from serving_ops.integrations.vllm.ir_providers import PROVIDER
+from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
+from serving_ops.integrations.vllm.priority import VLLM_C
 from serving_ops.prewarm import Op
 
 IR_OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
 GATED_OP: Op = "rms_norm_gated"
+
 NO_ADAPTER = "no adapter yet"
+HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
+C_KERNEL_IN_EAGER = "vLLM's C kernel takes less host time in eager mode"
+BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, C_KERNEL_IN_EAGER}
+"""Reasons that are no fallback: vLLM's own code is the better one there, or ours does not exist."""
 
 VIEW_HEADS = 2
 """Rows a token of a view that stands for every head-wise view: kernels tell one from many, not how many."""
@@ -46,11 +52,12 @@ def models_of(worker: Any) -> Iterator[torch.nn.Module]:
 
 @dataclass(frozen=True)
 class _Activations:
-    """What the layers are called with: dtype, device, and the width of hidden states."""
+    """What the layers are called with: dtype, device, the width of hidden states and that of a head."""
 
     dtype: torch.dtype
     device: torch.device
     hidden_size: int
+    head_size: int
 
 
 def _as_view(spec: NormSpec) -> NormSpec:
@@ -65,8 +72,11 @@ def _ir_layer(layer: Any, kind: str, weight_dtype: torch.dtype | None, x: _Activ
     plain, fused = (
         NormSpec(op, layer.weight.numel(), x.dtype, weight_dtype, x.device, eps=layer.variance_epsilon) for op in IR_OPS
     )
-    specs = (plain, fused) if plain.size == x.hidden_size else (plain, fused, _as_view(plain))
-    return NormLayer(kind, specs, _why_ir_native(layer) or _why_reference(specs))
+    rows, view = (plain, fused), _as_view(plain)
+    if plain.size == x.hidden_size:
+        return NormLayer(kind, rows, _why_ir_native(layer, rows))
+    called = (view,) if plain.size == x.head_size else rows
+    return NormLayer(kind, (*rows, view), _why_ir_native(layer, called))
 
 
 def _why_not_installed(*needed: str) -> str | None:
@@ -74,7 +84,7 @@ def _why_not_installed(*needed: str) -> str | None:
     return reasons[0] if reasons else None
 
 
-def _why_ir_native(layer: Any) -> str | None:
+def _why_ir_native(layer: Any, called: Iterable[NormSpec]) -> str | None:
     reason = _why_not_installed(features.IR_PROVIDERS, features.PRIORITY)
     if reason is not None:
         return reason
@@ -82,13 +92,22 @@ def _why_ir_native(layer: Any) -> str | None:
         return "its variance is over a part of the row"
     if _is_batch_invariant(layer):
         return "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
+    return _why_reference(called) or next(filter(None, map(_why_dispatched_elsewhere, called)), None)
+
+
+def _why_dispatched_elsewhere(spec: NormSpec) -> str | None:
     from vllm import ir
 
-    for op in IR_OPS:
-        first = getattr(ir.ops, op).get_priority()[:1]
-        if first != [PROVIDER]:
-            return f"the IR priority of {op} starts with {', '.join(first) or 'nothing'}"
-    return None
+    ir_op = getattr(ir.ops, spec.op)
+    order = ir_op.get_priority()
+    if OURS.isdisjoint(order):
+        return f"the IR priority of {spec.op} starts with {order[0] if order else 'nothing'}"
+    provider = ir_op.dispatch(*sample_arguments(spec)[0]).provider
+    if provider in OURS:
+        return None
+    if provider == VLLM_C:
+        return C_KERNEL_IN_EAGER
+    return HEADS_IN_ONE_KERNEL if ROWS_PROVIDER in order else f"vLLM's IR gives it to {provider}"
 
 
 def _is_batch_invariant(layer: Any) -> bool:
@@ -136,8 +155,9 @@ def _why_gated_native(layer: Any) -> str | None:
 
 
 def sample_arguments(spec: NormSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of one call of a norm, with one row: what `serving_ops.explain` is asked about."""
-    row = torch.empty(1, spec.size, dtype=spec.dtype, device=spec.device)
+    """Arguments of one call of a norm, with one token: what `serving_ops.explain` and vLLM's IR are asked about."""
+    shape = (1, spec.size) if spec.heads == 1 else (1, spec.heads, spec.size)
+    row = torch.empty(shape, dtype=spec.dtype, device=spec.device)
     weight = None
     if spec.weight_dtype is not None:
         weight = torch.empty(spec.size, dtype=spec.weight_dtype, device=spec.device)
@@ -162,12 +182,12 @@ def _why_reference(specs: Iterable[NormSpec]) -> str | None:
 
 
 def norm_layers(
-    models: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device, hidden_size: int
+    models: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device, hidden_size: int, head_size: int
 ) -> list[NormLayer]:
-    """Every norm layer in the models; activations are of `dtype` on `device`, hidden states `hidden_size` wide."""
+    """Every norm layer in the models; activations are of `dtype` on `device`, sizes in elements."""
     from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm, RMSNormGated
 
-    x = _Activations(dtype, device, hidden_size)
+    x = _Activations(dtype, device, hidden_size, head_size)
     found = []
     for layer in (module for model in models for module in model.modules()):
         if isinstance(layer, RMSNorm):

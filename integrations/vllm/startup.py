@@ -57,11 +57,12 @@ def _then_report(worker: Any, load_model: Any) -> Any:
 def on_model_loaded(worker: Any, *, strict: bool) -> None:
     """Prewarm the model's norms and log the line. Raises RuntimeError in strict mode if a layer fell back."""
     model = worker.vllm_config.model_config
-    found = layers.norm_layers(layers.models_of(worker), model.dtype, worker.device, model.get_hidden_size())
+    sizes = (model.get_hidden_size(), model.get_head_size())
+    found = layers.norm_layers(layers.models_of(worker), model.dtype, worker.device, *sizes)
     outcome = prewarm.run(found)
     found = [prewarm.after_failures(layer, outcome) for layer in found]
     line = describe(found, str(worker.device), outcome.summary)
-    fell_back = [layer for layer in found if layer.native_because not in (None, layers.NO_ADAPTER)]
+    fell_back = [layer for layer in found if layer.native_because not in (None, *layers.BY_CHOICE)]
     if strict and fell_back:
         raise RuntimeError(f"SERVING_OPS=strict: {line}")
     _logger.info(line)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
     DEVICE.type == "cpu" and cpu.cpu_library() is None, reason="the C++ library was not built"
 )
 
-HIDDEN = 256
+HIDDEN, HEAD = 256, 128
 OURS_FIRST = [ir_providers.PROVIDER, "native"]
 SPEC = NormSpec("rms_norm", 256, torch.bfloat16, torch.bfloat16, DEVICE)
 
@@ -94,22 +94,31 @@ def test_registering_again_changes_nothing() -> None:
     assert state() == before
 
 
-def test_the_default_priority_starts_with_serving_ops_and_ends_as_before() -> None:
+def test_the_default_priority_holds_serving_ops_once_and_ends_as_before() -> None:
     for op in priority.OPS:
         providers = getattr(_default_priority(), op)
-        assert providers[0] == ir_providers.PROVIDER
+        assert providers[0] == (ir_providers.PROVIDER if DEVICE.type == "cpu" else "vllm_c")
         assert providers[-1] == "native"
         assert providers.count(ir_providers.PROVIDER) == 1
+
+
+def test_on_cuda_ours_stands_before_native_for_rows_when_compiled_and_behind_vllms_c_kernels_in_eager() -> None:
+    compiled, eager = ["native"], ["vllm_c", "native"]
+    ours, rows = ir_providers.PROVIDER, ir_providers.ROWS_PROVIDER
+    assert priority.with_ours("rms_norm", compiled, cuda=True) == [rows, "native"]
+    assert priority.with_ours("fused_add_rms_norm", compiled, cuda=True) == [ours, "native"]
+    for op in priority.OPS:
+        assert priority.with_ours(op, eager, cuda=True) == ["vllm_c", ours, "native"]
 
 
 def test_a_priority_that_the_user_gave_is_not_added_to() -> None:
     defaults = _default_priority(rms_norm=["native"])
     assert ir_providers.PROVIDER not in defaults.rms_norm
-    assert defaults.fused_add_rms_norm[0] == ir_providers.PROVIDER
+    assert ir_providers.PROVIDER in defaults.fused_add_rms_norm
 
 
 def test_defaults_merged_into_the_configuration_do_not_count_as_the_users() -> None:
-    assert _default_priority(rms_norm=OURS_FIRST).rms_norm[0] == ir_providers.PROVIDER
+    assert ir_providers.PROVIDER in _default_priority(rms_norm=OURS_FIRST).rms_norm
 
 
 @pytest.mark.parametrize("other", ["strict", "off"])
@@ -273,16 +282,17 @@ def _model(in_vllm: Any) -> torch.nn.Module:
 
 
 def _worker(model: torch.nn.Module) -> Any:
+    configuration = SimpleNamespace(dtype=torch.bfloat16, get_hidden_size=lambda: HIDDEN, get_head_size=lambda: HEAD)
     return SimpleNamespace(
         get_model=lambda: model,
         model_runner=SimpleNamespace(),
         device=DEVICE,
-        vllm_config=SimpleNamespace(model_config=SimpleNamespace(dtype=torch.bfloat16, get_hidden_size=lambda: HIDDEN)),
+        vllm_config=SimpleNamespace(model_config=configuration),
     )
 
 
 def _survey(model: torch.nn.Module) -> list[NormLayer]:
-    return layers.norm_layers([model], torch.bfloat16, DEVICE, HIDDEN)
+    return layers.norm_layers([model], torch.bfloat16, DEVICE, HIDDEN, HEAD)
 
 
 def test_the_start_up_line_counts_layers_and_says_why_others_stay_native(in_vllm: Any) -> None:
@@ -298,6 +308,27 @@ def test_a_layer_that_the_users_priority_keeps_is_reported(in_vllm: Any) -> None
     ir.ops.rms_norm.set_default(["native"])
     reasons = {layer.native_because for layer in _survey(_model(in_vllm)) if layer.kind == "GemmaRMSNorm"}
     assert reasons == {"the IR priority of rms_norm starts with native"}
+
+
+def test_norms_of_heads_left_to_inductor_are_reported_and_are_no_fallback(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    from vllm import ir
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    ir.ops.rms_norm.set_default([ir_providers.ROWS_PROVIDER, "native"])
+    model = torch.nn.ModuleList([RMSNorm(size, dtype=torch.bfloat16).to(DEVICE) for size in (HIDDEN, HEAD)])
+    assert [layer.native_because for layer in _survey(model)] == [None, layers.HEADS_IN_ONE_KERNEL]
+    startup.on_model_loaded(_worker(model), strict=True)
+
+
+def test_the_provider_for_rows_leaves_heads_to_the_next(in_vllm: Any) -> None:
+    from vllm import ir
+
+    ir.ops.rms_norm.set_default([ir_providers.ROWS_PROVIDER, "native"])
+    assert ir.ops.rms_norm.dispatch(_rows(4, 128), _rows(128), 1e-6).provider == ir_providers.ROWS_PROVIDER
+    assert ir.ops.rms_norm.dispatch(_rows(4, 2, 128), _rows(128), 1e-6).provider == "native"
 
 
 def test_a_gated_layer_without_a_kernel_for_its_size_stays_vllms(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
