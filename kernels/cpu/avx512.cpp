@@ -24,6 +24,8 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
   static float smallest(Vec v) { return _mm512_reduce_min_ps(v); }
   static float sum(Vec v) { return _mm512_reduce_add_ps(v); }
   static Vec scale(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+  static constexpr bool kScalesByFloor = true;
+  static Vec fraction(Vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
   static Vec round_to_integer(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // min and max give their second operand where either is a NaN.
   static Vec at_least(Vec x, Vec low) { return _mm512_max_ps(low, x); }

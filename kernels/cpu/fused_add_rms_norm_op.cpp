@@ -21,7 +21,7 @@ bool run(const Arguments& arguments) {
   if (!space.build(x.num_dims - 1, x.sizes, {x.strides, residual.strides})) return false;
 
   const Kernels& kernels = chosen_kernels();
-  for_each_rows<2>(space, {&x, &residual}, element_bytes(spec.dtype), [&](const Rows(&rows)[2], int64_t count) {
+  for_each_rows<2>(space, {&x, &residual}, element_bytes(spec.dtype), kNormWork, [&](const Rows(&rows)[2], int64_t count) {
     kernels.fused_add_rms_norm(spec, rows[0], rows[1], count);
   });
   count(kFusedAddRmsNorm);

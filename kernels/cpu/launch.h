@@ -15,26 +15,28 @@ extern std::atomic<uint64_t> calls[kNumOps];
 
 inline void count(Op op) { calls[op].fetch_add(1, std::memory_order_relaxed); }
 
-// Elements of a call from which a second thread pays: waking it costs 0.7 us, and an element takes 0.09 ns (Zen 5, bf16).
-constexpr int64_t kParallelElements = 24 * 1024;
-// Elements a thread gets at least.
-constexpr int64_t kGrainElements = 8 * 1024;
+// What an element costs, in elements of a plain norm.
+constexpr int64_t kNormWork = 1, kGateWork = 2;
+// Elements of a plain norm from which a second thread pays: waking it costs 0.7 us, an element 0.09 ns (Zen 5, bf16).
+constexpr int64_t kParallelWork = 24 * 1024;
+// What a thread gets at least.
+constexpr int64_t kGrainWork = 8 * 1024;
 
 // body(begin, end) over the rows, on torch's threads where that pays. body must not throw.
 template <class Body>
-inline void for_each_chunk(int64_t num_rows, int64_t row_size, const Body& body) {
+inline void for_each_chunk(int64_t num_rows, int64_t row_work, const Body& body) {
   if (num_rows == 0) return;
-  if (num_rows == 1 || num_rows * row_size < kParallelElements) return body(0, num_rows);
+  if (num_rows == 1 || num_rows * row_work < kParallelWork) return body(0, num_rows);
   const auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); };
-  check(torch_parallel_for(0, num_rows, (kGrainElements + row_size - 1) / row_size, call, const_cast<Body*>(&body)),
+  check(torch_parallel_for(0, num_rows, (kGrainWork + row_work - 1) / row_work, call, const_cast<Body*>(&body)),
         "torch_parallel_for");
 }
 
 // run(rows, count), rows[k] being the rows of tensor k, until every row of the space is done.
 template <int Operands, class Run>
 inline void for_each_rows(const RowSpace<Operands>& space, const TensorView* const (&tensors)[Operands],
-                          int64_t element_bytes, const Run& run) {
-  for_each_chunk(space.num_rows(), tensors[0]->row_size(), [&](int64_t begin, int64_t end) {
+                          int64_t element_bytes, int64_t element_work, const Run& run) {
+  for_each_chunk(space.num_rows(), tensors[0]->row_size() * element_work, [&](int64_t begin, int64_t end) {
     space.for_each_run(begin, end, [&](const int64_t(&offsets)[Operands], int64_t count) {
       Rows rows[Operands];
       for (int k = 0; k < Operands; ++k)

@@ -23,15 +23,30 @@ inline Vec exp(Vec x) {
   return V::scale(p, n);
 }
 
+// e^x for results of 16 bits, where the instruction set makes it cheaper: 2^t by t's whole and fraction, with a polynomial
+// (minimax over [0, 1], relative error 3e-6). Infinities and NaN need no care.
+template <class V, class Vec = typename V::Vec>
+inline Vec exp_for_16_bits(Vec x) {
+  if constexpr (!V::kScalesByFloor) return exp<V>(x);
+  const Vec t = x * 0x1.715476p+0f, f = V::fraction(t);
+  Vec p = V::broadcast(0x1.bb7cecp-7f);
+  p = V::fma(p, f, V::broadcast(0x1.aa1402p-5f));
+  p = V::fma(p, f, V::broadcast(0x1.ee7982p-3f));
+  p = V::fma(p, f, V::broadcast(0x1.62d166p-1f));
+  p = V::fma(p, f, V::broadcast(0x1.00002cp+0f));
+  return V::scale(p, t);
+}
+
 template <class V>
 struct RmsNormGated {
   using Pair = typename V::Pair;
   using Vec = typename V::Vec;
   enum class Gate { none, before_norm, after_norm };
 
+  template <class X>
   static Vec activation(Vec z, bool silu) {
-    const Vec denominator = exp<V>(-z) + 1.0f;
-    return (silu ? z : V::broadcast(1.0f)) / denominator;
+    const Vec denominator = (sizeof(X) == 2 ? exp_for_16_bits<V>(-z) : exp<V>(-z)) + 1.0f;
+    return (silu ? z : V::broadcast(1.0f)) / denominator;  // by a reciprocal and a Newton step it is slower on Zen 5
   }
 
   template <class X, class Size>
@@ -44,7 +59,7 @@ struct RmsNormGated {
   static void group(const GatedNormSpec& spec, double inverse_size, int64_t start, const X* x, const X* z, X* out) {
     const auto gated = [&](Pair v, int64_t i, auto part) {
       const Pair g = V::load(z + i, part);
-      return Pair{v.a * activation(g.a, spec.silu), v.b * activation(g.b, spec.silu)};
+      return Pair{v.a * activation<X>(g.a, spec.silu), v.b * activation<X>(g.b, spec.silu)};
     };
     const auto load = [&](int64_t i, auto part) {
       const Pair v = V::load(x + i, part);

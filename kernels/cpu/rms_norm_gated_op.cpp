@@ -16,7 +16,7 @@ bool take_param(AtenTensorHandle tensor, const GatedNormSpec& spec, const Tensor
 
 void launch(const GatedNormSpec& spec, const RowSpace<2>& space, const TensorView& x, const TensorView& out) {
   const Kernels& kernels = chosen_kernels();
-  for_each_rows<2>(space, {&x, &out}, element_bytes(spec.dtype), [&](const Rows(&rows)[2], int64_t count) {
+  for_each_rows<2>(space, {&x, &out}, element_bytes(spec.dtype), kGateWork, [&](const Rows(&rows)[2], int64_t count) {
     kernels.rms_norm_gated(spec, rows[0], Rows{}, rows[1], count);
   });
 }
@@ -24,7 +24,7 @@ void launch(const GatedNormSpec& spec, const RowSpace<2>& space, const TensorVie
 void launch(const GatedNormSpec& spec, const RowSpace<3>& space, const TensorView& x, const TensorView& z,
             const TensorView& out) {
   const Kernels& kernels = chosen_kernels();
-  for_each_rows<3>(space, {&x, &z, &out}, element_bytes(spec.dtype), [&](const Rows(&rows)[3], int64_t count) {
+  for_each_rows<3>(space, {&x, &z, &out}, element_bytes(spec.dtype), kGateWork, [&](const Rows(&rows)[3], int64_t count) {
     kernels.rms_norm_gated(spec, rows[0], rows[1], rows[2], count);
   });
 }
@@ -50,7 +50,7 @@ bool run(const Arguments& arguments) {
   if (const AtenTensorHandle gate = arguments.optional_tensor(1); gate != nullptr) {
     const TensorView z(gate);
     RowSpace<3> space;
-    if (!z.is_rows_like(x) || z.overlaps(out)) return false;
+    if (!z.is_rows_like(x) || (z.overlaps(out) && !out.is_same_view(z))) return false;
     if (!space.build(x.num_dims - 1, x.sizes, {x.strides, z.strides, out.strides})) return false;
     launch(spec, space, x, z, out);
   } else {

@@ -99,6 +99,8 @@ struct Generic {
     const Bits half = bit_cast<Bits>(bit_cast<Signed>(whole) >> 1);
     return x * bit_cast<Vec>((half + 127) << 23) * bit_cast<Vec>((whole - half + 127) << 23);
   }
+  static constexpr bool kScalesByFloor = false;  // whether scale takes any n, for its floor; then there is fraction
+  static Vec fraction(Vec x) { return x; }
   static Vec round_to_integer(Vec x) {
     const Vec magic = broadcast(12582912.0f);
     return (x + magic) - magic;
