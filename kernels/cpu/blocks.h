@@ -16,6 +16,26 @@ inline void for_each_block(int64_t size, Body body) {
   if (i < size) body(i, Part{static_cast<int>(size - i)});
 }
 
+// Short rows are worked on several at once, a sum for each, then a root for each, then the results: a row alone would
+// wait for its own sum and root. A call on 128 rows of 128, bf16, one core of Zen 5: 5.4 us instead of 6.3 gated, 4.0
+// instead of 4.7 plain.
+constexpr int kRowsAtOnce = 8;
+constexpr int64_t kShortRow = 512;  // elements; eight such rows of two operands stay in the L1 cache
+
+struct One {  // a count that the compiler knows
+  constexpr operator int() const { return 1; }
+};
+
+// f(first, count) for as many rows at once as pays, until num_rows are done; count is One or an int up to kRowsAtOnce.
+template <class F>
+inline void for_each_few_rows(int64_t num_rows, int64_t size, F f) {
+  int64_t m = 0;
+  if (size <= kShortRow)
+    for (; m < num_rows; m += kRowsAtOnce)
+      f(m, static_cast<int>(num_rows - m < kRowsAtOnce ? num_rows - m : kRowsAtOnce));
+  for (; m < num_rows; ++m) f(m, One{});
+}
+
 // What pass 1 finds in a row.
 struct RowSums {
   float squares;   // the sum of the squares

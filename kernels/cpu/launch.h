@@ -40,7 +40,7 @@ inline void for_each_rows(const RowSpace<Operands>& space, const TensorView* con
     space.for_each_run(begin, end, [&](const int64_t(&offsets)[Operands], int64_t count) {
       Rows rows[Operands];
       for (int k = 0; k < Operands; ++k)
-        rows[k] = {tensors[k]->data + offsets[k] * element_bytes, space.row_stride(k)};
+        rows[k] = {tensors[k]->data + offsets[k] * element_bytes, space.row_stride(k), space.ahead(k)};
       run(rows, count);
     });
   });

@@ -14,6 +14,7 @@ constexpr int64_t element_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 
 struct Rows {
   void* data = nullptr;
   int64_t stride = 0;
+  int64_t ahead = 0;  // distance from a row to the one to fetch into the cache meanwhile, in elements
 };
 
 // A weight or a bias, (N,), contiguous; data is null where there is none.

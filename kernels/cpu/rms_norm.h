@@ -7,10 +7,15 @@
 namespace serving_ops::cpu {
 namespace {
 
-// What is done to n, the normalised fp32 value, before it is stored. V is given at the use: see Normal in vec.h.
+// What is done to n, the normalised fp32 value, before it is stored, given w, the weight's block. V is given at the use:
+// see Normal in vec.h.
 struct NoWeight {
   template <class V, class Size>
-  typename V::Pair apply(typename V::Pair n, int64_t, Size) const {
+  typename V::Pair load(int64_t, Size) const {
+    return typename V::Pair{};
+  }
+  template <class V>
+  typename V::Pair apply(typename V::Pair n, typename V::Pair) const {
     return n;
   }
 };
@@ -20,8 +25,12 @@ template <class X>
 struct RoundedWeight {
   const X* weight;
   template <class V, class Size>
-  typename V::Pair apply(typename V::Pair n, int64_t i, Size part) const {
-    const auto w = V::load(weight + i, part), r = V::rounded(n, X{});
+  typename V::Pair load(int64_t i, Size part) const {
+    return V::load(weight + i, part);
+  }
+  template <class V>
+  typename V::Pair apply(typename V::Pair n, typename V::Pair w) const {
+    const auto r = V::rounded(n, X{});
     return {r.a * w.a, r.b * w.b};
   }
 };
@@ -32,9 +41,13 @@ struct OffsetWeight {
   const W* weight;
   float offset;
   template <class V, class Size>
-  typename V::Pair apply(typename V::Pair n, int64_t i, Size part) const {
+  typename V::Pair load(int64_t i, Size part) const {
     const auto w = load_param<V, X>(weight + i, part);
-    return {n.a * (w.a + offset), n.b * (w.b + offset)};
+    return {w.a + offset, w.b + offset};
+  }
+  template <class V>
+  typename V::Pair apply(typename V::Pair n, typename V::Pair w) const {
+    return {n.a * w.a, n.b * w.b};
   }
 };
 
@@ -59,59 +72,76 @@ inline void with_weight(const NormSpec& spec, F f) {
 template <class V>
 struct RmsNorm {
   using Pair = typename V::Pair;
+  static constexpr int kToWrite = 1;  // for __builtin_prefetch
 
-  // The row is load(i, part); keep(i, s, part) stores what else is wanted of it.
-  template <class X, class Weight, class Load, class Keep>
-  static void row(const NormSpec& spec, double inverse_size, Weight weight, X* out, Load load, Keep keep) {
+  // A few rows: row m is load(m, i, part); keep(rounding, m, i, s, part) stores what else is wanted of it, and asks for
+  // what comes next.
+  template <class X, class Weight, class Count, class Load, class Keep>
+  static void few_rows(const NormSpec& spec, Weight weight, X* out, int64_t out_stride, Count count, Load load,
+                       Keep keep) {
     constexpr bool careful = kFlushes<V, X>;
-    const RowSums sums = sum_row<V, careful>(spec.size, load);
-    const float scale = inverse_rms(sums.squares, inverse_size, spec.eps);
-    const auto normalise = [=](auto rounding) {
-      using Rounding = decltype(rounding);
-      for_each_block<V>(spec.size, [=](int64_t i, auto part) {
-        const Pair s = load(i, part), n = {s.a * scale, s.b * scale};
-        keep(rounding, i, s, part);
-        Rounding::store(out + i, weight.template apply<Rounding>(n, i, part), part);
-      });
-    };
     // n this large leaves no subnormal unless a weight is below 2^-63.
     constexpr float kNormalSum = 0x1p-126f, kLargeEnough = 0x1p-62f;
-    const bool normal = sums.smallest >= kNormalSum && sums.smallest * scale >= kLargeEnough;
+    const double inverse_size = 1.0 / static_cast<double>(spec.size);
+    RowSums sums[kRowsAtOnce];
+    float scales[kRowsAtOnce];
+    for (int m = 0; m < count; ++m)
+      sums[m] = sum_row<V, careful>(spec.size, [=](int64_t i, auto part) { return load(m, i, part); });
+    for (int m = 0; m < count; ++m) scales[m] = inverse_rms(sums[m].squares, inverse_size, spec.eps);
+    bool normal = true;
+    for (int m = 0; m < count; ++m)
+      normal &= sums[m].smallest >= kNormalSum && sums[m].smallest * scales[m] >= kLargeEnough;
+    const auto normalise = [&](auto rounding) {
+      using Rounding = decltype(rounding);
+      for_each_block<V>(spec.size, [&](int64_t i, auto part) {
+        const Pair w = weight.template load<Rounding>(i, part);
+        for (int m = 0; m < count; ++m) {
+          const Pair s = load(m, i, part), n = {s.a * scales[m], s.b * scales[m]};
+          keep(rounding, m, i, s, part);
+          Rounding::store(out + m * out_stride + i, weight.template apply<Rounding>(n, w), part);
+        }
+      });
+    };
     if (careful && !normal) normalise(V{});
     else normalise(typename V::Normal{});
   }
 
   static void fused_add_rms_norm(const NormSpec& spec, Rows x_rows, Rows residual_rows, int64_t num_rows) {
-    const double inverse_size = 1.0 / static_cast<double>(spec.size);
     with_dtype(spec.dtype, [&](auto dtype) {
       using X = decltype(dtype);
       with_weight<X>(spec, [&](auto weight) {
-        for (int64_t m = 0; m < num_rows; ++m) {
-          X* x = static_cast<X*>(x_rows.data) + m * x_rows.stride;
-          X* residual = static_cast<X*>(residual_rows.data) + m * residual_rows.stride;
-          const auto added = [=](int64_t i, auto part) {
-            const Pair u = V::load(x + i, part), v = V::load(residual + i, part);
+        for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
+          X* x = static_cast<X*>(x_rows.data) + first * x_rows.stride;
+          X* residual = static_cast<X*>(residual_rows.data) + first * residual_rows.stride;
+          const auto added = [=](int m, int64_t i, auto part) {
+            const Pair u = V::load(x + m * x_rows.stride + i, part);
+            const Pair v = V::load(residual + m * residual_rows.stride + i, part);
             return Pair{u.a + v.a, u.b + v.b};
           };
-          const auto keep = [=](auto rounding, int64_t i, Pair s, auto part) { rounding.store(residual + i, s, part); };
-          row(spec, inverse_size, weight, x, added, keep);
-        }
+          const auto keep = [=](auto rounding, int m, int64_t i, Pair s, auto part) {
+            __builtin_prefetch(x + m * x_rows.stride + i + x_rows.ahead, kToWrite);
+            __builtin_prefetch(residual + m * residual_rows.stride + i + residual_rows.ahead, kToWrite);
+            rounding.store(residual + m * residual_rows.stride + i, s, part);
+          };
+          few_rows(spec, weight, x, x_rows.stride, count, added, keep);
+        });
       });
     });
   }
 
   static void rms_norm(const NormSpec& spec, Rows x_rows, Rows out_rows, int64_t num_rows) {
-    const double inverse_size = 1.0 / static_cast<double>(spec.size);
     with_dtype(spec.dtype, [&](auto dtype) {
       using X = decltype(dtype);
       with_weight<X>(spec, [&](auto weight) {
-        for (int64_t m = 0; m < num_rows; ++m) {
-          const X* x = static_cast<const X*>(x_rows.data) + m * x_rows.stride;
-          X* out = static_cast<X*>(out_rows.data) + m * out_rows.stride;
-          const auto load = [=](int64_t i, auto part) { return V::load(x + i, part); };
-          const auto keep = [](auto, int64_t, Pair, auto) {};
-          row(spec, inverse_size, weight, out, load, keep);
-        }
+        for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
+          const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride;
+          X* out = static_cast<X*>(out_rows.data) + first * out_rows.stride;
+          const auto load = [=](int m, int64_t i, auto part) { return V::load(x + m * x_rows.stride + i, part); };
+          const auto keep = [=](auto, int m, int64_t i, Pair, auto) {
+            __builtin_prefetch(x + m * x_rows.stride + i + x_rows.ahead);
+          };
+          few_rows(spec, weight, out, out_rows.stride, count, load, keep);
+        });
       });
     });
   }

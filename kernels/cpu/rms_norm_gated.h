@@ -55,46 +55,51 @@ struct RmsNormGated {
     return V::load(static_cast<const X*>(p.data) + i, part);
   }
 
-  template <Gate gate, class X>
-  static void group(const GatedNormSpec& spec, double inverse_size, int64_t start, const X* x, const X* z, X* out) {
-    const auto gated = [&](Pair v, int64_t i, auto part) {
-      const Pair g = V::load(z + i, part);
+  // The group that begins at `start`, of a few rows.
+  template <Gate gate, class X, class Count>
+  static void few_groups(const GatedNormSpec& spec, int64_t start, Rows x_rows, Rows z_rows, Rows out_rows,
+                         int64_t first, Count count) {
+    const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride + start;
+    const X* z = gate == Gate::none ? nullptr : static_cast<const X*>(z_rows.data) + first * z_rows.stride + start;
+    X* out = static_cast<X*>(out_rows.data) + first * out_rows.stride + start;
+    const auto gated = [&](Pair v, int m, int64_t i, auto part) {
+      const Pair g = V::load(z + m * z_rows.stride + i, part);
       return Pair{v.a * activation<X>(g.a, spec.silu), v.b * activation<X>(g.b, spec.silu)};
     };
-    const auto load = [&](int64_t i, auto part) {
-      const Pair v = V::load(x + i, part);
-      if constexpr (gate == Gate::before_norm) return gated(v, i, part);
+    const auto load = [&](int m, int64_t i, auto part) {
+      const Pair v = V::load(x + m * x_rows.stride + i, part);
+      if constexpr (gate == Gate::before_norm) return gated(v, m, i, part);
       return v;
     };
-    const float sum = sum_row<V, false>(spec.group_size, load).squares;
-    const Vec scale = V::broadcast(inverse_rms(sum, inverse_size, spec.eps));
+    const double inverse_size = 1.0 / static_cast<double>(spec.group_size);
+    float scales[kRowsAtOnce];
+    for (int m = 0; m < count; ++m)
+      scales[m] = sum_row<V, false>(spec.group_size, [&](int64_t i, auto part) { return load(m, i, part); }).squares;
+    for (int m = 0; m < count; ++m) scales[m] = inverse_rms(scales[m], inverse_size, spec.eps);
+    const bool has_weight = spec.weight.data != nullptr, has_bias = spec.bias.data != nullptr;
     for_each_block<V>(spec.group_size, [&](int64_t i, auto part) {
-      Pair y = load(i, part);
-      y = {y.a * scale, y.b * scale};
-      if (spec.weight.data != nullptr) {
-        const Pair w = param<X>(spec.weight, start + i, part);
-        y = {y.a * w.a, y.b * w.b};
+      const Pair w = has_weight ? param<X>(spec.weight, start + i, part) : Pair{};
+      const Pair b = has_bias ? param<X>(spec.bias, start + i, part) : Pair{};
+      for (int m = 0; m < count; ++m) {
+        __builtin_prefetch(x + m * x_rows.stride + i + x_rows.ahead);
+        if constexpr (gate != Gate::none) __builtin_prefetch(z + m * z_rows.stride + i + z_rows.ahead);
+        const Vec scale = V::broadcast(scales[m]);
+        Pair y = load(m, i, part);
+        y = {y.a * scale, y.b * scale};
+        if (has_weight) y = {y.a * w.a, y.b * w.b};
+        if (has_bias) y = {y.a + b.a, y.b + b.b};
+        if constexpr (gate == Gate::after_norm) y = gated(y, m, i, part);
+        V::store(out + m * out_rows.stride + i, y, part);
       }
-      if (spec.bias.data != nullptr) {
-        const Pair b = param<X>(spec.bias, start + i, part);
-        y = {y.a + b.a, y.b + b.b};
-      }
-      if constexpr (gate == Gate::after_norm) y = gated(y, i, part);
-      V::store(out + i, y, part);
     });
   }
 
   template <Gate gate, class X>
   static void rows(const GatedNormSpec& spec, Rows x, Rows z, Rows out, int64_t num_rows) {
-    const double inverse_size = 1.0 / static_cast<double>(spec.group_size);
-    for (int64_t m = 0; m < num_rows; ++m) {
-      const X* x_row = static_cast<const X*>(x.data) + m * x.stride;
-      const X* z_row = gate == Gate::none ? nullptr : static_cast<const X*>(z.data) + m * z.stride;
-      X* out_row = static_cast<X*>(out.data) + m * out.stride;
+    for_each_few_rows(num_rows, spec.group_size, [&](int64_t first, auto count) {
       for (int64_t start = 0; start < spec.size; start += spec.group_size)
-        group<gate>(spec, inverse_size, start, x_row + start, gate == Gate::none ? nullptr : z_row + start,
-                    out_row + start);
-    }
+        few_groups<gate, X>(spec, start, x, z, out, first, count);
+    });
   }
 
   static void rms_norm_gated(const GatedNormSpec& spec, Rows x, Rows z, Rows out, int64_t num_rows) {

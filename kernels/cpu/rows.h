@@ -32,6 +32,9 @@ class RowSpace {
   // Distance between rows within a run.
   int64_t row_stride(int operand) const { return num_dims_ > 0 ? dims_[0].stride[operand] : 0; }
 
+  // Distance from a row to one that comes later: the next, or the same row of the next run.
+  int64_t ahead(int operand) const { return num_dims_ > 1 ? dims_[1].stride[operand] : row_stride(operand); }
+
   // run(offsets, count) for each run of rows of constant stride that makes up rows begin..end.
   template <class Run>
   void for_each_run(int64_t begin, int64_t end, Run run) const {
