@@ -16,13 +16,17 @@ COMPILE_CACHE = "compile_cache"
 IR_PROVIDERS = "ir_providers"
 PRIORITY = "priority"
 RMS_NORM_GATED = "rms_norm_gated"
+GEMMA_RMS_NORM = "gemma_rms_norm"
 
-FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM_GATED)
+FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM_GATED, GEMMA_RMS_NORM)
 """Modules of this package, each with an `install()` that may be called again and raises where it cannot.
 
 The start-up report comes first: it tells what became of the others. The cache key comes before what changes
 compiled code: without it vLLM would reuse artifacts compiled with other operators.
 """
+
+CPU_ALONE = {GEMMA_RMS_NORM}
+"""Features measured to gain on CPU, and on CUDA not measured: there vLLM's own class stays, on our IR providers."""
 
 failures: dict[str, str] = {}
 """Feature -> why it is not in place, in this process."""
@@ -42,6 +46,13 @@ def why_no_kernels() -> str | None:
     return f"no kernels for {type(current_platform).__name__}"
 
 
+def here() -> tuple[str, ...]:
+    """The features for this platform."""
+    from vllm.platforms import current_platform
+
+    return tuple(feature for feature in FEATURES if feature not in CPU_ALONE or current_platform.is_cpu())
+
+
 def _load(feature: str) -> Callable[[], None]:
     return cast(Callable[[], None], importlib.import_module(f"serving_ops.integrations.vllm.{feature}").install)
 
@@ -59,7 +70,7 @@ def install_all(*, strict: bool) -> None:
     Raises RuntimeError at the first that cannot where `strict`.
     """
     failures.clear()
-    for feature in FEATURES:
+    for feature in here():
         try:
             _install(feature)
         except Exception as error:  # whatever a version of vLLM does differently, the engine must start

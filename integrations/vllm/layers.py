@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,38 @@ def _is_batch_invariant(layer: Any) -> bool:
     )
 
 
+def _why_not_replaced(layer: Any) -> str:
+    return _why_not_installed(features.RMS_NORM_GATED) or f"it was built as {type(layer).__name__}"
+
+
+def _replaced_layer(layer: Any, kind: str, specs: tuple[NormSpec, ...], unwanted: str | None = None) -> NormLayer:
+    """A layer whose class is ours."""
+    reason = unwanted or ("its prewarm failed" if type(layer).stay_native else _why_reference(specs))
+    if reason is not None:
+        layer.stay_native = True  # vLLM's own code is faster than our reference
+    return NormLayer(kind, specs, reason)
+
+
+def _gemma_layer(layer: Any, x: _Activations) -> NormLayer:
+    from serving_ops.integrations.vllm.gemma_rms_norm import WEIGHT_OFFSET
+
+    plain, fused = (
+        NormSpec(
+            op,
+            layer.weight.numel(),
+            x.dtype,
+            layer.weight.dtype,
+            x.device,
+            eps=layer.variance_epsilon,
+            weight_offset=WEIGHT_OFFSET,
+        )
+        for op in IR_OPS
+    )
+    specs = (plain, fused) if plain.size == x.hidden_size else (plain, fused, _as_view(plain))
+    unwanted = next(filter(None, map(_why_dispatched_elsewhere, specs)), None)  # the user's IR priority holds here too
+    return _replaced_layer(layer, "GemmaRMSNorm", specs, unwanted)
+
+
 def _gated_layer(layer: Any, x: _Activations) -> NormLayer:
     spec = NormSpec(
         GATED_OP,
@@ -134,24 +166,14 @@ def _gated_layer(layer: Any, x: _Activations) -> NormLayer:
         group_size=layer.group_size,
         has_bias=layer.bias is not None,
     )
-    specs = (spec, _as_view(spec))
-    reason = _why_gated_native(layer)
-    if reason is None:
-        reason = _why_reference(specs)
-        if reason is not None:
-            layer.stay_native = True  # vLLM's own code is faster than our reference
-    return NormLayer("RMSNormGated", specs, reason)
+    return _replaced_layer(layer, "RMSNormGated", (spec, _as_view(spec)))
 
 
-def _why_gated_native(layer: Any) -> str | None:
-    reason = _why_not_installed(features.RMS_NORM_GATED)
-    if reason is not None:
-        return reason
-    from serving_ops.integrations.vllm.rms_norm_gated import ServingOpsRMSNormGated
-
-    if not isinstance(layer, ServingOpsRMSNormGated):
-        return f"it was built as {type(layer).__name__}"
-    return "its prewarm failed" if type(layer).stay_native else None
+OF_OURS: dict[str, Callable[[Any, _Activations], NormLayer]] = {
+    "ServingOpsRMSNormGated": _gated_layer,
+    "ServingOpsGemmaRMSNorm": _gemma_layer,
+}
+"""Our out-of-tree classes, by name: their modules import vLLM's layers."""
 
 
 def sample_arguments(spec: NormSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -190,12 +212,15 @@ def norm_layers(
     x = _Activations(dtype, device, hidden_size, head_size)
     found = []
     for layer in (module for model in models for module in model.modules()):
-        if isinstance(layer, RMSNorm):
+        kind = type(layer).__name__
+        if kind in OF_OURS:
+            found.append(OF_OURS[kind](layer, x))
+        elif isinstance(layer, RMSNorm):
             found.append(_ir_layer(layer, "RMSNorm", layer.weight.dtype if layer.has_weight else None, x))
         elif isinstance(layer, GemmaRMSNorm):
             found.append(_ir_layer(layer, "GemmaRMSNorm", torch.float32, x))
         elif isinstance(layer, RMSNormGated):
-            found.append(_gated_layer(layer, x))
-        elif "RMSNorm" in type(layer).__name__:
-            found.append(NormLayer(type(layer).__name__, (), NO_ADAPTER))
+            found.append(NormLayer("RMSNormGated", (), _why_not_replaced(layer)))
+        elif "RMSNorm" in kind:
+            found.append(NormLayer(kind, (), NO_ADAPTER))
     return found

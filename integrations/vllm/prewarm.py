@@ -48,19 +48,15 @@ def _prewarm(specs: Sequence[NormSpec]) -> dict[str, str]:
 
 
 def _give_back(failed: dict[str, str]) -> None:
+    from serving_ops.integrations.vllm.out_of_tree import classes_calling
+
     features.native_ops.update(failed)
     for op, reason in failed.items():
         _logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
         if op in layers.IR_OPS:
             priority.drop(op)
-        else:
-            _drop_gated()
-
-
-def _drop_gated() -> None:
-    from serving_ops.integrations.vllm.rms_norm_gated import ServingOpsRMSNormGated
-
-    ServingOpsRMSNormGated.stay_native = True
+        for ours in classes_calling(op):
+            ours.stay_native = True
 
 
 def after_failures(layer: NormLayer, outcome: Outcome) -> NormLayer:

@@ -17,6 +17,7 @@ from serving_ops import checks, counters, cuda, reference, support
 from serving_ops.schemas import library
 
 NAME = "rms_norm_gated"
+_default, _out = torch.ops.serving_ops.rms_norm_gated.default, torch.ops.serving_ops.rms_norm_gated.out
 
 
 class Options(NamedTuple):
@@ -58,11 +59,29 @@ def rms_norm_gated(
     Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong. What the kernels do
     not take runs on `serving_ops.reference`; `serving_ops.explain` says why.
     """
-    options = Options(bias, norm_before_gate, activation, group_size)._asdict()
     if out is None:
-        result: Tensor = torch.ops.serving_ops.rms_norm_gated.default(x, z, weight, eps, **options)
+        result: Tensor = _default(
+            x,
+            z,
+            weight,
+            eps,
+            bias=bias,
+            norm_before_gate=norm_before_gate,
+            activation=activation,
+            group_size=group_size,
+        )
         return result
-    torch.ops.serving_ops.rms_norm_gated.out(x, z, weight, eps, **options, out=out)
+    _out(
+        x,
+        z,
+        weight,
+        eps,
+        bias=bias,
+        norm_before_gate=norm_before_gate,
+        activation=activation,
+        group_size=group_size,
+        out=out,
+    )
     return out
 
 

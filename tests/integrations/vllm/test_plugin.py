@@ -48,9 +48,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         getattr(ir.ops, op).set_default(OURS_FIRST)
     yield
     features.native_ops.clear()
-    from serving_ops.integrations.vllm.rms_norm_gated import ServingOpsRMSNormGated
+    from serving_ops.integrations.vllm.out_of_tree import OnServingOps
 
-    ServingOpsRMSNormGated.stay_native = False
+    for ours in OnServingOps.__subclasses__():
+        ours.stay_native = False
 
 
 @pytest.fixture
@@ -257,6 +258,83 @@ def test_the_gated_layer_agrees_with_vllms_on_what_it_takes_and_on_what_it_leave
     assert after["kernel"] - before["kernel"] == (case in GATED_TAKEN)
     assert after["reference"] == before["reference"]
     torch.testing.assert_close(result, RMSNormGated.forward_native(layer, x, z))
+
+
+def _gemma() -> Any:
+    from vllm.model_executor.layers.layernorm import GemmaRMSNorm
+
+    layer = GemmaRMSNorm(256)
+    with torch.no_grad():
+        layer.weight.copy_(_rows(256))
+    return layer.to(DEVICE, torch.bfloat16).requires_grad_(False)
+
+
+GEMMA_INPUTS = {
+    "rows": (_rows(4, 256), None),
+    "rows with a residual": (_rows(4, 256), _rows(4, 256) * 0.5),
+    "heads in a wider buffer": (_rows(4, 2048)[:, :1024].view(4, 4, 256), None),
+    "a last stride of 4": (_rows(256, 4).t(), None),
+    "float64": (_rows(4, 256, dtype=torch.float64), _rows(4, 256, dtype=torch.float64)),
+    "a residual in fp32": (_rows(4, 256), _rows(4, 256, dtype=torch.float32)),
+}
+GEMMA_TAKEN = ("rows", "rows with a residual", "heads in a wider buffer")
+
+on_cpu = pytest.mark.skipif(DEVICE.type != "cpu", reason="the class is ours on CPU alone")
+
+
+@on_cpu
+@pytest.mark.parametrize("case", GEMMA_TAKEN)
+def test_the_gemma_layer_agrees_with_vllms_and_skips_its_ir(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str
+) -> None:
+    from vllm import ir
+    from vllm.model_executor.layers.layernorm import GemmaRMSNorm
+
+    x, residual = GEMMA_INPUTS[case]
+    layer = _gemma()
+    native = {op: getattr(ir.ops, op).impls["native"].impl_fn for op in priority.OPS}
+    weight = layer.weight.float() + 1.0
+    if residual is None:
+        expected = native["rms_norm"](x, weight, layer.variance_epsilon)
+    else:
+        expected = native["fused_add_rms_norm"](x, residual, weight, layer.variance_epsilon)
+        x, residual = x.clone(), residual.clone()
+    monkeypatch.setattr(GemmaRMSNorm, "forward_native", lambda *_: pytest.fail("vLLM's own code ran"))
+    result = layer(x) if residual is None else layer(x, residual)
+    torch.testing.assert_close(result, expected)
+    if residual is not None:
+        assert [tensor.data_ptr() for tensor in result] == [x.data_ptr(), residual.data_ptr()]
+
+
+@on_cpu
+@pytest.mark.parametrize("case", [case for case in GEMMA_INPUTS if case not in GEMMA_TAKEN])
+def test_what_the_gemma_layer_does_not_take_stays_vllms(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str
+) -> None:
+    layer = _gemma()
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(*GEMMA_INPUTS[case])
+
+
+@on_cpu
+def test_the_users_ir_priority_holds_for_gemma_layers_too(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    from vllm import ir
+
+    ir.ops.fused_add_rms_norm.set_default(["native"])
+    layer = _gemma()
+    assert _survey(layer)[0].native_because == "the IR priority of fused_add_rms_norm starts with native"
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(*GEMMA_INPUTS["rows"])
+
+
+@on_cpu
+def test_gemma_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    spec = dataclasses.replace(SPEC, weight_offset=1.0)
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
+    layer = _gemma()
+    prewarm.run([NormLayer("GemmaRMSNorm", (spec,), None)])
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(*GEMMA_INPUTS["rows"])
 
 
 def test_another_plugins_gated_class_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:

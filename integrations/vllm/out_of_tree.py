@@ -1,0 +1,51 @@
+"""Putting a subclass of ours behind one of vLLM's layer classes: vLLM then builds ours by the old name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from serving_ops.prewarm import Op
+from serving_ops.support import KERNEL_DTYPES
+from vllm.model_executor.custom_op import CustomOp, op_registry_oot
+
+
+class OnServingOps:
+    """Mixed into each of our classes: `forward_native` and `forward_cuda` call our operators unless told otherwise."""
+
+    ops: tuple[Op, ...]
+    """The operators that the class calls."""
+
+    stay_native = False
+    """Set on a class where prewarm failed, on a layer where no kernel takes its size: vLLM's own code runs."""
+
+
+def classes_calling(op: Op) -> Iterator[type[OnServingOps]]:
+    """Our classes that call an operator."""
+    return (ours for ours in OnServingOps.__subclasses__() if op in ours.ops)
+
+
+def replace(in_tree: type[CustomOp], ours: type[CustomOp]) -> None:
+    """Have vLLM build `ours` for `in_tree`, once a process. Raises RuntimeError where another plugin replaced it."""
+    name, flag = in_tree.__name__, in_tree.name
+    present = op_registry_oot.get(name)
+    if present is ours:
+        return
+    if present is not None:
+        raise RuntimeError(f"{present.__module__}.{present.__name__} already replaces {name}")
+    CustomOp.register_oot(name=name)(ours)
+    ours.name = flag  # register_oot overwrote it, and custom_ops flags go by it
+
+
+def rows_fit(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether the kernels take rows like x's with this weight, from metadata alone (the call may be traced)."""
+    if x.dtype not in KERNEL_DTYPES or x.stride(-1) != 1:
+        return False
+    return weight is None or weight.dtype in (x.dtype, torch.float32)
+
+
+def alike(x: Tensor, other: Tensor) -> bool:
+    """Whether a second operand's rows fit too, and match x's."""
+    return other.dtype == x.dtype and other.shape == x.shape and other.stride(-1) == 1
