@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 from serving_ops import cpu, support
 
@@ -17,6 +17,7 @@ IR_PROVIDERS = "ir_providers"
 PRIORITY = "priority"
 RMS_NORM_GATED = "rms_norm_gated"
 GEMMA_RMS_NORM = "gemma_rms_norm"
+MIXER2_RMS_NORM_GATED = "mixer2_rms_norm_gated"
 
 FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM_GATED, GEMMA_RMS_NORM)
 """Modules of this package, each with an `install()` that may be called again and raises where it cannot.
@@ -25,8 +26,11 @@ The start-up report comes first: it tells what became of the others. The cache k
 compiled code: without it vLLM would reuse artifacts compiled with other operators.
 """
 
-CPU_ALONE = {GEMMA_RMS_NORM}
-"""Features measured to gain on CPU, and on CUDA not measured: there vLLM's own class stays, on our IR providers."""
+STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED,)
+"""The same, for models with state-space layers: they import vLLM's, which takes 1.2 s, so no other model has them."""
+
+CPU_ALONE = {GEMMA_RMS_NORM, MIXER2_RMS_NORM_GATED}
+"""Features measured to gain on CPU, and not measured on CUDA: there vLLM's own classes stay."""
 
 failures: dict[str, str] = {}
 """Feature -> why it is not in place, in this process."""
@@ -46,11 +50,10 @@ def why_no_kernels() -> str | None:
     return f"no kernels for {type(current_platform).__name__}"
 
 
-def here() -> tuple[str, ...]:
-    """The features for this platform."""
+def _is_for_this_platform(feature: str) -> bool:
     from vllm.platforms import current_platform
 
-    return tuple(feature for feature in FEATURES if feature not in CPU_ALONE or current_platform.is_cpu())
+    return feature not in CPU_ALONE or bool(current_platform.is_cpu())
 
 
 def _load(feature: str) -> Callable[[], None]:
@@ -70,7 +73,19 @@ def install_all(*, strict: bool) -> None:
     Raises RuntimeError at the first that cannot where `strict`.
     """
     failures.clear()
-    for feature in here():
+    _install_each(FEATURES, strict=strict)
+    if STARTUP in failures:
+        _logger.warning("serving_ops cannot report at start-up: %s", failures[STARTUP])
+
+
+def install_for(model_config: Any, *, strict: bool) -> None:
+    """The same for what a model needs beyond that, before vLLM builds its layers."""
+    if getattr(model_config, "has_inner_state", False):
+        _install_each(STATE_SPACE_FEATURES, strict=strict)
+
+
+def _install_each(features: Iterable[str], *, strict: bool) -> None:
+    for feature in filter(_is_for_this_platform, features):
         try:
             _install(feature)
         except Exception as error:  # whatever a version of vLLM does differently, the engine must start
@@ -79,5 +94,3 @@ def install_all(*, strict: bool) -> None:
                 raise RuntimeError(f"SERVING_OPS=strict: {feature}: {reason}") from error
             failures[feature] = reason
             _logger.debug("serving_ops: %s is not in place", feature, exc_info=True)
-    if STARTUP in failures:
-        _logger.warning("serving_ops cannot report at start-up: %s", failures[STARTUP])

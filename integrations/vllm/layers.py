@@ -19,6 +19,9 @@ from serving_ops.prewarm import Op
 IR_OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
 GATED_OP: Op = "rms_norm_gated"
 
+KEPT_OUT = {"Mixer2RMSNormGated": features.MIXER2_RMS_NORM_GATED}
+"""Classes of vLLM's that are ours where the feature is in place."""
+
 NO_ADAPTER = "no adapter yet"
 HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
 C_KERNEL_IN_EAGER = "vLLM's C kernel takes less host time in eager mode"
@@ -169,9 +172,29 @@ def _gated_layer(layer: Any, x: _Activations) -> NormLayer:
     return _replaced_layer(layer, "RMSNormGated", (spec, _as_view(spec)))
 
 
+def _mixer2_layer(layer: Any, x: _Activations) -> NormLayer:
+    kind, why_native = "Mixer2RMSNormGated", layer.why_native()
+    if why_native is not None:
+        return NormLayer(kind, (), why_native)
+    size = layer.weight.numel()
+    spec = NormSpec(
+        GATED_OP,
+        size,
+        x.dtype,
+        layer.weight.dtype,
+        x.device,
+        eps=layer.variance_epsilon,
+        norm_before_gate=False,
+        group_size=layer.group_size,
+        gate_token_stride=VIEW_SPACING * size,  # the gate is the first columns of a projection
+    )
+    return _replaced_layer(layer, kind, (spec,))
+
+
 OF_OURS: dict[str, Callable[[Any, _Activations], NormLayer]] = {
     "ServingOpsRMSNormGated": _gated_layer,
     "ServingOpsGemmaRMSNorm": _gemma_layer,
+    "ServingOpsMixer2RMSNormGated": _mixer2_layer,
 }
 """Our out-of-tree classes, by name: their modules import vLLM's layers."""
 
@@ -222,5 +245,5 @@ def norm_layers(
         elif isinstance(layer, RMSNormGated):
             found.append(NormLayer("RMSNormGated", (), _why_not_replaced(layer)))
         elif "RMSNorm" in kind:
-            found.append(NormLayer(kind, (), NO_ADAPTER))
+            found.append(NormLayer(kind, (), features.failures.get(KEPT_OUT.get(kind, ""), NO_ADAPTER)))
     return found

@@ -1,20 +1,23 @@
 """One line a worker process, once its model is loaded: what runs on serving_ops, for how many layers, and why not.
 
 vLLM offers plugins no moment between loading and warm-up, so each worker's own `load_model` is wrapped as the
-worker is made. That moment serves both devices and both modes: the layers are built, nothing is compiled or
-captured, and memory is profiled afterwards.
+worker is made: what this model needs beyond the rest is installed before it, the report comes after. That moment
+serves both devices and both modes: the layers are built, nothing is compiled or captured, and memory is profiled
+afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import serving_ops
 from serving_ops import settings
-from serving_ops.integrations.vllm import layers, prewarm
+from serving_ops.integrations.vllm import features, layers, prewarm
 from serving_ops.integrations.vllm.layers import NormLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
@@ -40,18 +43,27 @@ def install() -> None:
 def _then_report(worker: Any, load_model: Any) -> Any:
     @functools.wraps(load_model)
     def load_and_report(*args: Any, **kwargs: Any) -> Any:
-        result = load_model(*args, **kwargs)
         strict = settings.mode() == "strict"
-        try:
+        with _unless_strict(strict, "prepare for the model"):
+            features.install_for(worker.vllm_config.model_config, strict=strict)
+        result = load_model(*args, **kwargs)
+        with _unless_strict(strict, "report at start-up"):
             on_model_loaded(worker, strict=strict)
-        except Exception as error:
-            if strict:
-                raise
-            _logger.warning("serving_ops could not report at start-up: %s", error)
-            _logger.debug("serving_ops: the start-up report failed", exc_info=True)
         return result
 
     return load_and_report
+
+
+@contextlib.contextmanager
+def _unless_strict(strict: bool, what: str) -> Iterator[None]:
+    """An error of ours is logged, and raised only in strict mode."""
+    try:
+        yield
+    except Exception as error:
+        if strict:
+            raise
+        _logger.warning("serving_ops could not %s: %s", what, error)
+        _logger.debug("serving_ops: details", exc_info=True)
 
 
 def on_model_loaded(worker: Any, *, strict: bool) -> None:

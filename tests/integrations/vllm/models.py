@@ -1,6 +1,6 @@
-"""Two very small models with real checkpoints from a seed: a dense one and a gated-delta-net hybrid.
+"""Very small models with real checkpoints from a seed: a dense one, a gated-delta-net hybrid and a Mamba-2.
 
-Run by path: models.py {dense,hybrid} DIRECTORY
+Run by path: models.py {dense,hybrid,mamba2} DIRECTORY
 
 The logits of a model with random weights lie so close that bf16 rounding picks the token. Here the output matrix
 is the input embedding with its rows moved: the model leans to one successor of each token, by a margin, and what its
@@ -31,6 +31,8 @@ _COMMON: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+_OF_ATTENTION = {"intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"}
 
 
 def dense_config() -> Any:
@@ -63,11 +65,19 @@ def hybrid_config() -> Any:
     )
 
 
-CONFIGS = {"dense": dense_config, "hybrid": hybrid_config}
+def mamba2_config() -> Any:
+    """Mamba-2: Mixer2RMSNormGated over 2 groups, its gate a part of a wider projection; RMSNorm."""
+    from transformers import Mamba2Config
+
+    common = {key: value for key, value in _COMMON.items() if key not in _OF_ATTENTION}
+    return Mamba2Config(num_hidden_layers=2, expand=2, head_dim=64, num_heads=8, state_size=64, n_groups=2, **common)
+
+
+CONFIGS = {"dense": dense_config, "hybrid": hybrid_config, "mamba2": mamba2_config}
 
 
 def write_model(name: str, target: Path) -> None:
-    """Write `config.json` and bf16 weights of "dense" or "hybrid" into `target`; no tokenizer."""
+    """Write `config.json` and bf16 weights of one of `CONFIGS` into `target`; no tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
 

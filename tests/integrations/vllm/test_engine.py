@@ -1,4 +1,4 @@
-"""Real engines, eager and compiled, a dense model and a gated-delta-net hybrid, with the plugin and without."""
+"""Real engines, eager and compiled: a dense model, a gated-delta-net hybrid, a Mamba-2; with the plugin and without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.engine
 
-MODELS = ("dense", "hybrid")
+MODELS = ("dense", "hybrid", "mamba2")
 MODES = ("eager", "compiled")
 
 LAYERS = {
@@ -17,6 +17,8 @@ LAYERS = {
     "dense": {"RMSNorm": 9},
     # input and post-attention norm of two layers, q and k norm of the attention layer, the last norm; one GDN layer
     "hybrid": {"GemmaRMSNorm": 7, "RMSNormGated": 1},
+    # the norm before each of two layers and the last one; the gated norm within each
+    "mamba2": {"RMSNorm": 3, "Mixer2RMSNormGated": 2},
 }
 
 ON_CUDA = {
@@ -25,11 +27,14 @@ ON_CUDA = {
     ("dense", "eager"): {},
     ("hybrid", "compiled"): {"GemmaRMSNorm": 5, "RMSNormGated": 1},
     ("hybrid", "eager"): LAYERS["hybrid"],
+    ("mamba2", "compiled"): {"RMSNorm": 3},
+    ("mamba2", "eager"): {},
 }
 
 CALLS_PER_STEP = {
     "dense": {"rms_norm": 5, "fused_add_rms_norm": 4, "rms_norm_gated": 0},
     "hybrid": {"rms_norm": 3, "fused_add_rms_norm": 4, "rms_norm_gated": 1},
+    "mamba2": {"rms_norm": 1, "fused_add_rms_norm": 2, "rms_norm_gated": 2},
 }
 
 NEAR_TIE = 0.1

@@ -337,6 +337,70 @@ def test_gemma_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.
     layer(*GEMMA_INPUTS["rows"])
 
 
+@pytest.fixture
+def mixer2(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> Any:
+    """mixer2(groups=, ranks=, norm=): a layer of 512 columns in all, on the first of that many ranks."""
+    from vllm.model_executor.layers.mamba import mamba_mixer2
+
+    features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
+    monkeypatch.setattr(mamba_mixer2, "get_tensor_model_parallel_rank", lambda: 0)
+
+    def build(groups: int = 4, ranks: int = 1, norm: bool = True) -> Any:
+        monkeypatch.setattr(mamba_mixer2, "get_tensor_model_parallel_world_size", lambda: ranks)
+        layer = mamba_mixer2.Mixer2RMSNormGated(512, groups, norm)
+        if norm:
+            layer.weight.data = _rows(512 // ranks)
+        return layer.to(DEVICE, torch.bfloat16).requires_grad_(False)
+
+    return build
+
+
+@on_cpu
+@pytest.mark.parametrize(("groups", "ranks"), [(1, 1), (4, 1), (4, 2)])
+def test_the_mixer2_layer_agrees_with_vllms_on_a_strided_gate(mixer2: Any, groups: int, ranks: int) -> None:
+    from vllm.model_executor.layers.mamba.mamba_mixer2 import Mixer2RMSNormGated
+
+    layer = mixer2(groups, ranks)
+    x, gate = _rows(5, 512 // ranks), _rows(5, 2048)[:, : 512 // ranks]
+    before = counters.snapshot()["rms_norm_gated"]
+    result = layer(x, gate)
+    after = counters.snapshot()["rms_norm_gated"]
+    assert after["kernel"] == before["kernel"] + 1
+    # vLLM rounds the normed row before the weight
+    torch.testing.assert_close(result, Mixer2RMSNormGated.forward_native(layer, x, gate), rtol=0.02, atol=1e-3)
+
+
+@on_cpu
+def test_a_mixer2_layer_that_does_more_than_norm_its_own_rows_stays_vllms(
+    monkeypatch: pytest.MonkeyPatch, mixer2: Any
+) -> None:
+    reasons = [_survey(mixer2(**options))[0].native_because for options in ({"groups": 1, "ranks": 2}, {"norm": False})]
+    assert reasons == ["its groups are spread over tensor-parallel ranks", "it gates without a norm"]
+    layer = mixer2(norm=False)
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(_rows(5, 512), _rows(5, 512))
+
+
+@on_cpu
+def test_mixer2_layers_are_counted_and_prewarmed_on_a_gate_in_wider_rows(
+    monkeypatch: pytest.MonkeyPatch, mixer2: Any
+) -> None:
+    asked: list[NormSpec] = []
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
+    survey = _survey(mixer2())
+    assert "on for 1 of 1 Mixer2RMSNormGated" in startup.describe(survey, DEVICE.type, "")
+    prewarm.run(survey)
+    assert [(spec.op, spec.size, spec.group_size, spec.norm_before_gate) for spec in asked] == [
+        ("rms_norm_gated", 512, 128, False)
+    ]
+    assert asked[0].gate_token_stride is not None
+
+
+def test_models_without_state_space_layers_do_not_import_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_install", lambda feature: pytest.fail(f"{feature} was installed"))
+    features.install_for(SimpleNamespace(has_inner_state=False), strict=True)
+
+
 def test_another_plugins_gated_class_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.custom_op import op_registry_oot
 
@@ -426,15 +490,19 @@ def test_strict_stops_start_up_with_the_reason_when_a_layer_falls_back(
         startup.on_model_loaded(_worker(_model(in_vllm)), strict=True)
 
 
-def test_a_report_that_fails_does_not_stop_the_engine_in_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("failing", "name"), [(features, "install_for"), (startup, "on_model_loaded")])
+def test_a_failure_of_ours_around_loading_does_not_stop_the_engine_in_auto(
+    monkeypatch: pytest.MonkeyPatch, failing: Any, name: str
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(startup, "on_model_loaded", fail)
-    assert startup._then_report(object(), lambda: "loaded")() == "loaded"
+    monkeypatch.setattr(failing, name, fail)
+    worker = _worker(torch.nn.Module())
+    assert startup._then_report(worker, lambda: "loaded")() == "loaded"
     monkeypatch.setenv("SERVING_OPS", "strict")
     with pytest.raises(RuntimeError, match="broken"):
-        startup._then_report(object(), lambda: "loaded")()
+        startup._then_report(worker, lambda: "loaded")()
 
 
 def test_prewarm_asks_for_each_norm_of_the_layers_that_are_on_once(
