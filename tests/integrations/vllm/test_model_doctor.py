@@ -1,0 +1,39 @@
+"""`python -m serving_ops doctor --model` says what the engine's start-up line says, without an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from serving_ops import cpu
+
+pytestmark = pytest.mark.skipif(cpu.cpu_library() is None, reason="the C++ library was not built")
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "SERVING_OPS": "off", "VLLM_NO_USAGE_STATS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hybrid", {"7 of 7 GemmaRMSNorm", "1 of 1 RMSNormGated"}),
+        ("mamba2", {"3 of 3 RMSNorm", "2 of 2 Mixer2RMSNormGated"}),
+    ],
+)
+def test_it_counts_the_layers_that_an_engine_would_put_on_ours(tmp_path: Path, name: str, expected: set[str]) -> None:
+    write = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import models; models.CONFIGS[sys.argv[2]]().save_pretrained('.')"
+    )
+    subprocess.run([sys.executable, "-c", write, str(HERE), name], cwd=tmp_path, check=True)
+    command = [sys.executable, "-m", "serving_ops", "doctor", "--json", "--eager", "--model", str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    on = json.loads(done.stdout)["model"].partition("on for ")[2].partition("; ")[0]
+    assert set(on.split(", ")) == expected
