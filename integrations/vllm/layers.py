@@ -152,8 +152,14 @@ def _gemma_layer(layer: Any, x: _Activations) -> NormLayer:
         for op in IR_OPS
     )
     specs = (plain, fused) if plain.size == x.hidden_size else (plain, fused, _as_view(plain))
-    unwanted = next(filter(None, map(_why_dispatched_elsewhere, specs)), None)  # the user's IR priority holds here too
-    return _replaced_layer(layer, "GemmaRMSNorm", specs, unwanted)
+    return _replaced_layer(layer, "GemmaRMSNorm", specs, _why_user_prefers_another(specs))
+
+
+def _why_user_prefers_another(specs: Iterable[NormSpec]) -> str | None:
+    """An IR priority that the user gave holds for our classes too; without vLLM's IR there is none."""
+    if _why_not_installed(features.IR_PROVIDERS, features.PRIORITY) is not None:
+        return None
+    return next(filter(None, map(_why_dispatched_elsewhere, specs)), None)
 
 
 def _gated_layer(layer: Any, x: _Activations) -> NormLayer:

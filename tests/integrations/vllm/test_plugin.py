@@ -328,6 +328,13 @@ def test_the_users_ir_priority_holds_for_gemma_layers_too(monkeypatch: pytest.Mo
 
 
 @on_cpu
+def test_gemma_layers_need_no_ir(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    monkeypatch.setitem(features.failures, features.IR_PROVIDERS, "No module named 'vllm.ir'")
+    monkeypatch.setattr(layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
+    assert _survey(_gemma())[0].native_because is None
+
+
+@on_cpu
 def test_gemma_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
     spec = dataclasses.replace(SPEC, weight_offset=1.0)
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
