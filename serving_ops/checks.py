@@ -21,6 +21,12 @@ def _fail(argument: str, value: object, allowed: str) -> None:
     raise RuntimeError(f"serving_ops: {argument} is {value}: {allowed}")
 
 
+def not_differentiated(name: str, tensor: Tensor | None) -> None:
+    """Autograd does not notice what our operators write into the caller's tensors, and would give wrong gradients."""
+    if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+        _fail(f"{name}.requires_grad", True, "this call does not differentiate; allowed is False, or torch.no_grad()")
+
+
 def _check_x(x: Tensor) -> None:
     if x.dtype not in FLOATING:
         _fail("x.dtype", x.dtype, "allowed are float16, bfloat16, float32 and float64")
@@ -43,7 +49,8 @@ def _check_per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
     if tensor is None:
         return
     if tensor.dtype != x.dtype and tensor.dtype != torch.float32:
-        _fail(f"{name}.dtype", tensor.dtype, f"allowed are x's, {x.dtype}, and torch.float32")
+        others = "" if x.dtype == torch.float32 else ", and torch.float32"
+        _fail(f"{name}.dtype", tensor.dtype, f"allowed is x's, {x.dtype}{others}")
     if tensor.device != x.device:
         _fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
     if tensor.dim() != 1 or tensor.shape[0] != x.shape[-1]:

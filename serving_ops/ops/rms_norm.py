@@ -31,12 +31,15 @@ def rms_norm(
     Returns `out`, or a new contiguous tensor. Arithmetic is fp32; a weight in x's dtype without offset is applied
     after rounding to that dtype (vLLM's IR definition of this op).
 
-    Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong. What the kernels do
-    not take runs on `serving_ops.reference`; `serving_ops.explain` says why.
+    Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where `out` is given
+    and it or x requires grad. What the kernels do not take runs on `serving_ops.reference`; `serving_ops.explain` says
+    why.
     """
     if out is None:
         result: Tensor = torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset=weight_offset)
         return result
+    checks.not_differentiated("x", x)
+    checks.not_differentiated("out", out)
     torch.ops.serving_ops.rms_norm.out(x, weight, eps, weight_offset=weight_offset, out=out)
     return out
 

@@ -56,8 +56,9 @@ def rms_norm_gated(
 
     Returns `out`, or a new contiguous tensor. All arithmetic is fp32, rounded once at the end.
 
-    Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong. What the kernels do
-    not take runs on `serving_ops.reference`; `serving_ops.explain` says why.
+    Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where `out` is given
+    and it, x or z requires grad. What the kernels do not take runs on `serving_ops.reference`; `serving_ops.explain`
+    says why.
     """
     if out is None:
         result: Tensor = _default(
@@ -71,6 +72,9 @@ def rms_norm_gated(
             group_size=group_size,
         )
         return result
+    checks.not_differentiated("x", x)
+    checks.not_differentiated("z", z)
+    checks.not_differentiated("out", out)
     _out(
         x,
         z,

@@ -139,6 +139,22 @@ def test_x_and_residual_must_not_be_one_tensor(device: torch.device) -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("name", ["x", "other"])
+@pytest.mark.parametrize("op", [fused, plain_out, gated_out])
+def test_what_is_written_in_place_does_not_differentiate_and_says_so(
+    device: torch.device, op: Callable[[dict[str, Any]], Any], name: str
+) -> None:
+    call = make(device)
+    before = call[name].clone()
+    call[name].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"requires_grad is True.*no_grad"):
+        op(call)
+    assert torch.equal(call[name], before)
+    with torch.no_grad():
+        op(call)
+    assert not torch.equal(call["x" if op is fused else "other"], before)
+
+
 def test_an_unknown_op_cannot_be_explained() -> None:
     with pytest.raises(ValueError, match="layer_norm"):
         serving_ops.explain("layer_norm", torch.ones(1, 4))
