@@ -62,6 +62,10 @@ class _Activations:
     hidden_size: int
     head_size: int
 
+    def spec(self, op: Op, weight: torch.Tensor, **options: Any) -> NormSpec:
+        """A norm of rows as long as a weight."""
+        return NormSpec(op, weight.numel(), self.dtype, weight.dtype, self.device, **options)
+
 
 def _as_view(spec: NormSpec) -> NormSpec:
     """The same norm on heads that lie inside wider rows, as q, k and z do in the projections' results."""
@@ -139,18 +143,7 @@ def _replaced_layer(layer: Any, kind: str, specs: tuple[NormSpec, ...], unwanted
 def _gemma_layer(layer: Any, x: _Activations) -> NormLayer:
     from serving_ops.integrations.vllm.gemma_rms_norm import WEIGHT_OFFSET
 
-    plain, fused = (
-        NormSpec(
-            op,
-            layer.weight.numel(),
-            x.dtype,
-            layer.weight.dtype,
-            x.device,
-            eps=layer.variance_epsilon,
-            weight_offset=WEIGHT_OFFSET,
-        )
-        for op in IR_OPS
-    )
+    plain, fused = (x.spec(op, layer.weight, eps=layer.variance_epsilon, weight_offset=WEIGHT_OFFSET) for op in IR_OPS)
     specs = (plain, fused) if plain.size == x.hidden_size else (plain, fused, _as_view(plain))
     return _replaced_layer(layer, "GemmaRMSNorm", specs, _why_user_prefers_another(specs))
 
@@ -163,12 +156,9 @@ def _why_user_prefers_another(specs: Iterable[NormSpec]) -> str | None:
 
 
 def _gated_layer(layer: Any, x: _Activations) -> NormLayer:
-    spec = NormSpec(
+    spec = x.spec(
         GATED_OP,
-        layer.weight.numel(),
-        x.dtype,
-        layer.weight.dtype,
-        x.device,
+        layer.weight,
         eps=layer.eps,
         activation=layer.activation,
         norm_before_gate=layer.norm_before_gate,
@@ -182,17 +172,13 @@ def _mixer2_layer(layer: Any, x: _Activations) -> NormLayer:
     kind, why_native = "Mixer2RMSNormGated", layer.why_native()
     if why_native is not None:
         return NormLayer(kind, (), why_native)
-    size = layer.weight.numel()
-    spec = NormSpec(
+    spec = x.spec(
         GATED_OP,
-        size,
-        x.dtype,
-        layer.weight.dtype,
-        x.device,
+        layer.weight,
         eps=layer.variance_epsilon,
         norm_before_gate=False,
         group_size=layer.group_size,
-        gate_token_stride=VIEW_SPACING * size,  # the gate is the first columns of a projection
+        gate_token_stride=VIEW_SPACING * layer.weight.numel(),  # the gate is the first columns of a projection
     )
     return _replaced_layer(layer, kind, (spec,))
 

@@ -7,13 +7,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import OURS_FIRST
+
+from serving_ops.integrations.vllm import features, priority, register
 
 HERE = Path(__file__).parent
 ENGINE_SECONDS = 300
@@ -99,3 +102,31 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str]
         return Served(json.loads((run / "result.json").read_text()), output)
 
     return serve
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugin is on, every feature in place, and what a test drops is back afterwards."""
+    from vllm import ir
+
+    monkeypatch.setenv("SERVING_OPS", "auto")
+    register()
+    assert features.failures == {}
+    for op in priority.OPS:
+        getattr(ir.ops, op).set_default(OURS_FIRST)
+    yield
+    features.native_ops.clear()
+    from serving_ops.integrations.vllm.out_of_tree import OnServingOps
+
+    for ours in OnServingOps.__subclasses__():
+        ours.stay_native = False
+
+
+@pytest.fixture
+def in_vllm() -> Iterator[Any]:
+    """A vLLM configuration, as layers need it to be built; every custom op on, as in eager mode."""
+    from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+
+    config = VllmConfig(compilation_config=CompilationConfig(custom_ops=["all"]))
+    with set_current_vllm_config(config):
+        yield config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +10,8 @@ import pytest
 import torch
 
 pytest.importorskip("vllm")
+
+from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, rows, survey
 
 from serving_ops import Explanation, NormSpec, PrewarmReport, counters, cpu
 from serving_ops.integrations.vllm import (
@@ -25,43 +26,10 @@ from serving_ops.integrations.vllm import (
 )
 from serving_ops.integrations.vllm.layers import NormLayer
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-pytestmark = pytest.mark.skipif(
-    DEVICE.type == "cpu" and cpu.cpu_library() is None, reason="the C++ library was not built"
-)
-
-HIDDEN, HEAD = 256, 128
-OURS_FIRST = [ir_providers.PROVIDER, "native"]
-SPEC = NormSpec("rms_norm", 256, torch.bfloat16, torch.bfloat16, DEVICE)
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The plugin is on, every feature in place, and what a test drops is back afterwards."""
-    from vllm import ir
-
-    monkeypatch.setenv("SERVING_OPS", "auto")
-    register()
-    assert features.failures == {}
-    for op in priority.OPS:
-        getattr(ir.ops, op).set_default(OURS_FIRST)
-    yield
-    features.native_ops.clear()
-    from serving_ops.integrations.vllm.out_of_tree import OnServingOps
-
-    for ours in OnServingOps.__subclasses__():
-        ours.stay_native = False
-
-
-@pytest.fixture
-def in_vllm() -> Iterator[Any]:
-    """A vLLM configuration, as layers need it to be built; every custom op on, as in eager mode."""
-    from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
-
-    config = VllmConfig(compilation_config=CompilationConfig(custom_ops=["all"]))
-    with set_current_vllm_config(config):
-        yield config
+pytestmark = [
+    pytest.mark.skipif(DEVICE.type == "cpu" and cpu.cpu_library() is None, reason="the C++ library was not built"),
+    pytest.mark.usefixtures("registered"),
+]
 
 
 def _default_priority(**chosen: list[str]) -> Any:
@@ -138,23 +106,19 @@ def test_the_compile_cache_key_changes_with_what_went_back_to_vllm() -> None:
     assert compile_cache.compile_key() != key
 
 
-def _rows(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
-
-
 SUPPORTED = {
-    "bf16 weight": (_rows(4, 256), _rows(256)),
-    "fp32 weight": (_rows(4, 256), _rows(256, dtype=torch.float32)),
-    "no weight": (_rows(4, 256), None),
-    "heads in a wider buffer": (_rows(4, 1024)[:, :512].view(4, 4, 128), _rows(128)),
-    "fp32": (_rows(4, 256, dtype=torch.float32), _rows(256, dtype=torch.float32)),
+    "bf16 weight": (rows(4, 256), rows(256)),
+    "fp32 weight": (rows(4, 256), rows(256, dtype=torch.float32)),
+    "no weight": (rows(4, 256), None),
+    "heads in a wider buffer": (rows(4, 1024)[:, :512].view(4, 4, 128), rows(128)),
+    "fp32": (rows(4, 256, dtype=torch.float32), rows(256, dtype=torch.float32)),
 }
 
 UNSUPPORTED = {
-    "float64": (_rows(4, 256, dtype=torch.float64), _rows(256, dtype=torch.float64), None),
-    "a last stride of 4": (_rows(256, 4).t(), _rows(256), None),
-    "bf16 weight, fp32 x": (_rows(4, 256, dtype=torch.float32), _rows(256), None),
-    "variance over half of the row": (_rows(4, 256), _rows(256), 128),
+    "float64": (rows(4, 256, dtype=torch.float64), rows(256, dtype=torch.float64), None),
+    "a last stride of 4": (rows(256, 4).t(), rows(256), None),
+    "bf16 weight, fp32 x": (rows(4, 256, dtype=torch.float32), rows(256), None),
+    "variance over half of the row": (rows(4, 256), rows(256), 128),
 }
 
 
@@ -195,8 +159,8 @@ def test_unsupported_rows_stay_native(case: str) -> None:
 def test_a_residual_that_is_x_itself_stays_native() -> None:
     from vllm import ir
 
-    x = _rows(4, 256)
-    assert ir.ops.fused_add_rms_norm.dispatch(x, x, _rows(256), 1e-6).provider == "native"
+    x = rows(4, 256)
+    assert ir.ops.fused_add_rms_norm.dispatch(x, x, rows(256), 1e-6).provider == "native"
 
 
 @pytest.mark.parametrize("op", priority.OPS)
@@ -216,7 +180,7 @@ def _gated(**options: Any) -> Any:
 
     layer = RMSNormGated(128, eps=1e-6, norm_before_gate=True, dtype=torch.bfloat16, **options)
     with torch.no_grad():
-        layer.weight.copy_(_rows(128))
+        layer.weight.copy_(rows(128))
     return layer.to(DEVICE).requires_grad_(False)
 
 
@@ -233,13 +197,13 @@ def test_the_gated_class_is_built_by_the_old_name_and_keeps_its_flag_and_attribu
 
 
 GATED_INPUTS = {
-    "contiguous": (_rows(3, 16, 128), _rows(3, 16, 128)),
-    "strided z": (_rows(3, 16, 128), _rows(3, 6144)[:, 4096:].view(3, 16, 128)),
-    "no gate": (_rows(3, 16, 128), None),
-    "a last stride of 16": (_rows(3, 16, 128), _rows(3, 128, 16).transpose(1, 2)),
-    "z in fp32": (_rows(3, 16, 128), _rows(3, 16, 128, dtype=torch.float32)),
-    "z of one head": (_rows(3, 16, 128), _rows(3, 1, 128)),
-    "float64": (_rows(3, 16, 128, dtype=torch.float64), None),
+    "contiguous": (rows(3, 16, 128), rows(3, 16, 128)),
+    "strided z": (rows(3, 16, 128), rows(3, 6144)[:, 4096:].view(3, 16, 128)),
+    "no gate": (rows(3, 16, 128), None),
+    "a last stride of 16": (rows(3, 16, 128), rows(3, 128, 16).transpose(1, 2)),
+    "z in fp32": (rows(3, 16, 128), rows(3, 16, 128, dtype=torch.float32)),
+    "z of one head": (rows(3, 16, 128), rows(3, 1, 128)),
+    "float64": (rows(3, 16, 128, dtype=torch.float64), None),
 }
 GATED_TAKEN = ("contiguous", "strided z", "no gate")
 
@@ -258,154 +222,6 @@ def test_the_gated_layer_agrees_with_vllms_on_what_it_takes_and_on_what_it_leave
     assert after["kernel"] - before["kernel"] == (case in GATED_TAKEN)
     assert after["reference"] == before["reference"]
     torch.testing.assert_close(result, RMSNormGated.forward_native(layer, x, z))
-
-
-def _gemma() -> Any:
-    from vllm.model_executor.layers.layernorm import GemmaRMSNorm
-
-    layer = GemmaRMSNorm(256)
-    with torch.no_grad():
-        layer.weight.copy_(_rows(256))
-    return layer.to(DEVICE, torch.bfloat16).requires_grad_(False)
-
-
-GEMMA_INPUTS = {
-    "rows": (_rows(4, 256), None),
-    "rows with a residual": (_rows(4, 256), _rows(4, 256) * 0.5),
-    "heads in a wider buffer": (_rows(4, 2048)[:, :1024].view(4, 4, 256), None),
-    "a last stride of 4": (_rows(256, 4).t(), None),
-    "float64": (_rows(4, 256, dtype=torch.float64), _rows(4, 256, dtype=torch.float64)),
-    "a residual in fp32": (_rows(4, 256), _rows(4, 256, dtype=torch.float32)),
-}
-GEMMA_TAKEN = ("rows", "rows with a residual", "heads in a wider buffer")
-
-on_cpu = pytest.mark.skipif(DEVICE.type != "cpu", reason="the class is ours on CPU alone")
-
-
-@on_cpu
-@pytest.mark.parametrize("case", GEMMA_TAKEN)
-def test_the_gemma_layer_agrees_with_vllms_and_skips_its_ir(
-    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str
-) -> None:
-    from vllm import ir
-    from vllm.model_executor.layers.layernorm import GemmaRMSNorm
-
-    x, residual = GEMMA_INPUTS[case]
-    layer = _gemma()
-    native = {op: getattr(ir.ops, op).impls["native"].impl_fn for op in priority.OPS}
-    weight = layer.weight.float() + 1.0
-    if residual is None:
-        expected = native["rms_norm"](x, weight, layer.variance_epsilon)
-    else:
-        expected = native["fused_add_rms_norm"](x, residual, weight, layer.variance_epsilon)
-        x, residual = x.clone(), residual.clone()
-    monkeypatch.setattr(GemmaRMSNorm, "forward_native", lambda *_: pytest.fail("vLLM's own code ran"))
-    result = layer(x) if residual is None else layer(x, residual)
-    torch.testing.assert_close(result, expected)
-    if residual is not None:
-        assert [tensor.data_ptr() for tensor in result] == [x.data_ptr(), residual.data_ptr()]
-
-
-@on_cpu
-@pytest.mark.parametrize("case", [case for case in GEMMA_INPUTS if case not in GEMMA_TAKEN])
-def test_what_the_gemma_layer_does_not_take_stays_vllms(
-    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str
-) -> None:
-    layer = _gemma()
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
-    layer(*GEMMA_INPUTS[case])
-
-
-@on_cpu
-def test_the_users_ir_priority_holds_for_gemma_layers_too(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
-    from vllm import ir
-
-    ir.ops.fused_add_rms_norm.set_default(["native"])
-    layer = _gemma()
-    assert _survey(layer)[0].native_because == "the IR priority of fused_add_rms_norm starts with native"
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
-    layer(*GEMMA_INPUTS["rows"])
-
-
-@on_cpu
-def test_gemma_layers_need_no_ir(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
-    monkeypatch.setitem(features.failures, features.IR_PROVIDERS, "No module named 'vllm.ir'")
-    monkeypatch.setattr(layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
-    assert _survey(_gemma())[0].native_because is None
-
-
-@on_cpu
-def test_gemma_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
-    spec = dataclasses.replace(SPEC, weight_offset=1.0)
-    monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
-    layer = _gemma()
-    prewarm.run([NormLayer("GemmaRMSNorm", (spec,), None)])
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
-    layer(*GEMMA_INPUTS["rows"])
-
-
-@pytest.fixture
-def mixer2(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> Any:
-    """mixer2(groups=, ranks=, norm=): a layer of 512 columns in all, on the first of that many ranks."""
-    from vllm.model_executor.layers.mamba import mamba_mixer2
-
-    features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
-    monkeypatch.setattr(mamba_mixer2, "get_tensor_model_parallel_rank", lambda: 0)
-
-    def build(groups: int = 4, ranks: int = 1, norm: bool = True) -> Any:
-        monkeypatch.setattr(mamba_mixer2, "get_tensor_model_parallel_world_size", lambda: ranks)
-        layer = mamba_mixer2.Mixer2RMSNormGated(512, groups, norm)
-        if norm:
-            layer.weight.data = _rows(512 // ranks)
-        return layer.to(DEVICE, torch.bfloat16).requires_grad_(False)
-
-    return build
-
-
-@on_cpu
-@pytest.mark.parametrize(("groups", "ranks"), [(1, 1), (4, 1), (4, 2)])
-def test_the_mixer2_layer_agrees_with_vllms_on_a_strided_gate(mixer2: Any, groups: int, ranks: int) -> None:
-    from vllm.model_executor.layers.mamba.mamba_mixer2 import Mixer2RMSNormGated
-
-    layer = mixer2(groups, ranks)
-    x, gate = _rows(5, 512 // ranks), _rows(5, 2048)[:, : 512 // ranks]
-    before = counters.snapshot()["rms_norm_gated"]
-    result = layer(x, gate)
-    after = counters.snapshot()["rms_norm_gated"]
-    assert after["kernel"] == before["kernel"] + 1
-    # vLLM rounds the normed row before the weight
-    torch.testing.assert_close(result, Mixer2RMSNormGated.forward_native(layer, x, gate), rtol=0.02, atol=1e-3)
-
-
-@on_cpu
-def test_a_mixer2_layer_that_does_more_than_norm_its_own_rows_stays_vllms(
-    monkeypatch: pytest.MonkeyPatch, mixer2: Any
-) -> None:
-    reasons = [_survey(mixer2(**options))[0].native_because for options in ({"groups": 1, "ranks": 2}, {"norm": False})]
-    assert reasons == ["its groups are spread over tensor-parallel ranks", "it gates without a norm"]
-    layer = mixer2(norm=False)
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
-    layer(_rows(5, 512), _rows(5, 512))
-
-
-@on_cpu
-def test_mixer2_layers_are_counted_and_prewarmed_on_a_gate_in_wider_rows(
-    monkeypatch: pytest.MonkeyPatch, mixer2: Any
-) -> None:
-    asked: list[NormSpec] = []
-    monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
-    survey = _survey(mixer2())
-    assert "on for 1 of 1 Mixer2RMSNormGated" in startup.describe(survey, DEVICE.type, "")
-    prewarm.run(survey)
-    assert [(spec.op, spec.size, spec.group_size, spec.norm_before_gate) for spec in asked] == [
-        ("rms_norm_gated", 512, 128, False)
-    ]
-    assert asked[0].gate_token_stride is not None
-
-
-def test_models_without_state_space_layers_do_not_import_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_install", lambda feature: pytest.fail(f"{feature} was installed"))
-    features.install_for(SimpleNamespace(has_inner_state=False), strict=True)
 
 
 def test_another_plugins_gated_class_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,12 +256,8 @@ def _worker(model: torch.nn.Module) -> Any:
     )
 
 
-def _survey(model: torch.nn.Module) -> list[NormLayer]:
-    return layers.norm_layers([model], torch.bfloat16, DEVICE, HIDDEN, HEAD)
-
-
 def test_the_start_up_line_counts_layers_and_says_why_others_stay_native(in_vllm: Any) -> None:
-    line = startup.describe(_survey(_model(in_vllm)), DEVICE.type, "prewarmed 5 norms in 0.0 s")
+    line = startup.describe(survey(_model(in_vllm)), DEVICE.type, "prewarmed 5 norms in 0.0 s")
     assert "on for 1 of 2 RMSNorm, 1 of 1 GemmaRMSNorm, 1 of 1 RMSNormGated" in line
     assert "1 RMSNorm (its variance is over a part of the row)" in line
     assert "1 Mixer2RMSNormGated (no adapter yet)" in line
@@ -455,7 +267,7 @@ def test_a_layer_that_the_users_priority_keeps_is_reported(in_vllm: Any) -> None
     from vllm import ir
 
     ir.ops.rms_norm.set_default(["native"])
-    reasons = {layer.native_because for layer in _survey(_model(in_vllm)) if layer.kind == "GemmaRMSNorm"}
+    reasons = {layer.native_because for layer in survey(_model(in_vllm)) if layer.kind == "GemmaRMSNorm"}
     assert reasons == {"the IR priority of rms_norm starts with native"}
 
 
@@ -468,7 +280,7 @@ def test_norms_of_heads_left_to_inductor_are_reported_and_are_no_fallback(
     monkeypatch.setenv("SERVING_OPS", "strict")
     ir.ops.rms_norm.set_default([ir_providers.ROWS_PROVIDER, "native"])
     model = torch.nn.ModuleList([RMSNorm(size, dtype=torch.bfloat16).to(DEVICE) for size in (HIDDEN, HEAD)])
-    assert [layer.native_because for layer in _survey(model)] == [None, layers.HEADS_IN_ONE_KERNEL]
+    assert [layer.native_because for layer in survey(model)] == [None, layers.HEADS_IN_ONE_KERNEL]
     startup.on_model_loaded(_worker(model), strict=True)
 
 
@@ -476,15 +288,15 @@ def test_the_provider_for_rows_leaves_heads_to_the_next(in_vllm: Any) -> None:
     from vllm import ir
 
     ir.ops.rms_norm.set_default([ir_providers.ROWS_PROVIDER, "native"])
-    assert ir.ops.rms_norm.dispatch(_rows(4, 128), _rows(128), 1e-6).provider == ir_providers.ROWS_PROVIDER
-    assert ir.ops.rms_norm.dispatch(_rows(4, 2, 128), _rows(128), 1e-6).provider == "native"
+    assert ir.ops.rms_norm.dispatch(rows(4, 128), rows(128), 1e-6).provider == ir_providers.ROWS_PROVIDER
+    assert ir.ops.rms_norm.dispatch(rows(4, 2, 128), rows(128), 1e-6).provider == "native"
 
 
 def test_a_gated_layer_without_a_kernel_for_its_size_stays_vllms(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
     why = Explanation("reference", "groups too wide")
     monkeypatch.setattr("serving_ops.explain", lambda *_, **__: why)
     layer = _gated()
-    assert _survey(layer)[0].native_because == "rms_norm_gated has no kernel for it: groups too wide"
+    assert survey(layer)[0].native_because == "rms_norm_gated has no kernel for it: groups too wide"
     monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
     layer(*GATED_INPUTS["contiguous"])
 
@@ -517,8 +329,8 @@ def test_prewarm_asks_for_each_norm_of_the_layers_that_are_on_once(
 ) -> None:
     asked: list[NormSpec] = []
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
-    survey = _survey(_model(in_vllm))
-    prewarm.run([*survey, *survey])
+    found = survey(_model(in_vllm))
+    prewarm.run([*found, *found])
     assert [(spec.op, spec.size, spec.weight_dtype, spec.heads) for spec in asked] == [
         ("rms_norm", 256, torch.bfloat16, 1),
         ("fused_add_rms_norm", 256, torch.bfloat16, 1),
@@ -532,7 +344,7 @@ def test_prewarm_asks_for_each_norm_of_the_layers_that_are_on_once(
 def test_a_norm_of_heads_is_prewarmed_on_views_of_wider_rows_too(in_vllm: Any) -> None:
     from vllm.model_executor.layers.layernorm import RMSNorm
 
-    q_norm = _survey(RMSNorm(128, dtype=torch.bfloat16))[0]
+    q_norm = survey(RMSNorm(128, dtype=torch.bfloat16))[0]
     layouts = [(spec.op, spec.heads > 1, spec.token_stride is not None) for spec in q_norm.specs]
     assert layouts == [("rms_norm", False, False), ("fused_add_rms_norm", False, False), ("rms_norm", True, True)]
 
@@ -540,7 +352,7 @@ def test_a_norm_of_heads_is_prewarmed_on_views_of_wider_rows_too(in_vllm: Any) -
 def test_prewarm_asks_for_nothing_when_it_is_off(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
     monkeypatch.setenv("SERVING_OPS_PREWARM", "0")
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: pytest.fail("prewarm ran"))
-    assert prewarm.run(_survey(_model(in_vllm))).summary == "prewarm off"
+    assert prewarm.run(survey(_model(in_vllm))).summary == "prewarm off"
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "fused_add_rms_norm"])
@@ -561,7 +373,7 @@ def test_gated_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.
 
     monkeypatch.setattr("serving_ops.prewarm", break_down)
     layer = _gated()
-    prewarm.run(_survey(torch.nn.ModuleList([layer])))
+    prewarm.run(survey(torch.nn.ModuleList([layer])))
     monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
     layer(*GATED_INPUTS["contiguous"])
-    assert _survey(layer)[0].native_because == "its prewarm failed"
+    assert survey(layer)[0].native_because == "its prewarm failed"

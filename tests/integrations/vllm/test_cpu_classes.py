@@ -1,0 +1,162 @@
+"""vLLM's norm classes that are ours on CPU alone: Gemma's and Mamba-2's."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from in_process import DEVICE, SPEC, rows, survey
+
+from serving_ops import NormSpec, PrewarmReport, counters, cpu
+from serving_ops.integrations.vllm import features, layers, prewarm, priority, startup
+from serving_ops.integrations.vllm.layers import NormLayer
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE.type != "cpu", reason="these classes are ours on CPU alone"),
+    pytest.mark.skipif(cpu.cpu_library() is None, reason="the C++ library was not built"),
+    pytest.mark.usefixtures("registered"),
+]
+
+
+def _gemma() -> Any:
+    from vllm.model_executor.layers.layernorm import GemmaRMSNorm
+
+    layer = GemmaRMSNorm(256)
+    with torch.no_grad():
+        layer.weight.copy_(rows(256))
+    return layer.to(DEVICE, torch.bfloat16).requires_grad_(False)
+
+
+GEMMA_INPUTS = {
+    "rows": (rows(4, 256), None),
+    "rows with a residual": (rows(4, 256), rows(4, 256) * 0.5),
+    "heads in a wider buffer": (rows(4, 2048)[:, :1024].view(4, 4, 256), None),
+    "a last stride of 4": (rows(256, 4).t(), None),
+    "float64": (rows(4, 256, dtype=torch.float64), rows(4, 256, dtype=torch.float64)),
+    "a residual in fp32": (rows(4, 256), rows(4, 256, dtype=torch.float32)),
+}
+GEMMA_TAKEN = ("rows", "rows with a residual", "heads in a wider buffer")
+
+
+@pytest.mark.parametrize("case", GEMMA_TAKEN)
+def test_the_gemma_layer_agrees_with_vllms_and_skips_its_ir(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str
+) -> None:
+    from vllm import ir
+    from vllm.model_executor.layers.layernorm import GemmaRMSNorm
+
+    x, residual = GEMMA_INPUTS[case]
+    layer = _gemma()
+    native = {op: getattr(ir.ops, op).impls["native"].impl_fn for op in priority.OPS}
+    weight = layer.weight.float() + 1.0
+    if residual is None:
+        expected = native["rms_norm"](x, weight, layer.variance_epsilon)
+    else:
+        expected = native["fused_add_rms_norm"](x, residual, weight, layer.variance_epsilon)
+        x, residual = x.clone(), residual.clone()
+    monkeypatch.setattr(GemmaRMSNorm, "forward_native", lambda *_: pytest.fail("vLLM's own code ran"))
+    result = layer(x) if residual is None else layer(x, residual)
+    torch.testing.assert_close(result, expected)
+    if residual is not None:
+        assert [tensor.data_ptr() for tensor in result] == [x.data_ptr(), residual.data_ptr()]
+
+
+@pytest.mark.parametrize("case", [case for case in GEMMA_INPUTS if case not in GEMMA_TAKEN])
+def test_what_the_gemma_layer_does_not_take_stays_vllms(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str
+) -> None:
+    layer = _gemma()
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(*GEMMA_INPUTS[case])
+
+
+def test_the_users_ir_priority_holds_for_gemma_layers_too(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    from vllm import ir
+
+    ir.ops.fused_add_rms_norm.set_default(["native"])
+    layer = _gemma()
+    assert survey(layer)[0].native_because == "the IR priority of fused_add_rms_norm starts with native"
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(*GEMMA_INPUTS["rows"])
+
+
+def test_gemma_layers_need_no_ir(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    monkeypatch.setitem(features.failures, features.IR_PROVIDERS, "No module named 'vllm.ir'")
+    monkeypatch.setattr(layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
+    assert survey(_gemma())[0].native_because is None
+
+
+def test_gemma_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    spec = dataclasses.replace(SPEC, weight_offset=1.0)
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
+    layer = _gemma()
+    prewarm.run([NormLayer("GemmaRMSNorm", (spec,), None)])
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(*GEMMA_INPUTS["rows"])
+
+
+@pytest.fixture
+def mixer2(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> Any:
+    """mixer2(groups=, ranks=, norm=): a layer of 512 columns in all, on the first of that many ranks."""
+    from vllm.model_executor.layers.mamba import mamba_mixer2
+
+    features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
+    monkeypatch.setattr(mamba_mixer2, "get_tensor_model_parallel_rank", lambda: 0)
+
+    def build(groups: int = 4, ranks: int = 1, norm: bool = True) -> Any:
+        monkeypatch.setattr(mamba_mixer2, "get_tensor_model_parallel_world_size", lambda: ranks)
+        layer = mamba_mixer2.Mixer2RMSNormGated(512, groups, norm)
+        if norm:
+            layer.weight.data = rows(512 // ranks)
+        return layer.to(DEVICE, torch.bfloat16).requires_grad_(False)
+
+    return build
+
+
+@pytest.mark.parametrize(("groups", "ranks"), [(1, 1), (4, 1), (4, 2)])
+def test_the_mixer2_layer_agrees_with_vllms_on_a_strided_gate(mixer2: Any, groups: int, ranks: int) -> None:
+    from vllm.model_executor.layers.mamba.mamba_mixer2 import Mixer2RMSNormGated
+
+    layer = mixer2(groups, ranks)
+    x, gate = rows(5, 512 // ranks), rows(5, 2048)[:, : 512 // ranks]
+    before = counters.snapshot()["rms_norm_gated"]
+    result = layer(x, gate)
+    after = counters.snapshot()["rms_norm_gated"]
+    assert after["kernel"] == before["kernel"] + 1
+    # vLLM rounds the normed row before the weight
+    torch.testing.assert_close(result, Mixer2RMSNormGated.forward_native(layer, x, gate), rtol=0.02, atol=1e-3)
+
+
+def test_a_mixer2_layer_that_does_more_than_norm_its_own_rows_stays_vllms(
+    monkeypatch: pytest.MonkeyPatch, mixer2: Any
+) -> None:
+    reasons = [survey(mixer2(**options))[0].native_because for options in ({"groups": 1, "ranks": 2}, {"norm": False})]
+    assert reasons == ["its groups are spread over tensor-parallel ranks", "it gates without a norm"]
+    layer = mixer2(norm=False)
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(rows(5, 512), rows(5, 512))
+
+
+def test_mixer2_layers_are_counted_and_prewarmed_on_a_gate_in_widerrows(
+    monkeypatch: pytest.MonkeyPatch, mixer2: Any
+) -> None:
+    asked: list[NormSpec] = []
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
+    found = survey(mixer2())
+    assert "on for 1 of 1 Mixer2RMSNormGated" in startup.describe(found, DEVICE.type, "")
+    prewarm.run(found)
+    assert [(spec.op, spec.size, spec.group_size, spec.norm_before_gate) for spec in asked] == [
+        ("rms_norm_gated", 512, 128, False)
+    ]
+    assert asked[0].gate_token_stride is not None
+
+
+def test_models_without_state_space_layers_do_not_import_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_install", lambda feature: pytest.fail(f"{feature} was installed"))
+    features.install_for(SimpleNamespace(has_inner_state=False), strict=True)
