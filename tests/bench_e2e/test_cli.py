@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -66,7 +67,11 @@ def test_a_server_that_dies_ends_the_run_with_its_last_words(bench, tmp_path: Pa
 def test_an_interrupted_run_leaves_no_server(stand_in: dict[str, str], tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "serving_ops.bench_e2e", "--quick"]
     environment = {**stand_in, "STAND_IN": "hangs", "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as run:
+    # A shell that runs this suite in the background leaves SIGINT ignored, and children inherit that.
+    heed = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=heed
+    ) as run:
         server = _server_pid(tmp_path)
         run.send_signal(number)
         shown, _ = run.communicate(timeout=START_SECONDS)
