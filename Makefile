@@ -11,7 +11,7 @@ ARGS ?=
 
 CPU_TORCH := torch==2.13.0+cpu
 HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
-SOURCES := pyproject.toml $(wildcard kernels/cpu/*)
+SOURCES := pyproject.toml $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
 
 .PHONY: test bench ops lint setup clean
 

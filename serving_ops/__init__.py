@@ -14,8 +14,8 @@ if (_beside / "pyproject.toml").is_file() and str(_beside) not in __path__:
     __path__.append(str(_beside))
 
 from serving_ops import counters, reference, settings  # noqa: E402
-from serving_ops.cpu import cpu_library  # noqa: E402
 from serving_ops.explain import Explanation, explain  # noqa: E402
+from serving_ops.extension import cpp_library  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
@@ -28,7 +28,7 @@ __all__ = [
     "PrewarmReport",
     "__version__",
     "counters",
-    "cpu_library",
+    "cpp_library",
     "explain",
     "fused_add_rms_norm",
     "prewarm",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from serving_ops import cpu
+from serving_ops import extension
 
 OPS = ("fused_add_rms_norm", "rms_norm", "rms_norm_gated")
 
@@ -28,7 +28,7 @@ def snapshot() -> dict[str, dict[str, Any]]:
     """`{op: {"kernel": calls, "reference": {reason: calls}}}` since the process started."""
     return {
         op: {
-            "kernel": _cuda_calls[op] + cpu.kernel_calls(index),
+            "kernel": _cuda_calls[op] + extension.kernel_calls(index),
             "reference": {reason: n for (name, reason), n in _reference_calls.items() if name == op},
         }
         for index, op in enumerate(OPS)

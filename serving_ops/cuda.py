@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from serving_ops import plan, settings, support
+from serving_ops import extension, plan, settings, support
 from serving_ops.layout import RowGrid, row_grid
 
 if TYPE_CHECKING:
+    from serving_ops.kernels.triton.launch import Compiled
+    from serving_ops.kernels.triton.variant import Variant
     from serving_ops.plan import Plan
 
 
@@ -21,7 +23,24 @@ def _modules() -> tuple[ModuleType, ModuleType, ModuleType]:
     """Imported at the first call: importing this package must not import Triton."""
     from serving_ops.kernels.triton import gated, launch, norm
 
+    launch.on_compiled = _hand_to_the_extension
     return norm, gated, launch
+
+
+def _hand_to_the_extension(variant: Variant, plan: Plan, compiled: Compiled) -> None:
+    """From here on the C++ library launches this variant, and its calls no longer come to Python."""
+    extension.add_cuda_variant(
+        variant.flags,
+        variant.size,
+        variant.group_size,
+        plan.min_rows,
+        plan.max_rows,
+        plan.rows_per_program,
+        compiled.function,
+        compiled.num_warps,
+        compiled.shared_bytes,
+        compiled.dependent,
+    )
 
 
 @cache
@@ -39,6 +58,8 @@ def norm_route(x: Tensor, residual: Tensor | None, weight: Tensor | None, out: T
     rows = row_grid(x, x if residual is None else residual, out)
     if rows is None:
         return support.TOO_MANY_DIMENSIONS
+    if rows.num_rows > plan.MAX_ROWS:
+        return support.TOO_MANY_ROWS
     return rows, plan.plan_norm(x.shape[-1], x.itemsize, rows.num_rows)
 
 
@@ -67,6 +88,8 @@ def gated_route(
     rows = row_grid(x, x if z is None else z, out)
     if rows is None:
         return support.TOO_MANY_DIMENSIONS
+    if rows.num_rows > plan.MAX_ROWS:
+        return support.TOO_MANY_ROWS
     groups = x.shape[-1] // group_size
     chosen = plan.plan_gated(group_size, x.itemsize, rows.num_rows * groups)
     return support.GROUP_TOO_WIDE if chosen is None else (rows, chosen)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from serving_ops import cpu, settings, support
+from serving_ops import extension, settings, support
 from serving_ops.version import __version__
 
 PLUGIN_GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
@@ -61,10 +61,10 @@ def examine() -> Report:
 
 
 def _cpu() -> Finding:
-    missing = cpu.why_missing()
+    missing = extension.why_missing()
     if missing is not None:
         return Finding(False, f"the reference serves CPU tensors: {missing}")
-    return Finding(True, f"C++ kernels for {cpu.instruction_set()}, {cpu.cpu_library()}")
+    return Finding(True, f"C++ kernels for {extension.instruction_set()}, {extension.cpp_library()}")
 
 
 def _cuda() -> Finding:

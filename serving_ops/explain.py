@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import cpu, cuda, support
+from serving_ops import cuda, extension, support
 from serving_ops.ops import fused_add_rms_norm, rms_norm, rms_norm_gated
 from serving_ops.plan import Plan
 
@@ -91,5 +91,5 @@ def _elsewhere(rows: tuple[support.Named, ...], per_channel: tuple[support.Named
     assert x is not None
     if x.device.type != "cpu":
         return Explanation("reference", support.no_kernels_for(x))
-    reason = cpu.why_missing() or support.why_not_layout(*rows, *per_channel)
+    reason = extension.why_missing() or support.why_not_layout(*rows, *per_channel)
     return Explanation("cpu" if reason is None else "reference", reason)

@@ -19,7 +19,7 @@ class RowGrid(NamedTuple):
 def row_grid(*tensors: Tensor) -> RowGrid | None:
     """The rows of tensors of one shape (..., N); None where the leading dimensions merge into more than two."""
     first = tensors[0]
-    if first.dim() == 2:  # what nearly every layer passes
+    if first.dim() == 2 and first.shape[0] > 1:  # what nearly every layer passes
         return RowGrid(first.shape[0], first.shape[0], (0,) * len(tensors), tuple(t.stride(0) for t in tensors))
     sizes: list[int] = []
     strides: list[tuple[int, ...]] = []

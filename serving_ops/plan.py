@@ -47,14 +47,20 @@ WIDE_BLOCK_BYTES = 32768
 WIDE_WARPS = 32
 
 
+MAX_ROWS = 2**31 - 1024
+"""Rows a call. The kernels count them in 32 bits (offsets have 64): no H200 holds more of 32 elements."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """One launch: which kernel, the columns and rows of a program, its warps."""
+    """One launch: which kernel, the columns and rows of a program, its warps; and for which counts of rows."""
 
     kernel: Literal["tile", "row", "wide"]
     block_n: int
     rows_per_program: int
     num_warps: int
+    min_rows: int = 1
+    max_rows: int = MAX_ROWS
 
 
 def next_power_of_2(n: int) -> int:
@@ -63,10 +69,12 @@ def next_power_of_2(n: int) -> int:
 
 def _tile(block_n: int, num_rows: int, many_rows_warps: int) -> Plan:
     if num_rows <= FEW_ROWS:
-        return Plan("tile", block_n, 1, 1)
+        return Plan("tile", block_n, 1, 1, max_rows=FEW_ROWS)
     if num_rows <= MANY_ROWS:
-        return Plan("tile", block_n, min(MAX_TILE_ROWS, SOME_ROWS_TILE // block_n), 1)
-    return Plan("tile", block_n, min(MAX_TILE_ROWS, MANY_ROWS_TILE // block_n), many_rows_warps)
+        rows = min(MAX_TILE_ROWS, SOME_ROWS_TILE // block_n)
+        return Plan("tile", block_n, rows, 1, min_rows=FEW_ROWS + 1, max_rows=MANY_ROWS)
+    rows = min(MAX_TILE_ROWS, MANY_ROWS_TILE // block_n)
+    return Plan("tile", block_n, rows, many_rows_warps, min_rows=MANY_ROWS + 1)
 
 
 def _row(block_n: int, itemsize: int) -> Plan:

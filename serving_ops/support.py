@@ -8,10 +8,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from serving_ops import cpu
+from serving_ops import extension
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TOO_MANY_DIMENSIONS = "leading dimensions that merge into more than two"
+TOO_MANY_ROWS = "more rows than the kernels count"
 OTHER_LAYOUT = "a layout that the C++ kernels do not take"
 GROUP_TOO_WIDE = "a gated group too wide for registers"
 
@@ -38,9 +39,16 @@ def why_not_layout(*tensors: Named) -> str | None:
 
 def why_not_cpu(*tensors: Named) -> str:
     """Why the C++ kernels handed this call back."""
-    return cpu.why_missing() or why_not_layout(*tensors) or OTHER_LAYOUT
+    return extension.why_missing() or why_not_layout(*tensors) or OTHER_LAYOUT
 
 
 def no_kernels_for(x: Tensor) -> str:
     """Why a call that reached no device's kernels runs on the reference."""
-    return cpu.why_missing() or "no kernels" if x.device.type == "cpu" else f"no kernels for {x.device.type}"
+    return extension.why_missing() or "no kernels" if x.device.type == "cpu" else f"no kernels for {x.device.type}"
+
+
+def text_of(error: Exception) -> str:
+    """An error as a text that is not empty, for C++ to raise as RuntimeError."""
+    if isinstance(error, RuntimeError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from serving_ops import cpu, support
+from serving_ops import extension, support
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -44,7 +44,7 @@ def why_no_kernels() -> str | None:
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        return cpu.why_missing()
+        return extension.why_missing()
     if current_platform.is_cuda():
         return support.no_triton()
     return f"no kernels for {type(current_platform).__name__}"

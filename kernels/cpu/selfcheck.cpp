@@ -7,6 +7,7 @@
 
 #include "isa.h"
 
+using namespace serving_ops;
 using namespace serving_ops::cpu;
 
 namespace {

@@ -1,8 +1,18 @@
-"""The pieces that the kernels share: the row sum, the weight, the gate, the wait for the kernel before."""
+"""What the kernels share: where rows lie, their sum, the weight, the gate, the wait for the kernel before."""
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+RUN_TIME = [
+    *("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "num_rows", "inner", "eps", "weight_offset"),
+    *(f"{tensor}_{stride}_stride" for tensor in ("x", "residual", "out") for stride in ("outer", "row")),
+]
+"""Parameters of the norm kernels that Triton does not specialise on: see `variant`."""
+
+
+FEW_PROGRAMS = tl.constexpr(132)
+"""Programs of a grid that lets its dependents start early."""
 
 
 @triton.jit
@@ -12,15 +22,36 @@ def wait_for_kernel_before(PDL: tl.constexpr):
     complete: a kernel two places down never starts while this one's inputs are still being written."""
     if PDL:
         gdc_wait()
-        gdc_launch_dependents()
+        if tl.num_programs(0) * tl.num_programs(1) <= FEW_PROGRAMS:
+            gdc_launch_dependents()
 
 
 @triton.jit
-def warm_cache(ptr, offsets, mask, PDL: tl.constexpr):
-    """Bring a weight to L2 while the kernel before still runs. Its values are read again after the wait, since that
-    kernel may be the one that writes them (`weight.float() + 1`): a prefetch cannot make a stale value visible."""
-    if PDL:
-        tl.load(ptr + offsets, mask=mask, volatile=True)
+def split_rows(rows, inner, FLAT: tl.constexpr):
+    """Row numbers as (outer, inner) of two leading dimensions, divided in 32 bits: 64 cost a prefill 15%."""
+    outer = rows * 0
+    if not FLAT:
+        outer = rows // inner
+        rows = rows - outer * inner
+    return outer.to(tl.int64), rows.to(tl.int64)
+
+
+@triton.jit
+def columns_at(start_ptr, columns, ALIGNED: tl.constexpr):
+    """Pointers to the columns of what starts at `start_ptr`: a row, or a parameter."""
+    ptrs = start_ptr + columns
+    if ALIGNED:
+        ptrs = tl.multiple_of(ptrs, 16)
+    return ptrs
+
+
+@triton.jit
+def tile_at(ptr, outer, outer_stride, rows, row_stride, columns, ALIGNED: tl.constexpr):
+    """Pointers to the columns of several rows."""
+    ptrs = ptr + (outer * outer_stride + rows * row_stride)[:, None] + columns[None, :]
+    if ALIGNED:
+        ptrs = tl.multiple_of(ptrs, [1, 16])
+    return ptrs
 
 
 @triton.jit

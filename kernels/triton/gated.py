@@ -6,32 +6,46 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import gate, pairwise_sum, wait_for_kernel_before, warm_cache
-from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm import NormPlan, Rows
+from serving_ops.kernels.triton.arithmetic import (
+    columns_at,
+    gate,
+    pairwise_sum,
+    split_rows,
+    tile_at,
+    wait_for_kernel_before,
+)
+from serving_ops.kernels.triton.launch import Launcher, Plan
+from serving_ops.kernels.triton.norm import Rows, strides_of
+from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
+
+_RUN_TIME = [
+    *("x_ptr", "z_ptr", "weight_ptr", "bias_ptr", "out_ptr", "num_rows", "inner", "eps"),
+    *(f"{tensor}_{stride}_stride" for tensor in ("x", "z", "out") for stride in ("outer", "row")),
+]
 
 
-@triton.jit(do_not_specialize=["num_rows", "inner"])
+@triton.jit(do_not_specialize=_RUN_TIME)
 def gated_kernel(
     x_ptr,  # (num_rows, groups, GROUP)
     z_ptr,  # like x, if HAS_GATE
     weight_ptr,  # (groups, GROUP), if HAS_WEIGHT
     bias_ptr,  # (groups, GROUP), if HAS_BIAS
     out_ptr,  # like x, may be x
-    num_rows,
-    inner,  # rows in the inner of two leading dimensions
-    x_outer_stride,
-    x_row_stride,
-    z_outer_stride,
-    z_row_stride,
-    out_outer_stride,
-    out_row_stride,
-    eps,
+    num_rows: tl.int32,
+    inner: tl.int32,  # rows in the inner of two leading dimensions
+    x_outer_stride: tl.int64,
+    x_row_stride: tl.int64,
+    z_outer_stride: tl.int64,
+    z_row_stride: tl.int64,
+    out_outer_stride: tl.int64,
+    out_row_stride: tl.int64,
+    eps: tl.float32,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LOG2_BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
     FLAT: tl.constexpr,  # one leading dimension: rows need no division
+    ALIGNED: tl.constexpr,  # every group starts on 16 bytes
     PAIRWISE: tl.constexpr,  # one warp a row: the sum is the tile kernels' tree
     HAS_GATE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
@@ -40,28 +54,24 @@ def gated_kernel(
     SIGMOID: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_N)
     in_group = columns < GROUP
     mask = (rows < num_rows)[:, None] & in_group[None, :]
     group = tl.program_id(1) * GROUP + columns
-    outer = rows * 0
-    if not FLAT:
-        outer = rows // inner
-        rows = rows % inner
-    if HAS_WEIGHT:
-        warm_cache(weight_ptr, group, in_group, PDL)
+    outer, row = split_rows(rows, inner, FLAT)
+    weight_columns = columns_at(weight_ptr, group, ALIGNED)
     wait_for_kernel_before(PDL)
-    x = tl.load(x_ptr + (outer * x_outer_stride + rows * x_row_stride)[:, None] + group[None, :], mask=mask, other=0.0)
+    x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, group, ALIGNED), mask=mask, other=0.0)
     dtype = x.dtype
     y = x.to(tl.float32)
     if HAS_GATE:
-        z_rows = z_ptr + (outer * z_outer_stride + rows * z_row_stride)[:, None] + group[None, :]
+        z_rows = tile_at(z_ptr, outer, z_outer_stride, row, z_row_stride, group, ALIGNED)
         g = gate(tl.load(z_rows, mask=mask, other=0.0), SIGMOID)
         if GATE_FIRST:
             y *= g
     if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + group, mask=in_group, other=0.0).to(tl.float32)
+        weight = tl.load(weight_columns, mask=in_group, other=0.0).to(tl.float32)
     if PAIRWISE:
         squares = pairwise_sum(y * y, ROWS, BLOCK_N, LOG2_BLOCK_N)
     else:
@@ -70,14 +80,14 @@ def gated_kernel(
     if HAS_WEIGHT:
         y *= weight[None, :]
     if HAS_BIAS:
-        y += tl.load(bias_ptr + group, mask=in_group, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(columns_at(bias_ptr, group, ALIGNED), mask=in_group, other=0.0).to(tl.float32)[None, :]
     if HAS_GATE and not GATE_FIRST:
         y *= g
-    out_rows = out_ptr + (outer * out_outer_stride + rows * out_row_stride)[:, None] + group[None, :]
+    out_rows = tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, group, ALIGNED)
     tl.store(out_rows, y.to(dtype), mask=mask)
 
 
-_launcher = Launcher(gated_kernel, enable_fp_fusion=False)  # a fused multiply-add would tie bits to the layout
+_launcher = Launcher(gated_kernel, 5, ("i32", "i32", *["i64"] * 6, "fp32"), enable_fp_fusion=False)  # as norm_tile
 
 
 def run_gated(
@@ -91,33 +101,34 @@ def run_gated(
     sigmoid: bool,
     group_size: int,
     rows: Rows,  # of x, z (or x again) and out
-    plan: NormPlan,
+    plan: Plan,
     pdl: bool,
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
+    size, has_gate = x.shape[-1], z is not None
+    strides = strides_of(rows)
     flat = rows.inner == rows.num_rows
-    strides = [s for pair in zip(rows.outer_strides, rows.inner_strides, strict=True) for s in pair]
-    pairwise = plan.kernel == "tile"
-    options = (z is not None, weight is not None, bias is not None, not norm_before_gate, sigmoid)
-    constants = (
-        group_size,
-        plan.block_n,
-        plan.block_n.bit_length() - 1,
-        plan.rows_per_program,
-        flat,
-        pairwise,
-        *options,
-        pdl,
+    aligned = starts_aligned((x, z, weight, bias, out), strides, x, group_size)
+    gate_first, sigmoid = has_gate and not norm_before_gate, has_gate and sigmoid
+    flags = flags_of(
+        x,
+        weight,
+        bias,
+        gated=True,
+        second=has_gate,
+        gate_first=gate_first,
+        sigmoid=sigmoid,
+        flat=flat,
+        aligned=aligned,
     )
-    dtypes = (x.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
-    programs = -(-rows.num_rows // plan.rows_per_program)
+    tile = (group_size, plan.block_n, plan.block_n.bit_length() - 1, plan.rows_per_program)
+    present = (has_gate, weight is not None, bias is not None)
     _launcher(
-        (dtypes, constants, plan.num_warps, *strides),
-        x.get_device(),
-        (programs, x.shape[-1] // group_size, 1),
-        (x, z, weight, bias, out),
+        Variant(flags, size, group_size),
+        plan,
+        (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1),
+        (x, *(x if tensor is None else tensor for tensor in (z, weight, bias)), out),
         (rows.num_rows, rows.inner, *strides, eps),
-        constants,
-        plan.num_warps,
+        (*tile, flat, aligned, plan.kernel == "tile", *present, gate_first, sigmoid, pdl),
         pdl,
     )

@@ -1,20 +1,51 @@
-"""Launching a compiled kernel with little host time.
+"""Launching a compiled kernel: from Python the first time, and from C++ ever after where the C++ library is there.
 
-Triton's own launch binds, specialises and looks up its arguments anew at every call (13 us with 19 arguments, on an
-H200's host). Here a call is looked up once by all that Triton specialises on and then goes to the compiled kernel.
+Triton's own launch binds, specialises and looks up its arguments anew at every call. Here a call is looked up once by
+its `Variant` and its plan, and goes to the compiled kernel; what has been compiled is handed to `on_compiled`, which
+tells the C++ launcher about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from serving_ops.kernels.triton.variant import Variant
 from triton import knobs
 
-MAX_VARIANTS = 4096
-"""Entries kept per kernel. Odd strides add an entry each, and a service that runs for months may see many."""
+
+class Plan(Protocol):
+    """As `serving_ops.plan.Plan`."""
+
+    @property
+    def kernel(self) -> Any: ...
+    @property
+    def block_n(self) -> int: ...
+    @property
+    def rows_per_program(self) -> int: ...
+    @property
+    def num_warps(self) -> int: ...
+    @property
+    def min_rows(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
+
+
+class Compiled(NamedTuple):
+    """A kernel as the driver knows it. function is a CUfunction; dependent: launched as a programmatic dependent."""
+
+    function: int
+    num_warps: int
+    shared_bytes: int
+    dependent: bool
+
+
+OnCompiled = Callable[[Variant, Plan, Compiled], None]
+
+on_compiled: OnCompiled | None = None
+"""Called with each kernel compiled or loaded that a launcher of ours can launch."""
 
 _compilations = 0
 
@@ -30,39 +61,39 @@ def programmatic_launch_supported(device: torch.device) -> bool:
 
 
 class Launcher:
-    """One kernel with its compiled variants."""
+    """One kernel with its compiled variants.
 
-    def __init__(self, kernel: Any, **options: Any) -> None:
+    parameters: Triton's types of the kernel's run-time parameters after its pointers, as the C++ launcher passes them.
+    """
+
+    def __init__(self, kernel: Any, pointers: int, parameters: tuple[str, ...], **options: Any) -> None:
         """`options` go to Triton's compiler, as `enable_fp_fusion`."""
         self.kernel = kernel
+        self._pointers = pointers
+        self._parameters = parameters
         self._options = options
-        self._variants: dict[Hashable, Any] = {}
+        self._variants: dict[tuple[Variant, Plan], Any] = {}
 
     def __call__(
         self,
-        key: Hashable,
-        device_index: int,
+        variant: Variant,
+        plan: Plan,
         grid: tuple[int, int, int],
-        pointers: tuple[torch.Tensor | None, ...],
+        pointers: tuple[torch.Tensor, ...],
         numbers: tuple[float, ...],
         constants: tuple[Any, ...],
-        num_warps: int,
         pdl: bool,
     ) -> None:
-        """Run on the device's current stream.
-
-        `key` tells apart what Triton would compile apart, but for the pointers' alignment, which is added here.
-        """
+        """Run on the current stream of the tensors' device, which is the current device."""
+        device_index = pointers[0].get_device()
         if device_index < 0:  # the interpreter, on CPU tensors
             self.kernel[grid](*pointers, *numbers, *constants)
             return
-        addresses = [None if tensor is None else tensor.data_ptr() for tensor in pointers]
-        aligned = [address is not None and address % 16 == 0 for address in addresses]
-        variant = (device_index, key, *aligned)
-        compiled = self._variants.get(variant)
+        compiled = self._variants.get((variant, plan))
         if compiled is None:
-            self._compile(variant, grid, (*pointers, *numbers, *constants), num_warps, pdl)
+            self._compile(variant, plan, grid, (*pointers, *numbers, *constants), pdl)
             return
+        addresses = [tensor.data_ptr() for tensor in pointers]
         if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler listens
             compiled[grid](*addresses, *numbers, *constants)
             return
@@ -71,16 +102,25 @@ class Launcher:
         compiled.run(*grid, stream, function, packed, None, None, None, *addresses, *numbers, *constants)
 
     def _compile(
-        self, variant: Hashable, grid: tuple[int, int, int], args: tuple[Any, ...], warps: int, pdl: bool
+        self, variant: Variant, plan: Plan, grid: tuple[int, int, int], args: tuple[Any, ...], pdl: bool
     ) -> None:
         """The first call of a variant: Triton compiles, or loads from its cache, and launches."""
         global _compilations
-        compiled = self.kernel[grid](*args, num_warps=warps, launch_pdl=pdl, **self._options)
+        compiled = self.kernel[grid](*args, num_warps=plan.num_warps, launch_pdl=pdl, **self._options)
         _compilations += 1
-        if len(self._variants) >= MAX_VARIANTS:
-            self._variants.clear()
-        self._variants[variant] = compiled
+        self._variants[variant, plan] = compiled
+        if on_compiled is not None and self._is_plain(compiled):
+            on_compiled(variant, plan, Compiled(compiled.function, plan.num_warps, compiled.metadata.shared, pdl))
 
-    def forget(self) -> None:
-        """Drop the compiled variants, as in a fresh process."""
-        self._variants.clear()
+    def _is_plain(self, compiled: Any) -> bool:
+        """Whether this Triton compiled the parameters that the C++ launcher passes, and nothing that it does not."""
+        metadata = compiled.metadata
+        types = [kind for kind in compiled.src.signature.values() if kind != "constexpr"]
+        return (
+            all(kind.startswith("*") for kind in types[: self._pointers])
+            and tuple(types[self._pointers :]) == self._parameters
+            and getattr(metadata, "num_ctas", 1) == 1
+            and not getattr(metadata, "launch_cooperative_grid", False)
+            and not getattr(metadata, "global_scratch_size", 0)
+            and not getattr(metadata, "profile_scratch_size", 0)
+        )

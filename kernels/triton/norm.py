@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from serving_ops.kernels.triton.launch import Launcher
+from serving_ops.kernels.triton.launch import Launcher, Plan
 from serving_ops.kernels.triton.norm_row import norm_row_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_kernel
+from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
 
+_POINTERS = 4
+_PARAMETERS = ("i32", "i32", *["i64"] * 6, "fp32", "fp32")
 _LAUNCHERS = {
-    "row": Launcher(norm_row_kernel),
-    "tile": Launcher(norm_tile_kernel, enable_fp_fusion=False),  # a fused multiply-add would tie bits to the layout
-    "wide": Launcher(norm_wide_kernel),
+    "row": Launcher(norm_row_kernel, _POINTERS, _PARAMETERS, enable_fp_fusion=True),
+    # A fused multiply-add would tie bits to the layout.
+    "tile": Launcher(norm_tile_kernel, _POINTERS, _PARAMETERS, enable_fp_fusion=False),
+    "wide": Launcher(norm_wide_kernel, _POINTERS, _PARAMETERS, enable_fp_fusion=True),
 }
 
 
@@ -31,17 +35,9 @@ class Rows(Protocol):
     def inner_strides(self) -> tuple[int, ...]: ...
 
 
-class NormPlan(Protocol):
-    """As `serving_ops.plan.Plan`."""
-
-    @property
-    def kernel(self) -> Any: ...
-    @property
-    def block_n(self) -> int: ...
-    @property
-    def rows_per_program(self) -> int: ...
-    @property
-    def num_warps(self) -> int: ...
+def strides_of(rows: Rows) -> tuple[int, ...]:
+    """The outer and the inner stride of each tensor."""
+    return tuple(s for pair in zip(rows.outer_strides, rows.inner_strides, strict=True) for s in pair)
 
 
 def run_norm(
@@ -52,29 +48,23 @@ def run_norm(
     eps: float,
     weight_offset: float,
     rows: Rows,
-    plan: NormPlan,
+    plan: Plan,
     pdl: bool,
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
+    size = x.shape[-1]
+    strides = strides_of(rows)
     flat = rows.inner == rows.num_rows
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
-    strides = [s for pair in zip(rows.outer_strides, rows.inner_strides, strict=True) for s in pair]
-    flags = (flat, residual is not None, weight is not None, in_fp32, pdl)
-    columns: tuple[int, ...] = (x.shape[-1], plan.block_n)
-    counts: tuple[int, ...] = (rows.inner,)
-    programs = rows.num_rows
-    if plan.kernel == "tile":
-        counts = (rows.num_rows, rows.inner)
-        columns = (*columns, plan.block_n.bit_length() - 1, plan.rows_per_program)
-        programs = -(-rows.num_rows // plan.rows_per_program)
-    key = (x.dtype, None if weight is None else weight.dtype, columns, flags, plan.num_warps, *strides)
+    aligned = starts_aligned((x, residual, weight, out), strides, x, size)
+    flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
+    tile = (plan.block_n.bit_length() - 1, plan.rows_per_program) if plan.kernel == "tile" else ()
     _LAUNCHERS[plan.kernel](
-        key,
-        x.get_device(),
-        (programs, 1, 1),
-        (x, residual, weight, out),
-        (*counts, *strides, eps, weight_offset),
-        (*columns, *flags),
-        plan.num_warps,
+        Variant(flags, size, size),
+        plan,
+        (-(-rows.num_rows // plan.rows_per_program), 1, 1),
+        (x, x if residual is None else residual, x if weight is None else weight, out),
+        (rows.num_rows, rows.inner, *strides, eps, weight_offset),
+        (size, plan.block_n, *tile, flat, aligned, residual is not None, weight is not None, in_fp32, pdl),
         pdl,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import checks, counters, cuda, reference, support
+from serving_ops import checks, counters, cuda, extension, reference, support
 from serving_ops.schemas import library
 
 NAME = "fused_add_rms_norm"
@@ -74,13 +74,16 @@ def _any_device(
 
 
 def _fallback(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> str:
-    """For the C++ kernel: the reference, or the text of the error."""
+    """What C++ does not take: compiled and launched from here, or the reference; or the text of the error."""
     try:
+        if x.is_cuda:
+            _cuda(x, residual, weight, eps, weight_offset=weight_offset)
+            return ""
         check(x, residual, weight)
         reason = support.why_not_cpu(("x", x), ("residual", residual), ("weight", weight))
         _run_reference(x, residual, weight, eps, weight_offset, reason)
-    except RuntimeError as error:
-        return str(error)
+    except Exception as error:  # Triton's own included
+        return support.text_of(error)
     return ""
 
 
@@ -88,7 +91,8 @@ def _fake(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6,
     checks.norm_metadata(x, residual, "residual", weight)
 
 
-library.impl(NAME, _cuda, "CUDA")
+if extension.cpp_library() is None:  # which registers for CUDA too
+    library.impl(NAME, _cuda, "CUDA")
 library.impl(NAME, _any_device, "CompositeExplicitAutograd")
 library.impl(f"_{NAME}_fallback", _fallback, "CompositeExplicitAutograd")
 torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)

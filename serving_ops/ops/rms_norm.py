@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import checks, counters, cuda, reference, support
+from serving_ops import checks, counters, cuda, extension, reference, support
 from serving_ops.schemas import library
 
 NAME = "rms_norm"
@@ -97,13 +97,16 @@ def _any_device_out(
 
 
 def _fallback(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float, out: Tensor) -> str:
-    """For the C++ kernel: the reference, or the text of the error."""
+    """What C++ does not take: compiled and launched from here, or the reference; or the text of the error."""
     try:
+        if x.is_cuda:
+            _cuda_out(x, weight, eps, weight_offset=weight_offset, out=out)
+            return ""
         check(x, weight, out)
         reason = support.why_not_cpu(("x", x), ("out", out), ("weight", weight))
         _run_reference(x, weight, eps, weight_offset, out, reason)
-    except RuntimeError as error:
-        return str(error)
+    except Exception as error:  # Triton's own included
+        return support.text_of(error)
     return ""
 
 
@@ -116,8 +119,9 @@ def _fake_out(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_off
     checks.norm_metadata(x, out, "out", weight)
 
 
-library.impl(NAME, _cuda, "CUDA")
-library.impl(f"{NAME}.out", _cuda_out, "CUDA")
+if extension.cpp_library() is None:  # which registers for CUDA too
+    library.impl(NAME, _cuda, "CUDA")
+    library.impl(f"{NAME}.out", _cuda_out, "CUDA")
 library.impl(NAME, _any_device, "CompositeExplicitAutograd")
 library.impl(f"{NAME}.out", _any_device_out, "CompositeExplicitAutograd")
 library.impl(f"_{NAME}_fallback", _fallback, "CompositeExplicitAutograd")

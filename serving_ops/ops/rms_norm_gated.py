@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from serving_ops import checks, counters, cuda, reference, support
+from serving_ops import checks, counters, cuda, extension, reference, support
 from serving_ops.schemas import library
 
 NAME = "rms_norm_gated"
@@ -157,14 +157,17 @@ def _fallback(
     group_size: int | None,
     out: Tensor,
 ) -> str:
-    """For the C++ kernel: the reference, or the text of the error."""
+    """What C++ does not take: compiled and launched from here, or the reference; or the text of the error."""
     options = Options(bias, norm_before_gate, activation, group_size)
     try:
+        if x.is_cuda:
+            _cuda_out(x, z, weight, eps, **options._asdict(), out=out)
+            return ""
         check(x, z, weight, options, out)
         reason = support.why_not_cpu(("x", x), ("z", z), ("out", out), ("weight", weight), ("bias", bias))
         _run_reference(x, z, weight, eps, options, out, reason)
-    except RuntimeError as error:
-        return str(error)
+    except Exception as error:  # Triton's own included
+        return support.text_of(error)
     return ""
 
 
@@ -181,8 +184,9 @@ def _fake_out(
     checks.gated_metadata(x, z, weight, given.bias, given.activation, given.group_size, out)
 
 
-library.impl(NAME, _cuda, "CUDA")
-library.impl(f"{NAME}.out", _cuda_out, "CUDA")
+if extension.cpp_library() is None:  # which registers for CUDA too
+    library.impl(NAME, _cuda, "CUDA")
+    library.impl(f"{NAME}.out", _cuda_out, "CUDA")
 library.impl(NAME, _any_device, "CompositeExplicitAutograd")
 library.impl(f"{NAME}.out", _any_device_out, "CompositeExplicitAutograd")
 library.impl(f"_{NAME}_fallback", _fallback, "CompositeExplicitAutograd")

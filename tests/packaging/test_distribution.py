@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_folders_and_the_library(wheel: Path) -> None:
         "serving_ops/kernels/triton/norm.py",
         "serving_ops/integrations/vllm/__init__.py",
         "serving_ops/bench_e2e/__main__.py",
-        "serving_ops/_cpu.abi3.so",
+        "serving_ops/_C.abi3.so",
         "serving_ops/py.typed",
     ):
         assert name in held
@@ -76,7 +76,7 @@ def test_without_a_compiler_a_pure_wheel_is_built_that_works(pure_wheel: Path, t
         "import torch, serving_ops, pathlib\n"
         f"assert pathlib.Path(serving_ops.__file__).is_relative_to({str(tmp_path)!r}), serving_ops.__file__\n"
         "import serving_ops.integrations.vllm, serving_ops.bench_e2e.cli\n"
-        "assert serving_ops.cpu_library() is None\n"
+        "assert serving_ops.cpp_library() is None\n"
         "x = torch.randn(2, 64)\n"
         "assert torch.equal(serving_ops.rms_norm(x, None), serving_ops.reference.rms_norm(x, None))\n"
     )

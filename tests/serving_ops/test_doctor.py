@@ -23,7 +23,7 @@ def doctor(*command: str, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(serving_ops.cpu_library() is None, reason="the C++ library is not built")
+@pytest.mark.skipif(serving_ops.cpp_library() is None, reason="the C++ library is not built")
 def test_it_names_the_instruction_set_and_exits_with_0() -> None:
     done = doctor("-m", "serving_ops", "doctor", "--json")
     report = json.loads(done.stdout)

@@ -42,7 +42,7 @@ def test_a_last_stride_of_two_is_counted_with_its_reason(device: torch.device) -
 
 
 def test_what_the_kernels_take_is_explained_as_theirs(device: torch.device) -> None:
-    if device.type == "cpu" and serving_ops.cpu_library() is None:
+    if device.type == "cpu" and serving_ops.cpp_library() is None:
         pytest.skip("the C++ library is not built")
     x = rows((3, 128), torch.bfloat16, device)
     explanation = serving_ops.explain("fused_add_rms_norm", x, x.clone(), None)
@@ -74,8 +74,8 @@ import pathlib
 _is_file = pathlib.Path.is_file
 pathlib.Path.is_file = lambda self: not self.name.endswith(".so") and _is_file(self)
 import torch, serving_ops
-from serving_ops import cpu
-assert serving_ops.cpu_library() is None
+from serving_ops import extension
+assert serving_ops.cpp_library() is None
 x = torch.ones(2, 64)
 serving_ops.fused_add_rms_norm(x, torch.ones(2, 64), None)
 assert torch.allclose(x, torch.ones(2, 64))

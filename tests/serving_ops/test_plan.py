@@ -11,8 +11,8 @@ ROWS = [1, 2, 16, 24, 255, 256, 257, 768, 2048, 2049, 4096, 65536, 65537, 144914
 
 def test_a_decode_row_that_is_a_head_is_one_row_and_one_warp_a_program() -> None:
     for rows in (1, 16, 24, 256):
-        assert plan.plan_norm(128, 2, rows) == plan.Plan("tile", 128, 1, 1)
-        assert plan.plan_gated(128, 2, rows) == plan.Plan("tile", 128, 1, 1)
+        assert plan.plan_norm(128, 2, rows) == plan.Plan("tile", 128, 1, 1, max_rows=plan.FEW_ROWS)
+        assert plan.plan_gated(128, 2, rows) == plan.Plan("tile", 128, 1, 1, max_rows=plan.FEW_ROWS)
 
 
 def test_prefill_takes_tiles_of_rows() -> None:

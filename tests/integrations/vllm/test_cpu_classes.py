@@ -13,13 +13,13 @@ pytest.importorskip("vllm")
 
 from in_process import DEVICE, SPEC, rows, survey
 
-from serving_ops import NormSpec, PrewarmReport, counters, cpu
+from serving_ops import NormSpec, PrewarmReport, counters, extension
 from serving_ops.integrations.vllm import features, layers, prewarm, priority, startup
 from serving_ops.integrations.vllm.layers import NormLayer
 
 pytestmark = [
     pytest.mark.skipif(DEVICE.type != "cpu", reason="these classes are ours on CPU alone"),
-    pytest.mark.skipif(cpu.cpu_library() is None, reason="the C++ library was not built"),
+    pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built"),
     pytest.mark.usefixtures("registered"),
 ]
 

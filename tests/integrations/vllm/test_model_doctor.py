@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from serving_ops import cpu
+from serving_ops import extension
 
-pytestmark = pytest.mark.skipif(cpu.cpu_library() is None, reason="the C++ library was not built")
+pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "SERVING_OPS": "off", "VLLM_NO_USAGE_STATS": "1"}

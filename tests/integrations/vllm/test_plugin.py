@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 
 from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, rows, survey
 
-from serving_ops import Explanation, NormSpec, PrewarmReport, counters, cpu
+from serving_ops import Explanation, NormSpec, PrewarmReport, counters, extension
 from serving_ops.integrations.vllm import (
     compile_cache,
     features,
@@ -27,7 +27,9 @@ from serving_ops.integrations.vllm import (
 from serving_ops.integrations.vllm.layers import NormLayer
 
 pytestmark = [
-    pytest.mark.skipif(DEVICE.type == "cpu" and cpu.cpu_library() is None, reason="the C++ library was not built"),
+    pytest.mark.skipif(
+        DEVICE.type == "cpu" and extension.cpp_library() is None, reason="the C++ library was not built"
+    ),
     pytest.mark.usefixtures("registered"),
 ]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import serving_ops
 from serving_ops import reference
-from serving_ops.cpu import kernel_calls
+from serving_ops.extension import kernel_calls
 
-pytestmark = pytest.mark.skipif(serving_ops.cpu_library() is None, reason="needs the C++ library")
+pytestmark = pytest.mark.skipif(serving_ops.cpp_library() is None, reason="needs the C++ library")
 
 EPS = 1e-6
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -207,7 +207,7 @@ def test_a_refused_call_changes_nothing() -> None:
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "portable"])
 def test_each_instruction_set_can_be_asked_for(isa: str) -> None:
     program = (
-        "import torch, serving_ops; from serving_ops import cpu, reference; print(cpu.instruction_set());"
+        "import torch, serving_ops; from serving_ops import extension, reference; print(extension.instruction_set());"
         "x = torch.randn(5, 1001); torch.testing.assert_close("
         "torch.ops.serving_ops.rms_norm(x, None), reference.rms_norm(x, None, 1e-6))"
     )

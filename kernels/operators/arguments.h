@@ -10,7 +10,7 @@
 #include <string>
 #include <string_view>
 
-namespace serving_ops::cpu {
+namespace serving_ops {
 
 inline void check(AOTITorchError error, const char* what) {
   if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error(std::string("serving_ops: ") + what + " failed");
@@ -87,14 +87,16 @@ class Arguments {
 // A tensor of this library's making, until it is given away.
 class NewTensor {
  public:
-  // Contiguous, on the CPU, of the given tensor's shape and dtype.
+  // Contiguous, of the given tensor's shape, dtype and device.
   static NewTensor empty_like(AtenTensorHandle like) {
     constexpr int64_t kMaxDims = 64;
     int64_t num_dims, *sizes, strides[kMaxDims];
-    int32_t dtype;
+    int32_t dtype, device_type, device_index;
     check(aoti_torch_get_dim(like, &num_dims), "reading a tensor");
     check(aoti_torch_get_sizes(like, &sizes), "reading a tensor");
     check(aoti_torch_get_dtype(like, &dtype), "reading a tensor");
+    check(aoti_torch_get_device_type(like, &device_type), "reading a tensor");
+    check(aoti_torch_get_device_index(like, &device_index), "reading a tensor");
     if (num_dims > kMaxDims) throw std::runtime_error("serving_ops: x has more than 64 dimensions");
     int64_t stride = 1;
     for (int64_t d = num_dims - 1; d >= 0; --d) {
@@ -102,7 +104,7 @@ class NewTensor {
       if (sizes[d] > 1) stride *= sizes[d];
     }
     NewTensor made;
-    check(aoti_torch_empty_strided(num_dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &made.handle_),
+    check(aoti_torch_empty_strided(num_dims, sizes, strides, dtype, device_type, device_index, &made.handle_),
           "allocating the result");
     return made;
   }
@@ -127,4 +129,4 @@ class NewTensor {
   AtenTensorHandle handle_ = nullptr;
 };
 
-}  // namespace serving_ops::cpu
+}  // namespace serving_ops

@@ -4,11 +4,12 @@
 #include <numeric>
 
 #include "arguments.h"
-#include "norm.h"
+#include "spec.h"
 
-namespace serving_ops::cpu {
+namespace serving_ops {
 
 struct TensorView {
+  AtenTensorHandle handle;
   char* data;
   const int64_t* sizes;
   const int64_t* strides;  // in elements
@@ -16,7 +17,8 @@ struct TensorView {
   int32_t dtype;
   int32_t device_type;
 
-  explicit TensorView(AtenTensorHandle tensor) {
+  TensorView() = default;
+  explicit TensorView(AtenTensorHandle tensor) : handle(tensor) {
     int64_t *sizes_of, *strides_of;
     void* data_of;
     check(aoti_torch_get_dim(tensor, &num_dims), "reading a tensor");
@@ -35,6 +37,18 @@ struct TensorView {
     static const int32_t cpu = aoti_torch_device_type_cpu();
     return device_type == cpu;
   }
+  bool on_cuda() const {
+    static const int32_t cuda = aoti_torch_device_type_cuda();
+    return device_type == cuda;
+  }
+  int32_t device_index() const {
+    int32_t index;
+    check(aoti_torch_get_device_index(handle, &index), "reading a tensor");
+    return index;
+  }
+  bool on_device_of(const TensorView& x) const {
+    return device_type == x.device_type && (on_cpu() || device_index() == x.device_index());
+  }
   bool element_type(Dtype* result) const {
     static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
                          float16 = aoti_torch_dtype_float16();
@@ -47,18 +61,19 @@ struct TensorView {
 
   // Rows of a dtype that the kernels know, the elements of a row side by side.
   bool is_rows(Dtype* result) const {
-    return num_dims > 0 && on_cpu() && row_size() > 0 && (strides[num_dims - 1] == 1 || row_size() == 1) &&
+    return num_dims > 0 && row_size() > 0 && (strides[num_dims - 1] == 1 || row_size() == 1) &&
            element_type(result);
   }
   bool is_rows_like(const TensorView& x) const {
     Dtype same;
     return num_dims == x.num_dims && dtype == x.dtype && std::memcmp(sizes, x.sizes, num_dims * sizeof *sizes) == 0 &&
-           is_rows(&same);
+           is_rows(&same) && on_device_of(x);
   }
-  // A weight or bias of (size,), in x's dtype or float32.
-  bool is_param(int64_t size, Dtype x_dtype, Param* param) const {
+  // A weight or bias of (N,), in x's dtype or float32.
+  bool is_param_of(const TensorView& x, Dtype x_dtype, Param* param) const {
     param->data = data;
-    return num_dims == 1 && on_cpu() && sizes[0] == size && (strides[0] == 1 || size == 1) &&
+    const int64_t size = x.row_size();
+    return num_dims == 1 && on_device_of(x) && sizes[0] == size && (strides[0] == 1 || size == 1) &&
            element_type(&param->dtype) && (param->dtype == x_dtype || param->dtype == Dtype::float32);
   }
 
@@ -113,4 +128,4 @@ struct TensorView {
   }
 };
 
-}  // namespace serving_ops::cpu
+}  // namespace serving_ops

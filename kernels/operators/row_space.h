@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace serving_ops::cpu {
+namespace serving_ops {
 
 // The leading dimensions of `Operands` tensors of one shape, as few as their strides allow. Strides in elements.
 template <int Operands>
@@ -29,6 +29,11 @@ class RowSpace {
   }
 
   int64_t num_rows() const { return num_rows_; }
+  // How many dimensions are left, 0 for a single row.
+  int num_dims() const { return num_dims_; }
+  // Of a dimension that is left, innermost first; 1 row at stride 0 beyond them.
+  int64_t size(int d) const { return d < num_dims_ ? dims_[d].size : 1; }
+  int64_t stride(int d, int operand) const { return d < num_dims_ ? dims_[d].stride[operand] : 0; }
   // Distance between rows within a run.
   int64_t row_stride(int operand) const { return num_dims_ > 0 ? dims_[0].stride[operand] : 0; }
 
@@ -76,4 +81,4 @@ class RowSpace {
   int64_t num_rows_ = 1;
 };
 
-}  // namespace serving_ops::cpu
+}  // namespace serving_ops

@@ -1,19 +1,11 @@
-// From eligible tensors to kernel runs: threads, rows, and the count of calls.
+// From a call to kernel runs: threads and rows.
 #pragma once
 
-#include <atomic>
-
+#include "../operators/calls.h"
+#include "../operators/count.h"
 #include "isa.h"
-#include "rows.h"
-#include "tensor_view.h"
 
 namespace serving_ops::cpu {
-
-// Calls that the kernels of an op ran, read through serving_ops_cpu_calls.
-enum Op { kFusedAddRmsNorm, kRmsNorm, kRmsNormGated, kNumOps };
-extern std::atomic<uint64_t> calls[kNumOps];
-
-inline void count(Op op) { calls[op].fetch_add(1, std::memory_order_relaxed); }
 
 // What an element costs, in elements of a plain norm.
 constexpr int64_t kNormWork = 1, kGateWork = 2;
@@ -44,6 +36,26 @@ inline void for_each_rows(const RowSpace<Operands>& space, const TensorView* con
       run(rows, count);
     });
   });
+}
+
+inline bool run(const NormCall& call) {
+  if (!call.x.on_cpu()) return false;
+  const auto kernel = call.op == kFusedAddRmsNorm ? chosen_kernels().fused_add_rms_norm : chosen_kernels().rms_norm;
+  for_each_rows<2>(call.space, {&call.x, &call.other}, element_bytes(call.spec.dtype), kNormWork,
+                   [&](const Rows(&rows)[2], int64_t count) { kernel(call.spec, rows[0], rows[1], count); });
+  count(call.op);
+  return true;
+}
+
+inline bool run(const GatedCall& call) {
+  if (!call.x.on_cpu()) return false;
+  const auto kernel = chosen_kernels().rms_norm_gated;
+  for_each_rows<3>(call.space, {&call.x, &call.z, &call.out}, element_bytes(call.spec.dtype), kGateWork,
+                   [&](const Rows(&rows)[3], int64_t count) {
+                     kernel(call.spec, rows[0], call.has_gate ? rows[1] : Rows{}, rows[2], count);
+                   });
+  count(kRmsNormGated);
+  return true;
 }
 
 }  // namespace serving_ops::cpu

@@ -1,0 +1,188 @@
+#include "run.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "../operators/count.h"
+#include "driver.h"
+
+namespace serving_ops::cuda {
+namespace {
+
+constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1024;  // the kernels count rows in 32 bits; serving_ops.plan.MAX_ROWS
+constexpr int kScratchBuffers = 2;  // that Triton appends to a kernel's parameters; these kernels do not use them
+constexpr uint64_t kAlignment = 16;                      // bytes
+
+template <int Operands>
+bool takes(const TensorView& x, const RowSpace<Operands>& space) {
+  return x.on_cuda() && space.num_rows() <= kMaxRows && space.num_dims() <= 2;
+}
+
+uint64_t flag(bool on, Flags bit) { return on ? bit : 0; }
+
+uint64_t parameter_flags(const Param& param, Dtype x_dtype, int shift) {
+  if (param.data == nullptr) return 0;
+  const uint64_t kind = param.dtype == x_dtype ? uint64_t{kDtypeOfX} : uint64_t{kFloat32};
+  return kind << shift;
+}
+
+// Of the dtype and the rows. `parameters` are the addresses of weight and bias, ored together.
+template <int Operands>
+uint64_t row_flags(const RowSpace<Operands>& space, const TensorView* const (&tensors)[Operands], Dtype dtype,
+                   int64_t group_size, uint64_t parameters) {
+  const int64_t bytes = element_bytes(dtype);
+  uint64_t starts = parameters | static_cast<uint64_t>(group_size * bytes);
+  for (int k = 0; k < Operands; ++k) {
+    starts |= reinterpret_cast<uintptr_t>(tensors[k]->data);
+    for (int d = 0; d < space.num_dims(); ++d) starts |= static_cast<uint64_t>(space.stride(d, k) * bytes);
+  }
+  return static_cast<uint64_t>(dtype) << kXDtype | flag(space.num_dims() < 2, kFlat) |
+         flag(starts % kAlignment == 0, kAligned);
+}
+
+uint64_t address(const Param& param) { return reinterpret_cast<uintptr_t>(param.data); }
+
+// A kernel's parameters, in order.
+class Parameters {
+ public:
+  template <class Value>
+  void add(Value value) {
+    std::memcpy(&values_[count_], &value, sizeof value);
+    pointers_[count_] = &values_[count_];
+    ++count_;
+  }
+  // num_rows and inner, then the outer and inner stride of each of `operands`.
+  template <int Operands>
+  void add_rows(const RowSpace<Operands>& space, const int (&operands)[3]) {
+    add(static_cast<int32_t>(space.num_rows()));
+    add(static_cast<int32_t>(space.num_dims() < 2 ? space.num_rows() : space.size(0)));
+    for (const int k : operands) {
+      add(space.stride(1, k));
+      add(space.stride(0, k));
+    }
+  }
+  void** pointers() { return pointers_; }
+
+ private:
+  static constexpr int kMax = 20;
+  uint64_t values_[kMax];
+  void* pointers_[kMax];
+  int count_ = 0;
+};
+
+class Launch {
+ public:
+  // False where x's device is not this thread's current one, or there is no driver.
+  bool prepare(const TensorView& x) {
+    driver_ = driver();
+    device_ = x.device_index();
+    return driver_ != nullptr && is_current() && driver_->current_stream(device_, &stream_) == AOTI_TORCH_SUCCESS;
+  }
+
+  bool find(uint64_t flags, int64_t size, int64_t group_size, int64_t rows) {
+    rows_ = rows;
+    groups_ = size / group_size;
+    const Key key{flags | static_cast<uint64_t>(device_) << kDevice, size, group_size};
+    return variants().find(key, rows * groups_, &variant_);
+  }
+
+  void operator()(Parameters& parameters) const {
+    for (int i = 0; i < kScratchBuffers; ++i) parameters.add(uint64_t{0});
+    LaunchAttribute dependent{kProgrammaticStreamSerialization, 0, {1}};
+    LaunchConfig config{};
+    config.grid_x = static_cast<uint32_t>((rows_ + variant_.rows_per_program - 1) / variant_.rows_per_program);
+    config.grid_y = static_cast<uint32_t>(groups_);
+    config.grid_z = config.block_y = config.block_z = 1;
+    config.block_x = variant_.threads;
+    config.shared_bytes = variant_.shared_bytes;
+    config.stream = stream_;
+    config.attributes = &dependent;
+    config.num_attributes = variant_.dependent ? 1 : 0;
+    const int error = driver_->launch(&config, variant_.function, parameters.pointers(), nullptr);
+    if (error != 0) throw std::runtime_error("serving_ops: cuLaunchKernelEx failed with CUresult " + std::to_string(error));
+  }
+
+ private:
+  bool is_current() const {
+    int current;
+    if (driver_->current_device(&current) == kInvalidContext) {  // a thread that has not used CUDA yet
+      void* context;
+      if (driver_->retain_primary_context(&context, device_) != 0 || driver_->set_context(context) != 0) return false;
+      return true;
+    }
+    return current == device_;
+  }
+
+  const Driver* driver_;
+  int32_t device_;
+  void* stream_;
+  int64_t rows_, groups_;
+  Variant variant_;
+};
+
+}  // namespace
+
+Variants& variants() {
+  static Variants of_process;
+  return of_process;
+}
+
+// A tensor that is absent is x to the kernels, and not read.
+
+bool run(const NormCall& call) {
+  if (!takes(call.x, call.space)) return false;
+  const int64_t rows = call.space.num_rows();
+  if (rows == 0) return true;
+  const NormSpec& spec = call.spec;
+  const bool fused = call.op == kFusedAddRmsNorm, weighted = spec.weight.data != nullptr;
+  const bool in_fp32 = weighted && (spec.weight.dtype != spec.dtype || spec.weight_offset != 0.0f);
+  const uint64_t flags =
+      row_flags<2>(call.space, {&call.x, &call.other}, spec.dtype, spec.size, address(spec.weight)) |
+      parameter_flags(spec.weight, spec.dtype, kWeight) | flag(fused, kSecond) | flag(in_fp32, kWeightInFp32);
+  Launch launch;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.size, rows)) return false;
+
+  constexpr int kX = 0, kOther = 1;
+  Parameters parameters;
+  parameters.add(call.x.data);
+  parameters.add(fused ? call.other.data : call.x.data);
+  parameters.add(weighted ? spec.weight.data : call.x.data);
+  parameters.add(fused ? call.x.data : call.other.data);
+  parameters.add_rows(call.space, {kX, fused ? kOther : kX, fused ? kX : kOther});
+  parameters.add(static_cast<float>(spec.eps));
+  parameters.add(spec.weight_offset);
+  launch(parameters);
+  count(call.op);
+  return true;
+}
+
+bool run(const GatedCall& call) {
+  if (!takes(call.x, call.space)) return false;
+  const int64_t rows = call.space.num_rows();
+  if (rows == 0) return true;
+  const GatedNormSpec& spec = call.spec;
+  const uint64_t flags = kGated |
+                         row_flags<3>(call.space, {&call.x, &call.z, &call.out}, spec.dtype, spec.group_size,
+                                      address(spec.weight) | address(spec.bias)) |
+                         parameter_flags(spec.weight, spec.dtype, kWeight) |
+                         parameter_flags(spec.bias, spec.dtype, kBias) | flag(call.has_gate, kSecond) |
+                         flag(call.has_gate && !spec.norm_before_gate, kGateFirst) |
+                         flag(call.has_gate && !spec.silu, kSigmoid);
+  Launch launch;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.group_size, rows)) return false;
+
+  Parameters parameters;
+  parameters.add(call.x.data);
+  parameters.add(call.z.data);
+  parameters.add(spec.weight.data != nullptr ? spec.weight.data : call.x.data);
+  parameters.add(spec.bias.data != nullptr ? spec.bias.data : call.x.data);
+  parameters.add(call.out.data);
+  parameters.add_rows(call.space, {0, 1, 2});
+  parameters.add(static_cast<float>(spec.eps));
+  launch(parameters);
+  count(kRmsNormGated);
+  return true;
+}
+
+}  // namespace serving_ops::cuda

@@ -1,0 +1,38 @@
+// What the operators compute, in plain data: no torch here, so that every instruction set's kernels build and are
+// checked without it.
+#pragma once
+
+#include <cstdint>
+
+namespace serving_ops {
+
+enum class Dtype : uint8_t { float32, bfloat16, float16 };
+
+constexpr int64_t element_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+// A weight or a bias, (N,), contiguous; data is null where there is none.
+struct Param {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::float32;
+};
+
+struct NormSpec {
+  int64_t size;  // N, elements a row
+  double eps;
+  float weight_offset;
+  Dtype dtype;  // of x, residual and out
+  Param weight;
+};
+
+struct GatedNormSpec {
+  int64_t size;        // N, elements a row
+  int64_t group_size;  // elements a group, divides size
+  double eps;
+  Dtype dtype;  // of x, z and out
+  Param weight;
+  Param bias;
+  bool norm_before_gate;
+  bool silu;  // gate is z * sigmoid(z); otherwise sigmoid(z)
+};
+
+}  // namespace serving_ops

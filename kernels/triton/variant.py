@@ -1,0 +1,73 @@
+"""What tells one compiled kernel from another, packed as the C++ launcher packs it (`kernels/cuda/variants.h`).
+
+Triton's own specialisation is off: pointers, counts and strides are typed arguments, and one flag says whether every
+row starts on 16 bytes. So the variants are few, they can all be compiled before the first request, and the launcher in
+C++ knows them without knowing Triton's rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16
+"""Bytes: the widest load of a thread."""
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ABSENT, _DTYPE_OF_X, _FLOAT32 = 0, 1, 2
+
+
+class Variant(NamedTuple):
+    """A compiled kernel's key. group_size is N but for gated norms of groups."""
+
+    flags: int
+    size: int
+    group_size: int
+
+
+def _parameter(parameter: Tensor | None, x: Tensor) -> int:
+    if parameter is None:
+        return _ABSENT
+    return _DTYPE_OF_X if parameter.dtype == x.dtype else _FLOAT32
+
+
+def starts_aligned(tensors: Iterable[Tensor | None], strides: Iterable[int], x: Tensor, group_size: int) -> bool:
+    """Whether every row (group) of every tensor starts on `ALIGNMENT` bytes."""
+    starts = group_size * x.itemsize
+    for tensor in tensors:
+        starts |= 0 if tensor is None else tensor.data_ptr()
+    for stride in strides:
+        starts |= stride * x.itemsize
+    return starts % ALIGNMENT == 0
+
+
+def flags_of(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None = None,
+    *,
+    gated: bool = False,
+    second: bool,  # a residual, or a gate
+    weight_in_fp32: bool = False,
+    gate_first: bool = False,
+    sigmoid: bool = False,
+    flat: bool,
+    aligned: bool,
+) -> int:
+    """The bits of `Flags` in `kernels/cuda/variants.h`."""
+    return (
+        int(gated)
+        | _DTYPES[x.dtype] << 1
+        | _parameter(weight, x) << 3
+        | _parameter(bias, x) << 5
+        | second << 7
+        | weight_in_fp32 << 8
+        | gate_first << 9
+        | sigmoid << 10
+        | flat << 11
+        | aligned << 12
+        | max(0, x.get_device()) << 16
+    )

@@ -1,0 +1,119 @@
+"""The C++ library: where it is, whether it is there, what it holds and how many calls it ran.
+
+Loading it registers its functions for CPU and CUDA tensors under the operators in `schemas`. Without it (the package
+was built without a compiler or without torch) the reference serves CPU tensors, and Python launches CUDA kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+from pathlib import Path
+
+import torch
+
+from serving_ops import schemas as schemas  # the operators must be defined before functions register for them
+
+LIBRARY_NAME = "_C.abi3.so"
+
+_library: Path | None = None
+_handle: ctypes.CDLL | None = None
+_why_missing = "not looked for yet"
+
+
+def _find() -> Path | None:
+    """Beside this file, or, where an editable install put it, in site-packages."""
+    beside = Path(__file__).with_name(LIBRARY_NAME)
+    if beside.is_file():
+        return beside
+    try:
+        files = importlib.metadata.files("serving-ops") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name == LIBRARY_NAME:
+            path = Path(str(file.locate()))
+            return path if path.is_file() else None
+    return None
+
+
+def _declare(handle: ctypes.CDLL) -> None:
+    handle.serving_ops_kernel_calls.restype = ctypes.c_uint64
+    handle.serving_ops_kernel_calls.argtypes = [ctypes.c_int]
+    handle.serving_ops_cpu_isa.restype = ctypes.c_char_p
+    handle.serving_ops_cuda_add_variant.restype = None
+    handle.serving_ops_cuda_add_variant.argtypes = [
+        ctypes.c_uint64,
+        *[ctypes.c_int64] * 5,
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_uint32,
+        ctypes.c_int,
+    ]
+
+
+def _load() -> None:
+    global _library, _handle, _why_missing
+    path = _find()
+    if path is None:
+        _why_missing = "the C++ library was not built (no compiler or no torch at install time)"
+        return
+    try:
+        torch.ops.load_library(str(path))
+        handle = ctypes.CDLL(str(path))
+        _declare(handle)
+    except (OSError, AttributeError) as error:
+        _why_missing = f"the C++ library did not load: {error}"
+        return
+    _library, _handle = path, handle
+
+
+def cpp_library() -> Path | None:
+    """The loaded C++ library, or None."""
+    return _library
+
+
+def why_missing() -> str | None:
+    """Why there is no C++ library; None where there is one."""
+    return None if _library is not None else _why_missing
+
+
+def instruction_set() -> str | None:
+    """Which of the library's kernels this CPU runs: "avx512", "avx2", "neon" or "portable"."""
+    return None if _handle is None else _handle.serving_ops_cpu_isa().decode()
+
+
+def kernel_calls(op_index: int) -> int:
+    """Calls that the library ran on kernels, of either device, by the op's place in `counters.OPS`."""
+    return 0 if _handle is None else int(_handle.serving_ops_kernel_calls(op_index))
+
+
+def add_cuda_variant(
+    flags: int,
+    size: int,
+    group_size: int,
+    min_rows: int,
+    max_rows: int,
+    rows_per_program: int,
+    function: int,
+    num_warps: int,
+    shared_bytes: int,
+    dependent: bool,
+) -> None:
+    """Let the library launch a kernel that Triton has compiled: `kernels/cuda/variants.h` says what each means."""
+    if _handle is not None:
+        _handle.serving_ops_cuda_add_variant(
+            flags,
+            size,
+            group_size,
+            min_rows,
+            max_rows,
+            rows_per_program,
+            function,
+            num_warps,
+            shared_bytes,
+            int(dependent),
+        )
+
+
+_load()
