@@ -11,19 +11,25 @@ RUN_TIME = [
 """Parameters of the norm kernels that Triton does not specialise on: see `variant`."""
 
 
-FEW_PROGRAMS = tl.constexpr(132)
-"""Programs of a grid that lets its dependents start early."""
+@triton.jit
+def wait_for_kernel_before(PDL: tl.constexpr, OVERLAP: tl.constexpr):
+    """Programmatic dependent launch: this kernel may start while the one before still runs, so nothing that another
+    kernel may have written is read above this line. Dependents are let in only below it, when all that came before is
+    complete: a kernel two places down never starts while this one's inputs are still being written. And only by a grid
+    that leaves room on the SMs (OVERLAP): dependents of a larger one would take the place of its own programs."""
+    if PDL:
+        gdc_wait()
+        if OVERLAP:
+            gdc_launch_dependents()
 
 
 @triton.jit
-def wait_for_kernel_before(PDL: tl.constexpr):
-    """Programmatic dependent launch: this kernel may start while the one before still runs, so nothing that another
-    kernel may have written is read above this line. Dependents are let in only below it, when all that came before is
-    complete: a kernel two places down never starts while this one's inputs are still being written."""
-    if PDL:
-        gdc_wait()
-        if tl.num_programs(0) * tl.num_programs(1) <= FEW_PROGRAMS:
-            gdc_launch_dependents()
+def warm_cache(ptrs, mask, PDL: tl.constexpr, OVERLAP: tl.constexpr):
+    """Fetch a weight to L2 while the kernel before still runs. Its values are read again after the wait, since that
+    kernel may be the one that writes them (`weight.float() + 1`): a prefetch cannot make a stale value visible. Not in
+    a larger grid, where it would come from L2 once a program: it cost prefill up to a quarter."""
+    if PDL and OVERLAP:
+        tl.load(ptrs, mask=mask, volatile=True)
 
 
 @triton.jit

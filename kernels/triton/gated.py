@@ -53,6 +53,7 @@ def gated_kernel(
     GATE_FIRST: tl.constexpr,
     SIGMOID: tl.constexpr,
     PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_N)
@@ -61,7 +62,7 @@ def gated_kernel(
     group = tl.program_id(1) * GROUP + columns
     outer, row = split_rows(rows, inner, FLAT)
     weight_columns = columns_at(weight_ptr, group, ALIGNED)
-    wait_for_kernel_before(PDL)
+    wait_for_kernel_before(PDL, OVERLAP)
     x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, group, ALIGNED), mask=mask, other=0.0)
     dtype = x.dtype
     y = x.to(tl.float32)
@@ -129,6 +130,6 @@ def run_gated(
         (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1),
         (x, *(x if tensor is None else tensor for tensor in (z, weight, bias)), out),
         (rows.num_rows, rows.inner, *strides, eps),
-        (*tile, flat, aligned, plan.kernel == "tile", *present, gate_first, sigmoid, pdl),
+        (*tile, flat, aligned, plan.kernel == "tile", *present, gate_first, sigmoid, pdl, plan.overlap),
         pdl,
     )

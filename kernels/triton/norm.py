@@ -58,13 +58,24 @@ def run_norm(
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
     aligned = starts_aligned((x, residual, weight, out), strides, x, size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
-    tile = (plan.block_n.bit_length() - 1, plan.rows_per_program) if plan.kernel == "tile" else ()
+    of_kernel = {"tile": (plan.block_n.bit_length() - 1, plan.rows_per_program), "wide": (plan.kept_n,)}
     _LAUNCHERS[plan.kernel](
         Variant(flags, size, size),
         plan,
         (-(-rows.num_rows // plan.rows_per_program), 1, 1),
         (x, x if residual is None else residual, x if weight is None else weight, out),
         (rows.num_rows, rows.inner, *strides, eps, weight_offset),
-        (size, plan.block_n, *tile, flat, aligned, residual is not None, weight is not None, in_fp32, pdl),
+        (
+            size,
+            plan.block_n,
+            *of_kernel.get(plan.kernel, ()),
+            flat,
+            aligned,
+            residual is not None,
+            weight is not None,
+            in_fp32,
+            pdl,
+            plan.overlap,
+        ),
         pdl,
     )

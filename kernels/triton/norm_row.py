@@ -7,6 +7,7 @@ from serving_ops.kernels.triton.arithmetic import (
     columns_at,
     split_rows,
     wait_for_kernel_before,
+    warm_cache,
     weighted,
 )
 
@@ -35,12 +36,15 @@ def norm_row_kernel(
     HAS_WEIGHT: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
     PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
     outer, row = split_rows(tl.program_id(0), inner, FLAT)
     columns = tl.arange(0, BLOCK_N)
     mask = columns < N
     weight_columns = columns_at(weight_ptr, columns, ALIGNED)
-    wait_for_kernel_before(PDL)
+    if HAS_WEIGHT:
+        warm_cache(weight_columns, mask, PDL, OVERLAP)
+    wait_for_kernel_before(PDL, OVERLAP)
     x = tl.load(columns_at(x_ptr + outer * x_outer_stride + row * x_row_stride, columns, ALIGNED), mask=mask, other=0.0)
     s = x.to(tl.float32)
     if HAS_RESIDUAL:

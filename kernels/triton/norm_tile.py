@@ -39,13 +39,14 @@ def norm_tile_kernel(
     HAS_WEIGHT: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
     PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_N)
     mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
     outer, row = split_rows(rows, inner, FLAT)
     weight_columns = columns_at(weight_ptr, columns, ALIGNED)
-    wait_for_kernel_before(PDL)
+    wait_for_kernel_before(PDL, OVERLAP)
     x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, columns, ALIGNED), mask=mask, other=0.0)
     s = x.to(tl.float32)
     if HAS_RESIDUAL:

@@ -11,8 +11,8 @@ ROWS = [1, 2, 16, 24, 255, 256, 257, 768, 2048, 2049, 4096, 65536, 65537, 144914
 
 def test_a_decode_row_that_is_a_head_is_one_row_and_one_warp_a_program() -> None:
     for rows in (1, 16, 24, 256):
-        assert plan.plan_norm(128, 2, rows) == plan.Plan("tile", 128, 1, 1, max_rows=plan.FEW_ROWS)
-        assert plan.plan_gated(128, 2, rows) == plan.Plan("tile", 128, 1, 1, max_rows=plan.FEW_ROWS)
+        assert plan.plan_norm(128, 2, rows) == plan.Plan("tile", 128, 1, 1, overlap=True, max_rows=plan.FEW_ROWS)
+        assert plan.plan_gated(128, 2, rows) == plan.Plan("tile", 128, 1, 1, overlap=True, max_rows=plan.FEW_ROWS)
 
 
 def test_prefill_takes_tiles_of_rows() -> None:
@@ -24,8 +24,16 @@ def test_prefill_takes_tiles_of_rows() -> None:
 
 @pytest.mark.parametrize("size", [513, 896, 4095, 4096, 16384, 32768, 65536, 131072])
 @pytest.mark.parametrize("itemsize", [2, 4])
-def test_the_plan_of_a_wide_row_does_not_depend_on_the_rows(size: int, itemsize: int) -> None:
-    assert len({plan.plan_norm(size, itemsize, rows) for rows in ROWS}) == 1
+def test_how_a_wide_row_is_summed_does_not_depend_on_the_rows(size: int, itemsize: int) -> None:
+    plans = {plan.plan_norm(size, itemsize, rows) for rows in ROWS}
+    assert len({(chosen.kernel, chosen.block_n, chosen.num_warps) for chosen in plans}) == 1
+
+
+@pytest.mark.parametrize("size", [64, 128, 512, 896, 4095, 4096, 131072])
+def test_every_count_of_rows_is_of_one_plan(size: int) -> None:
+    for rows in (*ROWS[:-1], plan.OVERLAP_ROWS, plan.OVERLAP_ROWS + 1, plan.MAX_ROWS):
+        for chosen in (plan.plan_norm(size, 2, rows), plan.plan_gated(size, 2, rows)):
+            assert chosen is None or chosen.min_rows <= rows <= chosen.max_rows
 
 
 @pytest.mark.parametrize("size", [1, 3, 64, 100, 128, 511, 512, 513, 4095, 32768, 32769, 131072])

@@ -1,0 +1,53 @@
+"""The kernels as Triton compiles them for Hopper, without a GPU: that it does, and how wide loads and stores are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# In a process of its own: where there is no GPU, this one has the kernels in Triton's interpreter.
+PROGRAM = """
+import re, sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from serving_ops.kernels.triton.{module} import {name} as kernel
+
+constants = {constants!r}
+types = {{"num_rows": "i32", "inner": "i32", "eps": "fp32", "weight_offset": "fp32"}}
+signature = {{
+    name: "constexpr" if name in constants else "*bf16" if name.endswith("_ptr") else types.get(name, "i64")
+    for name in kernel.arg_names
+}}
+places = {{(kernel.arg_names.index(name),): value for name, value in constants.items()}}
+source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+options = {{"num_warps": {num_warps}, "enable_fp_fusion": True}}
+compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+print(*sorted(set(re.findall(r"(?:ld|st)\\.global[.\\w:]*", compiled.asm["ptx"]))))
+"""
+
+SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
+NORM = SHARED | {"HAS_RESIDUAL": True, "WEIGHT_IN_FP32": False}
+TILE = {"BLOCK_N": 128, "LOG2_BLOCK_N": 7, "ROWS": 16}
+GATED = TILE | {"GROUP": 128, "PAIRWISE": True, "HAS_GATE": True, "HAS_BIAS": True, "GATE_FIRST": False}
+KERNELS = {
+    "norm_row": ("norm_row_kernel", NORM | {"N": 4096, "BLOCK_N": 4096}, 4),
+    "norm_tile": ("norm_tile_kernel", NORM | TILE | {"N": 128}, 1),
+    "norm_wide": ("norm_wide_kernel", NORM | {"N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768}, 32),
+    "gated": ("gated_kernel", SHARED | GATED | {"SIGMOID": False}, 2),
+}
+
+
+@pytest.mark.parametrize("module", KERNELS)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_thread_moves_16_bytes_at_a_time_where_rows_are_aligned(module: str, aligned: bool) -> None:
+    name, constants, num_warps = KERNELS[module]
+    program = PROGRAM.format(module=module, name=name, constants=constants | {"ALIGNED": aligned}, num_warps=num_warps)
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    widest = {access for access in ran.stdout.split() if "v4.b32" in access}
+    assert {access[:2] for access in widest} == ({"ld", "st"} if aligned else set())
