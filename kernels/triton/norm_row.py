@@ -5,9 +5,9 @@ import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
     RUN_TIME,
     columns_at,
+    prefetch_row,
     split_rows,
     wait_for_kernel_before,
-    warm_cache,
     weighted,
 )
 
@@ -43,7 +43,7 @@ def norm_row_kernel(
     mask = columns < N
     weight_columns = columns_at(weight_ptr, columns, ALIGNED)
     if HAS_WEIGHT:
-        warm_cache(weight_columns, mask, PDL, OVERLAP)
+        prefetch_row(weight_ptr, N, BLOCK_N, PDL, OVERLAP)
     wait_for_kernel_before(PDL, OVERLAP)
     x = tl.load(columns_at(x_ptr + outer * x_outer_stride + row * x_row_stride, columns, ALIGNED), mask=mask, other=0.0)
     s = x.to(tl.float32)
