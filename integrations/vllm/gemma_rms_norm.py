@@ -1,8 +1,9 @@
 """vLLM's `GemmaRMSNorm` on our operators, in place: Gemma, Qwen3-Next and Qwen3.5 build it by the old name.
 
 vLLM's own computes `weight.float() + 1` at every call, and asks its IR for new tensors, which costs an in-place
-provider two clones: a call on one row of 1024 takes 13 us on CPU, and 6 here. With a residual, both arguments are
-written, as vLLM's `RMSNorm` writes them for the same call sites.
+provider two clones: a call on one row of 1024 takes 13 us on CPU, and 6 here; on an H200, a token of a hybrid takes
+0.64 of vLLM's time eager, through the IR provider 0.75. With a residual, both arguments are written, as vLLM's
+`RMSNorm` writes them for the same call sites.
 """
 
 from __future__ import annotations

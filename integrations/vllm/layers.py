@@ -13,7 +13,6 @@ import serving_ops
 from serving_ops import NormSpec
 from serving_ops.integrations.vllm import features
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
-from serving_ops.integrations.vllm.priority import VLLM_C
 from serving_ops.prewarm import Op
 
 IR_OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
@@ -24,8 +23,7 @@ KEPT_OUT = {"Mixer2RMSNormGated": features.MIXER2_RMS_NORM_GATED}
 
 NO_ADAPTER = "no adapter yet"
 HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
-C_KERNEL_IN_EAGER = "vLLM's C kernel takes less host time in eager mode"
-BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, C_KERNEL_IN_EAGER}
+BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL}
 """Reasons that are no fallback: vLLM's own code is the better one there, or ours does not exist."""
 
 VIEW_HEADS = 2
@@ -112,8 +110,6 @@ def _why_dispatched_elsewhere(spec: NormSpec) -> str | None:
     provider = ir_op.dispatch(*sample_arguments(spec)[0]).provider
     if provider in OURS:
         return None
-    if provider == VLLM_C:
-        return C_KERNEL_IN_EAGER
     return HEADS_IN_ONE_KERNEL if ROWS_PROVIDER in order else f"vLLM's IR gives it to {provider}"
 
 

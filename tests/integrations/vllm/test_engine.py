@@ -22,13 +22,13 @@ LAYERS = {
 }
 
 ON_CUDA = {
-    # norms of heads are left to Inductor, and in eager mode to vLLM's C kernels what those take
+    # norms of heads are left to Inductor, and Mamba-2's gated norm to vLLM
     ("dense", "compiled"): {"RMSNorm": 5},
-    ("dense", "eager"): {},
+    ("dense", "eager"): LAYERS["dense"],
     ("hybrid", "compiled"): {"GemmaRMSNorm": 5, "RMSNormGated": 1},
     ("hybrid", "eager"): LAYERS["hybrid"],
     ("mamba2", "compiled"): {"RMSNorm": 3},
-    ("mamba2", "eager"): {},
+    ("mamba2", "eager"): {"RMSNorm": 3},
 }
 
 CALLS_PER_STEP = {

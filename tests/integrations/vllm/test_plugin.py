@@ -68,18 +68,18 @@ def test_registering_again_changes_nothing() -> None:
 def test_the_default_priority_holds_serving_ops_once_and_ends_as_before() -> None:
     for op in priority.OPS:
         providers = getattr(_default_priority(), op)
-        assert providers[0] == (ir_providers.PROVIDER if DEVICE.type == "cpu" else "vllm_c")
+        assert providers[0] == ir_providers.PROVIDER
         assert providers[-1] == "native"
         assert providers.count(ir_providers.PROVIDER) == 1
 
 
-def test_on_cuda_ours_stands_before_native_for_rows_when_compiled_and_behind_vllms_c_kernels_in_eager() -> None:
+def test_on_cuda_ours_is_first_and_when_compiled_takes_norms_of_whole_rows_alone() -> None:
     compiled, eager = ["native"], ["vllm_c", "native"]
     ours, rows = ir_providers.PROVIDER, ir_providers.ROWS_PROVIDER
     assert priority.with_ours("rms_norm", compiled, cuda=True) == [rows, "native"]
     assert priority.with_ours("fused_add_rms_norm", compiled, cuda=True) == [ours, "native"]
     for op in priority.OPS:
-        assert priority.with_ours(op, eager, cuda=True) == ["vllm_c", ours, "native"]
+        assert priority.with_ours(op, eager, cuda=True) == [ours, "vllm_c", "native"]
 
 
 def test_a_priority_that_the_user_gave_is_not_added_to() -> None:
