@@ -35,6 +35,25 @@ def worker_state(worker: Any) -> dict[str, Any]:
     return {"norms": dict(norms), "calls": counters.snapshot() if counters else None}
 
 
+ON_CUDA = {
+    "gpu_memory_utilization": 0.1,
+    "kv_cache_memory_bytes": 1 << 30,
+    "attention_backend": "FLASH_ATTN",
+    "gdn_prefill_backend": "triton",
+}
+"""A small model shares the GPU with other tests, and needs no kernels beyond vLLM's own and Triton's."""
+
+
+def device_options() -> dict[str, Any]:
+    """Of ON_CUDA, what this vLLM knows."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cuda():
+        return {}
+    return {name: value for name, value in ON_CUDA.items() if name in EngineArgs.__dataclass_fields__}
+
+
 def main() -> None:
     model, out, mode = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     from vllm import LLM, SamplingParams
@@ -47,6 +66,7 @@ def main() -> None:
         max_num_seqs=NUM_PROMPTS,
         enable_prefix_caching=False,
         disable_log_stats=True,
+        **device_options(),
     )
     vocab = llm.llm_engine.model_config.get_vocab_size()
     before = llm.collective_rpc(worker_state)
