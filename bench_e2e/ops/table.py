@@ -1,6 +1,7 @@
 """The tables: the same cells for the terminal and for Markdown. Bold in Markdown is the fastest of a line.
 
-A file NAME.json fills the README's lines between `<!-- table:NAME -->` and `<!-- /table -->`.
+A file NAME.json fills the README's lines between `<!-- table:NAME -->` and `<!-- /table -->`; with --summary those of
+`<!-- table:NAME-summary -->`.
 """
 
 from __future__ import annotations
@@ -48,8 +49,15 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e.ops table", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of a run of the ops")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
+    parser.add_argument("--summary", action="store_true", help="a line a regime and op instead of a line a size")
     arguments = parser.parse_args(argv)
-    tables = {path.stem: render_markdown(json.loads(path.read_text())) for path in arguments.files}
+    reports = {path.stem: json.loads(path.read_text()) for path in arguments.files}
+    if arguments.summary:
+        from serving_ops.bench_e2e.ops import summary
+
+        tables = {f"{name}-summary": summary.render(report) for name, report in reports.items()}
+    else:
+        tables = {name: render_markdown(report) for name, report in reports.items()}
     if arguments.readme is None:
         print("\n\n".join(tables.values()))
     else:

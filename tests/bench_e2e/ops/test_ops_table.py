@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from serving_ops.bench_e2e.ops import table
+from serving_ops.bench_e2e.ops import summary, table
 
 
 def _result(shape: list[int], times: dict[str, float], **more: Any) -> dict[str, Any]:
@@ -107,3 +107,25 @@ def test_readme_is_filled_between_its_markers(report: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize(("us", "cell"), [(1.274, "1.27"), (43.44, "43.4"), (2309.4, "2309")])
 def test_times_have_about_three_digits(us: float, cell: str) -> None:
     assert table.format_us(us) == cell
+
+
+def test_the_summary_has_a_line_a_regime_and_op_with_what_was_lost(report: dict[str, Any]) -> None:
+    lines = summary.render(report).splitlines()
+    assert len(lines) == 3
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells == ["`rms_norm`, prefill", "2", "1", "1.03", "0.96 (Quack, 8192 x 8192)", "76% to 95%"]
+
+
+def test_the_summary_of_a_single_size_gives_its_time(report: dict[str, Any]) -> None:
+    host = _result([1, 4096], {"serving_ops": 4.0, "Quack": 6.0}, regime="host")
+    assert "| `rms_norm`, host time of an eager call: 4.00 us | 1 | 1 | 1.50 | 1.50 (Quack) |  |" in summary.render(
+        report | {"results": [host]}
+    )
+
+
+def test_the_summary_fills_its_own_place_in_a_text(report: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(report))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- table:run-summary -->\n<!-- /table -->\nafter\n")
+    assert table.main([str(tmp_path / "run.json"), "--summary", "--readme", str(readme)]) == 0
+    assert summary.render(report) in readme.read_text()
