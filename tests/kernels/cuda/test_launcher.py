@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from every_kind import calls_of_every_kind
 
 import serving_ops
 from serving_ops import counters, extension
@@ -85,41 +84,6 @@ def test_variants_are_found_by_key_and_by_rows(tmp_path: Path) -> None:
     )
     subprocess.run(["c++", "-std=c++17", "-pthread", source, "-o", program], check=True)
     subprocess.run([program], check=True)
-
-
-Call = Callable[[], object]
-
-
-def calls_of_every_kind() -> dict[str, Call]:
-    def normal(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
-        return torch.randn(*shape, dtype=dtype, device="cuda")
-
-    fused, plain, gated = serving_ops.fused_add_rms_norm, serving_ops.rms_norm, serving_ops.rms_norm_gated
-    heads = normal(5, 4096)[:, 1024:2048].unflatten(1, (8, 128))
-    gate = normal(5, 8192)[:, 3072 : 3072 + 1024].unflatten(1, (8, 128))
-    odd_gate = normal(3, 1001)[:, 1:513].unflatten(1, (4, 128))
-    return {
-        "fused": lambda: fused(normal(3, 4096), normal(3, 4096), normal(4096)),
-        "one odd row": lambda: fused(normal(1, 4095), normal(1, 4095), normal(4095)),
-        "odd rows": lambda: plain(normal(7, 4095), normal(4095)),
-        "fp32 weight": lambda: fused(normal(2, 2048), normal(2, 2048), normal(2048, dtype=torch.float32)),
-        "offset": lambda: fused(normal(2, 2048), normal(2, 2048), normal(2048), weight_offset=1.0),
-        "no weight": lambda: plain(normal(2, 2048), None),
-        "fp16": lambda: plain(normal(2, 2048, dtype=torch.float16), normal(2048, dtype=torch.float16)),
-        "fp32": lambda: plain(normal(2, 2048, dtype=torch.float32), normal(2048, dtype=torch.float32)),
-        "wide": lambda: fused(normal(2, 40000), normal(2, 40000), normal(40000)),
-        "heads of a wider tensor": lambda: plain(heads, normal(128)),
-        "narrow, some rows": lambda: plain(normal(700, 128), normal(128)),
-        "narrow, many rows": lambda: plain(normal(3000, 128), normal(128)),
-        "rows apart by an odd stride": lambda: plain(normal(3, 1001)[:, 1:897], normal(896)),
-        "gated": lambda: gated(normal(5, 8, 128), gate, normal(128, dtype=torch.float32)),
-        "gated, odd strides": lambda: gated(normal(3, 4, 128), odd_gate, normal(128)),
-        "no gate": lambda: gated(normal(5, 8, 128), None, normal(128)),
-        "gate first, bias, groups": lambda: gated(
-            normal(5, 512), normal(5, 512), normal(512), bias=normal(512), norm_before_gate=False, group_size=128
-        ),
-        "sigmoid": lambda: gated(normal(5, 1024), normal(5, 1024), normal(1024), activation="sigmoid"),
-    }
 
 
 @pytest.mark.gpu
