@@ -91,6 +91,8 @@ def gated_route(
     if rows.num_rows > plan.MAX_ROWS:
         return support.TOO_MANY_ROWS
     groups = x.shape[-1] // group_size
+    if groups > plan.MAX_GROUPS:
+        return support.TOO_MANY_GROUPS
     chosen = plan.plan_gated(group_size, x.itemsize, rows.num_rows * groups)
     return support.GROUP_TOO_WIDE if chosen is None else (rows, chosen)
 

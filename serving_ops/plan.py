@@ -76,6 +76,10 @@ MAX_ROWS = 2**31 - 1024
 """Rows a call. The kernels count them in 32 bits (offsets have 64): no H200 holds more of 32 elements."""
 
 
+MAX_GROUPS = 65535
+"""Gated groups a row: the second dimension of a CUDA grid holds no more."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """One launch: which kernel, the columns and rows of a program, its warps; and for which counts of rows.

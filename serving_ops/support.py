@@ -14,6 +14,7 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TOO_MANY_DIMENSIONS = "leading dimensions that merge into more than two"
 TOO_MANY_ROWS = "more rows than the kernels count"
 OTHER_LAYOUT = "a layout that the C++ kernels do not take"
+TOO_MANY_GROUPS = "more groups a row than a CUDA grid holds"
 GROUP_TOO_WIDE = "a gated group too wide for registers"
 
 Named = tuple[str, Tensor | None]

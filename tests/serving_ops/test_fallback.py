@@ -10,7 +10,7 @@ import torch
 from numerics import rows
 
 import serving_ops
-from serving_ops import reference
+from serving_ops import cuda, plan, reference, support
 
 
 def reference_calls(op: str) -> int:
@@ -92,3 +92,14 @@ else:
 
 def test_cpu_without_the_extension_runs_on_the_reference() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_THE_LIBRARY], check=True)
+
+
+def test_what_no_cuda_grid_holds_goes_to_the_reference() -> None:
+    """The route alone, which needs no device: no GPU here holds so many rows."""
+    pytest.importorskip("triton")
+    many_rows = torch.empty(64, dtype=torch.bfloat16).expand(plan.MAX_ROWS + 1, 64)
+    assert cuda.norm_route(many_rows, None, None, many_rows) == support.TOO_MANY_ROWS
+    assert cuda.gated_route(many_rows, None, None, None, many_rows, 64) == support.TOO_MANY_ROWS
+    row = torch.empty(1, plan.MAX_GROUPS + 1, dtype=torch.bfloat16)
+    assert cuda.gated_route(row, None, None, None, row, 1) == support.TOO_MANY_GROUPS
+    assert not isinstance(cuda.gated_route(row[:, :-1], None, None, None, row[:, :-1], 1), str)
