@@ -9,8 +9,7 @@ from collections import Counter
 from typing import Any
 
 from serving_ops import extension
-
-OPS = ("fused_add_rms_norm", "rms_norm", "rms_norm_gated")
+from serving_ops.settings import OPS as OPS
 
 _cuda_calls: dict[str, int] = dict.fromkeys(OPS, 0)
 _reference_calls: Counter[tuple[str, str]] = Counter()

@@ -12,8 +12,7 @@ from torch import Tensor
 from serving_ops import cuda, extension, support
 from serving_ops.ops import fused_add_rms_norm, rms_norm, rms_norm_gated
 from serving_ops.plan import Plan
-
-OPS = ("fused_add_rms_norm", "rms_norm", "rms_norm_gated")
+from serving_ops.settings import OPS
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ def source_hash() -> str:
 
 
 def compile_key() -> str:
-    """Version, source hash, mode, and what went back to vLLM after all: what vLLM hashes for `VARIABLE`."""
-    parts = [serving_ops.__version__, source_hash(), settings.mode(), *sorted(features.native_ops)]
+    """Version, source hash, mode, ops, and what went back to vLLM after all: what vLLM hashes for `VARIABLE`."""
+    parts = [serving_ops.__version__, source_hash(), settings.choice(), *sorted(features.native_ops)]
     return "-".join(parts)
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from serving_ops import extension, support
+from serving_ops import extension, settings, support
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -32,6 +32,13 @@ STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED,)
 CPU_ALONE = {MIXER2_RMS_NORM_GATED}
 """Features measured to gain on CPU, and not measured on CUDA: there vLLM's own class stays."""
 
+CALLS = {
+    RMS_NORM_GATED: {"rms_norm_gated"},
+    GEMMA_RMS_NORM: {"rms_norm", "fused_add_rms_norm"},
+    MIXER2_RMS_NORM_GATED: {"rms_norm_gated"},
+}
+"""Operators of the features that replace a class: it is replaced where the user left none of them out."""
+
 failures: dict[str, str] = {}
 """Feature -> why it is not in place, in this process."""
 
@@ -50,10 +57,11 @@ def why_no_kernels() -> str | None:
     return f"no kernels for {type(current_platform).__name__}"
 
 
-def _is_for_this_platform(feature: str) -> bool:
+def _is_wanted(feature: str) -> bool:
     from vllm.platforms import current_platform
 
-    return feature not in CPU_ALONE or bool(current_platform.is_cpu())
+    on_platform = feature not in CPU_ALONE or bool(current_platform.is_cpu())
+    return on_platform and CALLS.get(feature, set()) <= settings.ops()
 
 
 def _load(feature: str) -> Callable[[], None]:
@@ -85,7 +93,7 @@ def install_for(model_config: Any, *, strict: bool) -> None:
 
 
 def _install_each(features: Iterable[str], *, strict: bool) -> None:
-    for feature in filter(_is_for_this_platform, features):
+    for feature in filter(_is_wanted, features):
         try:
             _install(feature)
         except Exception as error:  # whatever a version of vLLM does differently, the engine must start

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import serving_ops
-from serving_ops import NormSpec
+from serving_ops import NormSpec, settings
 from serving_ops.integrations.vllm import features
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
 from serving_ops.prewarm import Op
@@ -23,7 +23,8 @@ KEPT_OUT = {"Mixer2RMSNormGated": features.MIXER2_RMS_NORM_GATED}
 
 NO_ADAPTER = "no adapter yet"
 HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
-BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL}
+LEFT_OUT = "left out by SERVING_OPS"
+BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT}
 """Reasons that are no fallback: vLLM's own code is the better one there, or ours does not exist."""
 
 VIEW_HEADS = 2
@@ -77,11 +78,16 @@ def _ir_layer(layer: Any, kind: str, weight_dtype: torch.dtype | None, x: _Activ
     plain, fused = (
         NormSpec(op, layer.weight.numel(), x.dtype, weight_dtype, x.device, eps=layer.variance_epsilon) for op in IR_OPS
     )
-    rows, view = (plain, fused), _as_view(plain)
+    rows, view = _chosen(plain, fused), _chosen(_as_view(plain))
     if plain.size == x.hidden_size:
         return NormLayer(kind, rows, _why_ir_native(layer, rows))
-    called = (view,) if plain.size == x.head_size else rows
-    return NormLayer(kind, (*rows, view), _why_ir_native(layer, called))
+    called = view if plain.size == x.head_size else rows
+    return NormLayer(kind, (*rows, *view), _why_ir_native(layer, called))
+
+
+def _chosen(*specs: NormSpec) -> tuple[NormSpec, ...]:
+    """Those of operators that the user did not leave out."""
+    return tuple(spec for spec in specs if spec.op in settings.ops())
 
 
 def _why_not_installed(*needed: str) -> str | None:
@@ -89,7 +95,9 @@ def _why_not_installed(*needed: str) -> str | None:
     return reasons[0] if reasons else None
 
 
-def _why_ir_native(layer: Any, called: Iterable[NormSpec]) -> str | None:
+def _why_ir_native(layer: Any, called: tuple[NormSpec, ...]) -> str | None:
+    if not called:
+        return LEFT_OUT
     reason = _why_not_installed(features.IR_PROVIDERS, features.PRIORITY)
     if reason is not None:
         return reason
@@ -125,6 +133,8 @@ def _is_batch_invariant(layer: Any) -> bool:
 
 
 def _why_not_replaced(layer: Any) -> str:
+    if GATED_OP not in settings.ops():
+        return LEFT_OUT
     return _why_not_installed(features.RMS_NORM_GATED) or f"it was built as {type(layer).__name__}"
 
 
@@ -214,6 +224,13 @@ def _why_reference(specs: Iterable[NormSpec]) -> str | None:
     return None
 
 
+def _why_kept_out(kind: str) -> str:
+    feature = KEPT_OUT.get(kind, "")
+    if not features.CALLS.get(feature, set()) <= settings.ops():
+        return LEFT_OUT
+    return features.failures.get(feature, NO_ADAPTER)
+
+
 def norm_layers(
     models: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device, hidden_size: int, head_size: int
 ) -> list[NormLayer]:
@@ -233,5 +250,5 @@ def norm_layers(
         elif isinstance(layer, RMSNormGated):
             found.append(NormLayer("RMSNormGated", (), _why_not_replaced(layer)))
         elif "RMSNorm" in kind:
-            found.append(NormLayer(kind, (), features.failures.get(KEPT_OUT.get(kind, ""), NO_ADAPTER)))
+            found.append(NormLayer(kind, (), _why_kept_out(kind)))
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from serving_ops import settings
 from serving_ops.integrations.vllm.ir_providers import OURS, PROVIDER, ROWS_PROVIDER
 
 OPS = ("rms_norm", "fused_add_rms_norm")
@@ -33,7 +34,7 @@ def with_ours(op: str, providers: list[str], *, cuda: bool) -> list[str]:
 def _add(priority: Any, vllm_config: Any, *, cuda: bool) -> Any:
     for op in OPS:
         providers = getattr(priority, op)
-        if OURS.isdisjoint(providers) and not _user_chose(vllm_config, op):
+        if op in settings.ops() and OURS.isdisjoint(providers) and not _user_chose(vllm_config, op):
             setattr(priority, op, with_ours(op, providers, cuda=cuda))
     return priority
 

@@ -85,7 +85,7 @@ def describe(found: list[NormLayer], device: str, prewarmed: str) -> str:
     total = Counter(layer.kind for layer in found)
     on = Counter(layer.kind for layer in found if layer.native_because is None)
     native = Counter((layer.kind, layer.native_because) for layer in found if layer.native_because is not None)
-    head = f"serving_ops {serving_ops.__version__} ({settings.mode()}, {device})"
+    head = f"serving_ops {serving_ops.__version__} ({settings.choice()}, {device})"
     parts = ["on for " + ", ".join(f"{on[kind]} of {total[kind]} {kind}" for kind in on)] if on else ["on for no layer"]
     if native:
         parts.append("native: " + ", ".join(f"{count} {kind} ({why})" for (kind, why), count in native.items()))

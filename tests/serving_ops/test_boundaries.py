@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,3 +48,16 @@ def test_lower_folders_do_not_name_upper_ones(folder: str, forbidden: tuple[str,
             words = line.split()
             if words[:1] in (["import"], ["from"]):
                 assert not words[1].startswith(forbidden), f"{path.relative_to(ROOT)}: {line}"
+
+
+def test_a_process_forked_after_the_import_runs_the_ops(device: torch.device) -> None:
+    """CUDA is first used in the child: no process can use it on both sides of a fork."""
+    call = f"serving_ops.rms_norm(torch.ones(2, 4096, dtype=torch.bfloat16, device={str(device)!r}), None)"
+    run(
+        "import os, sys, torch, serving_ops\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        f"    results = [{call} for _ in range(2)]\n"
+        "    os._exit(not all(bool((result == 1).all()) for result in results))\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )

@@ -92,7 +92,20 @@ def test_defaults_merged_into_the_configuration_do_not_count_as_the_users() -> N
     assert ir_providers.PROVIDER in _default_priority(rms_norm=OURS_FIRST).rms_norm
 
 
-@pytest.mark.parametrize("other", ["strict", "off"])
+def test_an_op_that_the_user_left_out_gets_no_provider_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_OPS", "fused_add_rms_norm")
+    defaults = _default_priority()
+    assert ir_providers.OURS.isdisjoint(defaults.rms_norm)
+    assert defaults.fused_add_rms_norm[0] == ir_providers.PROVIDER
+
+
+def test_a_class_is_replaced_where_none_of_its_ops_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_OPS", "rms_norm,rms_norm_gated")
+    wanted = {feature for feature in features.FEATURES if features._is_wanted(feature)}
+    assert wanted == {*features.FEATURES} - {features.GEMMA_RMS_NORM}
+
+
+@pytest.mark.parametrize("other", ["strict", "off", "rms_norm"])
 def test_the_compile_cache_key_changes_with_the_mode(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
     from vllm import envs
 
@@ -292,6 +305,33 @@ def test_the_provider_for_rows_leaves_heads_to_the_next(in_vllm: Any) -> None:
     ir.ops.rms_norm.set_default([ir_providers.ROWS_PROVIDER, "native"])
     assert ir.ops.rms_norm.dispatch(rows(4, 128), rows(128), 1e-6).provider == ir_providers.ROWS_PROVIDER
     assert ir.ops.rms_norm.dispatch(rows(4, 2, 128), rows(128), 1e-6).provider == "native"
+
+
+def test_layers_whose_ops_the_user_left_out_are_reported_and_are_no_fallback(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    from vllm import ir
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    monkeypatch.setenv("SERVING_OPS", "strict,rms_norm_gated")
+    for op in priority.OPS:
+        getattr(ir.ops, op).set_default(["native"])
+    model = torch.nn.ModuleList([RMSNorm(size, dtype=torch.bfloat16).to(DEVICE) for size in (HIDDEN, HEAD)])
+    assert [(layer.native_because, layer.specs) for layer in survey(model)] == [(layers.LEFT_OUT, ())] * 2
+    startup.on_model_loaded(_worker(model), strict=True)
+
+
+def test_a_layer_of_which_one_op_was_left_out_is_on_for_the_other(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    from vllm import ir
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    monkeypatch.setenv("SERVING_OPS", "fused_add_rms_norm")
+    ir.ops.rms_norm.set_default(["native"])
+    (layer,) = survey(RMSNorm(HIDDEN, dtype=torch.bfloat16).to(DEVICE))
+    assert layer.native_because is None
+    assert [spec.op for spec in layer.specs] == ["fused_add_rms_norm"]
 
 
 def test_a_gated_layer_without_a_kernel_for_its_size_stays_vllms(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
