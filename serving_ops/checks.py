@@ -89,8 +89,9 @@ def gated_metadata(
 
 
 def _extent(tensor: Tensor) -> int:
-    """Elements from the first to one past the last."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    """Bytes from the first element to the end of the last."""
+    spans = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (1 + sum(spans)) * tensor.itemsize
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
@@ -105,50 +106,60 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 
 def same_view(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride())
+    """Whether each index is the same element in both; a dimension of one index has no stride to speak of."""
+    if a is b:
+        return True
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True) if a.shape == b.shape else ()
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and all(size == 1 or ours == theirs for size, ours, theirs in strides)
+    )
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether any element of `a` is an element of `b`, for tensors of one dtype; exact.
+    """Whether any byte of an element of `a` is one of `b`; exact.
 
     Costs a few comparisons, also for interleaved views such as two column slices of one buffer.
     """
     if a.numel() == 0 or b.numel() == 0:
         return False
-    distance = (b.data_ptr() - a.data_ptr()) // a.itemsize
+    distance = b.data_ptr() - a.data_ptr()
     if distance >= _extent(a) or -distance >= _extent(b):
         return False
     return not _apart_by_stride(a, b, distance) and _runs_cross(a, b, distance)
 
 
-def _run_length(a: Tensor, b: Tensor) -> int:
-    """Elements that lie next to each other in both tensors: a row, or one element."""
-    return a.shape[-1] if a.stride(-1) == b.stride(-1) == 1 else 1
+def _row_dims(tensor: Tensor) -> int:
+    """How many leading dimensions number the runs: all but the last where a row lies in one piece."""
+    return tensor.dim() - 1 if tensor.stride(-1) == 1 else tensor.dim()
+
+
+def _run_bytes(tensor: Tensor) -> int:
+    """Bytes that lie in one piece: a row, or one element."""
+    return tensor.itemsize * (tensor.shape[-1] if tensor.stride(-1) == 1 else 1)
 
 
 def _apart_by_stride(a: Tensor, b: Tensor, distance: int) -> bool:
     """Whether all runs of `a` start at one place modulo the strides' common divisor, and those of `b` beside them."""
-    run = _run_length(a, b)
-    dims = -1 if run > 1 else a.dim()
-    steps = [t.stride(d) for t in (a, b) for d in range(t.dim())[:dims] if t.shape[d] > 1]
+    steps = [t.stride(d) * t.itemsize for t in (a, b) for d in range(_row_dims(t)) if t.shape[d] > 1]
     period = math.gcd(*steps)
-    return bool(period) and run <= distance % period <= period - run
+    return bool(period) and _run_bytes(a) <= distance % period <= period - _run_bytes(b)
 
 
 def _runs_cross(a: Tensor, b: Tensor, distance: int) -> bool:
-    run = _run_length(a, b)
-    starts_a, starts_b = (_run_starts(t, run).sort().values for t in (a, b))
+    starts_a, starts_b = (_run_starts(t).sort().values for t in (a, b))
     starts_b += distance
-    after = torch.searchsorted(starts_b, starts_a - run, right=True)  # the first run of b that ends past a's start
-    nearest = starts_b[after.clamp(max=starts_b.numel() - 1)]
-    return bool(((nearest - starts_a).abs() < run).any())
+    first = torch.searchsorted(starts_b, starts_a - _run_bytes(b), right=True)  # of b, to end past a's start
+    there = first < starts_b.numel()
+    nearest = starts_b[first.clamp(max=starts_b.numel() - 1)]
+    return bool((there & (nearest < starts_a + _run_bytes(a))).any())
 
 
-def _run_starts(tensor: Tensor, run: int) -> Tensor:
+def _run_starts(tensor: Tensor) -> Tensor:
     starts = torch.zeros(1, dtype=torch.int64)
-    dims = tensor.dim() - 1 if run > 1 else tensor.dim()
-    for dim in range(dims):
-        steps = torch.arange(tensor.shape[dim], dtype=torch.int64) * tensor.stride(dim)
+    for dim in range(_row_dims(tensor)):
+        steps = torch.arange(tensor.shape[dim], dtype=torch.int64) * (tensor.stride(dim) * tensor.itemsize)
         starts = (starts[:, None] + steps).flatten()
     return starts
 

@@ -60,6 +60,8 @@ def norm_route(x: Tensor, residual: Tensor | None, weight: Tensor | None, out: T
         return support.TOO_MANY_DIMENSIONS
     if rows.num_rows > plan.MAX_ROWS:
         return support.TOO_MANY_ROWS
+    if x.shape[-1] > plan.MAX_N:
+        return support.TOO_WIDE
     return rows, plan.plan_norm(x.shape[-1], x.itemsize, rows.num_rows)
 
 
@@ -90,6 +92,8 @@ def gated_route(
         return support.TOO_MANY_DIMENSIONS
     if rows.num_rows > plan.MAX_ROWS:
         return support.TOO_MANY_ROWS
+    if x.shape[-1] > plan.MAX_N:
+        return support.TOO_WIDE
     groups = x.shape[-1] // group_size
     if groups > plan.MAX_GROUPS:
         return support.TOO_MANY_GROUPS

@@ -1,8 +1,8 @@
 """How a norm of one size runs on CUDA: frozen values from pure functions, to print, test and compare.
 
-The order in which a row is summed depends on N and the dtype alone, never on the number of rows: rows of at most
-`TILE_MAX_N` always run on the tile kernels, whose sum is an explicit pairwise tree, and wider rows always on the
-same kernel with the same number of warps.
+The order in which a row is summed depends on N, the dtype and whether rows start on 16 bytes, never on their number:
+rows of at most `TILE_MAX_N` always run on the tile kernels, whose sum is an explicit pairwise tree, and wider rows
+always on the same kernel with the same number of warps.
 
 Measurements: one H200, torch 2.11, Triton 3.6, bf16 `fused_add_rms_norm` unless said otherwise, device time per call
 in a CUDA graph, 2026-11-20 and 2026-11-21.
@@ -27,7 +27,8 @@ SOME_ELEMENTS = 524288
 NARROW_N = 128
 SOME_ROWS_TILE = 512
 """Elements a program holds for that many rows of at most NARROW_N elements, in one warp: 768 x 128 takes 0.97 us, with
-a row a program 1.48. Longer rows get a warp each, `TILE_WARPS` a program: 2048 x 512 takes 1.7 us, alone 2.9."""
+a row a program 1.48. Longer rows get a warp each, `TILE_WARPS` a program: 2048 x 256 (`rms_norm`) takes 1.17 us, two
+rows in one warp 1.62."""
 
 MANY_ROWS_TILE = 16
 """Rows a program of at most NARROW_N elements beyond that, in `TILE_WARPS`: 32768 x 128 (`rms_norm`) takes 3.39 us,
@@ -68,13 +69,16 @@ WIDE_BLOCK_BYTES = 32768
 
 WIDE_KEPT_BYTES = 65536
 """Bytes of x that it keeps in registers from the first pass to the second, and of the residual as many, which fills
-them: 4096 x 65536 takes 531 us, nothing kept 592; 2048 x 131072 takes 659 us, the L2 being the limit (6 TB/s)."""
+them: 4096 x 65536 takes 542 us, nothing kept 592; 2048 x 131072 takes 673 us."""
 
 WIDE_WARPS = 32
 
 MAX_ROWS = 2**31 - 1024
 """Rows a call. The kernels count them in 32 bits (offsets have 64): no H200 holds more of 32 elements."""
 
+
+MAX_N = 2**30
+"""Elements a row: the kernels count columns in 32 bits too."""
 
 MAX_GROUPS = 65535
 """Gated groups a row: the second dimension of a CUDA grid holds no more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib.util
 from functools import cache
 
@@ -14,6 +15,7 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TOO_MANY_DIMENSIONS = "leading dimensions that merge into more than two"
 TOO_MANY_ROWS = "more rows than the kernels count"
 OTHER_LAYOUT = "a layout that the C++ kernels do not take"
+TOO_WIDE = "rows longer than the kernels count"
 TOO_MANY_GROUPS = "more groups a row than a CUDA grid holds"
 GROUP_TOO_WIDE = "a gated group too wide for registers"
 
@@ -48,8 +50,10 @@ def no_kernels_for(x: Tensor) -> str:
     return extension.why_missing() or "no kernels" if x.device.type == "cpu" else f"no kernels for {x.device.type}"
 
 
-def text_of(error: Exception) -> str:
-    """An error as a text that is not empty, for C++ to raise as RuntimeError."""
+def text_of(error: BaseException) -> str:
+    """An error as a text that is not empty, for C++ to raise as RuntimeError; an interrupt comes again behind it."""
+    if isinstance(error, KeyboardInterrupt):
+        _thread.interrupt_main()
     if isinstance(error, RuntimeError) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"

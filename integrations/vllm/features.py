@@ -61,6 +61,8 @@ def _is_wanted(feature: str) -> bool:
     from vllm.platforms import current_platform
 
     on_platform = feature not in CPU_ALONE or bool(current_platform.is_cpu())
+    if feature == GEMMA_RMS_NORM and extension.cpp_library() is None:
+        return False  # on CUDA measured with the C++ launcher alone
     return on_platform and CALLS.get(feature, set()) <= settings.ops()
 
 

@@ -31,7 +31,7 @@ VIEW_HEADS = 2
 """Rows a token of a view that stands for every head-wise view: kernels tell one from many, not how many."""
 
 VIEW_SPACING = 4
-"""Token stride of that view, in its own widths: kernels tell strides that 16 divides from others, not their values."""
+"""Token stride of that view, in its own widths: kernels tell rows that start on 16 bytes from others, no more."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def examine(model: str, *, eager: bool) -> str:
     """
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # our line alone is for stdout
     if settings.mode() == "off":
-        os.environ["SERVING_OPS"] = "auto"
+        os.environ["SERVING_OPS"] = ",".join(("auto", *sorted(settings.ops())))
     register()
     config = _engine_config(model, eager)
     config.kernel_config.ir_op_priority.set_default()

@@ -35,7 +35,8 @@ uint64_t row_flags(const RowSpace<Operands>& space, const TensorView* const (&te
   uint64_t starts = parameters | static_cast<uint64_t>(group_size * bytes);
   for (int k = 0; k < Operands; ++k) {
     starts |= reinterpret_cast<uintptr_t>(tensors[k]->data);
-    for (int d = 0; d < space.num_dims(); ++d) starts |= static_cast<uint64_t>(space.stride(d, k) * bytes);
+    // Of single rows too: a row of a batch must be read the same way alone.
+    for (int64_t d = 0; d + 1 < tensors[k]->num_dims; ++d) starts |= static_cast<uint64_t>(tensors[k]->strides[d] * bytes);
   }
   return static_cast<uint64_t>(dtype) << kXDtype | flag(space.num_dims() < 2, kFlat) |
          flag(starts % kAlignment == 0, kAligned);
@@ -106,12 +107,12 @@ class Launch {
  private:
   bool is_current() const {
     int current;
-    if (driver_->current_device(&current) == kInvalidContext) {  // a thread that has not used CUDA yet
-      void* context;
-      if (driver_->retain_primary_context(&context, device_) != 0 || driver_->set_context(context) != 0) return false;
-      return true;
-    }
-    return current == device_;
+    const int error = driver_->current_device(&current);
+    if (error != kInvalidContext) return error == 0 && current == device_;
+    // A thread that has not used CUDA yet: its device is the first. Python sets another, and sets it back.
+    void* context;
+    return device_ == 0 && driver_->retain_primary_context(&context, device_) == 0 &&
+           driver_->set_context(context) == 0;
   }
 
   const Driver* driver_;
@@ -133,7 +134,7 @@ Variants& variants() {
 bool run(const NormCall& call) {
   if (!takes(call.x, call.space)) return false;
   const int64_t rows = call.space.num_rows();
-  if (rows == 0) return true;
+  if (rows == 0) return count(call.op), true;
   const NormSpec& spec = call.spec;
   const bool fused = call.op == kFusedAddRmsNorm, weighted = spec.weight.data != nullptr;
   const bool in_fp32 = weighted && (spec.weight.dtype != spec.dtype || spec.weight_offset != 0.0f);
@@ -160,7 +161,7 @@ bool run(const NormCall& call) {
 bool run(const GatedCall& call) {
   if (!takes(call.x, call.space)) return false;
   const int64_t rows = call.space.num_rows();
-  if (rows == 0) return true;
+  if (rows == 0) return count(kRmsNormGated), true;
   const GatedNormSpec& spec = call.spec;
   const uint64_t flags = kGated |
                          row_flags<3>(call.space, {&call.x, &call.z, &call.out}, spec.dtype, spec.group_size,

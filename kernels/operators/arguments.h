@@ -105,10 +105,10 @@ class NewTensor {
     }
     NewTensor made;
     check(aoti_torch_empty_strided(num_dims, sizes, strides, dtype, device_type, device_index, &made.handle_),
-          "allocating the result");
+          "allocating the result (out of memory?)");
     return made;
   }
-  NewTensor(NewTensor&& other) : handle_(other.release()) {}
+  NewTensor(NewTensor&& other) : handle_(other.handle_) { other.handle_ = nullptr; }
   ~NewTensor() {
     if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
   }
@@ -118,10 +118,11 @@ class NewTensor {
     std::memcpy(&value, &handle_, sizeof handle_);
     return value;
   }
-  AtenTensorHandle release() {
-    AtenTensorHandle handle = handle_;
+  // The same, given away.
+  StableIValue release() {
+    const StableIValue value = boxed();
     handle_ = nullptr;
-    return handle;
+    return value;
   }
 
  private:

@@ -109,7 +109,7 @@ def run_gated(
     size, has_gate = x.shape[-1], z is not None
     strides = strides_of(rows)
     flat = rows.inner == rows.num_rows
-    aligned = starts_aligned((x, z, weight, bias, out), strides, x, group_size)
+    aligned = starts_aligned((x, z, out), (weight, bias), group_size)
     gate_first, sigmoid = has_gate and not norm_before_gate, has_gate and sigmoid
     flags = flags_of(
         x,

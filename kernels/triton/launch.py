@@ -7,6 +7,7 @@ tells the C++ launcher about it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -50,6 +51,9 @@ OnCompiled = Callable[[Variant, Plan, Compiled], None]
 
 on_compiled: OnCompiled | None = None
 """Called with each kernel compiled or loaded that a launcher of ours can launch."""
+
+SCRATCH_BUFFERS = 2
+"""That Triton appends to a kernel's parameters; these kernels do not use them, and the C++ launcher passes null."""
 
 _compilations = 0
 
@@ -119,9 +123,11 @@ class Launcher:
     def _is_plain(self, compiled: Any) -> bool:
         """Whether this Triton compiled the parameters that the C++ launcher passes, and nothing that it does not."""
         metadata = compiled.metadata
+        given = self._pointers + len(self._parameters) + SCRATCH_BUFFERS
         types = [kind for kind in compiled.src.signature.values() if kind != "constexpr"]
         return (
-            all(kind.startswith("*") for kind in types[: self._pointers])
+            len(set(re.findall(rf"{metadata.name}_param_(\d+)", compiled.asm["ptx"]))) == given
+            and all(kind.startswith("*") for kind in types[: self._pointers])
             and tuple(types[self._pointers :]) == self._parameters
             and getattr(metadata, "num_ctas", 1) == 1
             and not getattr(metadata, "launch_cooperative_grid", False)

@@ -56,7 +56,7 @@ def run_norm(
     strides = strides_of(rows)
     flat = rows.inner == rows.num_rows
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
-    aligned = starts_aligned((x, residual, weight, out), strides, x, size)
+    aligned = starts_aligned((x, residual, out), (weight,), size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
     of_kernel = {"tile": (plan.block_n.bit_length() - 1, plan.rows_per_program), "wide": (plan.kept_n,)}
     _LAUNCHERS[plan.kernel](

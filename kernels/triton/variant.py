@@ -34,13 +34,17 @@ def _parameter(parameter: Tensor | None, x: Tensor) -> int:
     return _DTYPE_OF_X if parameter.dtype == x.dtype else _FLOAT32
 
 
-def starts_aligned(tensors: Iterable[Tensor | None], strides: Iterable[int], x: Tensor, group_size: int) -> bool:
-    """Whether every row (group) of every tensor starts on `ALIGNMENT` bytes."""
-    starts = group_size * x.itemsize
-    for tensor in tensors:
+def starts_aligned(rows: Iterable[Tensor | None], parameters: Iterable[Tensor | None], group_size: int) -> bool:
+    """Whether every row (group) of every tensor starts on `ALIGNMENT` bytes, and so does every parameter.
+
+    The stride of a single row counts too: a row of a batch must be read the same way alone.
+    """
+    starts = 0
+    for tensor in (*rows, *parameters):
         starts |= 0 if tensor is None else tensor.data_ptr()
-    for stride in strides:
-        starts |= stride * x.itemsize
+    for tensor in rows:
+        for stride in () if tensor is None else (group_size, *tensor.stride()[:-1]):
+            starts |= stride * tensor.itemsize
     return starts % ALIGNMENT == 0
 
 

@@ -82,7 +82,7 @@ def _fallback(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, we
         check(x, residual, weight)
         reason = support.why_not_cpu(("x", x), ("residual", residual), ("weight", weight))
         _run_reference(x, residual, weight, eps, weight_offset, reason)
-    except Exception as error:  # Triton's own included
+    except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
         return support.text_of(error)
     return ""
 

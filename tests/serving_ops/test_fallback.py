@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -103,3 +104,18 @@ def test_what_no_cuda_grid_holds_goes_to_the_reference() -> None:
     row = torch.empty(1, plan.MAX_GROUPS + 1, dtype=torch.bfloat16)
     assert cuda.gated_route(row, None, None, None, row, 1) == support.TOO_MANY_GROUPS
     assert not isinstance(cuda.gated_route(row[:, :-1], None, None, None, row[:, :-1], 1), str)
+
+
+def test_an_error_has_a_text_for_cpp() -> None:
+    assert support.text_of(RuntimeError("x.shape is ()")) == "x.shape is ()"
+    assert support.text_of(ValueError("no such thing")) == "ValueError: no such thing"
+    assert support.text_of(RuntimeError()) == "RuntimeError: "
+
+
+def test_an_interrupt_on_the_way_through_cpp_is_not_lost() -> None:
+    def interrupted() -> None:
+        support.text_of(KeyboardInterrupt())
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()

@@ -31,9 +31,13 @@ def test_how_a_wide_row_is_summed_does_not_depend_on_the_rows(size: int, itemsiz
 
 @pytest.mark.parametrize("size", [64, 128, 512, 896, 4095, 4096, 131072])
 def test_every_count_of_rows_is_of_one_plan(size: int) -> None:
-    for rows in (*ROWS[:-1], plan.OVERLAP_ROWS, plan.OVERLAP_ROWS + 1, plan.MAX_ROWS):
-        for chosen in (plan.plan_norm(size, 2, rows), plan.plan_gated(size, 2, rows)):
-            assert chosen is None or chosen.min_rows <= rows <= chosen.max_rows
+    limits = (plan.FEW_ROWS, plan.SOME_ROWS, plan.SOME_ELEMENTS // 512, plan.GATED_MORE_ROWS, plan.OVERLAP_ROWS)
+    for rows in (*ROWS[:-1], *limits, *(limit + 1 for limit in limits), plan.MAX_ROWS):
+        for plan_of in (plan.plan_norm, plan.plan_gated):
+            chosen = plan_of(size, 2, rows)
+            if chosen is not None:
+                assert chosen.min_rows <= rows <= chosen.max_rows
+                assert plan_of(size, 2, chosen.min_rows) == chosen == plan_of(size, 2, chosen.max_rows)
 
 
 @pytest.mark.parametrize("size", [1, 3, 64, 100, 128, 511, 512, 513, 4095, 32768, 32769, 131072])

@@ -82,6 +82,13 @@ def test_on_cuda_ours_is_first_and_when_compiled_takes_norms_of_whole_rows_alone
         assert priority.with_ours(op, eager, cuda=True) == [ours, "vllm_c", "native"]
 
 
+def test_in_eager_mode_vllms_c_kernels_go_before_a_launch_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving_ops.extension.cpp_library", lambda: None)
+    for op in priority.OPS:
+        assert priority.with_ours(op, ["vllm_c", "native"], cuda=True) == ["vllm_c", ir_providers.PROVIDER, "native"]
+    assert not features._is_wanted(features.GEMMA_RMS_NORM)
+
+
 def test_a_priority_that_the_user_gave_is_not_added_to() -> None:
     defaults = _default_priority(rms_norm=["native"])
     assert ir_providers.PROVIDER not in defaults.rms_norm

@@ -216,3 +216,16 @@ def test_each_instruction_set_can_be_asked_for(isa: str) -> None:
     assert ran.returncode == 0, ran.stderr
     if ran.stdout.strip() != isa:
         pytest.skip(f"this processor has no {isa}")
+
+
+def test_a_result_too_large_to_allocate_is_an_error_that_keeps_no_argument() -> None:
+    weight, x = torch.ones(1024), torch.ones(1, 1024).expand(2**36, 1024)
+    calls = (
+        lambda: serving_ops.rms_norm(x, weight),
+        lambda: serving_ops.rms_norm_gated(x, x, weight, bias=weight),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            call()
+    assert weight._use_count() == 1
+    assert x._use_count() == 1

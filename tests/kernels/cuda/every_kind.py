@@ -1,6 +1,6 @@
-"""A CUDA call of every kind of kernel, compiled and then launched from C++.
+"""A CUDA call of every kind of kernel: compiled and launched from Python, then launched from C++ with the same result.
 
-Run by path it makes each twice, for a checker of memory and of races:
+To be run in a fresh process; test_launcher.py does, and so can checkers of memory and of races:
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python tests/kernels/cuda/every_kind.py
     compute-sanitizer --tool racecheck python tests/kernels/cuda/every_kind.py
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import serving_ops
+from serving_ops import counters, extension
 
 BF16 = torch.bfloat16
 Call = Callable[[], object]
@@ -51,9 +52,26 @@ def calls_of_every_kind() -> dict[str, Call]:
     }
 
 
-if __name__ == "__main__":
+def launched_from_cpp() -> int:
+    return sum(extension.kernel_calls(index) for index in range(len(counters.OPS)))
+
+
+def on_the_same_numbers(call: Call) -> list[Tensor]:
+    torch.manual_seed(0)
+    result = call()
+    return list(result) if isinstance(result, tuple) else [result]  # type: ignore[list-item]
+
+
+def main() -> None:
     for kind, call in calls_of_every_kind().items():
-        call()
-        call()
-        torch.cuda.synchronize()
+        before = launched_from_cpp()
+        expected = on_the_same_numbers(call)
+        assert launched_from_cpp() == before, f"{kind}: compiled before"
+        results = on_the_same_numbers(call)
+        assert launched_from_cpp() == before + 1, f"{kind}: launched from Python again"
+        assert all(map(torch.equal, results, expected)), f"{kind}: C++ gives the kernel other arguments"
         print("ran", kind)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from every_kind import calls_of_every_kind
 
 import serving_ops
-from serving_ops import counters, extension
+from serving_ops import extension
+from serving_ops.kernels.triton.variant import flags_of
 
 KERNELS = Path(__file__).parents[3] / "kernels"
 BF16 = torch.bfloat16
@@ -88,15 +89,36 @@ def test_variants_are_found_by_key_and_by_rows(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
-def test_a_second_call_of_every_kind_is_launched_from_cpp() -> None:
-    def launched_from_cpp() -> int:
-        return sum(extension.kernel_calls(index) for index in range(len(counters.OPS)))
+def test_every_kind_of_call_comes_back_from_cpp_as_from_python() -> None:
+    script = Path(__file__).with_name("every_kind.py")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
-    for kind, call in calls_of_every_kind().items():
-        call()
-        before = launched_from_cpp()
-        call()
-        assert launched_from_cpp() == before + 1, kind
+
+def test_python_and_cpp_pack_the_same_flags(tmp_path: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    x = torch.zeros(2, 64, dtype=BF16)
+    python = {
+        "kGated": flags_of(x, None, gated=True, second=False, flat=False, aligned=False),
+        "kSecond": flags_of(x, None, second=True, flat=False, aligned=False),
+        "kWeightInFp32": flags_of(x, None, second=False, weight_in_fp32=True, flat=False, aligned=False),
+        "kGateFirst": flags_of(x, None, second=False, gate_first=True, flat=False, aligned=False),
+        "kSigmoid": flags_of(x, None, second=False, sigmoid=True, flat=False, aligned=False),
+        "kFlat": flags_of(x, None, second=False, flat=True, aligned=False),
+        "kAligned": flags_of(x, None, second=False, flat=False, aligned=True),
+        "kDtypeOfX << kWeight": flags_of(x, x[0], second=False, flat=False, aligned=False),
+        "kFloat32 << kBias": flags_of(x, None, x[0].float(), second=False, flat=False, aligned=False),
+    }
+    bf16 = "(uint64_t(serving_ops::Dtype::bfloat16) << kXDtype)"
+    same = "".join(f"static_assert(({name} | {bf16}) == {flags});\n" for name, flags in python.items())
+    source = tmp_path / "check.cpp"
+    source.write_text(
+        f'#include "{KERNELS}/cuda/variants.h"\n#include "{KERNELS}/operators/spec.h"\n'
+        f"using namespace serving_ops::cuda;\n{same}"
+    )
+    built = subprocess.run(["c++", "-std=c++17", "-fsyntax-only", source], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
 
 
 @pytest.mark.gpu
