@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -117,5 +118,10 @@ def test_an_interrupt_on_the_way_through_cpp_is_not_lost() -> None:
         support.text_of(KeyboardInterrupt())
         time.sleep(10)
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    # A shell that runs this suite in the background leaves SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
