@@ -19,12 +19,12 @@ bool takes(const TensorView& x, const RowSpace<Operands>& space) {
   return x.on_cuda() && space.num_rows() <= kMaxRows && space.num_dims() <= 2;
 }
 
-uint64_t flag(bool on, Flags bit) { return on ? bit : 0; }
+uint64_t flag(bool on, Flags bit) { return on ? static_cast<uint64_t>(bit) : 0; }
 
 uint64_t parameter_flags(const Param& param, Dtype x_dtype, int shift) {
   if (param.data == nullptr) return 0;
-  const uint64_t kind = param.dtype == x_dtype ? uint64_t{kDtypeOfX} : uint64_t{kFloat32};
-  return kind << shift;
+  const Parameter kind = param.dtype == x_dtype ? kDtypeOfX : kFloat32;
+  return static_cast<uint64_t>(kind) << shift;
 }
 
 // Of the dtype and the rows. `parameters` are the addresses of weight and bias, ored together.

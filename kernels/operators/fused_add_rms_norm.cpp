@@ -1,21 +1,26 @@
 // serving_ops::fused_add_rms_norm(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps, *, float weight_offset)
 #include "../cpu/run.h"
 #include "../cuda/run.h"
+#include "boxed.h"
 #include "operators.h"
 
 namespace serving_ops {
 namespace {
 
-template <bool (*run)(const NormCall&)>
-void call(StableIValue* stack) {
+using OnCpu = Operator<NormCall, &NormCall::read_fused_add, &cpu::run>;
+using OnCuda = Operator<NormCall, &NormCall::read_fused_add, &cuda::run>;
+
+constexpr char kFallback[] = "serving_ops::_fused_add_rms_norm_fallback";
+
+template <class Device>
+void in_place(StableIValue* stack) {
   Arguments arguments(stack, "tto..");
-  NormCall norm;
-  if (!norm.read_fused_add(arguments) || !run(norm)) arguments.hand_over("serving_ops::_fused_add_rms_norm_fallback");
+  Device::call(arguments, kFallback);
 }
 
 }  // namespace
 
-void fused_add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) { call<cpu::run>(stack); }
-void fused_add_rms_norm_cuda(StableIValue* stack, uint64_t, uint64_t) { call<cuda::run>(stack); }
+void fused_add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) { in_place<OnCpu>(stack); }
+void fused_add_rms_norm_cuda(StableIValue* stack, uint64_t, uint64_t) { in_place<OnCuda>(stack); }
 
 }  // namespace serving_ops

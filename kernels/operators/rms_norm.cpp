@@ -2,38 +2,34 @@
 // Tensor(a!) out last.
 #include "../cpu/run.h"
 #include "../cuda/run.h"
+#include "boxed.h"
 #include "operators.h"
 
 namespace serving_ops {
 namespace {
 
-template <bool (*run)(const NormCall&)>
-void call(Arguments& arguments) {
-  NormCall norm;
-  if (!norm.read_rms_norm(arguments) || !run(norm)) arguments.hand_over("serving_ops::_rms_norm_fallback");
-}
+using OnCpu = Operator<NormCall, &NormCall::read_rms_norm, &cpu::run>;
+using OnCuda = Operator<NormCall, &NormCall::read_rms_norm, &cuda::run>;
 
-template <bool (*run)(const NormCall&)>
-void call_out(StableIValue* stack) {
+constexpr char kFallback[] = "serving_ops::_rms_norm_fallback";
+constexpr int kArguments = 4;
+
+template <class Device>
+void into(StableIValue* stack) {
   Arguments arguments(stack, "to..t");
-  call<run>(arguments);
+  Device::call(arguments, kFallback);
 }
 
-template <bool (*run)(const NormCall&)>
-void call_new(StableIValue* stack) {
-  StableIValue with_out[] = {stack[0], stack[1], stack[2], stack[3], 0};
-  Arguments arguments(with_out, "to..b");
-  NewTensor out = NewTensor::empty_like(arguments.tensor(0));
-  with_out[4] = out.boxed();
-  call<run>(arguments);
-  stack[0] = out.release();
+template <class Device>
+void into_new(StableIValue* stack) {
+  Device::template call_new<kArguments>(stack, "to..b", kFallback);
 }
 
 }  // namespace
 
-void rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) { call_new<cpu::run>(stack); }
-void rms_norm_cuda(StableIValue* stack, uint64_t, uint64_t) { call_new<cuda::run>(stack); }
-void rms_norm_out_cpu(StableIValue* stack, uint64_t, uint64_t) { call_out<cpu::run>(stack); }
-void rms_norm_out_cuda(StableIValue* stack, uint64_t, uint64_t) { call_out<cuda::run>(stack); }
+void rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) { into_new<OnCpu>(stack); }
+void rms_norm_cuda(StableIValue* stack, uint64_t, uint64_t) { into_new<OnCuda>(stack); }
+void rms_norm_out_cpu(StableIValue* stack, uint64_t, uint64_t) { into<OnCpu>(stack); }
+void rms_norm_out_cuda(StableIValue* stack, uint64_t, uint64_t) { into<OnCuda>(stack); }
 
 }  // namespace serving_ops
