@@ -1,0 +1,75 @@
+// The CUDA half of the library on CPU tensors: its reading of a call, its lookup and its launch, with a driver that only
+// remembers. Built by test_fake_device.py, with aoti_torch_device_type_cuda renamed to that of the CPU and
+// aoti_torch_get_device_index to the function below.
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+
+#include "../../../kernels/cpu/isa.h"
+#include "../../../kernels/cuda/driver.h"
+#include "../../../kernels/cuda/run.h"
+#include "../../../kernels/operators/count.h"
+#include "../../../kernels/operators/operators.h"
+
+namespace {
+
+constexpr int kParameters = 16;
+
+struct {
+  uint64_t launches, function, grid_x, grid_y, block_x, shared_bytes, attributes;
+  uint64_t parameters[kParameters];
+} last;
+
+int launch(const serving_ops::cuda::LaunchConfig* config, void* function, void** parameters, void**) {
+  ++last.launches;
+  last.function = reinterpret_cast<uintptr_t>(function);
+  last.grid_x = config->grid_x;
+  last.grid_y = config->grid_y;
+  last.block_x = config->block_x;
+  last.shared_bytes = config->shared_bytes;
+  last.attributes = config->num_attributes;
+  for (int i = 0; i < kParameters; ++i) std::memcpy(&last.parameters[i], parameters[i], sizeof(uint64_t));
+  return 0;
+}
+
+int current_device(int* device) { return *device = 0; }
+int32_t current_stream(int32_t, void** stream) { return *stream = nullptr, 0; }
+
+}  // namespace
+
+extern "C" AOTITorchError fake_get_device_index(AtenTensorHandle, int32_t* index) { return *index = 0; }
+
+namespace serving_ops {
+
+std::atomic<uint64_t> kernel_calls[kNumOps];
+
+namespace cuda {
+const Driver* driver() {
+  static const Driver remembering{launch, current_device, nullptr, nullptr, current_stream};
+  return &remembering;
+}
+}  // namespace cuda
+
+namespace cpu {
+const Kernels& chosen_kernels() {  // never called: no call comes to the CPU's half here
+  static const Kernels none{};
+  return none;
+}
+}  // namespace cpu
+
+}  // namespace serving_ops
+
+STABLE_TORCH_LIBRARY_IMPL(serving_ops_fake, CPU, library) {
+  library.impl("fused_add_rms_norm", &serving_ops::fused_add_rms_norm_cuda);
+  library.impl("rms_norm.out", &serving_ops::rms_norm_out_cuda);
+  library.impl("rms_norm_gated.out", &serving_ops::rms_norm_gated_out_cuda);
+}
+
+extern "C" const void* fake_last() { return &last; }
+
+extern "C" void fake_add(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows, int64_t max_rows,
+                         int64_t rows_per_program, void* function, uint32_t num_warps, uint32_t shared_bytes,
+                         int dependent) {
+  serving_ops::cuda::variants().add({flags, size, group_size}, {min_rows, max_rows, rows_per_program, function,
+                                                                32 * num_warps, shared_bytes, dependent != 0});
+}

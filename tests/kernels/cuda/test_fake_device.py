@@ -1,0 +1,196 @@
+"""The launcher in C++ against the launch from Python, on CPU tensors and a driver that only remembers.
+
+For any call both must name the same variant and give the kernel the same grid and parameters: otherwise a call would
+never leave Python, or a kernel would read what it should not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from serving_ops import plan, schemas
+from serving_ops.kernels.triton import gated, norm
+from serving_ops.layout import row_grid
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[2] / "kernels"
+RENAMED = {
+    "aoti_torch_device_type_cuda": "aoti_torch_device_type_cpu",
+    "aoti_torch_get_device_index": "fake_get_device_index",
+}
+SHARED_BYTES = 48
+EPS = 1e-5
+OFFSET = 1.0
+
+
+class Last(ctypes.Structure):
+    """As in fake_device.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("launches", "function", "grid_x", "grid_y", "block_x", "shared_bytes")),
+        ("attributes", ctypes.c_uint64),
+        ("parameters", ctypes.c_uint64 * 16),
+    ]
+
+
+class FromPython:
+    """Stands for a Launcher and keeps what it is called with."""
+
+    def __call__(self, *arguments: Any) -> None:
+        self.variant, self.plan, self.grid, self.pointers, self.numbers, _, self.pdl = arguments
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    root = Path(torch.__file__).parent
+    built = tmp_path_factory.mktemp("fake") / "fake.so"
+    sources = [HERE / "fake_device.cpp", KERNELS / "cuda" / "run.cpp"]
+    sources += [KERNELS / "operators" / f"{op}.cpp" for op in ("fused_add_rms_norm", "rms_norm", "rms_norm_gated")]
+    options = [f"-D{name}={other}" for name, other in RENAMED.items()]
+    options.append("-DTORCH_TARGET_VERSION=0x020b000000000000")
+    command = ["c++", "-std=c++17", "-O1", "-fPIC", "-shared", *options, f"-I{root / 'include'}"]
+    link = [f"-L{root / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
+    subprocess.run([*command, *map(str, sources), *link, "-o", str(built)], check=True)
+    fake = torch.library.Library("serving_ops_fake", "DEF")
+    for schema in schemas.SCHEMAS:
+        fake.define(schema)
+    torch.ops.load_library(str(built))
+    handle = ctypes.CDLL(str(built))
+    handle.fake_last.restype = ctypes.POINTER(Last)
+    handle.fake_add.argtypes = [
+        ctypes.c_uint64,
+        *[ctypes.c_int64] * 5,
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_uint32,
+        ctypes.c_int,
+    ]
+    handle.keep = fake
+    return handle
+
+
+def bits(number: float | int, *, of_pointer: bool = False) -> int:
+    """The parameter as its first bytes in memory, 4 of an int32 and of a float."""
+    return struct.unpack("<I", struct.pack("<f", number))[0] if isinstance(number, float) else int(number)
+
+
+def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], object]) -> None:
+    last = library.fake_last().contents
+    function = next(_functions)
+    chosen = python.plan
+    rows = (chosen.min_rows, chosen.max_rows, chosen.rows_per_program)
+    library.fake_add(*python.variant, *rows, function, chosen.num_warps, SHARED_BYTES, int(python.pdl))
+    before = last.launches
+    call()
+    assert last.launches == before + 1, "C++ did not find the variant"
+    assert last.function == function
+    assert (last.grid_x, last.grid_y, 1) == python.grid
+    assert (last.block_x, last.shared_bytes, last.attributes) == (32 * chosen.num_warps, SHARED_BYTES, python.pdl)
+    pointers = len(python.pointers)
+    assert list(last.parameters[:pointers]) == [tensor.data_ptr() for tensor in python.pointers]
+    for place, number in enumerate(python.numbers, start=pointers):
+        short = place < pointers + 2 or isinstance(number, float)  # the two counts are int32
+        got = last.parameters[place] & (0xFFFFFFFF if short else 0xFFFFFFFFFFFFFFFF)
+        assert got == bits(number), (place, number)
+
+
+_functions = itertools.count(0x1000)
+
+
+@st.composite
+def rows_of(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A view of a wider buffer, at any element, with its leading dimensions in order or swapped."""
+    gaps = [draw(st.sampled_from([0, 0, 1, 8])) for _ in shape]
+    start = draw(st.sampled_from([0, 0, 1, 8]))
+    strides, reach = [0] * len(shape), 1
+    order = list(range(len(shape) - 1))
+    if draw(st.booleans()):
+        order.reverse()
+    for dim in [len(shape) - 1, *reversed(order)]:
+        strides[dim] = reach
+        reach = reach * shape[dim] + gaps[dim]
+    buffer = torch.zeros(start + reach + 16, dtype=dtype)
+    return torch.as_strided(buffer, shape, strides, start)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    size = draw(st.sampled_from([1, 24, 64, 128, 520, 1023, 2048]))
+    leading = draw(st.lists(st.sampled_from([1, 2, 3, 300]), min_size=0, max_size=2))
+    dtype = draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32]))
+    shape = (*leading, size)
+    groups = draw(st.sampled_from([g for g in (1, 2, 4) if size % g == 0]))
+    kinds = st.sampled_from([None, dtype, torch.float32])
+    return {
+        "x": draw(rows_of(shape, dtype)),
+        "other": draw(rows_of(shape, dtype)),
+        "z": draw(st.one_of(st.none(), rows_of(shape, dtype))),
+        "weight": draw(kinds),
+        "bias": draw(kinds),
+        "offset": draw(st.sampled_from([0.0, OFFSET])),
+        "group": size // groups,
+        "before": draw(st.booleans()),
+        "activation": draw(st.sampled_from(["silu", "swish", "sigmoid"])),
+        "pdl": draw(st.booleans()),
+    }
+
+
+def parameter(case: dict[str, Any], name: str) -> Tensor | None:
+    return None if case[name] is None else torch.zeros(case["x"].shape[-1], dtype=case[name])
+
+
+relaxed = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@relaxed
+@given(case=cases(), fused=st.booleans())
+def test_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, case: dict[str, Any], fused: bool) -> None:
+    x, other, weight = case["x"], case["other"], parameter(case, "weight")
+    residual, out = (other, x) if fused else (None, other)
+    grid = row_grid(x, x if residual is None else residual, out)
+    if grid is None:
+        return
+    python, chosen = FromPython(), plan.plan_norm(x.shape[-1], x.itemsize, grid.num_rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(norm._LAUNCHERS, chosen.kernel, python)
+        norm.run_norm(x, residual, weight, out, EPS, case["offset"], grid, chosen, case["pdl"])
+    ops = torch.ops.serving_ops_fake
+    if fused:
+        check_same(library, python, lambda: ops.fused_add_rms_norm(x, other, weight, EPS, weight_offset=case["offset"]))
+    else:
+        check_same(library, python, lambda: ops.rms_norm.out(x, weight, EPS, weight_offset=case["offset"], out=out))
+
+
+@relaxed
+@given(case=cases())
+def test_gated_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, case: dict[str, Any]) -> None:
+    x, z, out = case["x"], case["z"], case["other"]
+    weight, bias, group = parameter(case, "weight"), parameter(case, "bias"), case["group"]
+    grid = row_grid(x, x if z is None else z, out)
+    if grid is None:
+        return
+    python = FromPython()
+    chosen = plan.plan_gated(group, x.itemsize, grid.num_rows * (x.shape[-1] // group))
+    assert chosen is not None
+    options = {"norm_before_gate": case["before"], "activation": case["activation"], "group_size": group}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gated, "_launcher", python)
+        sigmoid = case["activation"] == "sigmoid"
+        gated.run_gated(x, z, weight, bias, out, EPS, case["before"], sigmoid, group, grid, chosen, case["pdl"])
+    ops = torch.ops.serving_ops_fake
+    check_same(library, python, lambda: ops.rms_norm_gated.out(x, z, weight, EPS, bias=bias, **options, out=out))
