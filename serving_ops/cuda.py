@@ -48,6 +48,16 @@ def _pdl(device: torch.device) -> bool:
     return settings.pdl_enabled() and bool(_modules()[2].programmatic_launch_supported(device))
 
 
+def _rows_of(x: Tensor, other: Tensor | None, out: Tensor) -> RowGrid | str:
+    """The rows of x, `other` (or x again) and out as the kernels count them, or why they cannot."""
+    rows = row_grid(x, x if other is None else other, out)
+    if rows is None:
+        return support.TOO_MANY_DIMENSIONS
+    if rows.num_rows > plan.MAX_ROWS:
+        return support.TOO_MANY_ROWS
+    return support.TOO_WIDE if x.shape[-1] > plan.MAX_N else rows
+
+
 def norm_route(x: Tensor, residual: Tensor | None, weight: Tensor | None, out: Tensor) -> tuple[RowGrid, Plan] | str:
     """The rows and the plan that run this call, or why the reference does."""
     reason = support.no_triton() or support.why_not_layout(
@@ -55,13 +65,9 @@ def norm_route(x: Tensor, residual: Tensor | None, weight: Tensor | None, out: T
     )
     if reason is not None:
         return reason
-    rows = row_grid(x, x if residual is None else residual, out)
-    if rows is None:
-        return support.TOO_MANY_DIMENSIONS
-    if rows.num_rows > plan.MAX_ROWS:
-        return support.TOO_MANY_ROWS
-    if x.shape[-1] > plan.MAX_N:
-        return support.TOO_WIDE
+    rows = _rows_of(x, residual, out)
+    if isinstance(rows, str):
+        return rows
     return rows, plan.plan_norm(x.shape[-1], x.itemsize, rows.num_rows)
 
 
@@ -87,13 +93,9 @@ def gated_route(
     )
     if reason is not None:
         return reason
-    rows = row_grid(x, x if z is None else z, out)
-    if rows is None:
-        return support.TOO_MANY_DIMENSIONS
-    if rows.num_rows > plan.MAX_ROWS:
-        return support.TOO_MANY_ROWS
-    if x.shape[-1] > plan.MAX_N:
-        return support.TOO_WIDE
+    rows = _rows_of(x, z, out)
+    if isinstance(rows, str):
+        return rows
     groups = x.shape[-1] // group_size
     if groups > plan.MAX_GROUPS:
         return support.TOO_MANY_GROUPS

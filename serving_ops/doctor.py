@@ -74,7 +74,8 @@ def _cuda() -> Finding:
     if reason is not None:
         return Finding(False, reason)
     name = torch.cuda.get_device_name()
-    launched = "C++" if extension.why_missing() is None else f"Python, at 38 us a call: {extension.why_missing()}"
+    missing = extension.why_missing()
+    launched = "C++" if missing is None else f"Python, which takes more host time: {missing}"
     pdl = "" if settings.pdl_enabled() else ", SERVING_OPS_PDL=0"
     return Finding(True, f"Triton kernels on {name}, launched from {launched}{pdl}")
 

@@ -5,7 +5,7 @@ rows of at most `TILE_MAX_N` always run on the tile kernels, whose sum is an exp
 always on the same kernel with the same number of warps.
 
 Measurements: one H200, torch 2.11, Triton 3.6, bf16 `fused_add_rms_norm` unless said otherwise, device time per call
-in a CUDA graph, 2026-11-20 and 2026-11-21.
+in a CUDA graph, 2026-11-20 and 2026-11-21; of what was not kept, from throw-away sweeps.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FEW_ROWS = 256
 
 SOME_ROWS = 2048
 SOME_ELEMENTS = 524288
-"""Rows, and elements of them all, up to which the kernel after may start early: 2048 x 128 takes 1.10 us so, otherwise
-1.33; 2048 x 512 takes 2.88, otherwise 2.26."""
+"""Rows, and elements of them all, up to which the kernel after may start early: 2048 x 128 takes 1.17 us so, otherwise
+1.46; 2048 x 512 takes 2.91, otherwise 2.84."""
 
 NARROW_N = 128
 SOME_ROWS_TILE = 512
@@ -32,7 +32,7 @@ rows in one warp 1.62."""
 
 MANY_ROWS_TILE = 16
 """Rows a program of at most NARROW_N elements beyond that, in `TILE_WARPS`: 32768 x 128 (`rms_norm`) takes 3.39 us,
-with one warp 3.70, with 8 rows in 4 warps 4.0. Longer ones get a warp each there too: 262144 x 256 takes 129.2 us,
+with one warp 3.70, with two 3.97. Longer ones get a warp each there too: 262144 x 256 takes 129.2 us,
 8 rows in one warp 130.8."""
 
 TILE_WARPS = 4
@@ -53,8 +53,8 @@ OVERLAP_ROWS = 132
 1.28 us at 1 row and 1.83 at 128 so, otherwise 1.45 and 1.86; 256 rows take 2.72, otherwise 2.43."""
 
 ROW_WARPS = {8192: 4, 12288: 8, 16384: 16, 32768: 8, 65536: 32}
-"""Warps of the row kernel by the bytes of x in a row, up to the key; one number for every count of rows. Others are at
-most 3% faster at some count: N = 4096 takes 1.25 us at 1 row, with 8 warps 1.26, and 132.6 us at 16384, with 8 135.1;
+"""Warps of the row kernel by the bytes of x in a row, up to the key; one number for every count of rows. Others are up
+to 5% faster at some count: N = 4096 takes 1.25 us at 1 row, with 8 warps 1.26, and 132.6 us at 16384, with 8 135.1;
 N = 7168 3.31 us at 256, with 8 3.61; N = 16384 6.48 us at 256, with 16 7.71: half the programs wait for registers."""
 
 UNALIGNED_ROW_WARPS = {2048: 4, 4096: 2, 32768: 4, 65536: 32}
@@ -75,7 +75,6 @@ WIDE_WARPS = 32
 
 MAX_ROWS = 2**31 - 1024
 """Rows a call. The kernels count them in 32 bits (offsets have 64): no H200 holds more of 32 elements."""
-
 
 MAX_N = 2**30
 """Elements a row: the kernels count columns in 32 bits too."""

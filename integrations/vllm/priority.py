@@ -2,8 +2,8 @@
 
 First, but for rms_norm of heads in compiled CUDA graphs, which are left to Inductor (see ir_providers.ROWS_PROVIDER).
 Eager on an H200 (vLLM 0.25.1, Qwen3-0.6B, 2026-11-21), ours before vLLM's C kernels take 0.97 of vLLM's time a token
-and 0.92 of its time to the first one at 8192 tokens. Without the C++ library a launch takes 38 us of host time, so
-eager what vLLM's C kernels take (8.8 us) stays theirs.
+and 0.92 of its time to the first one at 8192 tokens. Without the C++ library calls are launched from Python, which
+took 38 us of host time where vLLM's C kernels took 8.8, so eager what those take stays theirs.
 """
 
 from __future__ import annotations
