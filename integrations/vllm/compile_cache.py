@@ -35,8 +35,10 @@ def source_hash() -> str:
 
 
 def compile_key() -> str:
-    """Version, source hash, mode, ops, and what went back to vLLM after all: what vLLM hashes for `VARIABLE`."""
-    parts = [serving_ops.__version__, source_hash(), settings.choice(), *sorted(features.native_ops)]
+    """What vLLM hashes for `VARIABLE`: version, source hash, mode, ops, how RMSNorm is reached, what stays vLLM's."""
+    reached = "ir" if features.has_ir() else "class"
+    native = sorted(features.native_ops | set(features.failures))
+    parts = [serving_ops.__version__, source_hash(), settings.choice(), reached, *native]
     return "-".join(parts)
 
 

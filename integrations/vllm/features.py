@@ -15,11 +15,12 @@ STARTUP = "startup"
 COMPILE_CACHE = "compile_cache"
 IR_PROVIDERS = "ir_providers"
 PRIORITY = "priority"
+RMS_NORM = "rms_norm"
 RMS_NORM_GATED = "rms_norm_gated"
 GEMMA_RMS_NORM = "gemma_rms_norm"
 MIXER2_RMS_NORM_GATED = "mixer2_rms_norm_gated"
 
-FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM_GATED, GEMMA_RMS_NORM)
+FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM, RMS_NORM_GATED, GEMMA_RMS_NORM)
 """Modules of this package, each with an `install()` that may be called again and raises where it cannot.
 
 The start-up report comes first: it tells what became of the others. The cache key comes before what changes
@@ -29,10 +30,17 @@ compiled code: without it vLLM would reuse artifacts compiled with other operato
 STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED,)
 """The same, for models with state-space layers: they import vLLM's, which takes 1.2 s, so no other model has them."""
 
+NEEDS_IR = {IR_PROVIDERS, PRIORITY}
+"""The features that serve `RMSNorm` where vLLM has an IR; where it has none, `RMS_NORM` replaces the class."""
+
+NEEDS_CPP = {RMS_NORM, GEMMA_RMS_NORM}
+"""Features measured on CUDA with the C++ launcher alone: without it vLLM's own classes stay."""
+
 CPU_ALONE = {MIXER2_RMS_NORM_GATED}
 """Features measured to gain on CPU, and not measured on CUDA: there vLLM's own class stays."""
 
 CALLS = {
+    RMS_NORM: {"rms_norm", "fused_add_rms_norm"},
     RMS_NORM_GATED: {"rms_norm_gated"},
     GEMMA_RMS_NORM: {"rms_norm", "fused_add_rms_norm"},
     MIXER2_RMS_NORM_GATED: {"rms_norm_gated"},
@@ -57,13 +65,29 @@ def why_no_kernels() -> str | None:
     return f"no kernels for {type(current_platform).__name__}"
 
 
+def has_ir() -> bool:
+    """Whether vLLM's norms go through an IR that takes providers: those of 0.25 to 0.33 do."""
+    try:
+        from vllm import ir
+        from vllm.model_executor.layers import layernorm
+    except ImportError:
+        return False
+    return getattr(layernorm, "ir", None) is ir
+
+
+def _is_for_this_vllm(feature: str) -> bool:
+    if feature in NEEDS_IR:
+        return has_ir()
+    return feature != RMS_NORM or not has_ir()
+
+
 def _is_wanted(feature: str) -> bool:
     from vllm.platforms import current_platform
 
     on_platform = feature not in CPU_ALONE or bool(current_platform.is_cpu())
-    if feature == GEMMA_RMS_NORM and extension.cpp_library() is None:
-        return False  # on CUDA measured with the C++ launcher alone
-    return on_platform and CALLS.get(feature, set()) <= settings.ops()
+    if feature in NEEDS_CPP and extension.cpp_library() is None:
+        return False
+    return on_platform and CALLS.get(feature, set()) <= settings.ops() and _is_for_this_vllm(feature)
 
 
 def _load(feature: str) -> Callable[[], None]:

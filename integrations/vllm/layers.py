@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import serving_ops
-from serving_ops import NormSpec, settings
+from serving_ops import NormSpec, extension, settings
 from serving_ops.integrations.vllm import features
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
 from serving_ops.prewarm import Op
@@ -22,6 +22,7 @@ KEPT_OUT = {"Mixer2RMSNormGated": features.MIXER2_RMS_NORM_GATED}
 """Classes of vLLM's that are ours where the feature is in place."""
 
 NO_ADAPTER = "no adapter yet"
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
 HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
 LEFT_OUT = "left out by SERVING_OPS"
 BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT}
@@ -60,6 +61,11 @@ class _Activations:
     device: torch.device
     hidden_size: int
     head_size: int
+
+    def leaves_heads_to_inductor(self, layer: Any) -> bool:
+        """Whether a layer of ours norms heads within a compiled CUDA graph."""
+        compiled = self.device.type == "cuda" and layer._forward_method.__name__ == "forward_native"
+        return compiled and layer.weight.numel() == self.head_size != self.hidden_size
 
     def spec(self, op: Op, weight: torch.Tensor, **options: Any) -> NormSpec:
         """A norm of rows as long as a weight."""
@@ -104,7 +110,7 @@ def _why_ir_native(layer: Any, called: tuple[NormSpec, ...]) -> str | None:
     if getattr(layer, "variance_size_override", None) is not None:
         return "its variance is over a part of the row"
     if _is_batch_invariant(layer):
-        return "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
+        return BATCH_INVARIANT
     return _why_reference(called) or next(filter(None, map(_why_dispatched_elsewhere, called)), None)
 
 
@@ -127,15 +133,17 @@ def _is_batch_invariant(layer: Any) -> bool:
     runs = getattr(layer, "_forward_method", None)
     return (
         bool(getattr(envs, "VLLM_BATCH_INVARIANT", False))
-        and type(layer).__name__ == "RMSNorm"
+        and type(layer).__name__ in ("RMSNorm", "ServingOpsRMSNorm")
         and getattr(runs, "__name__", "") == "forward_cuda"
     )
 
 
-def _why_not_replaced(layer: Any) -> str:
-    if GATED_OP not in settings.ops():
-        return LEFT_OUT
-    return _why_not_installed(features.RMS_NORM_GATED) or f"it was built as {type(layer).__name__}"
+def _vllms_own(layer: Any, kind: str, feature: str) -> NormLayer:
+    """A layer of a class that the feature would have replaced."""
+    if not features.CALLS[feature] <= settings.ops():
+        return NormLayer(kind, (), LEFT_OUT)
+    missing = extension.why_missing() if feature in features.NEEDS_CPP else None
+    return NormLayer(kind, (), _why_not_installed(feature) or missing or f"it was built as {type(layer).__name__}")
 
 
 def _replaced_layer(layer: Any, kind: str, specs: tuple[NormSpec, ...], unwanted: str | None = None) -> NormLayer:
@@ -146,17 +154,32 @@ def _replaced_layer(layer: Any, kind: str, specs: tuple[NormSpec, ...], unwanted
     return NormLayer(kind, specs, reason)
 
 
+def _norms_of(layer: Any, x: _Activations, **options: Any) -> tuple[NormSpec, ...]:
+    """What a layer of ours without a gate may ask for: hidden states with a residual or without, or heads."""
+    specs = [x.spec(op, layer.weight, eps=layer.variance_epsilon, **options) for op in IR_OPS]
+    return tuple(specs) if specs[0].size == x.hidden_size else (*specs, _as_view(specs[0]))
+
+
+def _rms_norm_layer(layer: Any, x: _Activations) -> NormLayer:
+    specs = _norms_of(layer, x)
+    if not layer.has_weight:
+        specs = tuple(dataclasses.replace(spec, weight_dtype=None) for spec in specs)
+    reason = layer.why_native() or (BATCH_INVARIANT if _is_batch_invariant(layer) else None)
+    if reason is None and x.leaves_heads_to_inductor(layer):
+        return NormLayer("RMSNorm", specs, HEADS_IN_ONE_KERNEL)
+    return _replaced_layer(layer, "RMSNorm", specs, reason)
+
+
 def _gemma_layer(layer: Any, x: _Activations) -> NormLayer:
     from serving_ops.integrations.vllm.gemma_rms_norm import WEIGHT_OFFSET
 
-    plain, fused = (x.spec(op, layer.weight, eps=layer.variance_epsilon, weight_offset=WEIGHT_OFFSET) for op in IR_OPS)
-    specs = (plain, fused) if plain.size == x.hidden_size else (plain, fused, _as_view(plain))
+    specs = _norms_of(layer, x, weight_offset=WEIGHT_OFFSET)
     return _replaced_layer(layer, "GemmaRMSNorm", specs, _why_user_prefers_another(specs))
 
 
 def _why_user_prefers_another(specs: Iterable[NormSpec]) -> str | None:
     """An IR priority that the user gave holds for our classes too; without vLLM's IR there is none."""
-    if _why_not_installed(features.IR_PROVIDERS, features.PRIORITY) is not None:
+    if not features.has_ir() or _why_not_installed(features.IR_PROVIDERS, features.PRIORITY) is not None:
         return None
     return next(filter(None, map(_why_dispatched_elsewhere, specs)), None)
 
@@ -190,6 +213,7 @@ def _mixer2_layer(layer: Any, x: _Activations) -> NormLayer:
 
 
 OF_OURS: dict[str, Callable[[Any, _Activations], NormLayer]] = {
+    "ServingOpsRMSNorm": _rms_norm_layer,
     "ServingOpsRMSNormGated": _gated_layer,
     "ServingOpsGemmaRMSNorm": _gemma_layer,
     "ServingOpsMixer2RMSNormGated": _mixer2_layer,
@@ -231,24 +255,30 @@ def _why_kept_out(kind: str) -> str:
     return features.failures.get(feature, NO_ADAPTER)
 
 
+def _plain_layer(layer: Any, kind: str, feature: str, weight_dtype: torch.dtype | None, x: _Activations) -> NormLayer:
+    return _ir_layer(layer, kind, weight_dtype, x) if features.has_ir() else _vllms_own(layer, kind, feature)
+
+
+def _norm_layer(layer: torch.nn.Module, x: _Activations) -> NormLayer | None:
+    from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm, RMSNormGated
+
+    kind = type(layer).__name__
+    if kind in OF_OURS:
+        return OF_OURS[kind](layer, x)
+    if isinstance(layer, RMSNorm):
+        weight_dtype = layer.weight.dtype if layer.has_weight else None
+        return _plain_layer(layer, "RMSNorm", features.RMS_NORM, weight_dtype, x)
+    if isinstance(layer, GemmaRMSNorm):
+        return _plain_layer(layer, "GemmaRMSNorm", features.GEMMA_RMS_NORM, torch.float32, x)
+    if isinstance(layer, RMSNormGated):
+        return _vllms_own(layer, "RMSNormGated", features.RMS_NORM_GATED)
+    return NormLayer(kind, (), _why_kept_out(kind)) if "RMSNorm" in kind else None
+
+
 def norm_layers(
     models: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device, hidden_size: int, head_size: int
 ) -> list[NormLayer]:
     """Every norm layer in the models; activations are of `dtype` on `device`, sizes in elements."""
-    from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm, RMSNormGated
-
     x = _Activations(dtype, device, hidden_size, head_size)
-    found = []
-    for layer in (module for model in models for module in model.modules()):
-        kind = type(layer).__name__
-        if kind in OF_OURS:
-            found.append(OF_OURS[kind](layer, x))
-        elif isinstance(layer, RMSNorm):
-            found.append(_ir_layer(layer, "RMSNorm", layer.weight.dtype if layer.has_weight else None, x))
-        elif isinstance(layer, GemmaRMSNorm):
-            found.append(_ir_layer(layer, "GemmaRMSNorm", torch.float32, x))
-        elif isinstance(layer, RMSNormGated):
-            found.append(NormLayer("RMSNormGated", (), _why_not_replaced(layer)))
-        elif "RMSNorm" in kind:
-            found.append(NormLayer(kind, (), _why_kept_out(kind)))
-    return found
+    found = (_norm_layer(layer, x) for model in models for layer in model.modules())
+    return [layer for layer in found if layer is not None]

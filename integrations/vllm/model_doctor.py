@@ -26,7 +26,8 @@ def examine(model: str, *, eager: bool) -> str:
         os.environ["SERVING_OPS"] = ",".join(("auto", *sorted(settings.ops())))
     register()
     config = _engine_config(model, eager)
-    config.kernel_config.ir_op_priority.set_default()
+    if features.has_ir():
+        config.kernel_config.ir_op_priority.set_default()
     features.install_for(config.model_config, strict=False)
     device = torch.device(config.device_config.device)
     sizes = (config.model_config.get_hidden_size(), config.model_config.get_head_size())

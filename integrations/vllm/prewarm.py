@@ -53,7 +53,7 @@ def _give_back(failed: dict[str, str]) -> None:
     features.native_ops.update(failed)
     for op, reason in failed.items():
         _logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
-        if op in layers.IR_OPS:
+        if op in layers.IR_OPS and features.has_ir():
             priority.drop(op)
         for ours in classes_calling(op):
             ours.stay_native = True

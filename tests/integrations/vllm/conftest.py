@@ -30,9 +30,12 @@ ENGINE_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-IN_SEPARATE_PROCESSES = {("dense", "eager", "auto"), ("hybrid", "compiled", "auto")}
+IN_SEPARATE_PROCESSES = {("dense", "eager", "auto", "installed"), ("hybrid", "compiled", "auto", "installed")}
 """Runs with server, engine core and worker apart, as in production; in the others one process is all three, which
 starts 25 s sooner on 2 cores."""
+
+INSTALLED, WITHOUT_IR = "installed", "without IR"
+"""Which vLLM serves: the one beside this package, or that one with its IR hidden from our modules."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ def _run(arguments: list[str], environment: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Served]:
-    """served(model, mode, switch): "dense" or "hybrid", "eager" or "compiled", the value of SERVING_OPS."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str, str], Served]:
+    """served(model, mode, switch, vllm): "dense" or "hybrid", "eager" or "compiled", the value of SERVING_OPS."""
     pytest.importorskip("vllm")
     scratch = tmp_path_factory.mktemp("engines")
 
@@ -87,8 +90,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str]
         return target
 
     @cache
-    def serve(name: str, mode: str, switch: str) -> Served:
-        run = scratch / f"{name}-{mode}-{switch}"
+    def serve(name: str, mode: str, switch: str, vllm: str) -> Served:
+        if (switch, vllm) == ("off", WITHOUT_IR):  # nothing of ours asks for the IR
+            return serve(name, mode, switch, INSTALLED)
+        run = scratch / f"{name}-{mode}-{switch}-{vllm}"
         run.mkdir()
         # One set of caches for both variants: an artifact of one must never serve the other.
         caches = {
@@ -96,9 +101,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str]
             "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor-cache"),
         }
         environment = {**os.environ, **ENGINE_ENVIRONMENT, **caches, "SERVING_OPS": switch}
-        if (name, mode, switch) not in IN_SEPARATE_PROCESSES:
+        if (name, mode, switch, vllm) not in IN_SEPARATE_PROCESSES:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        output = _run([str(HERE / "serve_tokens.py"), str(model(name)), str(run / "result.json"), mode], environment)
+        arguments = [str(HERE / "serve_tokens.py"), str(model(name)), str(run / "result.json"), mode]
+        output = _run([*arguments, *(["--without-ir"] if vllm == WITHOUT_IR else [])], environment)
         return Served(json.loads((run / "result.json").read_text()), output)
 
     return serve

@@ -1,6 +1,6 @@
 """Run by path, in a process of its own: serve prompts with vLLM and write what came out, and what ran, as JSON.
 
-Usage: serve_tokens.py MODEL OUT {eager,compiled}
+Usage: serve_tokens.py MODEL OUT {eager,compiled} [--without-ir]
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ def device_options() -> dict[str, Any]:
 
 
 def main() -> None:
-    model, out, mode = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    model, out, mode, *options = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    if options == ["--without-ir"]:
+        sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+        import without_ir
+
+        without_ir.hide()
     from vllm import LLM, SamplingParams
 
     llm = LLM(

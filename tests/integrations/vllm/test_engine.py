@@ -44,12 +44,21 @@ LOGPROB_TOLERANCE = 0.2
 """Nats, while both runs have the same tokens before them. Measured: 0.06 to 0.08, and 0.11 for the hybrid compiled,
 where Inductor's native norms round elsewhere than ours."""
 
-pairs = [pytest.param(model, mode, id=f"{model}-{mode}") for model in MODELS for mode in MODES]
+SERVED_BY = {"installed": MODELS, "without IR": ("dense",)}
+
+runs = [
+    pytest.param(model, mode, vllm, id=f"{model}-{mode}" + (f"-{vllm}" if vllm != "installed" else ""))
+    for vllm, models in SERVED_BY.items()
+    for model in models
+    for mode in MODES
+]
 
 
-@pytest.mark.parametrize(("model", "mode"), pairs)
-def test_one_line_says_for_how_many_layers_it_is_on(served: Callable[..., Any], model: str, mode: str) -> None:
-    run = served(model, mode, "auto")
+@pytest.mark.parametrize(("model", "mode", "vllm"), runs)
+def test_one_line_says_for_how_many_layers_it_is_on(
+    served: Callable[..., Any], model: str, mode: str, vllm: str
+) -> None:
+    run = served(model, mode, "auto", vllm)
     lines = run.start_up_lines()
     assert len(lines) == 1, lines
     expected = LAYERS[model] if run.device() == "cpu" else ON_CUDA[model, mode]
@@ -60,11 +69,11 @@ def test_one_line_says_for_how_many_layers_it_is_on(served: Callable[..., Any], 
     assert ("native" in lines[0]) == (expected != LAYERS[model])
 
 
-@pytest.mark.parametrize(("model", "mode"), pairs)
+@pytest.mark.parametrize(("model", "mode", "vllm"), runs)
 def test_every_step_calls_each_norm_once_in_the_worker_and_never_the_reference(
-    served: Callable[..., Any], model: str, mode: str
+    served: Callable[..., Any], model: str, mode: str, vllm: str
 ) -> None:
-    run = served(model, mode, "auto")
+    run = served(model, mode, "auto", vllm)
     if run.device() != "cpu":
         pytest.skip("replays of CUDA graphs are not counted")
     calls = run.calls()
@@ -76,12 +85,19 @@ def test_every_step_calls_each_norm_once_in_the_worker_and_never_the_reference(
     }
 
 
-@pytest.mark.parametrize(("model", "mode"), pairs)
-def test_without_the_switch_the_engine_is_vllms_own(served: Callable[..., Any], model: str, mode: str) -> None:
-    run = served(model, mode, "off")
+@pytest.mark.parametrize(("model", "mode", "vllm"), runs)
+def test_without_the_switch_the_engine_is_vllms_own(
+    served: Callable[..., Any], model: str, mode: str, vllm: str
+) -> None:
+    run = served(model, mode, "off", vllm)
     assert run.start_up_lines() == []
     assert run.result["after"][0]["norms"] == LAYERS[model]
     assert all(count == {"kernel": 0, "reference": {}} for count in run.calls().values())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_an_ir_vllm_builds_our_class_for_each_norm(served: Callable[..., Any], mode: str) -> None:
+    assert served("dense", mode, "auto", "without IR").result["after"][0]["norms"] == {"ServingOpsRMSNorm": 9}
 
 
 def _steps(
@@ -96,9 +112,11 @@ def _steps(
                 break
 
 
-@pytest.mark.parametrize(("model", "mode"), pairs)
-def test_greedy_tokens_equal_native_ones_up_to_near_ties(served: Callable[..., Any], model: str, mode: str) -> None:
-    native, ours = (served(model, mode, switch).result for switch in ("off", "auto"))
+@pytest.mark.parametrize(("model", "mode", "vllm"), runs)
+def test_greedy_tokens_equal_native_ones_up_to_near_ties(
+    served: Callable[..., Any], model: str, mode: str, vllm: str
+) -> None:
+    native, ours = (served(model, mode, switch, vllm).result for switch in ("off", "auto"))
     equal = sum(map(list.__eq__, native["tokens"], ours["tokens"]))
     print(f"\n{model} {mode}: all tokens equal for {equal} of {len(ours['tokens'])} prompts")
     for theirs, mine, native_logprobs, our_logprobs in _steps(native, ours):
@@ -109,9 +127,11 @@ def test_greedy_tokens_equal_native_ones_up_to_near_ties(served: Callable[..., A
             assert gap <= NEAR_TIE
 
 
-@pytest.mark.parametrize(("model", "mode"), pairs)
-def test_logprobs_stay_within_bf16_rounding_of_native_ones(served: Callable[..., Any], model: str, mode: str) -> None:
-    native, ours = (served(model, mode, switch).result for switch in ("off", "auto"))
+@pytest.mark.parametrize(("model", "mode", "vllm"), runs)
+def test_logprobs_stay_within_bf16_rounding_of_native_ones(
+    served: Callable[..., Any], model: str, mode: str, vllm: str
+) -> None:
+    native, ours = (served(model, mode, switch, vllm).result for switch in ("off", "auto"))
     apart = [
         abs(native_logprobs[token] - our_logprobs[token])
         for _, _, native_logprobs, our_logprobs in _steps(native, ours)

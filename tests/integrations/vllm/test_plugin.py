@@ -109,7 +109,7 @@ def test_an_op_that_the_user_left_out_gets_no_provider_of_ours(monkeypatch: pyte
 def test_a_class_is_replaced_where_none_of_its_ops_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_OPS", "rms_norm,rms_norm_gated")
     wanted = {feature for feature in features.FEATURES if features._is_wanted(feature)}
-    assert wanted == {*features.FEATURES} - {features.GEMMA_RMS_NORM}
+    assert wanted == {*features.FEATURES} - {features.GEMMA_RMS_NORM, features.RMS_NORM}
 
 
 @pytest.mark.parametrize("other", ["strict", "off", "rms_norm"])
@@ -122,10 +122,15 @@ def test_the_compile_cache_key_changes_with_the_mode(monkeypatch: pytest.MonkeyP
     assert envs.compile_factors() != factors
 
 
-def test_the_compile_cache_key_changes_with_what_went_back_to_vllm() -> None:
-    key = compile_cache.compile_key()
+def test_the_compile_cache_key_changes_with_what_is_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [compile_cache.compile_key()]
     features.native_ops.add("rms_norm_gated")
-    assert compile_cache.compile_key() != key
+    keys.append(compile_cache.compile_key())
+    monkeypatch.setitem(features.failures, features.GEMMA_RMS_NORM, "another plugin's")
+    keys.append(compile_cache.compile_key())
+    monkeypatch.setattr(features, "has_ir", lambda: False)
+    keys.append(compile_cache.compile_key())
+    assert len(set(keys)) == len(keys)
 
 
 SUPPORTED = {

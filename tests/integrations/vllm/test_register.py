@@ -9,11 +9,15 @@ import pytest
 
 from serving_ops.integrations.vllm import features, register
 
+WITH_IR = [feature for feature in features.FEATURES if feature != features.RMS_NORM]
+WITHOUT_IR = [feature for feature in features.FEATURES if feature not in features.NEEDS_IR]
+
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Features are only listed as they would be installed; kernels count as present."""
+    """Features are only listed as they would be installed; kernels and vLLM's IR count as present."""
     order: list[str] = []
+    monkeypatch.setattr(features, "has_ir", lambda: True)
     monkeypatch.setattr(features, "failures", {})
     monkeypatch.setattr(features, "why_no_kernels", lambda: None)
     monkeypatch.setattr(features, "_load", lambda feature: lambda: order.append(feature))
@@ -52,11 +56,21 @@ def test_an_unknown_mode_installs_nothing_and_raises_nothing(
 def test_every_feature_is_installed_in_order(monkeypatch: pytest.MonkeyPatch, installed: list[str], mode: str) -> None:
     monkeypatch.setenv("SERVING_OPS", mode)
     register()
-    assert installed == list(features.FEATURES)
+    assert installed == WITH_IR
     assert features.failures == {}
 
 
-@pytest.mark.parametrize("broken", features.FEATURES)
+def test_without_vllms_ir_its_rms_norm_is_replaced_instead(
+    monkeypatch: pytest.MonkeyPatch, installed: list[str]
+) -> None:
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    monkeypatch.setattr(features, "has_ir", lambda: False)
+    register()
+    assert installed == WITHOUT_IR
+    assert features.RMS_NORM in installed
+
+
+@pytest.mark.parametrize("broken", WITH_IR)
 def test_a_failing_feature_is_recorded_and_never_raised_in_auto(
     monkeypatch: pytest.MonkeyPatch, installed: list[str], broken: str
 ) -> None:
@@ -67,7 +81,7 @@ def test_a_failing_feature_is_recorded_and_never_raised_in_auto(
     assert broken not in installed
 
 
-@pytest.mark.parametrize("broken", features.FEATURES)
+@pytest.mark.parametrize("broken", WITH_IR)
 def test_a_failing_feature_stops_start_up_in_strict_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, installed: list[str], broken: str
 ) -> None:
