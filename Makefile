@@ -11,7 +11,8 @@ ARGS ?=
 
 CPU_TORCH := torch==2.13.0+cpu
 HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
-SOURCES := pyproject.toml $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
+OTHER_VLLMS := tests/integrations/vllm/other_versions.py
+SOURCES := pyproject.toml $(OTHER_VLLMS) $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
 
 .PHONY: test bench ops lint setup clean
 
@@ -47,6 +48,9 @@ else
 endif
 	$(BIN)/pip install --quiet scikit-build-core cmake ninja
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench,dev]"
+ifneq ($(HAS_CUDA),yes)
+	$(BIN)/python $(OTHER_VLLMS)
+endif
 	touch $@
 
 clean:

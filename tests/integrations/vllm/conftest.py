@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import other_versions
 import pytest
 from in_process import OURS_FIRST
 
@@ -35,7 +36,8 @@ IN_SEPARATE_PROCESSES = {("dense", "eager", "auto", "installed"), ("hybrid", "co
 starts 25 s sooner on 2 cores."""
 
 INSTALLED, WITHOUT_IR = "installed", "without IR"
-"""Which vLLM serves: the one beside this package, or that one with its IR hidden from our modules."""
+"""Which vLLM serves: the one beside this package, or that one with its IR hidden from our modules; or one of
+other_versions.py, by its version."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str,
             "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor-cache"),
         }
         environment = {**os.environ, **ENGINE_ENVIRONMENT, **caches, "SERVING_OPS": switch}
+        if vllm in other_versions.VERSIONS:
+            environment |= other_versions.environment(vllm)
         if (name, mode, switch, vllm) not in IN_SEPARATE_PROCESSES:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         arguments = [str(HERE / "serve_tokens.py"), str(model(name)), str(run / "result.json"), mode]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import other_versions
 import pytest
 
 pytestmark = pytest.mark.engine
@@ -44,10 +45,16 @@ LOGPROB_TOLERANCE = 0.2
 """Nats, while both runs have the same tokens before them. Measured: 0.06 to 0.08, and 0.11 for the hybrid compiled,
 where Inductor's native norms round elsewhere than ours."""
 
-SERVED_BY = {"installed": MODELS, "without IR": ("dense",)}
+SERVED_BY = {"installed": MODELS, "without IR": ("dense",), **dict.fromkeys(other_versions.VERSIONS, ("dense",))}
 
 runs = [
-    pytest.param(model, mode, vllm, id=f"{model}-{mode}" + (f"-{vllm}" if vllm != "installed" else ""))
+    pytest.param(
+        model,
+        mode,
+        vllm,
+        id=f"{model}-{mode}" + (f"-{vllm}" if vllm != "installed" else ""),
+        marks=other_versions.needs(vllm),
+    )
     for vllm, models in SERVED_BY.items()
     for model in models
     for mode in MODES
