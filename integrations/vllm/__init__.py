@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from serving_ops import settings
+from serving_ops.integrations.vllm import guard
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -20,9 +21,19 @@ def register() -> None:
     """
     try:
         mode = settings.mode()
-        if mode != "off":
-            from serving_ops.integrations.vllm import features
-
-            features.install_all(strict=mode == "strict")
     except ValueError as error:  # an unknown mode
         _logger.error("serving_ops is off: %s", error)
+        return
+    if mode != "off":
+        _install(strict=mode == "strict")
+
+
+def _install(*, strict: bool) -> None:
+    try:
+        from serving_ops.integrations.vllm import features
+
+        features.install_all(strict=strict)
+    except Exception as error:
+        if strict:
+            raise guard.strict_error("could not register", error) from error
+        guard.warn_off(guard.reason_of(error))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from serving_ops import extension, settings, support
+from serving_ops.integrations.vllm import guard
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -23,8 +24,8 @@ MIXER2_RMS_NORM_GATED = "mixer2_rms_norm_gated"
 FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM, RMS_NORM_GATED, GEMMA_RMS_NORM)
 """Modules of this package, each with an `install()` that may be called again and raises where it cannot.
 
-The start-up report comes first: it tells what became of the others. The cache key comes before what changes
-compiled code: without it vLLM would reuse artifacts compiled with other operators.
+The start-up report comes first: it tells what became of the others, and without it none is installed. The cache key
+comes before what changes compiled code: without it vLLM would reuse artifacts compiled with other operators.
 """
 
 STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED,)
@@ -82,6 +83,8 @@ def _is_for_this_vllm(feature: str) -> bool:
 
 
 def _is_wanted(feature: str) -> bool:
+    if feature == STARTUP:
+        return True
     from vllm.platforms import current_platform
 
     on_platform = feature not in CPU_ALONE or bool(current_platform.is_cpu())
@@ -95,7 +98,9 @@ def _load(feature: str) -> Callable[[], None]:
 
 
 def _install(feature: str) -> None:
-    reason = None if feature == STARTUP else failures.get(COMPILE_CACHE) or why_no_kernels()
+    reason = None
+    if feature != STARTUP:
+        reason = failures.get(STARTUP) or failures.get(COMPILE_CACHE) or why_no_kernels()
     if reason is not None:
         raise RuntimeError(reason)
     _load(feature)()
@@ -109,7 +114,7 @@ def install_all(*, strict: bool) -> None:
     failures.clear()
     _install_each(FEATURES, strict=strict)
     if STARTUP in failures:
-        _logger.warning("serving_ops cannot report at start-up: %s", failures[STARTUP])
+        guard.warn_off(failures[STARTUP])
 
 
 def install_for(model_config: Any, *, strict: bool) -> None:
@@ -119,12 +124,12 @@ def install_for(model_config: Any, *, strict: bool) -> None:
 
 
 def _install_each(features: Iterable[str], *, strict: bool) -> None:
-    for feature in filter(_is_wanted, features):
+    for feature in features:
         try:
-            _install(feature)
+            if _is_wanted(feature):
+                _install(feature)
         except Exception as error:  # whatever a version of vLLM does differently, the engine must start
-            reason = str(error) or type(error).__name__
             if strict:
-                raise RuntimeError(f"SERVING_OPS=strict: {feature}: {reason}") from error
-            failures[feature] = reason
+                raise guard.strict_error(feature, error) from error
+            failures[feature] = guard.reason_of(error)
             _logger.debug("serving_ops: %s is not in place", feature, exc_info=True)

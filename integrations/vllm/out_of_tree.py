@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -27,14 +28,28 @@ def classes_calling(op: Op) -> Iterator[type[OnServingOps]]:
     return (ours for ours in OnServingOps.__subclasses__() if op in ours.ops)
 
 
+def _why_not_called_as_ours(in_tree: type[CustomOp], ours: type[CustomOp]) -> str | None:
+    for method in sorted({"forward_native", "forward_cuda"} & vars(ours).keys()):
+        theirs, mine = (list(inspect.signature(getattr(cls, method)).parameters) for cls in (in_tree, ours))
+        if theirs != mine:
+            return f"{in_tree.__name__}.{method} takes ({', '.join(theirs)}), not ({', '.join(mine)})"
+    return None
+
+
 def replace(in_tree: type[CustomOp], ours: type[CustomOp]) -> None:
-    """Have vLLM build `ours` for `in_tree`, once a process. Raises RuntimeError where another plugin replaced it."""
+    """Have vLLM build `ours` for `in_tree`, once a process.
+
+    Raises RuntimeError where another plugin replaced it, or vLLM calls it with other arguments than ours takes.
+    """
     name, flag = in_tree.__name__, in_tree.name
     present = op_registry_oot.get(name)
     if present is ours:
         return
     if present is not None:
         raise RuntimeError(f"{present.__module__}.{present.__name__} already replaces {name}")
+    reason = _why_not_called_as_ours(in_tree, ours)
+    if reason is not None:
+        raise RuntimeError(reason)
     CustomOp.register_oot(name=name)(ours)
     ours.name = flag  # register_oot overwrote it, and custom_ops flags go by it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import serving_ops
@@ -33,8 +33,9 @@ def run(found: Sequence[NormLayer]) -> Outcome:
         return Outcome("nothing to prewarm")
     start = time.perf_counter()
     failed = _prewarm(specs)
-    if failed:
-        _give_back(failed)
+    for op, reason in failed.items():
+        _logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
+    give_back(failed)
     seconds = time.perf_counter() - start
     return Outcome(f"prewarmed {len(specs)} norms in {seconds:.1f} s", failed)
 
@@ -47,16 +48,16 @@ def _prewarm(specs: Sequence[NormSpec]) -> dict[str, str]:
     return {spec.op: reason for spec, reason in report.failed.items()}
 
 
-def _give_back(failed: dict[str, str]) -> None:
+def give_back(ops: Iterable[str]) -> None:
+    """Have vLLM's own code run in this process wherever it would call these operators."""
     from serving_ops.integrations.vllm.out_of_tree import classes_calling
 
-    features.native_ops.update(failed)
-    for op, reason in failed.items():
-        _logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
-        if op in layers.IR_OPS and features.has_ir():
-            priority.drop(op)
-        for ours in classes_calling(op):
-            ours.stay_native = True
+    given_back = frozenset(ops)
+    features.native_ops.update(given_back)
+    for ours in (ours for op in given_back for ours in classes_calling(op)):
+        ours.stay_native = True
+    for op in sorted(given_back.intersection(layers.IR_OPS) if features.has_ir() else ()):
+        priority.drop(op)
 
 
 def after_failures(layer: NormLayer, outcome: Outcome) -> NormLayer:

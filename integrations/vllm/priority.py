@@ -8,9 +8,12 @@ took 38 us of host time where vLLM's C kernels took 8.8, so eager what those tak
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 from serving_ops import extension, settings
+from serving_ops.integrations.vllm import guard
 from serving_ops.integrations.vllm.ir_providers import OURS, PROVIDER, ROWS_PROVIDER
 
 OPS = ("rms_norm", "fused_add_rms_norm")
@@ -35,16 +38,18 @@ def with_ours(op: str, providers: list[str], *, cuda: bool) -> list[str]:
     return [ours, *providers]
 
 
-def _add(priority: Any, vllm_config: Any, *, cuda: bool) -> Any:
+def _add(priority: Any, vllm_config: Any, *, cuda: bool) -> None:
     for op in OPS:
         providers = getattr(priority, op)
         if op in settings.ops() and OURS.isdisjoint(providers) and not _user_chose(vllm_config, op):
             setattr(priority, op, with_ours(op, providers, cuda=cuda))
-    return priority
 
 
 def install() -> None:
-    """Wrap the platform's default priority. Raises RuntimeError where no provider of ours is registered."""
+    """Wrap the platform's default priority.
+
+    Raises RuntimeError where no provider of ours is registered, or vLLM asks for the priority in another way.
+    """
     from vllm import ir
     from vllm.platforms import current_platform
 
@@ -56,8 +61,15 @@ def install() -> None:
     if getattr(original, "by_serving_ops", False):
         return
 
+    if list(inspect.signature(original).parameters) != ["cls", "vllm_config"]:
+        raise RuntimeError(f"{platform.__name__}.{_METHOD} takes other arguments")
+
+    @functools.wraps(original)
     def with_serving_ops(cls: Any, vllm_config: Any) -> Any:
-        return _add(original(cls, vllm_config), vllm_config, cuda=current_platform.is_cuda())
+        priority = original(cls, vllm_config)
+        with guard.unless_strict("add to vLLM's IR priority"):
+            _add(priority, vllm_config, cuda=current_platform.is_cuda())
+        return priority
 
     with_serving_ops.by_serving_ops = True  # type: ignore[attr-defined]
     setattr(platform, _METHOD, classmethod(with_serving_ops))

@@ -8,25 +8,29 @@ afterwards.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import serving_ops
 from serving_ops import settings
-from serving_ops.integrations.vllm import features, layers, prewarm
+from serving_ops.integrations.vllm import features, guard, layers, prewarm
 from serving_ops.integrations.vllm.layers import NormLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
 
 
 def install() -> None:
-    """Have every worker of this process report after it has loaded its model."""
+    """Have every worker of this process report after it has loaded its model.
+
+    Raises RuntimeError where workers are not what the report needs.
+    """
     from vllm.v1.worker.worker_base import WorkerBase
 
+    for method in ("load_model", "get_model"):
+        if not callable(getattr(WorkerBase, method, None)):
+            raise RuntimeError(f"WorkerBase has no {method}")
     original = WorkerBase.__init__
     if getattr(original, "by_serving_ops", False):
         return
@@ -44,26 +48,22 @@ def _then_report(worker: Any, load_model: Any) -> Any:
     @functools.wraps(load_model)
     def load_and_report(*args: Any, **kwargs: Any) -> Any:
         strict = settings.mode() == "strict"
-        with _unless_strict(strict, "prepare for the model"):
+        with guard.unless_strict("prepare for the model"):
             features.install_for(worker.vllm_config.model_config, strict=strict)
         result = load_model(*args, **kwargs)
-        with _unless_strict(strict, "report at start-up"):
-            on_model_loaded(worker, strict=strict)
+        with guard.unless_strict("look at the model, whose norms stay vLLM's own"):
+            _report_or_give_back(worker, strict=strict)
         return result
 
     return load_and_report
 
 
-@contextlib.contextmanager
-def _unless_strict(strict: bool, what: str) -> Iterator[None]:
-    """An error of ours is logged, and raised only in strict mode."""
+def _report_or_give_back(worker: Any, *, strict: bool) -> None:
     try:
-        yield
-    except Exception as error:
-        if strict:
-            raise
-        _logger.warning("serving_ops could not %s: %s", what, error)
-        _logger.debug("serving_ops: details", exc_info=True)
+        on_model_loaded(worker, strict=strict)
+    except Exception:  # this vLLM's layers or models are not what ours were written for
+        prewarm.give_back(settings.OPS)
+        raise
 
 
 def on_model_loaded(worker: Any, *, strict: bool) -> None:
@@ -76,7 +76,7 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
     line = describe(found, str(worker.device), outcome.summary)
     fell_back = [layer for layer in found if layer.native_because not in (None, *layers.BY_CHOICE)]
     if strict and fell_back:
-        raise RuntimeError(f"SERVING_OPS=strict: {line}")
+        raise RuntimeError(f"{guard.STRICT} {line}")
     _logger.info(line)
 
 

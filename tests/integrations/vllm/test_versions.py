@@ -21,7 +21,14 @@ from serving_ops.integrations.vllm import features
 HERE = Path(__file__).parent
 PYPROJECT = HERE.parents[2] / "pyproject.toml"
 
-IN_PROCESS = ("test_plugin.py", "test_cpu_classes.py", "test_register.py", "test_without_ir.py", "test_model_doctor.py")
+IN_PROCESS = (
+    "test_plugin.py",
+    "test_cpu_classes.py",
+    "test_register.py",
+    "test_without_ir.py",
+    "test_absences.py",
+    "test_model_doctor.py",
+)
 """Tests of the plugin inside a vLLM, without an engine; the last builds a hybrid and a Mamba-2."""
 
 on_each = pytest.mark.parametrize(

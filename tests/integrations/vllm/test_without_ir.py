@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-import without_ir
+import hidden
 from in_process import DEVICE, HEAD, HIDDEN, SPEC, rows, survey
 
 from serving_ops import PrewarmReport, counters, extension
@@ -25,11 +25,11 @@ def _no_ir(registered: None, in_vllm: Any) -> Iterator[None]:
     """Registered once with vLLM's IR, as other tests need it, then without."""
     from vllm.model_executor.custom_op import op_registry_oot
 
-    without_ir.hide()
+    hidden.hide("vllm.ir")
     register()
     assert features.failures == {}
     yield
-    without_ir.restore()
+    hidden.restore()
     op_registry_oot.pop("RMSNorm", None)
 
 
@@ -56,7 +56,7 @@ def test_features_of_the_ir_are_not_attempted_and_the_class_is_ours(monkeypatch:
     wanted = [feature for feature in features.FEATURES if features._is_wanted(feature)]
     assert features.RMS_NORM in wanted
     assert not features.NEEDS_IR & set(wanted)
-    without_ir.restore()
+    hidden.restore()
     wanted = [feature for feature in features.FEATURES if features._is_wanted(feature)]
     assert features.RMS_NORM not in wanted
     assert set(wanted) >= features.NEEDS_IR
@@ -65,7 +65,7 @@ def test_features_of_the_ir_are_not_attempted_and_the_class_is_ours(monkeypatch:
 def test_an_ir_that_vllms_norms_no_longer_call_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.layers import layernorm
 
-    without_ir.restore()
+    hidden.restore()
     assert features.has_ir()
     monkeypatch.delattr(layernorm, "ir")
     assert not features.has_ir()
