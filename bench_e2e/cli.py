@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
 import signal
@@ -25,7 +24,6 @@ from serving_ops.bench_e2e.report import print_result
 from serving_ops.bench_e2e.result import Result, Round
 from serving_ops.bench_e2e.rounds import Experiment, run_rounds
 
-ENGINE_VARIABLES = ("VLLM_", "SERVING_OPS_")  # prefixes
 BUSY_SHARE = 0.25  # of the cores: on 2 cores, one compiler beside a server slows it by up to 3 times
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
 
@@ -39,14 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from serving_ops.bench_e2e.ops import main as time_ops
 
         return time_ops([word for word in words if word != "--ops"])
+    if "--turns" in words:
+        from serving_ops.bench_e2e.turns import main as compare_in_turns
+
+        return compare_in_turns([word for word in words if word != "--turns"])
     return _serve_and_measure(words)
 
 
 def _serve_and_measure(words: list[str]) -> int:
     chosen = options.parse(words)
     console = Console(highlight=False)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    end_as_if_interrupted()
     work = Path(tempfile.mkdtemp(prefix="serving-ops-bench-"))
     keep_work = True
     try:
@@ -119,7 +120,7 @@ def _result(
     return Result(
         name=chosen.name or stem,
         date=now.isoformat(timespec="seconds"),
-        command=_command(words),
+        command=environment.command_line(options.COMMAND, words),
         serve_command=served.replace(f"{work}/", "").replace(sys.executable, "python"),
         engine=chosen.engine,
         model=chosen.model or f"preset {chosen.preset}",
@@ -132,18 +133,18 @@ def _result(
     )
 
 
-def _command(words: list[str]) -> str:
-    """The command, and whatever the caller set for the engine: it decides the figures as much as an option."""
-    chosen = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(ENGINE_VARIABLES)]
-    return shlex.join([*chosen, *options.COMMAND.split(), *words])
-
-
 def _publish(result: Result, out: Path, console: Console) -> None:
     print_result(result, console)
     out.mkdir(parents=True, exist_ok=True)
     written = out / f"{result.name}.json"
     written.write_text(result.to_json())
     console.print(f"wrote {written} and {write_plot(result, written.with_suffix('.png'))}", soft_wrap=True)
+
+
+def end_as_if_interrupted() -> None:
+    """Signals that would end us end the processes that we started, too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

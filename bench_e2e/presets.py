@@ -128,10 +128,18 @@ def preset_config(name: str, device: str) -> dict[str, Any]:
     raise ValueError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
 
 
-def preset_serve_args(name: str, device: str) -> list[str]:
+def preset_engine_args(name: str, device: str) -> dict[str, Any]:
     """What vLLM has to be told beside the path: no weights on disk, and no vision tower of the Qwen3.5."""
-    language_only = ["--language-model-only"] if (name, device) == ("hybrid", "cuda") else []
-    return ["--load-format", "dummy", *language_only]
+    language_only = {"language_model_only": True} if (name, device) == ("hybrid", "cuda") else {}
+    return {"load_format": "dummy", **language_only}
+
+
+def preset_serve_args(name: str, device: str) -> list[str]:
+    """The same as words of `vllm serve`."""
+    words = []
+    for argument, value in preset_engine_args(name, device).items():
+        words += [f"--{argument.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
 
 
 def _tokenizer(vocab_size: int) -> dict[str, dict[str, Any]]:

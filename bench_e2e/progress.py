@@ -48,6 +48,9 @@ class Progress:
             self.last_beat = time.monotonic()
             self._show(last_line)
 
+    def phase_seconds(self) -> float:
+        return time.monotonic() - self.phase_started
+
     def end(self, outcome: str) -> None:
         self.done += 1
         self.console.print(f"[green]done[/green] {self.label}: {outcome}", highlight=False)
@@ -61,7 +64,7 @@ class Progress:
         return f"about {_clock(max(left, 0))} left"
 
     def _show(self, last_line: str) -> None:
-        elapsed = f"{time.monotonic() - self.phase_started:.0f} s"
+        elapsed = f"{self.phase_seconds():.0f} s"
         head = f"[{self.done + 1}/{self.turns}] {self.label}: {self.phase_name}, {elapsed}; {self.eta()}"
         lines = [Text(head, style="bold" if self.live else "", no_wrap=True, overflow="ellipsis")]
         if last_line:

@@ -1,0 +1,127 @@
+"""`python -m serving_ops.bench_e2e --turns`: what happens, in order."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from serving_ops.bench_e2e import cli, environment, presets
+from serving_ops.bench_e2e.plugin_log import is_active
+from serving_ops.bench_e2e.process import ChildFailed
+from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.result import OURS
+from serving_ops.bench_e2e.server import VARIANTS
+from serving_ops.bench_e2e.turns import options, table
+from serving_ops.bench_e2e.turns.load import Load
+from serving_ops.bench_e2e.turns.result import TurnsResult
+from serving_ops.bench_e2e.turns.run import run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 1 if an engine failed, 3 if serving_ops was not active: the figures are there then."""
+    words = list(argv)
+    if words[:1] == ["table"]:
+        return table.main(words[1:])
+    chosen = options.parse(words)
+    console = Console(highlight=False)
+    cli.end_as_if_interrupted()
+    work = Path(tempfile.mkdtemp(prefix="serving-ops-turns-"))
+    keep_work = True
+    try:
+        result = _measure(chosen, words, work, console)
+        _publish(result, chosen.out, console)
+        keep_work = chosen.keep_logs
+        return 0 if _is_active(result) else cli.INACTIVE
+    except ChildFailed as error:
+        console.print(f"[bold red]failed[/bold red]: {error}", soft_wrap=True)
+        return cli.FAILED
+    except KeyboardInterrupt:
+        console.print(f"[bold]interrupted[/bold]; no engine is left, the logs are in {work}", soft_wrap=True)
+        return cli.INTERRUPTED
+    finally:
+        if not keep_work:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _measure(chosen: argparse.Namespace, words: list[str], work: Path, console: Console) -> TurnsResult:
+    load = Load(chosen.batch_sizes, chosen.prompt_lens, chosen.decode_steps)
+    engine_options = _engine_options(chosen, load, work)
+    settings = {"options": engine_options, "load": asdict(load), "device": chosen.device}
+    count = chosen.engines * len(VARIANTS)
+    console.print(f"{count} engines, all alive at once; logs in {work}", soft_wrap=True)
+    with Progress(console, count * (chosen.rounds + 1)) as progress:
+        engines = run(settings, chosen.engines, chosen.rounds, work, chosen.start_timeout, progress)
+    now = datetime.now(UTC)
+    label = Path(chosen.model).name if chosen.model else chosen.preset
+    mode = "eager" if chosen.eager else "compiled"
+    return TurnsResult(
+        name=chosen.name or f"{now:%Y%m%d-%H%M}-turns-vllm-{chosen.device}-{label}-{mode}",
+        date=now.isoformat(timespec="seconds"),
+        command=environment.command_line(options.COMMAND, words),
+        engine_options={key: value for key, value in engine_options.items() if key != "model"},
+        engine="vllm",
+        model=chosen.model or f"preset {chosen.preset}",
+        device=chosen.device,
+        eager=chosen.eager,
+        load=load,
+        versions=environment.versions(),
+        hardware=environment.hardware(),
+        engines=engines,
+    )
+
+
+def _engine_options(chosen: argparse.Namespace, load: Load, work: Path) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`. Prefixes are not cached: a prompt that was warmed up would skip its prefill."""
+    if chosen.model:
+        model: dict[str, Any] = {"model": chosen.model}
+    else:
+        folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device)
+        model = {"model": str(folder), **presets.preset_engine_args(chosen.preset, chosen.device)}
+    longest_batch = max(chosen.batch_sizes) * load.decode_prompt_len
+    return {
+        **model,
+        "skip_tokenizer_init": True,
+        "enforce_eager": chosen.eager,
+        "max_model_len": load.context,
+        "max_num_batched_tokens": max(load.context, longest_batch),
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        **(_share_of_gpu(chosen.engines, chosen.kv_cache_gib) if chosen.device == "cuda" else {}),
+        **chosen.engine_args,
+    }
+
+
+def _share_of_gpu(engines: int, kv_cache_gib: float) -> dict[str, Any]:
+    """Each engine takes a cache of a fixed size, and its share of what vLLM wants to find free at its start."""
+    share = round(0.9 / (engines * len(VARIANTS)), 3)
+    return {"gpu_memory_utilization": share, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
+
+
+def _is_active(result: TurnsResult) -> bool:
+    return all(is_active(run.plugin_line) for run in result.engines[OURS])
+
+
+def _publish(result: TurnsResult, out: Path, console: Console) -> None:
+    if not _is_active(result):
+        console.print("[bold red]serving_ops was not active: this compares native with itself[/bold red]")
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=f"{result.model}, {result.mode}")
+    for place, title in enumerate(table.HEADER):
+        shown.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for cells in table.lines(result):
+        shown.add_row(*cells)
+    console.print(shown)
+    console.print(table.note(result), markup=False)
+    out.mkdir(parents=True, exist_ok=True)
+    written = out / f"{result.name}.json"
+    written.write_text(result.to_json())
+    console.print(f"wrote {written}", soft_wrap=True)

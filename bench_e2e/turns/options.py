@@ -1,0 +1,63 @@
+"""The options of `python -m serving_ops.bench_e2e --turns`, and their defaults by device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from serving_ops.bench_e2e import presets
+from serving_ops.bench_e2e.options import at_least_1, check_device, check_installed
+from serving_ops.bench_e2e.result import OURS
+
+COMMAND = "python -m serving_ops.bench_e2e --turns"
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"eager": True, "batch_sizes": (1,), "prompt_lens": (512,), "decode_steps": 32, "engines": 3},
+    "cuda": {"eager": False, "batch_sizes": (1, 16), "prompt_lens": (512, 8192), "decode_steps": 96, "engines": 4},
+}
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The options, complete: nothing is left to a default. Exits with status 2 and a sentence for what cannot work."""
+    parser = _parser()
+    options = parser.parse_args(words)
+    check_installed(parser, (OURS,))
+    options.device = check_device(parser, "auto")
+    for option, value in DEFAULTS[options.device].items():
+        if getattr(options, option) is None:
+            setattr(options, option, value)
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Compare engines with and without serving_ops, all alive at once, in turns: TPOT, TTFT, and the "
+        "device time of a decode step.",
+        epilog="`... table FILE...` renders results as Markdown.",
+    )
+    add = parser.add_argument
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
+    model.add_argument("--model", help="a folder or a hub name instead of a preset")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
+    mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
+    add("--engines", type=at_least_1, help="of each variant (default: 3 on CPU, 4 on CUDA)")
+    add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")
+    add("--batch-sizes", type=_numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
+    add("--prompt-lens", type=_numbers, help="tokens (default: 512; on CUDA 512,8192)")
+    add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
+    add("--kv-cache-gib", type=float, default=4.0, help="of each engine on CUDA (default: %(default)s)")
+    add("--engine-args", type=json.loads, default={}, metavar="JSON", help="more for `vllm.LLM`")
+    add("--start-timeout", type=at_least_1, default=600, help="seconds the engines may take (default: %(default)s)")
+    add("--out", type=Path, default=Path("bench_results"), help="for the JSON (default: %(default)s)")
+    add("--name", help="of the JSON (default: date, engine, device, model and mode)")
+    add("--keep-logs", action="store_true", help="keep the engines' logs; after a failure they stay anyway")
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(at_least_1(word) for word in text.split(","))

@@ -1,0 +1,87 @@
+"""A run of engines in turns, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from serving_ops.bench_e2e.environment import Hardware
+from serving_ops.bench_e2e.result import BASELINE, OURS
+from serving_ops.bench_e2e.stats import Ratio, Spread, paired_ratio, spread
+from serving_ops.bench_e2e.turns.load import Load
+
+SCHEMA = 1
+KIND = "turns"
+RATIO_METHOD = (
+    "geometric mean over pairs of engines of the ratio of their medians over the rounds; "
+    "95% interval by Student's t on the pairs' logarithms"
+)
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """One engine's life: what the plugin said at its start, and its figures, a dictionary a round."""
+
+    plugin_line: str | None
+    rounds: list[dict[str, float]]
+
+    def typical(self, figure: str) -> float:
+        """The median: what else the machine does makes a turn longer, never shorter."""
+        return statistics.median(entry[figure] for entry in self.rounds)
+
+
+@dataclass(frozen=True)
+class TurnsResult:
+    name: str
+    date: str  # ISO 8601, UTC
+    command: str
+    engine_options: dict[str, Any]
+    engine: str
+    model: str
+    device: str
+    eager: bool
+    load: Load
+    versions: dict[str, str]
+    hardware: Hardware
+    engines: dict[str, list[EngineRun]]  # by variant; engines of the same place are a pair
+
+    def figures(self) -> list[str]:
+        return list(self.engines[BASELINE][0].rounds[0])
+
+    def spread(self, variant: str, figure: str) -> Spread:
+        return spread([run.typical(figure) for run in self.engines[variant]])
+
+    def ratio(self, figure: str) -> Ratio:
+        """serving_ops over native."""
+        native, ours = ([run.typical(figure) for run in self.engines[variant]] for variant in (BASELINE, OURS))
+        return paired_ratio(native, ours)
+
+    @property
+    def mode(self) -> str:
+        return "eager" if self.eager else "compiled"
+
+    def to_json(self) -> str:
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain |= {"load": asdict(self.load), "hardware": asdict(self.hardware)}
+        plain["engines"] = {variant: [asdict(run) for run in runs] for variant, runs in self.engines.items()}
+        ratios = {figure: asdict(self.ratio(figure)) for figure in self.figures()}
+        head = {"schema": SCHEMA, "kind": KIND}
+        return json.dumps({**head, **plain, "ratio_method": RATIO_METHOD, "ratios": ratios}, indent=2) + "\n"
+
+
+def load_result(path: Path) -> TurnsResult:
+    """Read what `to_json` wrote. Raises ValueError, with the path, for anything else."""
+    try:
+        plain = json.loads(path.read_text())
+        if (plain["kind"], plain["schema"]) != (KIND, SCHEMA):
+            raise ValueError(f"{plain['kind']} of schema {plain['schema']}; this version reads {KIND} of {SCHEMA}")
+        kept = {field.name: plain[field.name] for field in fields(TurnsResult)}
+        load = {name: tuple(value) if isinstance(value, list) else value for name, value in kept["load"].items()}
+        kept |= {"load": Load(**load), "hardware": Hardware(**kept["hardware"])}
+        kept["engines"] = {variant: [EngineRun(**run) for run in runs] for variant, runs in kept["engines"].items()}
+        return TurnsResult(**kept)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no result of serving_ops.bench_e2e --turns: {error!r}") from error
