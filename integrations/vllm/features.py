@@ -32,7 +32,7 @@ STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED,)
 """The same, for models with state-space layers: they import vLLM's, which takes 1.2 s, so no other model has them."""
 
 NEEDS_IR = {IR_PROVIDERS, PRIORITY}
-"""The features that serve `RMSNorm` where vLLM has an IR; where it has none, `RMS_NORM` replaces the class."""
+"""The features that serve `RMSNorm` where vLLM has an IR; where vLLM passes it by, `RMS_NORM` replaces the class."""
 
 NEEDS_CPP = {RMS_NORM, GEMMA_RMS_NORM}
 """Features measured on CUDA with the C++ launcher alone: without it vLLM's own classes stay."""
@@ -76,10 +76,18 @@ def has_ir() -> bool:
     return getattr(layernorm, "ir", None) is ir
 
 
+def is_batch_invariant() -> bool:
+    """Whether the user asked for results that do not depend on the batch: eager CUDA norms then pass vLLM's IR by."""
+    from vllm import envs
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda()) and bool(getattr(envs, "VLLM_BATCH_INVARIANT", False))
+
+
 def _is_for_this_vllm(feature: str) -> bool:
     if feature in NEEDS_IR:
         return has_ir()
-    return feature != RMS_NORM or not has_ir()
+    return feature != RMS_NORM or not has_ir() or is_batch_invariant()
 
 
 def _is_wanted(feature: str) -> bool:

@@ -64,7 +64,7 @@ class _Activations:
 
     def leaves_heads_to_inductor(self, layer: Any) -> bool:
         """Whether a layer of ours norms heads within a compiled CUDA graph."""
-        compiled = self.device.type == "cuda" and layer._forward_method.__name__ == "forward_native"
+        compiled = self.device.type == "cuda" and _calls(layer, "forward_native")
         return compiled and layer.weight.numel() == self.head_size != self.hidden_size
 
     def spec(self, op: Op, weight: torch.Tensor, **options: Any) -> NormSpec:
@@ -127,15 +127,14 @@ def _why_dispatched_elsewhere(spec: NormSpec) -> str | None:
     return HEADS_IN_ONE_KERNEL if ROWS_PROVIDER in order else f"vLLM's IR gives it to {provider}"
 
 
-def _is_batch_invariant(layer: Any) -> bool:
-    from vllm import envs
+def _calls(layer: Any, method: str) -> bool:
+    """Whether vLLM chose this method for a layer, by device and mode, when it was built."""
+    return getattr(getattr(layer, "_forward_method", None), "__name__", "") == method
 
-    runs = getattr(layer, "_forward_method", None)
-    return (
-        bool(getattr(envs, "VLLM_BATCH_INVARIANT", False))
-        and type(layer).__name__ in ("RMSNorm", "ServingOpsRMSNorm")
-        and getattr(runs, "__name__", "") == "forward_cuda"
-    )
+
+def _is_batch_invariant(layer: Any) -> bool:
+    """Whether vLLM's own layer passes its IR by."""
+    return features.is_batch_invariant() and type(layer).__name__ == "RMSNorm" and _calls(layer, "forward_cuda")
 
 
 def _vllms_own(layer: Any, kind: str, feature: str) -> NormLayer:
@@ -161,13 +160,20 @@ def _norms_of(layer: Any, x: _Activations, **options: Any) -> tuple[NormSpec, ..
 
 
 def _rms_norm_layer(layer: Any, x: _Activations) -> NormLayer:
+    if layer.native_is_ir and _calls(layer, "forward_native"):
+        return _ir_layer(layer, "RMSNorm", _weight_dtype(layer), x)
     specs = _norms_of(layer, x)
     if not layer.has_weight:
         specs = tuple(dataclasses.replace(spec, weight_dtype=None) for spec in specs)
-    reason = layer.why_native() or (BATCH_INVARIANT if _is_batch_invariant(layer) else None)
+    reason = layer.why_native()
     if reason is None and x.leaves_heads_to_inductor(layer):
         return NormLayer("RMSNorm", specs, HEADS_IN_ONE_KERNEL)
     return _replaced_layer(layer, "RMSNorm", specs, reason)
+
+
+def _weight_dtype(layer: Any) -> torch.dtype | None:
+    """Of a plain RMSNorm, which may have none."""
+    return layer.weight.dtype if layer.has_weight else None
 
 
 def _gemma_layer(layer: Any, x: _Activations) -> NormLayer:
@@ -266,8 +272,7 @@ def _norm_layer(layer: torch.nn.Module, x: _Activations) -> NormLayer | None:
     if kind in OF_OURS:
         return OF_OURS[kind](layer, x)
     if isinstance(layer, RMSNorm):
-        weight_dtype = layer.weight.dtype if layer.has_weight else None
-        return _plain_layer(layer, "RMSNorm", features.RMS_NORM, weight_dtype, x)
+        return _plain_layer(layer, "RMSNorm", features.RMS_NORM, _weight_dtype(layer), x)
     if isinstance(layer, GemmaRMSNorm):
         return _plain_layer(layer, "GemmaRMSNorm", features.GEMMA_RMS_NORM, torch.float32, x)
     if isinstance(layer, RMSNormGated):

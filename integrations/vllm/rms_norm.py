@@ -1,4 +1,7 @@
-"""vLLM's `RMSNorm` on our operators where vLLM has no IR to take providers: its layers build it by the old name.
+"""vLLM's `RMSNorm` on our operators where its IR does not lead to them: its layers build it by the old name.
+
+That is where vLLM has no IR, and with VLLM_BATCH_INVARIANT=1 in eager mode on CUDA: vLLM's own layer then calls
+kernels of its own, where ours, whose bits do not depend on the batch either, do as well.
 
 What `priority` keeps is kept here: compiled CUDA graphs leave norms of heads to Inductor (see
 ir_providers.ROWS_PROVIDER). With a residual, both arguments are written, as vLLM's own layer writes them.
@@ -9,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from serving_ops.integrations.vllm import features
 from serving_ops.integrations.vllm.out_of_tree import OnServingOps, alike, replace, rows_fit
 from vllm.model_executor.layers.layernorm import RMSNorm
 
@@ -17,6 +21,9 @@ class ServingOpsRMSNorm(OnServingOps, RMSNorm):  # type: ignore[misc]
     """`RMSNorm` with the same parameters and attributes; what the kernels do not take stays vLLM's."""
 
     ops = ("rms_norm", "fused_add_rms_norm")
+
+    native_is_ir = False
+    """Whether vLLM's own `forward_native` asks its IR, and so our providers, or whoever the user put before them."""
 
     def why_native(self) -> str | None:
         """What the layer does beyond a norm of whole rows, or None."""
@@ -42,8 +49,8 @@ class ServingOpsRMSNorm(OnServingOps, RMSNorm):  # type: ignore[misc]
 
     def forward_native(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Both modes on CPU, eager through `CustomOp.forward_cpu`; compiled mode on CUDA."""
-        of_heads_in_a_graph = x.is_cuda and x.dim() != 2 and residual is None
-        if not of_heads_in_a_graph and self._takes(x, residual):
+        left_to_vllm = self.native_is_ir or (x.is_cuda and x.dim() != 2 and residual is None)
+        if not left_to_vllm and self._takes(x, residual):
             return self._run(x, residual)
         native: Tensor | tuple[Tensor, Tensor] = super().forward_native(x, residual)
         return native
@@ -58,3 +65,4 @@ class ServingOpsRMSNorm(OnServingOps, RMSNorm):  # type: ignore[misc]
 def install() -> None:
     """Put it in place. Raises RuntimeError where another plugin has replaced RMSNorm."""
     replace(RMSNorm, ServingOpsRMSNorm)
+    ServingOpsRMSNorm.native_is_ir = features.has_ir()

@@ -37,8 +37,9 @@ starts 25 s sooner on 2 cores."""
 
 INSTALLED = "installed"
 HIDDEN = {"without IR": "vllm.ir", "without workers": "vllm.v1.worker.worker_base"}
-"""Which vLLM serves: the one beside this package, that one with a module hidden from ours, or one of
-other_versions.py, by its version."""
+BATCH_INVARIANT = "batch-invariant"
+"""Which vLLM serves: the one beside this package, that one with a module hidden from ours or with its batch-invariant
+kernels, or one of other_versions.py, by its version."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str,
         environment = {**os.environ, **ENGINE_ENVIRONMENT, **caches, "SERVING_OPS": switch}
         if vllm in other_versions.VERSIONS:
             environment |= other_versions.environment(vllm)
+        if vllm == BATCH_INVARIANT:
+            environment["VLLM_BATCH_INVARIANT"] = "1"
         if (name, mode, switch, vllm) not in IN_SEPARATE_PROCESSES:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         arguments = [str(HERE / "serve_tokens.py"), str(model(name)), str(run / "result.json"), mode]

@@ -6,6 +6,7 @@ Usage: serve_tokens.py MODEL OUT {eager,compiled} [MODULE of vLLM to hide from s
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,18 @@ def device_options() -> dict[str, Any]:
     return {name: value for name, value in ON_CUDA.items() if name in EngineArgs.__dataclass_fields__}
 
 
+def answers(outputs: list[Any]) -> dict[str, Any]:
+    """Tokens and logprobs, a list for each prompt."""
+    completions = [output.outputs[0] for output in outputs]
+    return {
+        "tokens": [list(completion.token_ids) for completion in completions],
+        "logprobs": [
+            [{str(token): entry.logprob for token, entry in step.items()} for step in completion.logprobs or []]
+            for completion in completions
+        ],
+    }
+
+
 def main() -> None:
     model, out, mode, *hide = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
     if hide:
@@ -73,22 +86,16 @@ def main() -> None:
         disable_log_stats=True,
         **device_options(),
     )
-    vocab = llm.llm_engine.model_config.get_vocab_size()
-    before = llm.collective_rpc(worker_state)
+    asked = prompts(llm.llm_engine.model_config.get_vocab_size())
     params = SamplingParams(
         temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=TOP_LOGPROBS, detokenize=False
     )
-    outputs = llm.generate(prompts(vocab), params, use_tqdm=False)
-    completions = [output.outputs[0] for output in outputs]
-    result = {
-        "tokens": [list(completion.token_ids) for completion in completions],
-        "logprobs": [
-            [{str(token): entry.logprob for token, entry in step.items()} for step in completion.logprobs or []]
-            for completion in completions
-        ],
-        "before": before,
-        "after": llm.collective_rpc(worker_state),
-    }
+    before = llm.collective_rpc(worker_state)
+    result = answers(llm.generate(asked, params, use_tqdm=False))
+    result |= {"before": before, "after": llm.collective_rpc(worker_state)}
+    if os.environ.get("VLLM_BATCH_INVARIANT") == "1":
+        one_by_one = [llm.generate([prompt], params, use_tqdm=False)[0] for prompt in asked]
+        result["alone"] = answers(one_by_one)
     out.write_text(json.dumps(result))
 
 

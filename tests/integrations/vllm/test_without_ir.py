@@ -208,17 +208,6 @@ def test_layers_of_vllms_own_classes_are_reported_with_the_reason(monkeypatch: p
     assert survey(_norm())[0].native_because == layers.LEFT_OUT
 
 
-def test_batch_invariant_layers_on_cuda_stay_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm import envs
-
-    layer = _norm()
-    layer._forward_method = layer.forward_cuda
-    assert survey(layer)[0].native_because is None
-    monkeypatch.setattr(envs, "VLLM_BATCH_INVARIANT", True)
-    assert survey(layer)[0].native_because == layers.BATCH_INVARIANT
-    assert layer.stay_native
-
-
 def test_compiled_cuda_graphs_leave_norms_of_heads_to_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = layers._Activations(torch.bfloat16, torch.device("cuda"), HIDDEN, HEAD)
     eager, compiled = _norm(HEAD), _norm(HEAD)
