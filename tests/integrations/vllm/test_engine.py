@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import other_versions
 import pytest
+import torch
 
 pytestmark = pytest.mark.engine
 
@@ -45,7 +48,17 @@ LOGPROB_TOLERANCE = 0.2
 """Nats, while both runs have the same tokens before them. Measured: 0.06 to 0.08, and 0.11 for the hybrid compiled,
 where Inductor's native norms round elsewhere than ours."""
 
+
+def _lacks_experts() -> bool:
+    """Whether this is a CUDA machine whose vLLM came without the library of its mixture-of-experts layers."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("vllm") is None:
+        return False
+    return not any(importlib.util.find_spec(f"vllm.{name}") for name in ("_moe_C", "_moe_C_stable_libtorch"))
+
+
 SERVED_BY = {"installed": MODELS, "without IR": ("dense",), **dict.fromkeys(other_versions.VERSIONS, ("dense",))}
+
+without_experts = pytest.mark.skipif(_lacks_experts(), reason="this vLLM has no library of mixture-of-experts layers")
 
 runs = [
     pytest.param(
@@ -53,7 +66,7 @@ runs = [
         mode,
         vllm,
         id=f"{model}-{mode}" + (f"-{vllm}" if vllm != "installed" else ""),
-        marks=other_versions.needs(vllm),
+        marks=[other_versions.needs(vllm), *([without_experts] if model == "hybrid" else [])],
     )
     for vllm, models in SERVED_BY.items()
     for model in models
@@ -117,6 +130,17 @@ def test_where_workers_are_not_found_the_engine_is_vllms_own_and_a_line_says_so(
     assert run.output.count("Traceback") == native.output.count("Traceback")  # vLLM logs one of its own
     assert run.result["after"][0]["norms"] == LAYERS["dense"]
     assert run.result["tokens"] == native.result["tokens"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("model", "mode", "vllm"), runs)
+def test_nothing_compiles_while_serving_that_would_not_without_the_plugin(
+    served: Callable[..., Any], model: str, mode: str, vllm: str
+) -> None:
+    ours, native = (served(model, mode, switch, vllm).output for switch in ("auto", "off"))
+    assert "JIT monitor activated" in ours
+    compiled, natively = (set(re.findall(r"during inference: (\w+)", output)) for output in (ours, native))
+    assert compiled <= natively
 
 
 def _steps(
