@@ -20,6 +20,7 @@ RMS_NORM = "rms_norm"
 RMS_NORM_GATED = "rms_norm_gated"
 GEMMA_RMS_NORM = "gemma_rms_norm"
 MIXER2_RMS_NORM_GATED = "mixer2_rms_norm_gated"
+FUSED_RMS_NORM_GATED = "fused_rms_norm_gated"
 
 FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM, RMS_NORM_GATED, GEMMA_RMS_NORM)
 """Modules of this package, each with an `install()` that may be called again and raises where it cannot.
@@ -28,7 +29,7 @@ The start-up report comes first: it tells what became of the others, and without
 comes before what changes compiled code: without it vLLM would reuse artifacts compiled with other operators.
 """
 
-STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED,)
+STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED)
 """The same, for models with state-space layers: they import vLLM's, which takes 1.2 s, so no other model has them."""
 
 NEEDS_IR = {IR_PROVIDERS, PRIORITY}
@@ -37,7 +38,7 @@ NEEDS_IR = {IR_PROVIDERS, PRIORITY}
 NEEDS_CPP = {RMS_NORM, GEMMA_RMS_NORM}
 """Features measured on CUDA with the C++ launcher alone: without it vLLM's own classes stay."""
 
-CPU_ALONE = {MIXER2_RMS_NORM_GATED}
+CPU_ALONE = {MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED}
 """Features measured to gain on CPU, and not measured on CUDA: there vLLM's own class stays."""
 
 CALLS = {
@@ -45,6 +46,7 @@ CALLS = {
     RMS_NORM_GATED: {"rms_norm_gated"},
     GEMMA_RMS_NORM: {"rms_norm", "fused_add_rms_norm"},
     MIXER2_RMS_NORM_GATED: {"rms_norm_gated"},
+    FUSED_RMS_NORM_GATED: {"rms_norm_gated"},
 }
 """Operators of the features that replace a class: it is replaced where the user left none of them out."""
 

@@ -18,7 +18,10 @@ from serving_ops.prewarm import Op
 IR_OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
 GATED_OP: Op = "rms_norm_gated"
 
-KEPT_OUT = {"Mixer2RMSNormGated": features.MIXER2_RMS_NORM_GATED}
+KEPT_OUT = {
+    "Mixer2RMSNormGated": features.MIXER2_RMS_NORM_GATED,
+    "FusedRMSNormGated": features.FUSED_RMS_NORM_GATED,
+}
 """Classes of vLLM's that are ours where the feature is in place."""
 
 NO_ADAPTER = "no adapter yet"
@@ -218,11 +221,19 @@ def _mixer2_layer(layer: Any, x: _Activations) -> NormLayer:
     return _replaced_layer(layer, kind, (spec,))
 
 
+def _fused_gated_layer(layer: Any, x: _Activations) -> NormLayer:
+    weight_dtype = None if layer.weight is None else layer.weight.dtype
+    options = {"eps": layer.eps, "activation": layer.activation}
+    spec = NormSpec(GATED_OP, layer.hidden_size, x.dtype, weight_dtype, x.device, **options)
+    return _replaced_layer(layer, "FusedRMSNormGated", (spec, _as_view(spec)))
+
+
 OF_OURS: dict[str, Callable[[Any, _Activations], NormLayer]] = {
     "ServingOpsRMSNorm": _rms_norm_layer,
     "ServingOpsRMSNormGated": _gated_layer,
     "ServingOpsGemmaRMSNorm": _gemma_layer,
     "ServingOpsMixer2RMSNormGated": _mixer2_layer,
+    "ServingOpsFusedRMSNormGated": _fused_gated_layer,
 }
 """Our out-of-tree classes, by name: their modules import vLLM's layers."""
 

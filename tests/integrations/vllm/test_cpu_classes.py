@@ -1,4 +1,4 @@
-"""vLLM's norm classes that are ours on CPU alone: Gemma's and Mamba-2's."""
+"""vLLM's norm classes that are ours on CPU alone: Gemma's, Mamba-2's and KDA's."""
 
 from __future__ import annotations
 
@@ -155,6 +155,139 @@ def test_mixer2_layers_are_counted_and_prewarmed_on_a_gate_in_widerrows(
         ("rms_norm_gated", 512, 128, False)
     ]
     assert asked[0].gate_token_stride is not None
+
+
+@pytest.fixture
+def kda(in_vllm: Any) -> Any:
+    """kda(activation=, eps=, ...): a layer that norms heads of 128, as its models build it."""
+    features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
+
+    def build(**options: Any) -> Any:
+        layer = _vllms_kda_class()(128, **{"activation": "sigmoid", "dtype": torch.bfloat16, **options})
+        if layer.weight is not None:
+            layer.weight.data = rows(128, dtype=layer.weight.dtype)
+        return layer.to(DEVICE).requires_grad_(False)
+
+    return build
+
+
+def _vllms_kda_class() -> Any:
+    from serving_ops.integrations.vllm import fused_rms_norm_gated
+
+    return fused_rms_norm_gated.FusedRMSNormGated
+
+
+def test_the_kda_class_keeps_its_flag_its_attributes_and_its_checkpoints_keys(kda: Any) -> None:
+    layer = kda(activation="silu", eps=1e-5)
+    assert isinstance(layer, _vllms_kda_class())
+    assert type(layer).__name__ == "ServingOpsFusedRMSNormGated"
+    assert type(layer).name == _vllms_kda_class().name == "fused_rms_norm_gated"
+    kept = ("hidden_size", "elementwise_affine", "eps", "activation", "bias")
+    assert [getattr(layer, name) for name in kept] == [128, True, 1e-5, "silu", None]
+    assert list(layer.state_dict()) == ["weight"]
+    assert list(kda(elementwise_affine=False).state_dict()) == []
+
+
+def test_vllms_models_build_the_class_that_is_replaced() -> None:
+    from vllm.model_executor.layers.mamba.gdn import kimi_gdn_linear_attn
+
+    assert kimi_gdn_linear_attn.FusedRMSNormGated is _vllms_kda_class()
+
+
+def test_vllms_other_class_of_that_name_is_the_same_or_cannot_be_imported_beside_it(kda: Any) -> None:
+    try:
+        from vllm.third_party.flash_linear_attention.ops import fused_norm_gate
+    except (ModuleNotFoundError, AssertionError):  # 0.25 has no such module; in 0.32 both claim one name
+        return
+    assert fused_norm_gate.FusedRMSNormGated is _vllms_kda_class()
+
+
+KDA_INPUTS = {
+    "as Kimi-Linear calls it": ({}, rows(1, 5, 16, 128), rows(5, 16, 128)),
+    "a gate of x's shape": ({}, rows(1, 5, 16, 128), rows(1, 5, 16, 128)),
+    "a gate in wider rows": ({}, rows(1, 5, 16, 128), rows(5, 6144)[:, 4096:].view(5, 16, 128)),
+    "one token, a gate in wider rows": ({}, rows(1, 1, 16, 128), rows(1, 6144)[:, 4096:].view(1, 16, 128)),
+    "swish": ({"activation": "swish"}, rows(1, 5, 16, 128), rows(5, 16, 128)),
+    "silu": ({"activation": "silu"}, rows(1, 5, 16, 128), rows(5, 16, 128)),
+    "an fp32 weight": ({"dtype": torch.float32}, rows(1, 5, 16, 128), rows(5, 16, 128)),
+    "no weight": ({"elementwise_affine": False}, rows(1, 5, 16, 128), rows(5, 16, 128)),
+    "no tokens": ({}, rows(1, 0, 16, 128), rows(0, 16, 128)),
+    "a gate in fp32": ({}, rows(1, 5, 16, 128), rows(5, 16, 128, dtype=torch.float32)),
+    "a gate of one head": ({}, rows(1, 5, 16, 128), rows(5, 1, 128)),
+    "a last stride of 16": ({}, rows(1, 5, 16, 128), rows(5, 128, 16).transpose(1, 2)),
+    "float64": (
+        {"dtype": torch.float64},
+        rows(1, 5, 2, 128, dtype=torch.float64),
+        rows(5, 2, 128, dtype=torch.float64),
+    ),
+}
+KDA_LEFT = ("a gate in fp32", "a gate of one head", "a last stride of 16", "float64")
+
+
+@pytest.mark.parametrize("case", KDA_INPUTS)
+def test_the_kda_layer_agrees_with_vllms_on_what_it_takes_and_on_what_it_leaves(kda: Any, case: str) -> None:
+    options, x, gate = KDA_INPUTS[case]
+    layer = kda(**options)
+    before = counters.snapshot()["rms_norm_gated"]
+    result = layer(x, gate)
+    after = counters.snapshot()["rms_norm_gated"]
+    assert after["kernel"] - before["kernel"] == (case not in KDA_LEFT)
+    assert after["reference"] == before["reference"]
+    torch.testing.assert_close(result, _vllms_kda_class().forward_native(layer, x, gate))
+
+
+@pytest.mark.parametrize("option", [{"residual": rows(1, 5, 16, 128)}, {"prenorm": True}])
+def test_a_kda_layer_asked_for_more_than_a_gated_norm_is_vllms(
+    monkeypatch: pytest.MonkeyPatch, kda: Any, option: dict[str, Any]
+) -> None:
+    layer = kda()
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    monkeypatch.setattr(_vllms_kda_class(), "forward_cuda", lambda self, x, *rest: (x, rest))
+    x, gate = rows(1, 5, 16, 128), rows(5, 16, 128)
+    reached, rest = layer(x, gate, **option)
+    assert reached is x
+    assert rest[0] is gate
+    assert rest[1] is option.get("residual")
+    assert rest[2:] == (option.get("prenorm", False), False)
+
+
+def test_kda_layers_are_counted_and_prewarmed_on_a_gate_in_wider_rows_too(
+    monkeypatch: pytest.MonkeyPatch, kda: Any
+) -> None:
+    asked: list[NormSpec] = []
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
+    found = survey(torch.nn.ModuleList([kda(), kda(elementwise_affine=False)]))
+    assert "on for 2 of 2 FusedRMSNormGated; " in startup.describe(found, DEVICE.type, "")
+    prewarm.run(found)
+    assert [(spec.size, spec.weight_dtype, spec.activation, spec.gate_token_stride is not None) for spec in asked] == [
+        (128, torch.bfloat16, "sigmoid", False),
+        (128, torch.bfloat16, "sigmoid", True),
+        (128, None, "sigmoid", False),
+        (128, None, "sigmoid", True),
+    ]
+
+
+def test_kda_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.MonkeyPatch, kda: Any) -> None:
+    spec = dataclasses.replace(SPEC, op="rms_norm_gated")
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
+    layer = kda()
+    prewarm.run([NormLayer("FusedRMSNormGated", (spec,), None)])
+    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    layer(rows(1, 5, 16, 128), rows(5, 16, 128))
+    assert survey(layer)[0].native_because == "its prewarm failed"
+
+
+def test_a_kda_layer_is_vllms_where_the_user_left_the_gated_norm_out(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    from vllm.model_executor.custom_op import op_registry_oot
+
+    monkeypatch.setenv("SERVING_OPS", "strict,rms_norm,fused_add_rms_norm")
+    monkeypatch.delitem(op_registry_oot, "FusedRMSNormGated", raising=False)
+    features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
+    assert "FusedRMSNormGated" not in op_registry_oot
+    layer = _vllms_kda_class()(128, dtype=torch.bfloat16)
+    assert survey(layer)[0].native_because == layers.LEFT_OUT
 
 
 def test_models_without_state_space_layers_do_not_import_vllms(monkeypatch: pytest.MonkeyPatch) -> None:

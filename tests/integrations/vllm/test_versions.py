@@ -37,11 +37,14 @@ on_each = pytest.mark.parametrize(
 
 INSTALL = """
 import json
+from types import SimpleNamespace
 from serving_ops.integrations.vllm import features, register
 register()
+features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
 import vllm
 from vllm.platforms import current_platform
-wanted = [feature for feature in features.FEATURES if features._is_wanted(feature)]
+every = features.FEATURES + features.STATE_SPACE_FEATURES
+wanted = [feature for feature in every if features._is_wanted(feature)]
 print(json.dumps([vllm.__version__, current_platform.device_type, wanted, features.failures]))
 """
 
@@ -69,7 +72,8 @@ def _last_json(output: str) -> Any:
 def test_every_feature_is_in_place(version: str) -> None:
     vllm, device, wanted, failures = _last_json(_run(version, "-c", INSTALL))
     assert (vllm, device, failures) == (version, "cpu", {})
-    assert wanted == [feature for feature in features.FEATURES if feature != features.RMS_NORM]
+    every = features.FEATURES + features.STATE_SPACE_FEATURES
+    assert wanted == [feature for feature in every if feature != features.RMS_NORM]
 
 
 @on_each
