@@ -21,7 +21,7 @@ from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import OURS
 from serving_ops.bench_e2e.server import VARIANTS
-from serving_ops.bench_e2e.turns import options, table
+from serving_ops.bench_e2e.turns import floor, options, table
 from serving_ops.bench_e2e.turns.load import Load
 from serving_ops.bench_e2e.turns.result import TurnsResult
 from serving_ops.bench_e2e.turns.run import run
@@ -57,10 +57,11 @@ def _measure(chosen: argparse.Namespace, words: list[str], work: Path, console: 
     load = Load(chosen.batch_sizes, chosen.prompt_lens, chosen.decode_steps)
     engine_options = _engine_options(chosen, load, work)
     settings = {"options": engine_options, "load": asdict(load), "device": chosen.device}
-    count = chosen.engines * len(VARIANTS)
+    variants = [*VARIANTS, *([floor.VARIANT] if chosen.floor else [])]
+    count = chosen.engines * len(variants)
     console.print(f"{count} engines, all alive at once; logs in {work}", soft_wrap=True)
     with Progress(console, count * (chosen.rounds + 1)) as progress:
-        engines = run(settings, chosen.engines, chosen.rounds, work, chosen.start_timeout, progress)
+        engines = run(settings, variants, chosen.engines, chosen.rounds, work, chosen.start_timeout, progress)
     now = datetime.now(UTC)
     label = Path(chosen.model).name if chosen.model else chosen.preset
     mode = "eager" if chosen.eager else "compiled"
@@ -96,15 +97,16 @@ def _engine_options(chosen: argparse.Namespace, load: Load, work: Path) -> dict[
         "max_num_batched_tokens": max(load.context, longest_batch),
         "enable_prefix_caching": False,
         "disable_log_stats": True,
-        **(_share_of_gpu(chosen.engines, chosen.kv_cache_gib) if chosen.device == "cuda" else {}),
+        **(_share_of_gpu(chosen) if chosen.device == "cuda" else {}),
         **chosen.engine_args,
     }
 
 
-def _share_of_gpu(engines: int, kv_cache_gib: float) -> dict[str, Any]:
+def _share_of_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     """Each engine takes a cache of a fixed size, and its share of what vLLM wants to find free at its start."""
-    share = round(0.9 / (engines * len(VARIANTS)), 3)
-    return {"gpu_memory_utilization": share, "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)}
+    engines = chosen.engines * (len(VARIANTS) + chosen.floor)
+    cache = int(chosen.kv_cache_gib * 2**30)
+    return {"gpu_memory_utilization": round(0.9 / engines, 3), "kv_cache_memory_bytes": cache}
 
 
 def _is_active(result: TurnsResult) -> bool:
@@ -115,7 +117,7 @@ def _publish(result: TurnsResult, out: Path, console: Console) -> None:
     if not _is_active(result):
         console.print("[bold red]serving_ops was not active: this compares native with itself[/bold red]")
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=f"{result.model}, {result.mode}")
-    for place, title in enumerate(table.HEADER):
+    for place, title in enumerate(table.header(result)):
         shown.add_column(title, justify="right" if place else "left", no_wrap=True)
     for cells in table.lines(result):
         shown.add_row(*cells)

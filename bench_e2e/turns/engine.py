@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns import load as figure_names
 from serving_ops.bench_e2e.turns.device_time import decode_step_ms
 from serving_ops.bench_e2e.turns.load import Load
@@ -67,6 +68,8 @@ def main(folder: Path) -> None:
     settings = json.loads((folder / "engine.json").read_text())
     mailbox = Mailbox(folder)
     load = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["load"].items()}
+    if settings["variant"] == floor.VARIANT:
+        floor.remove_norms()
     engine = Engine(settings["options"], Load(**load), settings["device"])
     engine.measure()  # warms up
     mailbox.answer(0, {})

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
     mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
     add("--engines", type=at_least_1, help="of each variant (default: 3 on CPU, 4 on CUDA)")
+    add("--floor", action="store_true", help="also engines whose norms do nothing: what is there to win")
     add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")
     add("--batch-sizes", type=_numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
     add("--prompt-lens", type=_numbers, help="tokens (default: 512; on CUDA 512,8192)")

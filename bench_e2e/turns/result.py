@@ -54,10 +54,10 @@ class TurnsResult:
     def spread(self, variant: str, figure: str) -> Spread:
         return spread([run.typical(figure) for run in self.engines[variant]])
 
-    def ratio(self, figure: str) -> Ratio:
-        """serving_ops over native."""
-        native, ours = ([run.typical(figure) for run in self.engines[variant]] for variant in (BASELINE, OURS))
-        return paired_ratio(native, ours)
+    def ratio(self, figure: str, variant: str = OURS) -> Ratio:
+        """A variant over native."""
+        native, other = ([run.typical(figure) for run in self.engines[name]] for name in (BASELINE, variant))
+        return paired_ratio(native, other)
 
     @property
     def mode(self) -> str:
@@ -67,7 +67,10 @@ class TurnsResult:
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain |= {"load": asdict(self.load), "hardware": asdict(self.hardware)}
         plain["engines"] = {variant: [asdict(run) for run in runs] for variant, runs in self.engines.items()}
-        ratios = {figure: asdict(self.ratio(figure)) for figure in self.figures()}
+        others = [variant for variant in self.engines if variant != BASELINE]
+        ratios = {
+            variant: {figure: asdict(self.ratio(figure, variant)) for figure in self.figures()} for variant in others
+        }
         head = {"schema": SCHEMA, "kind": KIND}
         return json.dumps({**head, **plain, "ratio_method": RATIO_METHOD, "ratios": ratios}, indent=2) + "\n"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e.plugin_log import startup_line
 from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
 from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.result import BASELINE
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
 from serving_ops.bench_e2e.turns.mailbox import Mailbox
 from serving_ops.bench_e2e.turns.result import EngineRun
@@ -23,10 +24,17 @@ Running = dict[Name, tuple[Child, Mailbox]]
 
 
 def run(
-    settings: dict[str, Any], pairs: int, rounds: int, work: Path, start_timeout: float, progress: Progress
+    settings: dict[str, Any],
+    variants: Sequence[str],
+    engines: int,
+    rounds: int,
+    work: Path,
+    start_timeout: float,
+    progress: Progress,
 ) -> dict[str, list[EngineRun]]:
-    """`pairs` engines of each variant over `rounds`; `settings` is what engine.py reads. Raises ChildFailed."""
-    names = [(variant, place) for place in range(1, pairs + 1) for variant in VARIANTS]
+    """So many engines of each variant, over `rounds`; `settings` is what engine.py reads. Raises ChildFailed."""
+    places = range(1, engines + 1)
+    names = [(variant, place) for place in places for variant in variants]
     with contextlib.ExitStack() as alive:
         running: Running = {}
         for name in _started(names, settings, work, alive, running):
@@ -34,7 +42,7 @@ def run(
         turns = [_round(running, number, progress) for number in range(1, rounds + 1)]
         lines = {name: startup_line(child.lines()) for name, (child, _) in running.items()}
     runs = {name: EngineRun(lines[name], [figures[name] for figures in turns]) for name in names}
-    return {variant: [runs[variant, place] for place in range(1, pairs + 1)] for variant in VARIANTS}
+    return {variant: [runs[variant, place] for place in places] for variant in variants}
 
 
 def _started(
@@ -51,11 +59,12 @@ def _started(
 
 def _start(name: Name, settings: dict[str, Any], work: Path, alive: contextlib.ExitStack) -> tuple[Child, Mailbox]:
     variant, place = name
-    folder = work / f"{variant}-{place}"
+    folder = work / f"{variant.replace(' ', '-')}-{place}"
     folder.mkdir()
-    (folder / "engine.json").write_text(json.dumps(settings))
+    (folder / "engine.json").write_text(json.dumps({**settings, "variant": variant}))
     offline = Path(settings["options"]["model"]).is_dir()
-    variables = engine_environment(variant, settings["device"], work, offline)
+    switched_as = variant if variant in VARIANTS else BASELINE
+    variables = engine_environment(switched_as, settings["device"], work, offline)
     variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: one fewer source of noise
     child = alive.enter_context(Child([*ENGINE, str(folder)], variables, folder / "log", cwd=work))
     return child, Mailbox(folder)

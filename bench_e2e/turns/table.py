@@ -1,4 +1,7 @@
-"""Markdown tables from result files, on standard output or between a page's markers; see `bench_e2e/table.py`."""
+"""Markdown tables from result files, on standard output or between a page's markers; see `bench_e2e/table.py`.
+
+With `--summary NAME`, one table of the ratios of all files, for the marker `NAME-summary`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from pathlib import Path
 from serving_ops.bench_e2e.report import ratio_text, spread_text
 from serving_ops.bench_e2e.result import BASELINE, OURS
 from serving_ops.bench_e2e.table import fill
+from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns.load import labels
 from serving_ops.bench_e2e.turns.result import RATIO_METHOD, TurnsResult, load_result
 
-HEADER = ("ms", BASELINE, OURS, f"{OURS} / {BASELINE}, 95% interval")
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT=1"
+"""A setting of vLLM's that is worth a title: it changes what every figure is compared with."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,9 +27,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result JSON")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
+    parser.add_argument("--summary", metavar="NAME", help="one table of the ratios of all files")
     arguments = parser.parse_args(argv)
     try:
-        tables = {path.stem: markdown(load_result(path)) for path in arguments.files}
+        results = {path.stem: load_result(path) for path in arguments.files}
+        if arguments.summary:
+            tables = {f"{arguments.summary}-summary": summary(list(results.values()))}
+        else:
+            tables = {name: markdown(result) for name, result in results.items()}
         if arguments.readme is None:
             print("\n\n".join(tables.values()))
         else:
@@ -35,30 +45,54 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def lines(result: TurnsResult) -> list[tuple[str, str, str, str]]:
+def header(result: TurnsResult) -> tuple[str, ...]:
+    compared = [f"{OURS} / {BASELINE}, 95% interval"]
+    if floor.VARIANT in result.engines:
+        compared.append(f"{floor.VARIANT} / {BASELINE}")
+    return ("ms", BASELINE, OURS, *compared)
+
+
+def lines(result: TurnsResult) -> list[tuple[str, ...]]:
     """One for each figure that was measured."""
     found = set(result.figures())
-    return [
-        (
-            label,
-            *(spread_text(result.spread(variant, figure)) for variant in (BASELINE, OURS)),
-            ratio_text(result.ratio(figure)),
-        )
-        for figure, label in labels(result.load).items()
-        if figure in found
-    ]
+    return [_line(result, figure, label) for figure, label in labels(result.load).items() if figure in found]
+
+
+def _line(result: TurnsResult, figure: str, label: str) -> tuple[str, ...]:
+    spreads = [spread_text(result.spread(variant, figure)) for variant in (BASELINE, OURS)]
+    compared = [variant for variant in (OURS, floor.VARIANT) if variant in result.engines]
+    return (label, *spreads, *(ratio_text(result.ratio(figure, variant)) for variant in compared))
 
 
 def markdown(result: TurnsResult) -> str:
-    rows = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *lines(result)]
+    columns = header(result)
+    rows = [columns, ("---", *["---:"] * (len(columns) - 1)), *lines(result)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     return f"{heading(result)}\n\n{table}\n\n{note(result)} `{result.command}`"
+
+
+def summary(results: Sequence[TurnsResult]) -> str:
+    """A line a result, a column a figure: serving_ops over native."""
+    columns = {name: label for result in results for name, label in labels(result.load).items()}
+    columns = {name: label for name, label in columns.items() if any(name in result.figures() for result in results)}
+    body = [(title(result), *(_ratio_cell(result, name) for name in columns)) for result in results]
+    rows = [(f"{OURS} / {BASELINE}", *columns.values()), ("---", *["---:"] * len(columns)), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _ratio_cell(result: TurnsResult, figure: str) -> str:
+    return ratio_text(result.ratio(figure)) if figure in result.figures() else ""
+
+
+def title(result: TurnsResult) -> str:
+    setting = f", `{BATCH_INVARIANT}`" if BATCH_INVARIANT in result.command else ""
+    return f"{result.model}, {result.mode}{setting}"
 
 
 def heading(result: TurnsResult) -> str:
     machine = result.hardware.gpu or f"{result.hardware.cpu}, {result.hardware.cores} cores"
     versions = f"{result.engine} {result.versions['vllm']}, torch {result.versions['torch']}"
-    return f"**{result.model}, {result.mode}**: {versions}, {machine}, {result.date[:10]}"
+    return f"**{title(result)}**: {versions}, {machine}, {result.date[:10]}"
 
 
 def note(result: TurnsResult) -> str:

@@ -82,9 +82,26 @@ def test_the_table_fills_the_lines_between_a_pages_markers(result: TurnsResult, 
     assert "old" not in page.read_text()
 
 
+def test_the_floor_is_a_column_of_its_own_where_it_was_measured(result: TurnsResult) -> None:
+    assert "no norms" not in table.markdown(result)
+    engines = {**result.engines, "no norms": [_engine(7), _engine(14)]}
+    text = table.markdown(dataclasses.replace(result, engines=engines))
+    assert "| no norms / native |" in text
+    assert "| 0.700 [0.700-0.700] |" in text
+
+
+def test_a_summary_has_a_line_a_result_and_a_column_a_figure(result: TurnsResult, tmp_path: Path) -> None:
+    only_first_token = {variant: [EngineRun(None, [{ttft(512): 10.0}])] * 2 for variant in result.engines}
+    other = dataclasses.replace(result, command="VLLM_BATCH_INVARIANT=1 python", engines=only_first_token)
+    header, _, first, second = table.summary([result, other]).splitlines()
+    assert header == "| serving_ops / native | TPOT, batch 1 | TTFT, 512 tokens |"
+    assert first.startswith("| preset dense, eager | 0.849 [")
+    assert second == "| preset dense, eager, `VLLM_BATCH_INVARIANT=1` |  | 1.000 [1.000-1.000] |"
+
+
 def test_json_says_how_the_ratios_came_about(result: TurnsResult) -> None:
     plain = json.loads(result.to_json())
-    assert plain["ratios"][tpot(1)]["rounds"] == 2
+    assert plain["ratios"]["serving_ops"][tpot(1)]["rounds"] == 2
     assert "medians over the rounds" in plain["ratio_method"]
 
 

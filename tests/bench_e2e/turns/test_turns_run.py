@@ -12,6 +12,8 @@ from rich.console import Console
 
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.server import VARIANTS
+from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns import run as turns
 
 STAND_IN = """
@@ -43,16 +45,18 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"options": {"model": str(tmp_path)}, "load": {}, "device": "cpu"}
 
 
-def _run(settings: dict[str, Any], work: Path, *, pairs: int, rounds: int) -> dict[str, Any]:
+def _run(
+    settings: dict[str, Any], work: Path, *, engines: int, rounds: int, variants: tuple[str, ...] = tuple(VARIANTS)
+) -> dict[str, Any]:
     with Progress(Console(quiet=True), 1) as progress:
-        return turns.run(settings, pairs, rounds, work, 60, progress)
+        return turns.run(settings, variants, engines, rounds, work, 60, progress)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_engine_has_one_turn_a_round_and_the_order_alternates(
     settings: dict[str, Any], tmp_path: Path, device: str
 ) -> None:
-    engines = _run({**settings, "device": device}, tmp_path, pairs=2, rounds=2)
+    engines = _run({**settings, "device": device}, tmp_path, engines=2, rounds=2)
     first = ["native-1", "serving_ops-1", "native-2", "serving_ops-2"]
     assert (tmp_path / "order").read_text().split() == [*first, *reversed(first)]
     assert {variant: len(runs) for variant, runs in engines.items()} == {"native": 2, "serving_ops": 2}
@@ -60,7 +64,7 @@ def test_every_engine_has_one_turn_a_round_and_the_order_alternates(
 
 
 def test_the_plugins_line_is_kept_with_the_engine_that_said_it(settings: dict[str, Any], tmp_path: Path) -> None:
-    engines = _run(settings, tmp_path, pairs=1, rounds=1)
+    engines = _run(settings, tmp_path, engines=1, rounds=1)
     assert engines["native"][0].plugin_line is None
     assert "on for 5 of 5 RMSNorm" in str(engines["serving_ops"][0].plugin_line)
 
@@ -68,10 +72,19 @@ def test_the_plugins_line_is_kept_with_the_engine_that_said_it(settings: dict[st
 def test_an_engine_that_dies_ends_the_run_with_its_last_words(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["options"]["dies as"] = "auto"
     with pytest.raises(ChildFailed, match="made of cheese") as failure:
-        _run(settings, tmp_path, pairs=1, rounds=1)
+        _run(settings, tmp_path, engines=1, rounds=1)
     assert "serving_ops 1 ended with status 1" in str(failure.value)
 
 
 def test_the_engines_process_is_told_what_to_build_and_to_measure(settings: dict[str, Any], tmp_path: Path) -> None:
-    _run(settings, tmp_path, pairs=1, rounds=1)
-    assert json.loads((tmp_path / "native-1" / "engine.json").read_text()) == settings
+    _run(settings, tmp_path, engines=1, rounds=1)
+    told = json.loads((tmp_path / "native-1" / "engine.json").read_text())
+    assert told == {**settings, "variant": "native"}
+
+
+def test_engines_without_norms_run_beside_the_others_with_the_plugin_off(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    engines = _run(settings, tmp_path, engines=1, rounds=1, variants=(*VARIANTS, floor.VARIANT))
+    assert list(engines) == ["native", "serving_ops", "no norms"]
+    assert engines["no norms"][0].plugin_line is None
