@@ -16,6 +16,8 @@ if (_beside / "pyproject.toml").is_file() and str(_beside) not in __path__:
 from serving_ops import counters, reference, settings  # noqa: E402
 from serving_ops.explain import Explanation, explain  # noqa: E402
 from serving_ops.extension import cpp_library  # noqa: E402
+from serving_ops.ops import backward as _backward  # noqa: E402, F401 (registers)
+from serving_ops.ops.add_rms_norm import add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
@@ -27,6 +29,7 @@ __all__ = [
     "NormSpec",
     "PrewarmReport",
     "__version__",
+    "add_rms_norm",
     "counters",
     "cpp_library",
     "explain",

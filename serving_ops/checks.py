@@ -21,10 +21,14 @@ def _fail(argument: str, value: object, allowed: str) -> None:
     raise RuntimeError(f"serving_ops: {argument} is {value}: {allowed}")
 
 
-def not_differentiated(name: str, tensor: Tensor | None) -> None:
+def not_differentiated(instead: str, **tensors: Tensor | None) -> None:
     """Autograd does not notice what our operators write into the caller's tensors, and would give wrong gradients."""
-    if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-        _fail(f"{name}.requires_grad", True, "this call does not differentiate; allowed is False, or torch.no_grad()")
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            allowed = f"this call writes in place and does not differentiate; {instead} does, or use torch.no_grad()"
+            _fail(f"{name}.requires_grad", True, allowed)
 
 
 def _check_x(x: Tensor) -> None:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype that arithmetic has."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -29,7 +30,7 @@ def fused_add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """In place: `residual <- x + residual`, `x <- norm(x + residual)`, from the sum before it is rounded."""
-    s = _wide(x) + _wide(residual)
+    s = wide(x) + wide(residual)
     residual.copy_(s)
     x.copy_(_normalize(s, weight, eps, weight_offset, x.dtype))
     return x, residual
@@ -37,7 +38,7 @@ def fused_add_rms_norm(
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
     """`x * rsqrt(mean(x^2) + eps)`, times `weight + weight_offset`."""
-    return _normalize(_wide(x), weight, eps, weight_offset, x.dtype)
+    return _normalize(wide(x), weight, eps, weight_offset, x.dtype)
 
 
 def rms_norm_gated(
@@ -52,10 +53,10 @@ def rms_norm_gated(
     group_size: int | None = None,
 ) -> Tensor:
     """`norm(x) * weight + bias`, gated by `activation(z)` after or before the norm, rounded once at the end."""
-    y = _wide(x)
+    y = wide(x)
     gate: Tensor | None = None
     if z is not None:
-        gate = torch.sigmoid(_wide(z)) if activation == "sigmoid" else F.silu(_wide(z))
+        gate = torch.sigmoid(wide(z)) if activation == "sigmoid" else F.silu(wide(z))
     if gate is not None and not norm_before_gate:
         y = y * gate
     grouped: Tensor = y.unflatten(-1, (-1, group_size or y.shape[-1]))

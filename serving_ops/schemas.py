@@ -27,6 +27,12 @@ SCHEMAS = (
     f"rms_norm_gated({_GATED}) -> Tensor",
     f"rms_norm_gated.out({_GATED}, Tensor(a!) out) -> ()",
 )
+BACKWARD_SCHEMAS = (
+    "rms_norm_backward(Tensor dout, Tensor s, Tensor? weight, float eps, *, float weight_offset, "
+    "Tensor? ds_more) -> (Tensor, Tensor)",
+    "rms_norm_gated_backward(Tensor dout, Tensor x, Tensor? z, Tensor? weight, float eps, *, Tensor? bias, "
+    "bool norm_before_gate, str activation, int? group_size) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 FALLBACK_SCHEMAS = (
     "_fused_add_rms_norm_fallback(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps, "
     "float weight_offset) -> str",
@@ -35,7 +41,7 @@ FALLBACK_SCHEMAS = (
     "bool norm_before_gate, str activation, int? group_size, Tensor(a!) out) -> str",
 )
 
-for _schema in SCHEMAS:
+for _schema in (*SCHEMAS, *BACKWARD_SCHEMAS):
     library.define(_schema, tags=_TAGS)
 for _schema in FALLBACK_SCHEMAS:
     library.define(_schema)

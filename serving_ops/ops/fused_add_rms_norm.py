@@ -31,12 +31,11 @@ def fused_add_rms_norm(
     Returns `(x, residual)`, the arguments themselves. Arithmetic is fp32; the sum is normalised before it is rounded;
     a weight in x's dtype without offset is applied after rounding to that dtype (vLLM's IR definition of this op).
 
-    Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where x or residual
-    requires grad: the op does not differentiate. What the kernels do not take runs on `serving_ops.reference`;
-    `serving_ops.explain` says why.
+    Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where a tensor
+    requires grad: `serving_ops.add_rms_norm` differentiates. What the kernels do not take runs on
+    `serving_ops.reference`; `serving_ops.explain` says why.
     """
-    checks.not_differentiated("x", x)
-    checks.not_differentiated("residual", residual)
+    checks.not_differentiated("serving_ops.add_rms_norm", x=x, residual=residual, weight=weight)
     torch.ops.serving_ops.fused_add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
     return x, residual
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import checks, counters, cuda, extension, reference, support
+from serving_ops import autograd, checks, counters, cuda, extension, reference, support
 from serving_ops.schemas import library
 
 NAME = "rms_norm"
@@ -32,14 +32,15 @@ def rms_norm(
     after rounding to that dtype (vLLM's IR definition of this op).
 
     Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where `out` is given
-    and it or x requires grad. What the kernels do not take runs on `serving_ops.reference`; `serving_ops.explain` says
-    why.
+    and a tensor requires grad; without `out`, x and weight are differentiated. What the kernels do not take runs on
+    `serving_ops.reference`; `serving_ops.explain` says why.
     """
     if out is None:
+        if autograd.wanted(x, weight):
+            return autograd.rms_norm(x, weight, eps, weight_offset)
         result: Tensor = torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset=weight_offset)
         return result
-    checks.not_differentiated("x", x)
-    checks.not_differentiated("out", out)
+    checks.not_differentiated("it without out", x=x, weight=weight, out=out)
     torch.ops.serving_ops.rms_norm.out(x, weight, eps, weight_offset=weight_offset, out=out)
     return out
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from serving_ops import checks, counters, cuda, extension, reference, support
+from serving_ops import autograd, checks, counters, cuda, extension, reference, support
 from serving_ops.schemas import library
 
 NAME = "rms_norm_gated"
@@ -57,10 +57,12 @@ def rms_norm_gated(
     Returns `out`, or a new contiguous tensor. All arithmetic is fp32, rounded once at the end.
 
     Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where `out` is given
-    and it, x or z requires grad. What the kernels do not take runs on `serving_ops.reference`; `serving_ops.explain`
-    says why.
+    and a tensor requires grad; without `out`, x, z, weight and bias are differentiated. What the kernels do not take
+    runs on `serving_ops.reference`; `serving_ops.explain` says why.
     """
     if out is None:
+        if autograd.wanted(x, z, weight, bias):
+            return autograd.rms_norm_gated(x, z, weight, bias, eps, norm_before_gate, activation, group_size)
         result: Tensor = _default(
             x,
             z,
@@ -72,9 +74,7 @@ def rms_norm_gated(
             group_size=group_size,
         )
         return result
-    checks.not_differentiated("x", x)
-    checks.not_differentiated("z", z)
-    checks.not_differentiated("out", out)
+    checks.not_differentiated("it without out", x=x, z=z, weight=weight, bias=bias, out=out)
     _out(
         x,
         z,

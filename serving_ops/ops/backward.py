@@ -1,0 +1,133 @@
+"""`rms_norm_backward` and `rms_norm_gated_backward`: what autograd calls (see `serving_ops.autograd`).
+
+With s the row that is normed, n = s * rsqrt(mean(s^2) + eps), y = n * weight + bias (weight: with its offset), and dt
+the gradient of t:
+
+dn      = dy * weight
+ds      = rsqrt(mean(s^2) + eps) * (dn - n * mean(dn * n))
+dweight = the sum of dy * n over rows, dbias that of dy
+
+A gate g = act(z) behind the norm gives out = y * g, so dy = dout * g and dg = dout * y; one before it s = x * g, so
+dx = ds * g and dg = ds * x. In fp32 (float64 for float64), rounded once at the end, and in plain PyTorch on every
+device: no kernel of ours yet.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from serving_ops import checks, reference
+from serving_ops.schemas import library
+
+NAME = "rms_norm_backward"
+GATED_NAME = "rms_norm_gated_backward"
+
+
+def _normed(s: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rstd = torch.rsqrt(s.square().mean(dim=-1, keepdim=True) + eps)
+    return s * rstd, rstd
+
+
+def _before_norm(dn: Tensor, n: Tensor, rstd: Tensor) -> Tensor:
+    return rstd * (dn - n * (dn * n).mean(dim=-1, keepdim=True))
+
+
+def _over_rows(values: Tensor, vector: Tensor | None, x: Tensor) -> Tensor:
+    """The gradient of a vector that every row shares; empty for none."""
+    if vector is None:
+        return x.new_empty(0)
+    return values.reshape(-1, values.shape[-1]).sum(dim=0).to(vector.dtype)
+
+
+def _rounded(gradient: Tensor, of: Tensor) -> Tensor:
+    return gradient.to(of.dtype).contiguous()
+
+
+def _rms_norm_backward(
+    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of s and of weight (empty without one); `ds_more` is added to the first before it is rounded."""
+    checks.norm_metadata(s, dout, "dout", weight)
+    dy = reference.wide(dout)
+    n, rstd = _normed(reference.wide(s), eps)
+    dn = dy if weight is None else dy * (weight.to(dy.dtype) + weight_offset)
+    ds = _before_norm(dn, n, rstd)
+    if ds_more is not None:
+        ds = ds + ds_more
+    return _rounded(ds, s), _over_rows(dy * n, weight, s)
+
+
+def _gate(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """The gate and its derivative."""
+    sigmoid = torch.sigmoid(z)
+    if activation == "sigmoid":
+        return sigmoid, sigmoid * (1 - sigmoid)
+    return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
+
+
+def _rms_norm_gated_backward(
+    dout: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    bias: Tensor | None,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, z, weight and bias; empty for what is None."""
+    checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
+    groups = (-1, group_size or x.shape[-1])
+    wide, dy = reference.wide(x), reference.wide(dout)
+    gate, slope = (None, None) if z is None else _gate(reference.wide(z), activation)
+    s = wide if gate is None or norm_before_gate else wide * gate
+    n, rstd = _normed(s.unflatten(-1, groups), eps)
+    normed = n.flatten(-2)
+    dgate: Tensor | None = None
+    if gate is not None and norm_before_gate:
+        y = normed if weight is None else normed * weight
+        dgate = dy * (y if bias is None else y + bias)
+        dy = dy * gate
+    dn = dy if weight is None else dy * weight
+    ds = _before_norm(dn.unflatten(-1, groups), n, rstd).flatten(-2)
+    dx = ds
+    if gate is not None and not norm_before_gate:
+        dx, dgate = ds * gate, ds * wide
+    dz = x.new_empty(0) if z is None or dgate is None or slope is None else _rounded(dgate * slope, z)
+    return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
+
+
+def _like(tensor: Tensor | None, x: Tensor) -> Tensor:
+    return x.new_empty(0) if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _fake(
+    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    checks.norm_metadata(s, dout, "dout", weight)
+    return _like(s, s), _like(weight, s)
+
+
+def _gated_fake(
+    dout: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    bias: Tensor | None,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
+    return _like(x, x), _like(z, x), _like(weight, x), _like(bias, x)
+
+
+library.impl(NAME, _rms_norm_backward, "CompositeExplicitAutograd")
+library.impl(GATED_NAME, _rms_norm_gated_backward, "CompositeExplicitAutograd")
+torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)
+torch.library.register_fake(f"serving_ops::{GATED_NAME}", _gated_fake, lib=library)

@@ -1,0 +1,137 @@
+"""The norms as modules, and in Hugging Face models: same parameters, gradients no worse than eager's, same training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from numerics import rows
+from torch import Tensor
+
+import serving_ops
+from serving_ops import nn, reference
+
+MODELS = ("dense", "hybrid")
+SLACK = 1.1
+"""Ratio of errors of a whole model's gradients; eager's own differ by this much from one seed to the next."""
+
+NORMS = {
+    # input and post-attention norm and q and k norm of two layers, the last norm
+    "dense": {"Qwen3RMSNorm": 9},
+    # one layer of each kind: four norms of hidden states, q and k, the last norm; the gated one
+    "hybrid": {"Qwen3NextRMSNorm": 7, "Qwen3NextRMSNormGated": 1},
+}
+
+
+def build(name: str, dtype: torch.dtype) -> Any:
+    """A model of two layers with random weights, norms included; the same for every dtype."""
+    transformers = pytest.importorskip("transformers")
+    common = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 16}
+    common |= {"num_key_value_heads": 1, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    if name == "dense":
+        config = transformers.Qwen3Config(**common)
+    else:
+        heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16}
+        kinds = {"layer_types": ["linear_attention", "full_attention"], "mlp_only_layers": [0, 1]}
+        config = transformers.Qwen3NextConfig(**common, **heads, **kinds, linear_value_head_dim=16)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "norm" in key:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.to(dtype)
+
+
+def tokens(count: int = 24) -> Tensor:
+    """Two sequences in which each token tells the next."""
+    return torch.stack([torch.arange(start, start + count) * 5 % 64 for start in (1, 7)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_models_norms_are_replaced_around_the_very_same_parameters(name: str) -> None:
+    model = build(name, torch.float32)
+    before = dict(model.named_parameters())
+    expected = model(tokens()).logits
+    assert nn.replace_norms(model) == NORMS[name]
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[key] is before[key] for key in before)
+    torch.testing.assert_close(model(tokens()).logits, expected)
+    assert nn.replace_norms(model) == {}
+
+
+def test_a_norm_of_an_unknown_class_stays_as_it_is() -> None:
+    class OtherRMSNorm(torch.nn.Module):
+        pass
+
+    model = torch.nn.Sequential(OtherRMSNorm())
+    assert nn.replace_norms(model) == {}
+    assert type(model[0]) is OtherRMSNorm
+
+
+def _gradients(model: Any) -> Tensor:
+    model(tokens(), labels=tokens()).loss.backward()
+    return torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_models_gradients_are_as_close_to_float64s_as_eagers(name: str) -> None:
+    exact = _gradients(build(name, torch.float64))
+    eager = build(name, torch.bfloat16)
+    ours = copy.deepcopy(eager)
+    nn.replace_norms(ours)
+    errors = [float((_gradients(model) - exact).norm() / exact.norm()) for model in (eager, ours)]
+    print(f"\n{name}: relative error of the gradients, eager {errors[0]:.4f}, ours {errors[1]:.4f}")
+    assert errors[1] <= SLACK * errors[0]
+
+
+def _train(model: Any, steps: int) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        loss = model(tokens(), labels=tokens()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_learns_as_it_does_with_eager_norms(name: str) -> None:
+    eager = build(name, torch.float32)
+    ours = copy.deepcopy(eager)
+    nn.replace_norms(ours)
+    theirs, mine = _train(eager, 60), _train(ours, 60)
+    assert theirs[-1] < 0.1 * theirs[0]
+    assert mine[-1] == pytest.approx(theirs[-1], rel=0.02)
+
+
+MODULES: dict[str, tuple[Callable[[], torch.nn.Module], float]] = {
+    "RMSNorm": (lambda: nn.RMSNorm(64, eps=1e-5), 0.0),
+    "GemmaRMSNorm": (lambda: nn.GemmaRMSNorm(64, eps=1e-5), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_starts_as_the_norm_without_a_weight_and_computes_the_op(name: str) -> None:
+    make, offset = MODULES[name]
+    module, x, residual = make(), rows((5, 64), torch.float32, seed=1), rows((5, 64), torch.float32, seed=2)
+    assert list(module.state_dict()) == ["weight"]
+    torch.testing.assert_close(module(x), reference.rms_norm(x, None, 1e-5))
+    with torch.no_grad():
+        module.weight.copy_(rows((64,), torch.float32, seed=3))
+        out, total = module(x, residual)
+        expected = serving_ops.add_rms_norm(x, residual, module.weight, 1e-5, weight_offset=offset)
+    assert torch.equal(out, expected[0])
+    assert torch.equal(total, expected[1])
+
+
+def test_the_gated_module_computes_the_op() -> None:
+    module, x, z = nn.RMSNormGated(64), rows((5, 64), torch.float32, seed=1), rows((5, 64), torch.float32, seed=2)
+    assert torch.equal(module(x, z), serving_ops.rms_norm_gated(x, z, module.weight))
+    assert torch.equal(module(x), serving_ops.rms_norm_gated(x, None, module.weight))
