@@ -48,15 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="`... table FILE...` renders results as Markdown, `... --ops` times the ops alone.",
     )
     add = parser.add_argument
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
-    model.add_argument("--model", help="a folder or a hub name instead of a preset")
+    add_model_and_mode(parser)
     add("--engine", choices=("vllm", "sglang"), default="vllm")
     add("--variants", default=",".join(VARIANTS), help="comma-separated (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
-    mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
     add("--rounds", type=at_least_1, help="servers of each variant (default: 5)")
     add("--num-prompts", type=at_least_1, help="measured requests a round (default: 12 on CPU, 64 on CUDA)")
     add("--input-len", type=at_least_1, help="tokens (default: 512)")
@@ -71,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", help="of both files (default: date, engine, device, model and mode)")
     add("--keep-logs", action="store_true", help="keep the servers' logs; after a failure they stay anyway")
     return parser
+
+
+def add_model_and_mode(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
+    model.add_argument("--model", help="a folder or a hub name instead of a preset")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
+    mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
 
 
 def _variants(parser: argparse.ArgumentParser, text: str) -> tuple[str, ...]:

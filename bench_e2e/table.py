@@ -27,15 +27,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
     arguments = parser.parse_args(argv)
     try:
-        tables = {path.stem: markdown(load_result(path)) for path in arguments.files}
-        if arguments.readme is None:
-            print("\n\n".join(tables.values()))
-        else:
-            arguments.readme.write_text(fill(arguments.readme.read_text(), tables))
+        write({path.stem: markdown(load_result(path)) for path in arguments.files}, arguments.readme)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def write(tables: dict[str, str], page: Path | None) -> None:
+    """Tables by name, to standard output or between a page's markers. Raises ValueError for one that has none."""
+    if page is None:
+        print("\n\n".join(tables.values()))
+    else:
+        page.write_text(fill(page.read_text(), tables))
 
 
 def markdown(result: Result) -> str:

@@ -5,7 +5,7 @@ They train and serve with the same bits a row. Parameters are named as Hugging F
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,8 @@ from serving_ops.ops.rms_norm import rms_norm
 from serving_ops.ops.rms_norm_gated import rms_norm_gated
 
 
-class RMSNorm(torch.nn.Module):
-    """`rms_norm(x) * weight`; with a residual, `(rms_norm(x + residual) * weight, x + residual)`.
-
-    size: N, the last dimension of x. Computes in fp32; x is fp16, bf16, fp32 or float64, any strides, and is not
-    written. Raises RuntimeError for what `serving_ops.checks` calls wrong.
-    """
+class _Norm(torch.nn.Module):
+    """size: N, the last dimension of what is normed; eps: added to the mean of squares."""
 
     weight_offset = 0.0
 
@@ -35,13 +31,21 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.full((size,), 1.0 - self.weight_offset, device=device, dtype=dtype))
 
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class RMSNorm(_Norm):
+    """`rms_norm(x) * weight`; with a residual, `(rms_norm(x + residual) * weight, x + residual)`.
+
+    Computes in fp32; x is (..., N), fp16, bf16, fp32 or float64, any strides, and is not written. Raises RuntimeError
+    for what `serving_ops.checks` calls wrong.
+    """
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if residual is None:
             return rms_norm(x, self.weight, self.eps, weight_offset=self.weight_offset)
         return add_rms_norm(x, residual, self.weight, self.eps, weight_offset=self.weight_offset)
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.numel()}, eps={self.eps}"
 
 
 class GemmaRMSNorm(RMSNorm):
@@ -50,36 +54,22 @@ class GemmaRMSNorm(RMSNorm):
     weight_offset = 1.0
 
 
-class RMSNormGated(torch.nn.Module):
+class RMSNormGated(_Norm):
     """`rms_norm(x) * weight * silu(gate)`, as gated delta nets have it: Qwen3-Next, Qwen3.5.
 
-    size: N, the last dimension of x and gate. All in fp32, rounded once at the end. Raises RuntimeError for what
-    `serving_ops.checks` calls wrong.
+    x and gate are (..., N); all in fp32, rounded once at the end. Raises RuntimeError for what `serving_ops.checks`
+    calls wrong.
     """
-
-    def __init__(
-        self,
-        size: int,
-        eps: float = 1e-6,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(size, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         return rms_norm_gated(x, gate, self.weight, self.eps)
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.numel()}, eps={self.eps}"
 
 
 _PLAIN = ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Phi3")  # rounded before the weight
 _FROM_ONE = ("Gemma", "Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe")
 _GATED = ("Qwen3Next", "Qwen3_5", "Qwen3_5Moe")
 
-REPLACEMENTS: dict[str, Callable[..., torch.nn.Module]] = {
+REPLACEMENTS: dict[str, type[_Norm]] = {
     **{f"{family}RMSNorm": RMSNorm for family in _PLAIN},
     **{f"{family}RMSNorm": GemmaRMSNorm for family in _FROM_ONE},
     **{f"{family}RMSNormGated": RMSNormGated for family in _GATED},
@@ -96,15 +86,18 @@ def replace_norms(model: torch.nn.Module) -> dict[str, int]:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             kind = type(child).__name__
-            if kind in REPLACEMENTS and not isinstance(child, RMSNorm):  # transformers has a GemmaRMSNorm, too
+            if kind in REPLACEMENTS and not isinstance(child, _Norm):  # transformers has a GemmaRMSNorm, too
                 setattr(parent, name, _like(child, REPLACEMENTS[kind]))
                 replaced[kind] = replaced.get(kind, 0) + 1
     return replaced
 
 
-def _like(theirs: torch.nn.Module, kind: Callable[..., torch.nn.Module]) -> torch.nn.Module:
+def _like(theirs: torch.nn.Module, kind: type[_Norm]) -> _Norm:
     weight = theirs.get_parameter("weight")
-    eps = theirs.variance_epsilon if hasattr(theirs, "variance_epsilon") else theirs.eps
-    ours = kind(weight.numel(), eps, device=torch.device("meta"))
+    ours = kind(weight.numel(), _eps_of(theirs), device=torch.device("meta"))
     ours.weight = weight
     return ours.train(theirs.training)
+
+
+def _eps_of(module: Any) -> float:
+    return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)

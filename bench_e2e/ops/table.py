@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving_ops.bench_e2e.ops.contestants import OURS
-from serving_ops.bench_e2e.table import fill
+from serving_ops.bench_e2e.table import write
 
 Result = dict[str, Any]  # one element of the JSON's "results"
 NOT_A_PEER = "eager"  # nobody serves with it; its times at large sizes are page faults
@@ -58,10 +58,7 @@ def main(argv: Sequence[str]) -> int:
         tables = {f"{name}-summary": summary.render(report) for name, report in reports.items()}
     else:
         tables = {name: render_markdown(report) for name, report in reports.items()}
-    if arguments.readme is None:
-        print("\n\n".join(tables.values()))
-    else:
-        arguments.readme.write_text(fill(arguments.readme.read_text(), tables))
+    write(tables, arguments.readme)
     return 0
 
 

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import presets
-from serving_ops.bench_e2e.options import at_least_1, check_device, check_installed
+from serving_ops.bench_e2e.options import add_model_and_mode, at_least_1, check_device, check_installed
 from serving_ops.bench_e2e.result import OURS
 
 COMMAND = "python -m serving_ops.bench_e2e --turns"
@@ -39,12 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="`... table FILE...` renders results as Markdown.",
     )
     add = parser.add_argument
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
-    model.add_argument("--model", help="a folder or a hub name instead of a preset")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
-    mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
+    add_model_and_mode(parser)
     add("--engines", type=at_least_1, help="of each variant (default: 3 on CPU, 4 on CUDA)")
     add("--floor", action="store_true", help="also engines whose norms do nothing: what is there to win")
     add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")

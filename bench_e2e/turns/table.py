@@ -12,7 +12,7 @@ from pathlib import Path
 
 from serving_ops.bench_e2e.report import ratio_text, spread_text
 from serving_ops.bench_e2e.result import BASELINE, OURS
-from serving_ops.bench_e2e.table import fill
+from serving_ops.bench_e2e.table import write
 from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns.load import labels
 from serving_ops.bench_e2e.turns.result import RATIO_METHOD, TurnsResult, load_result
@@ -35,10 +35,7 @@ def main(argv: Sequence[str]) -> int:
             tables = {f"{arguments.summary}-summary": summary(list(results.values()))}
         else:
             tables = {name: markdown(result) for name, result in results.items()}
-        if arguments.readme is None:
-            print("\n\n".join(tables.values()))
-        else:
-            arguments.readme.write_text(fill(arguments.readme.read_text(), tables))
+        write(tables, arguments.readme)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
