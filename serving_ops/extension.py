@@ -11,6 +11,7 @@ import importlib.metadata
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from serving_ops import schemas as schemas  # the operators must be defined before functions register for them
 
@@ -41,6 +42,14 @@ def _declare(handle: ctypes.CDLL) -> None:
     handle.serving_ops_kernel_calls.restype = ctypes.c_uint64
     handle.serving_ops_kernel_calls.argtypes = [ctypes.c_int]
     handle.serving_ops_cpu_isa.restype = ctypes.c_char_p
+    handle.serving_ops_cpu_rms_norm_backward.restype = ctypes.c_int
+    handle.serving_ops_cpu_rms_norm_backward.argtypes = [
+        *(ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_double),
+        *(ctypes.c_void_p, ctypes.c_int),  # the weight
+        *(ctypes.c_void_p, ctypes.c_int64) * 3,  # dout, s and what is added to ds
+        *(ctypes.c_void_p, ctypes.c_void_p),  # ds and dweight
+        *(ctypes.c_int64, ctypes.c_int64),
+    ]
     handle.serving_ops_cuda_add_variant.restype = None
     handle.serving_ops_cuda_add_variant.argtypes = [
         ctypes.c_uint64,
@@ -114,6 +123,57 @@ def add_cuda_variant(
             shared_bytes,
             int(dependent),
         )
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""In the order of `Dtype` in `kernels/operators/spec.h`."""
+
+LONGEST_BLOCK = 32
+"""Elements that a partial sum of dweight is padded to, `kLongestBlock` in `kernels/cpu/norm.h`."""
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def cpu_rms_norm_backward(
+    dout: Tensor,
+    s: Tensor,
+    ds_more: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    weight_offset: float,
+    ds: Tensor,
+    dweight: Tensor | None,
+    num_blocks: int,
+) -> None:
+    """Write ds and the partial sums of dweight: see `rms_norm_backward` in `kernels/cpu/norm.h`.
+
+    dout, s, ds_more and ds are (num_rows, N) of one of `DTYPES`, rows dense, ds contiguous; weight (N,) contiguous;
+    dweight (num_blocks, 2, N rounded up to LONGEST_BLOCK) fp32 contiguous, or None: a sum for each block of rows, and
+    room to work in. Blocks are what threads share.
+    """
+    assert _handle is not None
+    failed = _handle.serving_ops_cpu_rms_norm_backward(
+        DTYPES.index(s.dtype),
+        s.shape[1],
+        eps,
+        weight_offset,
+        _address(weight),
+        0 if weight is None else DTYPES.index(weight.dtype),
+        dout.data_ptr(),
+        dout.stride(0),
+        s.data_ptr(),
+        s.stride(0),
+        _address(ds_more),
+        0 if ds_more is None else ds_more.stride(0),
+        ds.data_ptr(),
+        _address(dweight),
+        s.shape[0],
+        num_blocks,
+    )
+    if failed:
+        raise RuntimeError("serving_ops: torch_parallel_for failed")
 
 
 _load()

@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "rms_norm.h"
+#include "rms_norm_backward.h"
 #include "rms_norm_gated.h"
 
 namespace serving_ops::cpu {
@@ -10,7 +11,8 @@ namespace {
 
 template <class V>
 constexpr Kernels kernels_of(const char* isa) {
-  return {isa, RmsNorm<V>::fused_add_rms_norm, RmsNorm<V>::rms_norm, RmsNormGated<V>::rms_norm_gated};
+  return {isa, RmsNorm<V>::fused_add_rms_norm, RmsNorm<V>::rms_norm, RmsNormGated<V>::rms_norm_gated,
+          RmsNormBackward<V>::rms_norm_backward};
 }
 
 }  // namespace

@@ -140,6 +140,43 @@ void check_norms(const Kernels& kernels, Dtype dtype, int64_t size, Param weight
     }
 }
 
+void check_backward(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, Buffer& weights, float offset,
+                    bool with_more) {
+  Buffer dout(dtype, kRows, size), s(dtype, kRows, size), more(dtype, kRows, size), ds(dtype, kRows, size);
+  dout.fill(1), s.fill(2), more.fill(1), ds.fill(1);
+  const Buffer ds0 = ds;
+  std::vector<float> dweight(2 * whole_blocks(size) + 1, 7.0f);
+  std::vector<double> want_dweight(size), magnitude(size);
+  const NormSpec spec{size, kEps, offset, dtype, weight};
+  kernels.rms_norm_backward(spec, dout.rows(), s.rows(), with_more ? more.rows() : Rows{}, ds.rows(), dweight.data(),
+                            kRows);
+  for (int64_t m = 0; m < kRows; ++m) {
+    const int64_t row = m * s.stride;
+    const auto dn = [&](int64_t i) { return dout.get(row + i) * (weight.data == nullptr ? 1.0 : weights.get(i) + offset); };
+    double squares = 0, products = 0, without_signs = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      const double product = s.get(row + i) * dn(i);
+      squares += s.get(row + i) * s.get(row + i), products += product, without_signs += std::fabs(product);
+    }
+    const double rstd = 1.0 / std::sqrt(squares / size + kEps), mean = products / size * rstd;
+    for (int64_t i = 0; i < size; ++i) {
+      const double n = s.get(row + i) * rstd, added = with_more ? more.get(row + i) : 0.0;
+      const double want = rstd * (dn(i) - n * mean) + added, got = ds.get(row + i);
+      // The terms may cancel: the error is then theirs.
+      const double terms = rstd * (std::fabs(dn(i)) + std::fabs(n) * without_signs / size * rstd) + std::fabs(added);
+      const bool right = close(got, want, dtype, 1.01) || std::fabs(got - want) <= 16 * 0x1p-24 * terms;
+      report(right, kernels.isa, "ds", dtype, size, i, got, want);
+      want_dweight[i] += dout.get(row + i) * n;
+      magnitude[i] += std::fabs(dout.get(row + i) * n);
+    }
+  }
+  for (int64_t i = 0; i < size; ++i)
+    report(std::fabs(dweight[i] - want_dweight[i]) <= 16 * 0x1p-24 * magnitude[i], kernels.isa, "dweight", dtype, size, i,
+           dweight[i], want_dweight[i]);
+  report(dweight.back() == 7.0f, kernels.isa, "behind dweight", dtype, size, size, dweight.back(), 7.0);
+  check_gap(ds0, ds, size, kernels.isa, "ds");
+}
+
 void check_gated(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, Buffer& weights, bool with_bias,
                  bool with_gate, bool before, bool silu, int64_t groups) {
   Buffer x(dtype, kRows, size), z(dtype, kRows, size), out(dtype, kRows, size), bias(Dtype::float32, 1, size);
@@ -186,14 +223,29 @@ void check(const Kernels& kernels, Dtype dtype, int64_t size) {
   }
 }
 
-}  // namespace
+void check_gradients(const Kernels& kernels, Dtype dtype, int64_t size) {
+  for (int kind = 0; kind < 3; ++kind) {  // as in check
+    Buffer weights(kind == 1 ? dtype : Dtype::float32, 1, size);
+    weights.fill(1);
+    const Param weight = kind == 0 ? Param{} : weights.param();
+    for (float offset : {0.0f, kind == 0 ? 0.0f : 1.0f})
+      for (bool with_more : {false, true}) check_backward(kernels, dtype, size, weight, weights, offset, with_more);
+  }
+}
 
-int main() {
+void check_everywhere(const char* what, void (*check_one)(const Kernels&, Dtype, int64_t)) {
   for (const Kernels* const* kernels = usable_kernels(); *kernels != nullptr; ++kernels) {
     for (Dtype dtype : {Dtype::float32, Dtype::bfloat16, Dtype::float16})
       for (int64_t size : {1, 3, 4, 8, 15, 16, 31, 32, 33, 64, 96, 127, 128, 129, 160, 257, 896, 1001, 4097, 9000})
-        check(**kernels, dtype, size);
-    std::printf("%s: %d checks, %d failures so far\n", (*kernels)->isa, checks, failures);
+        check_one(**kernels, dtype, size);
+    std::printf("%s, %s: %d checks, %d failures so far\n", (*kernels)->isa, what, checks, failures);
   }
+}
+
+}  // namespace
+
+int main() {
+  check_everywhere("forward", check);
+  check_everywhere("backward", check_gradients);
   return failures == 0 ? 0 : 1;
 }
