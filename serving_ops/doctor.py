@@ -94,8 +94,6 @@ def _engine(name: str, group: str) -> Finding:
     mode = settings.mode()
     if mode == "off":
         return Finding(False, f"{name} {version} would load the plugin: set SERVING_OPS=auto")
-    if name == "sglang":
-        return Finding(False, f"{name} {version}: norms stay native, the adapter is not written yet")
     return Finding(True, f"{name} {version} loads the plugin, SERVING_OPS={mode}")
 
 

@@ -1,27 +1,40 @@
-"""SGLang plugin: an entry point that does nothing yet."""
+"""SGLang plugin: entry-point group `sglang.srt.plugins`, target `serving_ops.integrations.sglang:register`.
+
+SGLang calls `register` in every process it starts: the launcher, the engine and each scheduler. Norms live in the
+schedulers alone, so all that is put in place here is one hook, on the method that loads the model.
+"""
 
 from __future__ import annotations
 
 import logging
 
 from serving_ops import settings
+from serving_ops.integrations.sglang import guard
 
 _logger = logging.getLogger("sglang.serving_ops")
 
 
 def register() -> None:
-    """Say, where `SERVING_OPS` asks for more, that SGLang's norms stay SGLang's.
+    """Have serving_ops take SGLang's norms where `SERVING_OPS` is `auto` or `strict`; otherwise do nothing.
 
-    Raises RuntimeError where `SERVING_OPS=strict`.
+    Raises SystemExit only where `SERVING_OPS=strict` and this SGLang cannot be hooked: of what a plugin raises, SGLang
+    lets nothing else stop the start.
     """
     try:
         mode = settings.mode()
-    except ValueError as error:
+    except ValueError as error:  # an unknown mode
         _logger.error("serving_ops is off: %s", error)
         return
-    if mode == "off":
-        return
-    message = "serving_ops does not support SGLang yet: every norm stays native"
-    if mode == "strict":
-        raise RuntimeError(f"SERVING_OPS=strict: {message}")
-    _logger.warning(message)
+    if mode != "off":
+        _install(strict=mode == "strict")
+
+
+def _install(*, strict: bool) -> None:
+    try:
+        from serving_ops.integrations.sglang import startup
+
+        startup.install()
+    except Exception as error:  # whatever a version of SGLang does differently, the engine must start
+        if strict:
+            raise SystemExit(str(guard.strict_error("could not hook SGLang", error))) from error
+        guard.warn_off(guard.reason_of(error))

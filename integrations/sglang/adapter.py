@@ -1,0 +1,99 @@
+"""What each adapted class of SGLang's says about itself, and what the adapters share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import NormSpec
+from serving_ops.prewarm import Op
+from serving_ops.support import KERNEL_DTYPES
+
+WEIGHT_IN_FP32 = torch.finfo(torch.float32).tiny
+"""A `weight_offset` that changes no weight in use, but has `rms_norm` and `fused_add_rms_norm` apply a weight of x's
+dtype in fp32 and round once, as SGLang does; without an offset they round before the weight, as vLLM does."""
+
+VIEW_HEADS = 2
+"""Rows a token of a view that stands for every head-wise view: kernels tell one from many, not how many."""
+
+VIEW_SPACING = 4
+"""Token stride of that view, in its own widths: kernels tell rows that start on 16 bytes from others, no more."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a model's norms are called with: their dtype, and the width of hidden states."""
+
+    dtype: torch.dtype
+    hidden_size: int
+
+    def spec(self, op: Op, layer: Any, **options: Any) -> NormSpec:
+        """A norm of rows as long as a layer's weight."""
+        weight = layer.weight
+        return NormSpec(op, weight.numel(), self.dtype, weight.dtype, weight.device, **options)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One class of SGLang's.
+
+    kind: what the start-up line calls it.
+    defined_in: the modules that have defined it; SGLang moves them about.
+    why_native: of a layer, what it does beyond our operators, or None.
+    specs: of a layer and its activations, the norms that it may ask for.
+    forward: bound to a layer, the method that runs instead of SGLang's own; hands what it does not take to `native`.
+    """
+
+    kind: str
+    defined_in: tuple[str, ...]
+    name: str
+    ops: tuple[Op, ...]
+    why_native: Callable[[Any], str | None]
+    specs: Callable[[Any, Activations], tuple[NormSpec, ...]]
+    forward: Callable[..., Any]
+
+    def serves(self, cls: type) -> bool:
+        """Whether this is the class, or a subclass that norms as it does."""
+        for base in cls.__mro__:
+            if base.__name__ == self.name and base.__module__ in self.defined_in:
+                return True
+            if any(name.startswith("forward") for name in vars(base)):
+                return False
+        return False
+
+
+def as_view(spec: NormSpec) -> NormSpec:
+    """The same norm on heads that lie inside wider rows, as q, k and z do in the projections' results."""
+    stride = VIEW_SPACING * VIEW_HEADS * spec.size
+    if spec.op == "rms_norm_gated":
+        return dataclasses.replace(spec, heads=VIEW_HEADS, gate_token_stride=stride)
+    return dataclasses.replace(spec, heads=VIEW_HEADS, token_stride=stride)
+
+
+def rows_fit(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether the kernels take rows like x's with this weight, from metadata alone (the call may be traced)."""
+    if x.dtype not in KERNEL_DTYPES or x.stride(-1) != 1:
+        return False
+    return weight is None or weight.dtype in (x.dtype, torch.float32)
+
+
+def alike(x: Tensor, other: Tensor) -> bool:
+    """Whether a second operand's rows fit too, and match x's."""
+    return other.dtype == x.dtype and other.shape == x.shape and other.stride(-1) == 1
+
+
+def given(values: Iterable[object]) -> bool:
+    """Whether any argument beyond those that an adapter knows is not None."""
+    return any(value is not None for value in values)
+
+
+def native(layer: Any) -> Callable[..., Any]:
+    """SGLang's own method for a layer that is ours; while the model is compiled, the one that can be traced."""
+    compiled = getattr(layer, "is_torch_compile", False)
+    own: Callable[..., Any] = layer.forward_native if compiled else layer.sglangs_forward
+    return own

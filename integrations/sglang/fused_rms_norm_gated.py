@@ -1,0 +1,56 @@
+"""SGLang's `FusedRMSNormGated` on our operator, over x: Qwen3-Next and Kimi-Linear.
+
+SGLang's own writes its result into x where x is contiguous, and so does ours, which saves an allocation. On CPU SGLang
+has no code for these layers, unless the CPU has AMX.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import NormSpec
+from serving_ops.checks import ACTIVATIONS
+from serving_ops.integrations.sglang.adapter import Activations, Adapter, alike, as_view, native, rows_fit
+from serving_ops.prewarm import Op
+
+OPS: tuple[Op, ...] = ("rms_norm_gated",)
+
+
+def why_native(layer: Any) -> str | None:
+    """What the layer does beyond our operator, or None."""
+    if layer.weight is None:
+        return "it has no weight"
+    return None if layer.activation in ACTIVATIONS else f"it gates with {layer.activation}"
+
+
+def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
+    """Rows, and heads gated by a view."""
+    spec = x.spec("rms_norm_gated", layer, eps=layer.eps, activation=layer.activation)
+    return spec, as_view(spec)
+
+
+def forward(
+    layer: Any,
+    x: Tensor,
+    g: Tensor,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+) -> Any:
+    """`FusedRMSNormGated.forward`: x (..., N), g like it; x is written and returned where it is contiguous."""
+    beyond = residual is not None or prenorm or residual_in_fp32
+    if beyond or not rows_fit(x, layer.weight) or not alike(x, g):
+        return native(layer)(x, g, residual, prenorm, residual_in_fp32)
+    op = torch.ops.serving_ops.rms_norm_gated
+    if not x.is_contiguous():
+        return op(x, g, layer.weight, layer.eps, activation=layer.activation)
+    op.out(x, g, layer.weight, layer.eps, activation=layer.activation, out=x)
+    return x
+
+
+MODULES = tuple(f"sglang.{where}.attention.fla.fused_norm_gate" for where in ("kernels.ops", "srt.layers"))
+
+ADAPTER = Adapter("FusedRMSNormGated", MODULES, "FusedRMSNormGated", OPS, why_native, specs, forward)

@@ -1,0 +1,119 @@
+"""The norm layers that a loaded model really has: what each may ask of our operators, and why it stays SGLang's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import serving_ops
+from serving_ops import NormSpec, extension, settings, support
+from serving_ops.integrations.sglang import (
+    fused_rms_norm_gated,
+    gemma_rms_norm,
+    mixer2_rms_norm_gated,
+    rms_norm,
+    rms_norm_gated,
+)
+from serving_ops.integrations.sglang.adapter import Activations, Adapter
+
+ADAPTERS = (
+    rms_norm.ADAPTER,
+    gemma_rms_norm.ADAPTER,
+    rms_norm_gated.ADAPTER,
+    fused_rms_norm_gated.ADAPTER,
+    mixer2_rms_norm_gated.ADAPTER,
+)
+
+NO_ADAPTER = "no adapter yet"
+LEFT_OUT = "left out by SERVING_OPS"
+FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
+TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
+AMX = "SGLang has AMX kernels for this CPU"
+PINNED = "its model pins it to SGLang's code"
+BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
+"""Reasons that are no fallback: the user wants SGLang's own code there, it was not measured, or ours does not exist."""
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """One layer: its class, the norms that it may ask for, what keeps it on SGLang's code, and how ours serves it."""
+
+    kind: str
+    specs: tuple[NormSpec, ...]
+    native_because: str | None
+    layer: torch.nn.Module
+    adapter: Adapter | None = None
+
+
+def norm_layers(runner: Any) -> list[NormLayer]:
+    """Every norm layer in the model that a `ModelRunner` has loaded."""
+    x = Activations(runner.dtype, getattr(runner.model_config, "hidden_size", 0))
+    nothing_because = _why_none(runner)
+    found = (_norm_layer(layer, x, nothing_because) for layer in runner.model.modules())
+    return [layer for layer in found if layer is not None]
+
+
+def _why_none(runner: Any) -> str | None:
+    """Why no layer of this model may be ours, or None."""
+    if getattr(runner.server_args, "rl_on_policy_target", None) is not None:
+        return TRAINERS_NUMBERS
+    return _why_no_kernels(torch.device(runner.device).type)
+
+
+def _why_no_kernels(device: str) -> str | None:
+    from sglang.srt.utils import cpu_has_amx_support
+
+    if device == "cpu":
+        return AMX if cpu_has_amx_support() else extension.why_missing()
+    if device == "cuda" and torch.version.hip is None:
+        return support.no_triton()
+    return f"no kernels for {device}"
+
+
+def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | None) -> NormLayer | None:
+    adapter = next((adapter for adapter in ADAPTERS if adapter.serves(type(layer))), None)
+    if adapter is None:
+        kind = type(layer).__name__
+        return NormLayer(kind, (), NO_ADAPTER, layer) if "RMSNorm" in kind else None
+    reason = nothing_because or _why_not_wanted(layer, adapter) or adapter.why_native(layer)
+    specs = () if reason is not None else adapter.specs(layer, x)
+    return NormLayer(adapter.kind, specs, reason or _why_reference(specs), layer, adapter)
+
+
+def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:
+    if not settings.ops().issuperset(adapter.ops):
+        return LEFT_OUT
+    if not hasattr(layer, "available_backends"):  # SGLang before 0.5.18, and the gated modules
+        return None
+    from sglang.kernels.fused_op import get_fused_op_backend
+
+    if get_fused_op_backend() in layer.available_backends():  # which SGLang calls, whatever is in its place
+        return FORCED
+    return PINNED if layer._forward_method is not None else None
+
+
+def _why_reference(specs: Iterable[NormSpec]) -> str | None:
+    for spec in specs:
+        args, kwargs = _sample_arguments(spec)
+        explanation = serving_ops.explain(spec.op, *args, **kwargs)
+        if explanation.path == "reference":
+            return f"{spec.op} has no kernel for it: {explanation.reason}"
+    return None
+
+
+def _sample_arguments(spec: NormSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of one call of a norm, with one token."""
+    shape = (1, spec.size) if spec.heads == 1 else (1, spec.heads, spec.size)
+    row = torch.empty(shape, dtype=spec.dtype, device=spec.device)
+    weight = None
+    if spec.weight_dtype is not None:
+        weight = torch.empty(spec.size, dtype=spec.weight_dtype, device=spec.device)
+    if spec.op == "rms_norm":
+        return (row, weight, spec.eps), {}
+    if spec.op == "fused_add_rms_norm":
+        return (row, torch.empty_like(row), weight, spec.eps), {}
+    options = {"norm_before_gate": spec.norm_before_gate, "activation": spec.activation, "group_size": spec.group_size}
+    return (row, torch.empty_like(row), weight, spec.eps), options

@@ -1,0 +1,53 @@
+"""Kernels for the norms that the loaded model will ask for are compiled or loaded before its first request."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import serving_ops
+from serving_ops import NormSpec, settings
+from serving_ops.integrations.sglang.layers import NormLayer
+
+_logger = logging.getLogger("sglang.serving_ops")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What prewarm did: a phrase for the start-up line, and the operators that failed, with the reason."""
+
+    summary: str
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run(found: Sequence[NormLayer]) -> Outcome:
+    """Prewarm what the layers that are to be ours may call."""
+    if not settings.prewarm_enabled():
+        return Outcome("prewarm off")
+    specs = list(dict.fromkeys(spec for layer in found if layer.native_because is None for spec in layer.specs))
+    if not specs:
+        return Outcome("nothing to prewarm")
+    start = time.perf_counter()
+    failed = _prewarm(specs)
+    for op, reason in failed.items():
+        _logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
+    return Outcome(f"prewarmed {len(specs)} norms in {time.perf_counter() - start:.1f} s", failed)
+
+
+def _prewarm(specs: Sequence[NormSpec]) -> dict[str, str]:
+    try:
+        report = serving_ops.prewarm(specs)
+    except Exception as error:  # prewarm itself broke: no kernel is to be trusted to compile later
+        return {spec.op: str(error) for spec in specs}
+    return {spec.op: reason for spec, reason in report.failed.items()}
+
+
+def after_failures(layer: NormLayer, outcome: Outcome) -> NormLayer:
+    """The layer as it is where operators failed: it stays SGLang's if it calls one of them."""
+    for spec in layer.specs:
+        if layer.native_because is None and spec.op in outcome.failed:
+            return dataclasses.replace(layer, native_because=f"the prewarm of {spec.op} failed")
+    return layer

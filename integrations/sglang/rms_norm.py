@@ -1,0 +1,84 @@
+"""SGLang's `RMSNorm` on our operators.
+
+With a residual both arguments are written, as SGLang's kernels write them; without one, nothing is: callers go on with
+x. A row's bits do not depend on the batch, so batch-invariant mode needs no code of its own; with a residual, where
+SGLang falls to eager PyTorch in that mode, it has a kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import NormSpec
+from serving_ops.integrations.sglang.adapter import (
+    WEIGHT_IN_FP32,
+    Activations,
+    Adapter,
+    alike,
+    as_view,
+    given,
+    native,
+    rows_fit,
+)
+from serving_ops.prewarm import Op
+
+OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
+
+BEYOND = {
+    "variance_size_override": "its variance is over a part of the row",
+    "cast_x_before_out_mul": "it rounds before its weight",
+    "fp32_residual": "it keeps its residual in fp32",
+    "override_orig_dtype": "its result has a dtype of its own",
+    "x_pad_to_multiple": "it pads its rows",
+}
+"""Attributes of a layer, off as None, False or 0, and what they ask for that our operators do not do."""
+
+
+def why_native(layer: Any) -> str | None:
+    """What the layer does beyond a norm of whole rows, or None."""
+    if _quantizes(layer):
+        return "it also quantizes what its projection reads"
+    return next((reason for name, reason in BEYOND.items() if getattr(layer, name, None)), None)
+
+
+def _quantizes(layer: Any) -> bool:
+    """Whether SGLang writes the result in FP8: since 0.5.23 a norm may know the projection behind it."""
+    projection = getattr(layer, "_quant_linear", None)
+    if projection is None:
+        return False
+    from sglang.srt.layers import layernorm
+
+    return layernorm._fp8_static_input_scale(projection) is not None
+
+
+def _scale(layer: Any) -> Tensor | None:
+    weight: Tensor | None = layer.weight if getattr(layer, "has_weight", True) else None
+    return weight
+
+
+def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
+    """Hidden states with a residual or without, or heads."""
+    rows = [x.spec(op, layer, eps=layer.variance_epsilon, weight_offset=WEIGHT_IN_FP32) for op in OPS]
+    if _scale(layer) is None:
+        rows = [dataclasses.replace(spec, weight_dtype=None) for spec in rows]
+    return tuple(rows) if rows[0].size == x.hidden_size else (*rows, as_view(rows[0]))
+
+
+def forward(layer: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
+    """`RMSNorm.forward`: x (..., N); with a residual like x, both are written and returned."""
+    weight = _scale(layer)
+    if given(more) or given(others.values()) or not rows_fit(x, weight):
+        return native(layer)(x, residual, *more, **others)
+    if residual is None:
+        return torch.ops.serving_ops.rms_norm(x, weight, layer.variance_epsilon, weight_offset=WEIGHT_IN_FP32)
+    if residual is x or not alike(x, residual):
+        return native(layer)(x, residual, *more, **others)
+    torch.ops.serving_ops.fused_add_rms_norm(x, residual, weight, layer.variance_epsilon, weight_offset=WEIGHT_IN_FP32)
+    return x, residual
+
+
+ADAPTER = Adapter("RMSNorm", ("sglang.srt.layers.layernorm",), "RMSNorm", OPS, why_native, specs, forward)

@@ -1,0 +1,77 @@
+"""One line a scheduler process, once its model is loaded: what runs on serving_ops, for how many layers, and why not.
+
+That moment is before any graph is captured and memory is shared out, on every version alike: the layers are built, and
+each is switched over as it stands (see `switch`). So what the line says is on is what was switched on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import pkgutil
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import serving_ops
+from serving_ops import settings
+from serving_ops.integrations.sglang import guard, layers, prewarm, switch
+from serving_ops.integrations.sglang.layers import NormLayer
+
+TARGET = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
+
+_logger = logging.getLogger("sglang.serving_ops")
+
+
+def install() -> None:
+    """Hook the loading of models.
+
+    Raises ImportError where this SGLang takes no hooks, RuntimeError or AttributeError where it loads models elsewhere:
+    SGLang itself would only log that, and go on without the hook.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    if not inspect.isfunction(pkgutil.resolve_name(TARGET)):
+        raise RuntimeError(f"{TARGET} is not a method")
+    HookRegistry.register(TARGET, load_then_report, HookType.AROUND)
+
+
+def load_then_report(load_model: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around `ModelRunner.load_model`. Raises RuntimeError in strict mode if a layer fell back or an error kept all."""
+    result = load_model(runner, *args, **kwargs)
+    try:
+        on_model_loaded(runner)
+    except Exception as error:  # this SGLang's layers or models are not what ours were written for
+        switch.off(runner.model)
+        if settings.mode() == "strict":
+            raise guard.strict_error("could not take the model's norms", error) from error
+        guard.warn_off(guard.reason_of(error))
+        _logger.debug("serving_ops: details", exc_info=True)
+    return result
+
+
+def on_model_loaded(runner: Any) -> None:
+    """Switch the model's norms over, and log the line. Raises RuntimeError in strict mode if a layer fell back."""
+    found = layers.norm_layers(runner)
+    outcome = prewarm.run(found)
+    found = [prewarm.after_failures(layer, outcome) for layer in found]
+    line = describe(found, str(runner.device), outcome.summary)
+    fell_back = [layer for layer in found if layer.native_because not in (None, *layers.BY_CHOICE)]
+    if settings.mode() == "strict" and fell_back:
+        raise RuntimeError(f"{guard.STRICT} {line}")
+    for layer in found:
+        if layer.native_because is None:
+            switch.on(layer)
+    _logger.info(line)
+
+
+def describe(found: list[NormLayer], device: str, prewarmed: str) -> str:
+    """The start-up line."""
+    total = Counter(layer.kind for layer in found)
+    on = Counter(layer.kind for layer in found if layer.native_because is None)
+    native = Counter((layer.kind, layer.native_because) for layer in found if layer.native_because is not None)
+    head = f"serving_ops {serving_ops.__version__} ({settings.choice()}, {device})"
+    parts = ["on for " + ", ".join(f"{on[kind]} of {total[kind]} {kind}" for kind in on)] if on else ["on for no layer"]
+    if native:
+        parts.append("native: " + ", ".join(f"{count} {kind} ({why})" for (kind, why), count in native.items()))
+    return f"{head}: " + "; ".join([*parts, prewarmed])

@@ -1,0 +1,52 @@
+"""Switching one built layer over to our operators, and back.
+
+Every version of SGLang keeps in `_forward_method`, on the layer, what its `forward` calls, and lets a class pin it: so
+the backend that a user forces still comes first, and a call costs no search for a backend. The gated modules of
+flash-linear-attention have no such thing: there `forward` is covered, on the layer.
+
+While SGLang compiles a model, its layers call `forward_native` instead; ours stay, since the compiler knows our
+operators.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+from serving_ops.integrations.sglang.layers import NormLayer
+
+KEPT = "sglangs_forward"
+"""The attribute of a switched layer that keeps SGLang's own method."""
+
+
+def on(found: NormLayer) -> None:
+    """Have our operators run for a layer; nothing changes where they already do."""
+    layer, adapter = found.layer, found.adapter
+    if adapter is None or KEPT in vars(layer):
+        return
+    ours = MethodType(adapter.forward, layer)
+    if hasattr(layer, "_forward_method"):
+        layer.sglangs_forward = layer._forward_method or layer._resolve_forward_method()
+        layer._forward_method = ours
+        layer.enter_torch_compile = MethodType(_enter_torch_compile, layer)
+    else:
+        layer.sglangs_forward = layer.forward
+        layer.forward = ours
+
+
+def off(model: Any) -> None:
+    """Give every layer of a model back to SGLang."""
+    for layer in model.modules():
+        if KEPT not in vars(layer):
+            continue
+        if hasattr(layer, "_forward_method"):
+            layer._forward_method = layer.sglangs_forward
+            del layer.enter_torch_compile
+        else:
+            del layer.forward
+        del layer.sglangs_forward
+
+
+def _enter_torch_compile(layer: Any, num_tokens: int) -> None:
+    type(layer).enter_torch_compile(layer, num_tokens)
+    layer._forward_method = layer._original_forward_method
