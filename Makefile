@@ -12,7 +12,8 @@ ARGS ?=
 CPU_TORCH := torch==2.13.0+cpu
 HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 OTHER_VLLMS := tests/integrations/vllm/other_versions.py
-SOURCES := pyproject.toml $(OTHER_VLLMS) $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
+SGLANGS := tests/integrations/sglang/sglang_versions.py
+SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
 
 .PHONY: test bench ops lint setup clean
 
@@ -50,6 +51,7 @@ endif
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench,dev]"
 ifneq ($(HAS_CUDA),yes)
 	$(BIN)/python $(OTHER_VLLMS)
+	$(BIN)/python $(SGLANGS)
 endif
 	touch $@
 

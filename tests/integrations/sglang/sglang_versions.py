@@ -1,0 +1,70 @@
+"""Each SGLang that is tested, in an environment of its own: a folder that comes first on PYTHONPATH.
+
+Run by path, by `make setup`: puts each version's wheel, and what it needs beyond or unlike this virtual environment's
+packages, into a folder of the virtual environment, from requirements-VERSION.txt and without anything's dependencies,
+which are for CUDA. torch is the virtual environment's, and so is serving_ops.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+VERSIONS = ("0.5.17", "0.5.23")
+"""The last whose norms dispatch when they are built, and the newest."""
+
+HERE = Path(__file__).parent
+STAND_IN = HERE / "stand_in"
+
+
+def folder(version: str) -> Path:
+    """Where a version lies, if it was fetched."""
+    return Path(sys.prefix) / f"sglang-{version}"
+
+
+def environment(version: str) -> dict[str, str]:
+    """What makes a process import that version, and run it on CPU."""
+    return {
+        "PYTHONPATH": os.pathsep.join([str(folder(version)), str(STAND_IN)]),
+        "PYTHONSAFEPATH": "1",
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def needs(version: str) -> pytest.MarkDecorator:
+    """Skips a test, with the reason, where that version was not fetched."""
+    reason = f"SGLang {version} was not fetched: tests/integrations/sglang/{Path(__file__).name} fetches it"
+    return pytest.mark.skipif(not folder(version).is_dir(), reason=reason)
+
+
+def fetch(version: str) -> None:
+    """Put a version into its folder, once. Raises OSError where pip finds a package of it nowhere."""
+    if folder(version).is_dir():
+        return
+    with tempfile.TemporaryDirectory(dir=sys.prefix) as scratch:
+        target = Path(scratch) / "packages"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--target", str(target), "--requirement", str(HERE / f"requirements-{version}.txt")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(done.stderr.strip().rpartition("\n")[2])
+        shutil.move(target, folder(version))
+
+
+def main() -> None:
+    for version in VERSIONS:
+        try:
+            fetch(version)
+        except OSError as error:
+            print(f"SGLang {version} was not fetched, its tests will be skipped: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""A plugin beside ours: what ran in the scheduler process, written before each forward pass returns.
+
+SGLang has no way to ask a scheduler about another plugin's state that all its versions share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
+
+
+def register() -> None:
+    """Observe into the file that `OBSERVE` names; otherwise do nothing."""
+    if "OBSERVE" in os.environ:
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        HookRegistry.register(FORWARD, _after_forward, HookType.AFTER)
+
+
+def _after_forward(result: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
+    counters = sys.modules.get("serving_ops.counters")
+    switched = Counter(type(layer).__name__ for layer in runner.model.modules() if "sglangs_forward" in vars(layer))
+    state = {"pid": os.getpid(), "switched": switched, "calls": counters.snapshot() if counters else None}
+    lines = Path(os.environ["OBSERVE"])
+    with lines.open("a") as file:
+        file.write(json.dumps(state) + "\n")
