@@ -16,7 +16,11 @@ from serving_ops.support import KERNEL_DTYPES
 
 WEIGHT_IN_FP32 = torch.finfo(torch.float32).tiny
 """A `weight_offset` that changes no weight in use, but has `rms_norm` and `fused_add_rms_norm` apply a weight of x's
-dtype in fp32 and round once, as SGLang does; without an offset they round before the weight, as vLLM does."""
+dtype in fp32 and round once, as SGLang does; without an offset they round before the weight, as vLLM does. A weight of
+zero gives 1e-38 of the normed row: nothing in fp16, next to nothing in bf16."""
+
+KEPT = "sglangs_forward"
+"""The attribute of a layer that is ours, which keeps SGLang's own method."""
 
 VIEW_HEADS = 2
 """Rows a token of a view that stands for every head-wise view: kernels tell one from many, not how many."""

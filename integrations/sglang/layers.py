@@ -17,7 +17,7 @@ from serving_ops.integrations.sglang import (
     rms_norm,
     rms_norm_gated,
 )
-from serving_ops.integrations.sglang.adapter import Activations, Adapter
+from serving_ops.integrations.sglang.adapter import KEPT, Activations, Adapter
 
 ADAPTERS = (
     rms_norm.ADAPTER,
@@ -92,7 +92,13 @@ def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:
 
     if get_fused_op_backend() in layer.available_backends():  # which SGLang calls, whatever is in its place
         return FORCED
-    return PINNED if layer._forward_method is not None else None
+    return PINNED if _is_pinned(layer) else None
+
+
+def _is_pinned(layer: Any) -> bool:
+    """Whether the layer was built to call another method than SGLang would choose at its first call."""
+    method = layer._forward_method
+    return method is not None and KEPT not in vars(layer) and method != layer._resolve_forward_method()
 
 
 def _why_reference(specs: Iterable[NormSpec]) -> str | None:

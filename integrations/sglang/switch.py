@@ -13,10 +13,8 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
+from serving_ops.integrations.sglang.adapter import KEPT
 from serving_ops.integrations.sglang.layers import NormLayer
-
-KEPT = "sglangs_forward"
-"""The attribute of a switched layer that keeps SGLang's own method."""
 
 
 def on(found: NormLayer) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,10 +12,10 @@ from typing import Any
 
 import pytest
 import sglang_versions
+from sglang_versions import run
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "vllm" / "models.py"
-ENGINE_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -32,19 +29,6 @@ class Served:
 
     def start_up_lines(self) -> list[str]:
         return re.findall(r"serving_ops \d\S* \(.*", self.output)
-
-
-def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Both streams as one text, however it ends."""
-    return subprocess.run(
-        [sys.executable, *command],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=ENGINE_SECONDS,
-        check=False,
-    )
 
 
 def _last_json(file: Path) -> dict[str, Any]:

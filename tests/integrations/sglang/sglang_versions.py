@@ -21,6 +21,7 @@ VERSIONS = ("0.5.17", "0.5.23")
 
 HERE = Path(__file__).parent
 STAND_IN = HERE / "stand_in"
+RUN_SECONDS = 300
 
 
 def folder(version: str) -> Path:
@@ -42,6 +43,19 @@ def needs(version: str) -> pytest.MarkDecorator:
     """Skips a test, with the reason, where that version was not fetched."""
     reason = f"SGLang {version} was not fetched: tests/integrations/sglang/{Path(__file__).name} fetches it"
     return pytest.mark.skipif(not folder(version).is_dir(), reason=reason)
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run Python in such a process: both streams as one text, however it ends."""
+    return subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
 
 
 def fetch(version: str) -> None:

@@ -1,0 +1,50 @@
+"""The plugin's own tests inside each SGLang that was fetched, and what the doctor says there."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import sglang_versions
+from sglang_versions import run
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+IN_PROCESS = ("test_sglang_norms.py", "test_register.py")
+
+on_each = pytest.mark.parametrize(
+    "version", [pytest.param(version, marks=sglang_versions.needs(version)) for version in sglang_versions.VERSIONS]
+)
+
+RUN_TESTS = """
+import sys, sglang, pytest
+assert sglang.__version__ == sys.argv[1], sglang.__file__
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+@on_each
+def test_the_plugins_own_tests_pass_inside_it(version: str) -> None:
+    options = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-q", "-p", "no:cacheprovider"]
+    files = [str(HERE / name) for name in IN_PROCESS]
+    done = run(["-c", RUN_TESTS, version, *options, *files], sglang_versions.environment(version))
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout
+
+
+@on_each
+def test_the_doctor_sees_it(version: str) -> None:
+    environment = sglang_versions.environment(version) | {"SERVING_OPS": "auto"}
+    done = run(["-m", "serving_ops", "doctor", "--json"], environment)
+    engines = json.loads(done.stdout)["engines"]
+    assert engines["sglang"] == {"active": True, "detail": f"sglang {version} loads the plugin, SERVING_OPS=auto"}
+
+
+def test_pyproject_allows_these_versions() -> None:
+    from packaging.specifiers import SpecifierSet
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    allowed = SpecifierSet(extras["sglang"][0].removeprefix("sglang"))
+    assert all(version in allowed for version in sglang_versions.VERSIONS)
