@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import serving_ops
-from serving_ops import NormSpec, extension, settings, support
+from serving_ops import NormSpec, extension, settings
 from serving_ops.integrations.sglang import (
     fused_rms_norm_gated,
     gemma_rms_norm,
@@ -32,6 +32,7 @@ LEFT_OUT = "left out by SERVING_OPS"
 FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
 TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
+NOT_MEASURED = "not measured on CUDA yet"
 PINNED = "its model pins it to SGLang's code"
 BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
 """Reasons that are no fallback: the user wants SGLang's own code there, it was not measured, or ours does not exist."""
@@ -68,9 +69,7 @@ def _why_no_kernels(device: str) -> str | None:
 
     if device == "cpu":
         return AMX if cpu_has_amx_support() else extension.why_missing()
-    if device == "cuda" and torch.version.hip is None:
-        return support.no_triton()
-    return f"no kernels for {device}"
+    return NOT_MEASURED if device == "cuda" else f"no kernels for {device}"
 
 
 def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | None) -> NormLayer | None:
