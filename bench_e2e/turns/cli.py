@@ -97,16 +97,23 @@ def _engine_options(chosen: argparse.Namespace, load: Load, work: Path) -> dict[
         "max_num_batched_tokens": max(load.context, longest_batch),
         "enable_prefix_caching": False,
         "disable_log_stats": True,
-        **(_share_of_gpu(chosen) if chosen.device == "cuda" else {}),
+        **(_on_gpu(chosen) if chosen.device == "cuda" else {}),
         **chosen.engine_args,
     }
 
 
-def _share_of_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
+MAX_NUM_SEQS = 256
+"""On CUDA; a hybrid's state needs room in the cache for each, and vLLM's own 1024 do not fit into a few GiB."""
+
+
+def _on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     """Each engine takes a cache of a fixed size, and its share of what vLLM wants to find free at its start."""
     engines = chosen.engines * (len(VARIANTS) + chosen.floor)
-    cache = int(chosen.kv_cache_gib * 2**30)
-    return {"gpu_memory_utilization": round(0.9 / engines, 3), "kv_cache_memory_bytes": cache}
+    return {
+        "gpu_memory_utilization": round(0.9 / engines, 3),
+        "kv_cache_memory_bytes": int(chosen.kv_cache_gib * 2**30),
+        "max_num_seqs": max(MAX_NUM_SEQS, *chosen.batch_sizes),
+    }
 
 
 def _is_active(result: TurnsResult) -> bool:

@@ -14,6 +14,7 @@ from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import BASELINE
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
+from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns.mailbox import Mailbox
 from serving_ops.bench_e2e.turns.result import EngineRun
 
@@ -66,6 +67,8 @@ def _start(name: Name, settings: dict[str, Any], work: Path, alive: contextlib.E
     switched_as = variant if variant in VARIANTS else BASELINE
     variables = engine_environment(switched_as, settings["device"], work, offline)
     variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: one fewer source of noise
+    if variant == floor.VARIANT:  # vLLM's cache knows compiled norms by their files, and these were made to do nothing
+        variables["VLLM_CACHE_ROOT"] = str(work / "cache-without-norms")
     child = alive.enter_context(Child([*ENGINE, str(folder)], variables, folder / "log", cwd=work))
     return child, Mailbox(folder)
 

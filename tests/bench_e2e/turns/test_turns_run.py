@@ -27,6 +27,7 @@ if os.environ["SERVING_OPS"] == told.get("dies as"):
     sys.exit("the weights are made of cheese")
 if os.environ["SERVING_OPS"] == "auto":
     print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
+(folder / "cache").write_text(os.environ.get("VLLM_CACHE_ROOT", "vLLM's own"))
 mailbox = Mailbox(folder)
 mailbox.answer(0, {})
 for turn in range(1, 100):
@@ -88,3 +89,5 @@ def test_engines_without_norms_run_beside_the_others_with_the_plugin_off(
     engines = _run(settings, tmp_path, engines=1, rounds=1, variants=(*VARIANTS, floor.VARIANT))
     assert list(engines) == ["native", "serving_ops", "no norms"]
     assert engines["no norms"][0].plugin_line is None
+    caches = [(tmp_path / f"{variant}-1" / "cache").read_text() for variant in ("native", "serving_ops", "no-norms")]
+    assert caches[0] == caches[1] != caches[2]
