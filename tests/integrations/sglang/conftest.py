@@ -1,4 +1,4 @@
-"""SGLang's engine on CPU, serving the vLLM tests' dense model, in fresh processes; one run is shared by all tests."""
+"""SGLang's engine on CPU, serving the vLLM tests' small models, in fresh processes; one run is shared by all tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ import sglang_versions
 from sglang_versions import run
 
 HERE = Path(__file__).parent
-MODELS = HERE.parent / "vllm" / "models.py"
+WRITE = {
+    "dense": [str(HERE.parent / "vllm" / "models.py"), "dense"],
+    "hybrid": [str(HERE / "hybrid_model.py")],
+}
 
 
 @dataclass(frozen=True)
 class Served:
-    """What one engine run gave: how it ended, its output, serve_tokens.py's JSON and the scheduler's last state."""
+    """What one engine run gave: how it ended, its output, sglang_tokens.py's JSON and the scheduler's last state."""
 
     returncode: int
     output: str
@@ -37,24 +40,31 @@ def _last_json(file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Served]:
-    """served(version, switch): SERVING_OPS=switch; options of the engine by keyword."""
+def written_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """written_model(name): a checkpoint."""
+    scratch = tmp_path_factory.mktemp("models")
+
+    @cache
+    def write(name: str) -> Path:
+        done = run([*WRITE[name], str(scratch / name)], {})
+        assert done.returncode == 0, done.stdout[-3000:]
+        return scratch / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, written_model: Callable[[str], Path]) -> Callable[..., Served]:
+    """served(model, version, switch): "dense" or "hybrid", the value of SERVING_OPS; other variables by name."""
     scratch = tmp_path_factory.mktemp("sglang")
 
     @cache
-    def model() -> Path:
-        done = run([str(MODELS), "dense", str(scratch / "dense")], {"PYTHONSAFEPATH": "1"})
-        assert done.returncode == 0, done.stdout[-3000:]
-        return scratch / "dense"
-
-    @cache
-    def serve(version: str, switch: str, **options: Any) -> Served:
-        files = scratch / f"{version}-{switch}-{len(list(scratch.iterdir()))}"
+    def serve(model: str, version: str, switch: str, **more: str) -> Served:
+        files = scratch / f"{model}-{version}-{switch}-{len(more)}"
         files.mkdir()
         result, state = files / "result.json", files / "scheduler.jsonl"
-        environment = sglang_versions.environment(version) | {"SERVING_OPS": switch, "OBSERVE": str(state)}
-        command = [str(HERE / "serve_tokens.py"), str(model()), str(result), json.dumps(options)]
-        done = run(command, environment)
+        environment = sglang_versions.environment(version) | {"SERVING_OPS": switch, "OBSERVE": str(state)} | more
+        done = run([str(HERE / "sglang_tokens.py"), str(written_model(model)), str(result)], environment)
         return Served(done.returncode, done.stdout, _last_json(result), _last_json(state))
 
     return serve

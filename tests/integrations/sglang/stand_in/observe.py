@@ -16,7 +16,11 @@ FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 
 
 def register() -> None:
-    """Observe into the file that `OBSERVE` names; otherwise do nothing."""
+    """Observe into the file that `OBSERVE` names; with `HIDE_LIBRARY`, as if the C++ library had not been built."""
+    if "HIDE_LIBRARY" in os.environ:
+        from serving_ops import extension
+
+        extension._library = None
     if "OBSERVE" in os.environ:
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 

@@ -1,6 +1,6 @@
 """Run by path, in a process of its own: serve prompts with SGLang on CPU and write what came out as JSON.
 
-Usage: serve_tokens.py MODEL OUT [JSON of further engine options]
+Usage: sglang_tokens.py MODEL OUT
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def prompts() -> list[list[int]]:
 
 
 def main() -> None:
-    model, out, *options = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    model, out = sys.argv[1], Path(sys.argv[2])
     import sglang
 
-    engine = sglang.Engine(model_path=model, **ENGINE, **json.loads("".join(options) or "{}"))
+    engine = sglang.Engine(model_path=model, **ENGINE)
     sampling = {"temperature": 0.0, "max_new_tokens": NUM_TOKENS, "ignore_eos": True}
     outputs = engine.generate(input_ids=prompts(), sampling_params=sampling)
     result = {"pid": os.getpid(), "tokens": [output["output_ids"] for output in outputs]}
