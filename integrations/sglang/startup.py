@@ -1,4 +1,5 @@
 """One line a scheduler process, once its model is loaded: what runs on serving_ops, for how many layers, and why not.
+A model that drafts for it is loaded after it, and has a line of its own.
 
 That moment is before any graph is captured and memory is shared out, on every version alike: the layers are built, and
 each is switched over as it stands (see `switch`). So what the line says is on is what was switched on.
@@ -55,7 +56,8 @@ def on_model_loaded(runner: Any) -> None:
     found = layers.norm_layers(runner)
     outcome = prewarm.run(found)
     found = [prewarm.after_failures(layer, outcome) for layer in found]
-    line = describe(found, str(runner.device), outcome.summary)
+    model = ", draft model" if getattr(runner, "is_draft_worker", False) else ""
+    line = describe(found, f"{runner.device}{model}", outcome.summary)
     fell_back = [layer for layer in found if layer.native_because not in (None, *layers.BY_CHOICE)]
     if settings.mode() == "strict" and fell_back:
         raise RuntimeError(f"{guard.STRICT} {line}")

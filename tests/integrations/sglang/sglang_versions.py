@@ -16,8 +16,11 @@ from pathlib import Path
 
 import pytest
 
-VERSIONS = ("0.5.17", "0.5.23")
-"""The last whose norms dispatch when they are built, and the newest."""
+VERSIONS = ("0.5.11", "0.5.17", "0.5.23")
+"""The oldest that pyproject.toml allows, the last whose norms choose a method when they are built, and the newest."""
+
+SERVED = VERSIONS[1:]
+"""Those that tests serve models with."""
 
 HERE = Path(__file__).parent
 STAND_IN = HERE / "stand_in"

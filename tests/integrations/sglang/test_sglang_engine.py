@@ -36,7 +36,7 @@ WARMED = {
 }
 """Calls at start-up, each norm with one token and with two: hidden states, heads, and heads in a view."""
 
-each_version = [pytest.param(version, marks=sglang_versions.needs(version)) for version in sglang_versions.VERSIONS]
+each_version = [pytest.param(version, marks=sglang_versions.needs(version)) for version in sglang_versions.SERVED]
 on_each = pytest.mark.parametrize("version", each_version)
 of_each_model = pytest.mark.parametrize("model", LAYERS)
 

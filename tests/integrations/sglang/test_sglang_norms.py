@@ -111,12 +111,15 @@ def fused_gated(size: int = HEAD, **options: Any) -> Any:
 def mixer2(monkeypatch: pytest.MonkeyPatch, groups: int = 2) -> Any:
     from sglang.srt.layers.attention.mamba import mixer2_rms_norm_gated as module
 
-    ranks = SimpleNamespace(tp_size=1, tp_rank=0)
-    monkeypatch.setattr(module, "is_dp_attention_enabled", lambda: False)
-    for asked, answer in {"get_parallel": ranks, "get_tensor_model_parallel_world_size": 1}.items():
-        if hasattr(module, asked):
-            monkeypatch.setattr(module, asked, lambda answer=answer: answer)
-    monkeypatch.setattr(module, "sharded_weight_loader", lambda *_, **__: None)  # asks for the ranks as well
+    one_rank = {
+        "is_dp_attention_enabled": lambda: False,
+        "get_parallel": lambda: SimpleNamespace(tp_size=1, tp_rank=0),
+        "get_tensor_model_parallel_world_size": lambda: 1,  # asked in 0.5.11
+        "get_tensor_model_parallel_rank": lambda: 0,
+        "sharded_weight_loader": lambda *_, **__: None,
+    }
+    for name in one_rank.keys() & vars(module).keys():
+        monkeypatch.setattr(module, name, one_rank[name])
     return _with_weight(module.Mixer2RMSNormGated(HIDDEN, groups))
 
 
@@ -362,6 +365,14 @@ def test_layers_whose_prewarm_failed_stay_sglangs(
     assert "native: 1 RMSNorm (the prewarm of fused_add_rms_norm failed)" in caplog.records[-1].message
     assert "on for 1 of 1 RMSNormGated" in caplog.records[-1].message
     assert calls_of(lambda: layer(rows(4, HIDDEN))) == {}
+
+
+def test_a_drafting_model_has_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    runner = runner_of(rms_norm())
+    runner.is_draft_worker = True
+    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
+        startup.on_model_loaded(runner)
+    assert "(auto, cpu, draft model): on for 1 of 1 RMSNorm" in caplog.text
 
 
 def _load(runner: Any) -> str:

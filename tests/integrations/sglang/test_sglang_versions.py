@@ -42,9 +42,10 @@ def test_the_doctor_sees_it(version: str) -> None:
     assert engines["sglang"] == {"active": True, "detail": f"sglang {version} loads the plugin, SERVING_OPS=auto"}
 
 
-def test_pyproject_allows_these_versions() -> None:
+def test_these_versions_begin_with_the_oldest_that_pyproject_allows() -> None:
     from packaging.specifiers import SpecifierSet
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     allowed = SpecifierSet(extras["sglang"][0].removeprefix("sglang"))
+    assert f">={sglang_versions.VERSIONS[0]}" in str(allowed).split(",")
     assert all(version in allowed for version in sglang_versions.VERSIONS)
