@@ -62,16 +62,23 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Completed
 
 
 def fetch(version: str) -> None:
-    """Put a version into its folder, once. Raises OSError where pip finds a package of it nowhere."""
-    if folder(version).is_dir():
+    """Put a version into its folder, once for each list of packages.
+
+    Raises OSError where pip finds one of them nowhere.
+    """
+    wanted = HERE / f"requirements-{version}.txt"
+    kept = folder(version) / wanted.name
+    if kept.is_file() and kept.read_text() == wanted.read_text():
         return
     with tempfile.TemporaryDirectory(dir=sys.prefix) as scratch:
         target = Path(scratch) / "packages"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--target", str(target), "--requirement", str(HERE / f"requirements-{version}.txt")]
+        command += ["--target", str(target), "--requirement", str(wanted)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise OSError(done.stderr.strip().rpartition("\n")[2])
+        shutil.copy(wanted, target)
+        shutil.rmtree(folder(version), ignore_errors=True)
         shutil.move(target, folder(version))
 
 
