@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from serving_ops import NormSpec
 from serving_ops.prewarm import Op
-from serving_ops.support import KERNEL_DTYPES
 
 WEIGHT_IN_FP32 = torch.finfo(torch.float32).tiny
 """A `weight_offset` that changes no weight in use, but has `rms_norm` and `fused_add_rms_norm` apply a weight of x's
@@ -21,12 +18,6 @@ zero gives 1e-38 of the normed row: nothing in fp16, next to nothing in bf16."""
 
 KEPT = "sglangs_forward"
 """The attribute of a layer that is ours, which keeps SGLang's own method."""
-
-VIEW_HEADS = 2
-"""Rows a token of a view that stands for every head-wise view: kernels tell one from many, not how many."""
-
-VIEW_SPACING = 4
-"""Token stride of that view, in its own widths: kernels tell rows that start on 16 bytes from others, no more."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +60,6 @@ class Adapter:
             if any(name.startswith("forward") for name in vars(base)):
                 return False
         return False
-
-
-def as_view(spec: NormSpec) -> NormSpec:
-    """The same norm on heads that lie inside wider rows, as q, k and z do in the projections' results."""
-    stride = VIEW_SPACING * VIEW_HEADS * spec.size
-    if spec.op == "rms_norm_gated":
-        return dataclasses.replace(spec, heads=VIEW_HEADS, gate_token_stride=stride)
-    return dataclasses.replace(spec, heads=VIEW_HEADS, token_stride=stride)
-
-
-def rows_fit(x: Tensor, weight: Tensor | None) -> bool:
-    """Whether the kernels take rows like x's with this weight, from metadata alone (the call may be traced)."""
-    if x.dtype not in KERNEL_DTYPES or x.stride(-1) != 1:
-        return False
-    return weight is None or weight.dtype in (x.dtype, torch.float32)
-
-
-def alike(x: Tensor, other: Tensor) -> bool:
-    """Whether a second operand's rows fit too, and match x's."""
-    return other.dtype == x.dtype and other.shape == x.shape and other.stride(-1) == 1
 
 
 def given(values: Iterable[object]) -> bool:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from serving_ops import NormSpec
 from serving_ops.checks import ACTIVATIONS
-from serving_ops.integrations.sglang.adapter import Activations, Adapter, alike, as_view, native, rows_fit
+from serving_ops.integrations.common.norm_specs import as_view
+from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.sglang.adapter import Activations, Adapter, native
 from serving_ops.prewarm import Op
 
 OPS: tuple[Op, ...] = ("rms_norm_gated",)

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import sys
+from serving_ops.integrations.common import guard
+from serving_ops.integrations.common.guard import STRICT, reason_of, strict_error
 
-STRICT = "SERVING_OPS=strict:"
-
-_logger = logging.getLogger("sglang.serving_ops")
-
-
-def reason_of(error: BaseException) -> str:
-    """An error as a phrase for a person."""
-    return str(error) or type(error).__name__
-
-
-def strict_error(what: str, error: BaseException) -> RuntimeError:
-    """What strict mode raises for an error; one that strict mode raised before stays as it is."""
-    said = reason_of(error)
-    return RuntimeError(said if said.startswith(STRICT) else f"{STRICT} {what}: {said}")
+__all__ = ["STRICT", "reason_of", "strict_error", "warn_off"]
 
 
 def warn_off(reason: str) -> None:
     """The one line that says that nothing of ours is in this SGLang, and why."""
-    version = getattr(sys.modules.get("sglang"), "__version__", "of unknown version")
-    _logger.warning("serving_ops is off: %s (SGLang %s)", reason, version)
+    guard.warn_off("sglang", "SGLang", reason)

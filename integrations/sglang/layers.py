@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-import serving_ops
 from serving_ops import NormSpec, extension, settings
+from serving_ops.integrations.common.norm_specs import why_reference
 from serving_ops.integrations.sglang import (
     fused_rms_norm_gated,
     gemma_rms_norm,
@@ -79,7 +78,7 @@ def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | N
         return NormLayer(kind, (), NO_ADAPTER, layer) if "RMSNorm" in kind else None
     reason = nothing_because or _why_not_wanted(layer, adapter) or adapter.why_native(layer)
     specs = () if reason is not None else adapter.specs(layer, x)
-    return NormLayer(adapter.kind, specs, reason or _why_reference(specs), layer, adapter)
+    return NormLayer(adapter.kind, specs, reason or why_reference(specs), layer, adapter)
 
 
 def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:
@@ -98,27 +97,3 @@ def _is_pinned(layer: Any) -> bool:
     """Whether the layer was built to call another method than SGLang would choose at its first call."""
     method = layer._forward_method
     return method is not None and KEPT not in vars(layer) and method != layer._resolve_forward_method()
-
-
-def _why_reference(specs: Iterable[NormSpec]) -> str | None:
-    for spec in specs:
-        args, kwargs = _sample_arguments(spec)
-        explanation = serving_ops.explain(spec.op, *args, **kwargs)
-        if explanation.path == "reference":
-            return f"{spec.op} has no kernel for it: {explanation.reason}"
-    return None
-
-
-def _sample_arguments(spec: NormSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of one call of a norm, with one token."""
-    shape = (1, spec.size) if spec.heads == 1 else (1, spec.heads, spec.size)
-    row = torch.empty(shape, dtype=spec.dtype, device=spec.device)
-    weight = None
-    if spec.weight_dtype is not None:
-        weight = torch.empty(spec.size, dtype=spec.weight_dtype, device=spec.device)
-    if spec.op == "rms_norm":
-        return (row, weight, spec.eps), {}
-    if spec.op == "fused_add_rms_norm":
-        return (row, torch.empty_like(row), weight, spec.eps), {}
-    options = {"norm_before_gate": spec.norm_before_gate, "activation": spec.activation, "group_size": spec.group_size}
-    return (row, torch.empty_like(row), weight, spec.eps), options

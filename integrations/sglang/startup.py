@@ -10,14 +10,13 @@ from __future__ import annotations
 import inspect
 import logging
 import pkgutil
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import serving_ops
 from serving_ops import settings
-from serving_ops.integrations.sglang import guard, layers, prewarm, switch
-from serving_ops.integrations.sglang.layers import NormLayer
+from serving_ops.integrations.common import prewarm
+from serving_ops.integrations.common.line import describe
+from serving_ops.integrations.sglang import guard, layers, switch
 
 TARGET = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 
@@ -54,7 +53,7 @@ def load_then_report(load_model: Callable[..., Any], runner: Any, *args: Any, **
 def on_model_loaded(runner: Any) -> None:
     """Switch the model's norms over, and log the line. Raises RuntimeError in strict mode if a layer fell back."""
     found = layers.norm_layers(runner)
-    outcome = prewarm.run(found)
+    outcome = prewarm.run(found, _logger)
     found = [prewarm.after_failures(layer, outcome) for layer in found]
     model = ", draft model" if getattr(runner, "is_draft_worker", False) else ""
     line = describe(found, f"{runner.device}{model}", outcome.summary)
@@ -65,15 +64,3 @@ def on_model_loaded(runner: Any) -> None:
         if layer.native_because is None:
             switch.on(layer)
     _logger.info(line)
-
-
-def describe(found: list[NormLayer], device: str, prewarmed: str) -> str:
-    """The start-up line."""
-    total = Counter(layer.kind for layer in found)
-    on = Counter(layer.kind for layer in found if layer.native_because is None)
-    native = Counter((layer.kind, layer.native_because) for layer in found if layer.native_because is not None)
-    head = f"serving_ops {serving_ops.__version__} ({settings.choice()}, {device})"
-    parts = ["on for " + ", ".join(f"{on[kind]} of {total[kind]} {kind}" for kind in on)] if on else ["on for no layer"]
-    if native:
-        parts.append("native: " + ", ".join(f"{count} {kind} ({why})" for (kind, why), count in native.items()))
-    return f"{head}: " + "; ".join([*parts, prewarmed])

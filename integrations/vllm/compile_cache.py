@@ -19,7 +19,8 @@ VARIABLE = "SERVING_OPS"
 
 def _source_files() -> list[Path]:
     package = Path(serving_ops.__file__).parent
-    folders = [package, Path(__file__).parent]
+    here = Path(__file__).parent
+    folders = [package, here, here.with_name("common")]
     folders += [Path(root) / "kernels" / "triton" for root in serving_ops.__path__]
     return sorted({file for folder in folders for file in folder.rglob("*.py")}, key=lambda file: file.parts[-2:])
 

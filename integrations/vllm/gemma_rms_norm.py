@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops.integrations.vllm.out_of_tree import OnServingOps, alike, replace, rows_fit
+from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.vllm.out_of_tree import OnServingOps, replace
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm
 
 WEIGHT_OFFSET = 1.0  # the weight is stored as its difference from one

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 
 from serving_ops import settings
+from serving_ops.integrations.common import guard
+from serving_ops.integrations.common.guard import STRICT, reason_of, strict_error
 
-STRICT = "SERVING_OPS=strict:"
+__all__ = ["STRICT", "reason_of", "strict_error", "unless_strict", "warn_off"]
 
 _logger = logging.getLogger("vllm.serving_ops")
 
 
-def reason_of(error: BaseException) -> str:
-    """An error as a phrase for a person."""
-    return str(error) or type(error).__name__
-
-
-def strict_error(what: str, error: BaseException) -> RuntimeError:
-    """What strict mode raises for an error; one that strict mode raised before stays as it is."""
-    said = reason_of(error)
-    return RuntimeError(said if said.startswith(STRICT) else f"{STRICT} {what}: {said}")
-
-
 def warn_off(reason: str) -> None:
     """The one line that says that nothing of ours is in this vLLM, and why."""
-    version = getattr(sys.modules.get("vllm"), "__version__", "of unknown version")
-    _logger.warning("serving_ops is off: %s (vLLM %s)", reason, version)
+    guard.warn_off("vllm", "vLLM", reason)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.support import KERNEL_DTYPES
+from serving_ops.integrations.common.rows import rows_fit
 
 PROVIDER = "serving_ops"
 
@@ -26,15 +26,9 @@ ROWS_PROVIDER = "serving_ops_rows"
 OURS = {PROVIDER, ROWS_PROVIDER}
 
 
-def _rows_fit(x: Tensor, weight: Tensor | None) -> bool:
-    if x.dtype not in KERNEL_DTYPES or x.stride(-1) != 1:
-        return False
-    return weight is None or weight.dtype == x.dtype or weight.dtype == torch.float32
-
-
 def rms_norm_supports(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
     """The variance is over whole rows that are dense, in a dtype that the kernels compute."""
-    return variance_size is None and _rows_fit(x, weight)
+    return variance_size is None and rows_fit(x, weight)
 
 
 def rms_norm_of_rows_supports(
@@ -56,7 +50,7 @@ def fused_add_rms_norm_supports(
     """As `rms_norm_supports`; both tensors are written, so they are alike and not the same one."""
     return (
         variance_size is None
-        and _rows_fit(x, weight)
+        and rows_fit(x, weight)
         and x_residual.dtype == x.dtype
         and x_residual.shape == x.shape
         and x_residual.stride(-1) == 1

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-import serving_ops
 from serving_ops import NormSpec, extension, settings
+from serving_ops.integrations.common.norm_specs import VIEW_SPACING, as_view, sample_arguments, why_reference
 from serving_ops.integrations.vllm import features
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
 from serving_ops.prewarm import Op
@@ -30,12 +30,6 @@ HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
 LEFT_OUT = "left out by SERVING_OPS"
 BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT}
 """Reasons that are no fallback: vLLM's own code is the better one there, or ours does not exist."""
-
-VIEW_HEADS = 2
-"""Rows a token of a view that stands for every head-wise view: kernels tell one from many, not how many."""
-
-VIEW_SPACING = 4
-"""Token stride of that view, in its own widths: kernels tell rows that start on 16 bytes from others, no more."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +69,11 @@ class _Activations:
         return NormSpec(op, weight.numel(), self.dtype, weight.dtype, self.device, **options)
 
 
-def _as_view(spec: NormSpec) -> NormSpec:
-    """The same norm on heads that lie inside wider rows, as q, k and z do in the projections' results."""
-    stride = VIEW_SPACING * VIEW_HEADS * spec.size
-    if spec.op == GATED_OP:
-        return dataclasses.replace(spec, heads=VIEW_HEADS, gate_token_stride=stride)
-    return dataclasses.replace(spec, heads=VIEW_HEADS, token_stride=stride)
-
-
 def _ir_layer(layer: Any, kind: str, weight_dtype: torch.dtype | None, x: _Activations) -> NormLayer:
     plain, fused = (
         NormSpec(op, layer.weight.numel(), x.dtype, weight_dtype, x.device, eps=layer.variance_epsilon) for op in IR_OPS
     )
-    rows, view = _chosen(plain, fused), _chosen(_as_view(plain))
+    rows, view = _chosen(plain, fused), _chosen(as_view(plain))
     if plain.size == x.hidden_size:
         return NormLayer(kind, rows, _why_ir_native(layer, rows))
     called = view if plain.size == x.head_size else rows
@@ -114,7 +100,7 @@ def _why_ir_native(layer: Any, called: tuple[NormSpec, ...]) -> str | None:
         return "its variance is over a part of the row"
     if _is_batch_invariant(layer):
         return BATCH_INVARIANT
-    return _why_reference(called) or next(filter(None, map(_why_dispatched_elsewhere, called)), None)
+    return why_reference(called) or next(filter(None, map(_why_dispatched_elsewhere, called)), None)
 
 
 def _why_dispatched_elsewhere(spec: NormSpec) -> str | None:
@@ -150,7 +136,7 @@ def _vllms_own(layer: Any, kind: str, feature: str) -> NormLayer:
 
 def _replaced_layer(layer: Any, kind: str, specs: tuple[NormSpec, ...], unwanted: str | None = None) -> NormLayer:
     """A layer whose class is ours."""
-    reason = unwanted or ("its prewarm failed" if type(layer).stay_native else _why_reference(specs))
+    reason = unwanted or ("its prewarm failed" if type(layer).stay_native else why_reference(specs))
     if reason is not None:
         layer.stay_native = True  # vLLM's own code is faster than our reference
     return NormLayer(kind, specs, reason)
@@ -159,7 +145,7 @@ def _replaced_layer(layer: Any, kind: str, specs: tuple[NormSpec, ...], unwanted
 def _norms_of(layer: Any, x: _Activations, **options: Any) -> tuple[NormSpec, ...]:
     """What a layer of ours without a gate may ask for: hidden states with a residual or without, or heads."""
     specs = [x.spec(op, layer.weight, eps=layer.variance_epsilon, **options) for op in IR_OPS]
-    return tuple(specs) if specs[0].size == x.hidden_size else (*specs, _as_view(specs[0]))
+    return tuple(specs) if specs[0].size == x.hidden_size else (*specs, as_view(specs[0]))
 
 
 def _rms_norm_layer(layer: Any, x: _Activations) -> NormLayer:
@@ -203,7 +189,7 @@ def _gated_layer(layer: Any, x: _Activations) -> NormLayer:
         group_size=layer.group_size,
         has_bias=layer.bias is not None,
     )
-    return _replaced_layer(layer, "RMSNormGated", (spec, _as_view(spec)))
+    return _replaced_layer(layer, "RMSNormGated", (spec, as_view(spec)))
 
 
 def _mixer2_layer(layer: Any, x: _Activations) -> NormLayer:
@@ -225,7 +211,7 @@ def _fused_gated_layer(layer: Any, x: _Activations) -> NormLayer:
     weight_dtype = None if layer.weight is None else layer.weight.dtype
     options = {"eps": layer.eps, "activation": layer.activation}
     spec = NormSpec(GATED_OP, layer.hidden_size, x.dtype, weight_dtype, x.device, **options)
-    return _replaced_layer(layer, "FusedRMSNormGated", (spec, _as_view(spec)))
+    return _replaced_layer(layer, "FusedRMSNormGated", (spec, as_view(spec)))
 
 
 OF_OURS: dict[str, Callable[[Any, _Activations], NormLayer]] = {
@@ -236,33 +222,6 @@ OF_OURS: dict[str, Callable[[Any, _Activations], NormLayer]] = {
     "ServingOpsFusedRMSNormGated": _fused_gated_layer,
 }
 """Our out-of-tree classes, by name: their modules import vLLM's layers."""
-
-
-def sample_arguments(spec: NormSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of one call of a norm, with one token: what `serving_ops.explain` and vLLM's IR are asked about."""
-    shape = (1, spec.size) if spec.heads == 1 else (1, spec.heads, spec.size)
-    row = torch.empty(shape, dtype=spec.dtype, device=spec.device)
-    weight = None
-    if spec.weight_dtype is not None:
-        weight = torch.empty(spec.size, dtype=spec.weight_dtype, device=spec.device)
-    if spec.op == "rms_norm":
-        return (row, weight, spec.eps), {}
-    if spec.op == "fused_add_rms_norm":
-        return (row, torch.empty_like(row), weight, spec.eps), {}
-    return (row, torch.empty_like(row), weight, spec.eps), {
-        "norm_before_gate": spec.norm_before_gate,
-        "activation": spec.activation,
-        "group_size": spec.group_size,
-    }
-
-
-def _why_reference(specs: Iterable[NormSpec]) -> str | None:
-    for spec in specs:
-        args, kwargs = sample_arguments(spec)
-        explanation = serving_ops.explain(spec.op, *args, **kwargs)
-        if explanation.path == "reference":
-            return f"{spec.op} has no kernel for it: {explanation.reason}"
-    return None
 
 
 def _why_kept_out(kind: str) -> str:

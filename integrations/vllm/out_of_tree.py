@@ -5,11 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-
 from serving_ops.prewarm import Op
-from serving_ops.support import KERNEL_DTYPES
 from vllm.model_executor.custom_op import CustomOp, op_registry_oot
 
 
@@ -52,15 +48,3 @@ def replace(in_tree: type[CustomOp], ours: type[CustomOp]) -> None:
         raise RuntimeError(reason)
     CustomOp.register_oot(name=name)(ours)
     ours.name = flag  # register_oot overwrote it, and custom_ops flags go by it
-
-
-def rows_fit(x: Tensor, weight: Tensor | None) -> bool:
-    """Whether the kernels take rows like x's with this weight, from metadata alone (the call may be traced)."""
-    if x.dtype not in KERNEL_DTYPES or x.stride(-1) != 1:
-        return False
-    return weight is None or weight.dtype in (x.dtype, torch.float32)
-
-
-def alike(x: Tensor, other: Tensor) -> bool:
-    """Whether a second operand's rows fit too, and match x's."""
-    return other.dtype == x.dtype and other.shape == x.shape and other.stride(-1) == 1

@@ -1,51 +1,25 @@
-"""Kernels for the norms that the loaded model will ask for are compiled or loaded before its first request."""
+"""Prewarm inside vLLM: an operator that fails goes back to vLLM in this process."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
-import serving_ops
-from serving_ops import NormSpec, settings
+from serving_ops.integrations.common import prewarm
+from serving_ops.integrations.common.prewarm import Outcome, after_failures
 from serving_ops.integrations.vllm import features, layers, priority
 from serving_ops.integrations.vllm.layers import NormLayer
+
+__all__ = ["after_failures", "give_back", "run"]
 
 _logger = logging.getLogger("vllm.serving_ops")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What prewarm did: a phrase for the start-up line, and the operators that failed, with the reason."""
-
-    summary: str
-    failed: dict[str, str] = field(default_factory=dict)
-
-
 def run(found: Sequence[NormLayer]) -> Outcome:
     """Prewarm what the layers that are on may call; an operator that fails goes back to vLLM in this process."""
-    if not settings.prewarm_enabled():
-        return Outcome("prewarm off")
-    specs = list(dict.fromkeys(spec for layer in found if layer.native_because is None for spec in layer.specs))
-    if not specs:
-        return Outcome("nothing to prewarm")
-    start = time.perf_counter()
-    failed = _prewarm(specs)
-    for op, reason in failed.items():
-        _logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
-    give_back(failed)
-    seconds = time.perf_counter() - start
-    return Outcome(f"prewarmed {len(specs)} norms in {seconds:.1f} s", failed)
-
-
-def _prewarm(specs: Sequence[NormSpec]) -> dict[str, str]:
-    try:
-        report = serving_ops.prewarm(specs)
-    except Exception as error:  # prewarm itself broke: no kernel is to be trusted to compile later
-        return {spec.op: str(error) for spec in specs}
-    return {spec.op: reason for spec, reason in report.failed.items()}
+    outcome = prewarm.run(found, _logger)
+    give_back(outcome.failed)
+    return outcome
 
 
 def give_back(ops: Iterable[str]) -> None:
@@ -58,11 +32,3 @@ def give_back(ops: Iterable[str]) -> None:
         ours.stay_native = True
     for op in sorted(given_back.intersection(layers.IR_OPS) if features.has_ir() else ()):
         priority.drop(op)
-
-
-def after_failures(layer: NormLayer, outcome: Outcome) -> NormLayer:
-    """The layer as it is once the operators that failed are native."""
-    for spec in layer.specs:
-        if layer.native_because is None and spec.op in outcome.failed:
-            return dataclasses.replace(layer, native_because=f"the prewarm of {spec.op} failed")
-    return layer

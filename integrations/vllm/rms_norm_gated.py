@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from serving_ops.checks import ACTIVATIONS
-from serving_ops.integrations.vllm.out_of_tree import OnServingOps, alike, replace, rows_fit
+from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.vllm.out_of_tree import OnServingOps, replace
 from vllm.model_executor.layers.layernorm import RMSNormGated
 
 

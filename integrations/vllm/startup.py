@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import Counter
 from typing import Any
 
-import serving_ops
 from serving_ops import settings
+from serving_ops.integrations.common.line import describe
 from serving_ops.integrations.vllm import features, guard, layers, prewarm
-from serving_ops.integrations.vllm.layers import NormLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -78,15 +76,3 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
     if strict and fell_back:
         raise RuntimeError(f"{guard.STRICT} {line}")
     _logger.info(line)
-
-
-def describe(found: list[NormLayer], device: str, prewarmed: str) -> str:
-    """The start-up line."""
-    total = Counter(layer.kind for layer in found)
-    on = Counter(layer.kind for layer in found if layer.native_because is None)
-    native = Counter((layer.kind, layer.native_because) for layer in found if layer.native_because is not None)
-    head = f"serving_ops {serving_ops.__version__} ({settings.choice()}, {device})"
-    parts = ["on for " + ", ".join(f"{on[kind]} of {total[kind]} {kind}" for kind in on)] if on else ["on for no layer"]
-    if native:
-        parts.append("native: " + ", ".join(f"{count} {kind} ({why})" for (kind, why), count in native.items()))
-    return f"{head}: " + "; ".join([*parts, prewarmed])

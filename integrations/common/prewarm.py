@@ -7,12 +7,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import serving_ops
 from serving_ops import NormSpec, settings
-from serving_ops.integrations.sglang.layers import NormLayer
 
-_logger = logging.getLogger("sglang.serving_ops")
+Layer = TypeVar("Layer", bound=Any)
+"""An engine's own record of a layer: `specs`, norms that it may ask for, and `native_because`, None where it is on."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def run(found: Sequence[NormLayer]) -> Outcome:
-    """Prewarm what the layers that are to be ours may call."""
+def run(found: Sequence[Any], logger: logging.Logger) -> Outcome:
+    """Prewarm what the layers that are on may call; a failure is logged and reported."""
     if not settings.prewarm_enabled():
         return Outcome("prewarm off")
     specs = list(dict.fromkeys(spec for layer in found if layer.native_because is None for spec in layer.specs))
@@ -33,7 +34,7 @@ def run(found: Sequence[NormLayer]) -> Outcome:
     start = time.perf_counter()
     failed = _prewarm(specs)
     for op, reason in failed.items():
-        _logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
+        logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
     return Outcome(f"prewarmed {len(specs)} norms in {time.perf_counter() - start:.1f} s", failed)
 
 
@@ -45,8 +46,8 @@ def _prewarm(specs: Sequence[NormSpec]) -> dict[str, str]:
     return {spec.op: reason for spec, reason in report.failed.items()}
 
 
-def after_failures(layer: NormLayer, outcome: Outcome) -> NormLayer:
-    """The layer as it is where operators failed: it stays SGLang's if it calls one of them."""
+def after_failures(layer: Layer, outcome: Outcome) -> Layer:
+    """The layer as it is where operators failed: it stays the engine's if it calls one of them."""
     for spec in layer.specs:
         if layer.native_because is None and spec.op in outcome.failed:
             return dataclasses.replace(layer, native_because=f"the prewarm of {spec.op} failed")
