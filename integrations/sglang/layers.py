@@ -34,7 +34,9 @@ AMX = "SGLang has AMX kernels for this CPU"
 NOT_MEASURED = "not measured on CUDA yet"
 PINNED = "its model pins it to SGLang's code"
 BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
-"""Reasons that are no fallback: the user wants SGLang's own code there, it was not measured, or ours does not exist."""
+"""Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist.
+
+NOT_MEASURED is one: a user of strict mode wants ours, and nothing of ours is on there."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ namespace {
 template <class V>
 struct RmsNormBackward {
   using Pair = typename V::Pair;
-  using Vec = typename V::Vec;
 
   // f(weight) with what multiplies dout, all in fp32.
   template <class X, class F>

@@ -49,6 +49,7 @@ def _rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of s and of weight (empty without one); `ds_more` is added to the first before it is rounded."""
     checks.norm_metadata(s, dout, "dout", weight)
+    checks.norm_metadata(s, ds_more, "ds_more", None)
     dy = reference.wide(dout)
     n, rstd = _normed(reference.wide(s), eps)
     dn = dy if weight is None else dy * (weight.to(dy.dtype) + weight_offset)
@@ -58,8 +59,8 @@ def _rms_norm_backward(
     return _rounded(ds, s), _over_rows(dy * n, weight, s)
 
 
-BLOCK_ELEMENTS = 32 * 1024  # what is worth a block of rows, and so maybe a thread: 3 us of work on one core of Zen 5
-MAX_BLOCKS = 64
+BLOCK_ELEMENTS = 32 * 1024  # at least in a block of rows, and so for a thread; not tuned yet
+MAX_BLOCKS = 64  # bounds the memory of the partial sums
 
 
 def _num_blocks(s: Tensor) -> int:
@@ -79,6 +80,7 @@ def _rms_norm_backward_cpu(
     if extension.cpp_library() is None or s.dtype not in extension.DTYPES or s.numel() == 0:
         return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
     checks.norm_metadata(s, dout, "dout", weight)
+    checks.norm_metadata(s, ds_more, "ds_more", None)
     rows, more = _dense_rows(s), None if ds_more is None else _dense_rows(ds_more)
     ds, blocks = torch.empty_like(rows, memory_format=torch.contiguous_format), _num_blocks(rows)
     partial = None

@@ -211,3 +211,6 @@ def test_a_wrong_gradient_is_refused_by_name(device: torch.device) -> None:
     x, _, weight = inputs(device, torch.bfloat16)
     with pytest.raises(RuntimeError, match=r"dout\.shape is \(36, 64\)"):
         torch.ops.serving_ops.rms_norm_backward(x[1:], x, weight, 1e-6, weight_offset=0.0, ds_more=None)
+    for wrong in (x[1:], x.float()):
+        with pytest.raises(RuntimeError, match=r"ds_more\."):
+            torch.ops.serving_ops.rms_norm_backward(x, x, weight, 1e-6, weight_offset=0.0, ds_more=wrong)
