@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-PRESETS = ("dense", "hybrid")
+PRESETS = ("dense", "hybrid", "mamba2")
 MAX_POSITIONS = 16384  # tokens; longer prompts need a real model
 
 # vLLM refuses a prompt with more characters than tokens fit, times the longest token's length. Each word brings a space
@@ -99,6 +99,24 @@ QWEN3_5: dict[str, Any] = {
     },
 }
 
+# mamba2-780m, its gated norm over one group of 3072. On CPU 6 of its 48 layers.
+MAMBA2: dict[str, Any] = {
+    "architectures": ["Mamba2ForCausalLM"],
+    "model_type": "mamba2",
+    "hidden_size": 1536,
+    "state_size": 128,
+    "expand": 2,
+    "head_dim": 64,
+    "num_heads": 48,
+    "n_groups": 1,
+    "conv_kernel": 4,
+    "vocab_size": 50288,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": MAX_POSITIONS,
+    "dtype": "bfloat16",
+}
+MAMBA2_LAYERS = {"cpu": 6, "cuda": 48}
+
 
 def write_preset(name: str, directory: Path, device: str = "cpu") -> Path:
     """Write preset `name` for `device` ("cpu" or "cuda") into `directory` and return it.
@@ -125,6 +143,8 @@ def preset_config(name: str, device: str) -> dict[str, Any]:
         return {**DENSE, **DENSE_SIZE[device]}
     if name == "hybrid":
         return QWEN3_NEXT if device == "cpu" else QWEN3_5
+    if name == "mamba2":
+        return {**MAMBA2, "num_hidden_layers": MAMBA2_LAYERS[device]}
     raise ValueError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
 
 

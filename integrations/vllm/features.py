@@ -38,9 +38,6 @@ NEEDS_IR = {IR_PROVIDERS, PRIORITY}
 NEEDS_CPP = {RMS_NORM, GEMMA_RMS_NORM}
 """Features measured on CUDA with the C++ launcher alone: without it vLLM's own classes stay."""
 
-CPU_ALONE = {MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED}
-"""Features measured to gain on CPU, and not measured on CUDA: there vLLM's own class stays."""
-
 CALLS = {
     RMS_NORM: {"rms_norm", "fused_add_rms_norm"},
     RMS_NORM_GATED: {"rms_norm_gated"},
@@ -95,12 +92,9 @@ def _is_for_this_vllm(feature: str) -> bool:
 def _is_wanted(feature: str) -> bool:
     if feature == STARTUP:
         return True
-    from vllm.platforms import current_platform
-
-    on_platform = feature not in CPU_ALONE or bool(current_platform.is_cpu())
     if feature in NEEDS_CPP and extension.cpp_library() is None:
         return False
-    return on_platform and CALLS.get(feature, set()) <= settings.ops() and _is_for_this_vllm(feature)
+    return CALLS.get(feature, set()) <= settings.ops() and _is_for_this_vllm(feature)
 
 
 def _load(feature: str) -> Callable[[], None]:

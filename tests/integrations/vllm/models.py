@@ -1,6 +1,6 @@
-"""Very small models with real checkpoints from a seed: a dense one, a gated-delta-net hybrid and a Mamba-2.
+"""Very small models with real checkpoints from a seed: a dense one, gated-delta-net hybrids and a Mamba-2.
 
-Run by path: models.py {dense,hybrid,mamba2} DIRECTORY
+Run by path: models.py {dense,hybrid,hybrid_without_experts,mamba2} DIRECTORY
 
 The logits of a model with random weights lie so close that bf16 rounding picks the token. Here the output matrix
 is the input embedding with its rows moved: the model leans to one successor of each token, by a margin, and what its
@@ -65,6 +65,17 @@ def hybrid_config() -> Any:
     )
 
 
+def hybrid_without_experts_config() -> Any:
+    """Qwen3.5: the same layers and norms with dense MLPs, within a model of language and vision that vLLM serves."""
+    from transformers import Qwen3_5Config
+
+    text = hybrid_config().to_dict()
+    of_text = {key: text[key] for key in ("num_hidden_layers", "layer_types", "head_dim", *_COMMON)}
+    of_text |= {key: value for key, value in text.items() if key.startswith("linear_")}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN}
+    return Qwen3_5Config(text_config=of_text, vision_config=vision, tie_word_embeddings=False)
+
+
 def mamba2_config() -> Any:
     """Mamba-2: Mixer2RMSNormGated over 2 groups, its gate a part of a wider projection; RMSNorm."""
     from transformers import Mamba2Config
@@ -73,16 +84,23 @@ def mamba2_config() -> Any:
     return Mamba2Config(num_hidden_layers=2, expand=2, head_dim=64, num_heads=8, state_size=64, n_groups=2, **common)
 
 
-CONFIGS = {"dense": dense_config, "hybrid": hybrid_config, "mamba2": mamba2_config}
+CONFIGS = {
+    "dense": dense_config,
+    "hybrid": hybrid_config,
+    "hybrid_without_experts": hybrid_without_experts_config,
+    "mamba2": mamba2_config,
+}
 
 
 def write_model(name: str, target: Path) -> None:
     """Write `config.json` and bf16 weights of one of `CONFIGS` into `target`; no tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.bfloat16)
+    config = CONFIGS[name]()
+    auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "norm" in key:  # so that a lost weight or a wrong offset shows

@@ -55,6 +55,12 @@ def device_options() -> dict[str, Any]:
     return {name: value for name, value in ON_CUDA.items() if name in EngineArgs.__dataclass_fields__}
 
 
+def model_options(model: Path) -> dict[str, Any]:
+    """Of a model that sees, only the language model is served."""
+    sees = "vision_config" in json.loads((model / "config.json").read_text())
+    return {"language_model_only": True} if sees else {}
+
+
 def answers(outputs: list[Any]) -> dict[str, Any]:
     """Tokens and logprobs, a list for each prompt."""
     completions = [output.outputs[0] for output in outputs]
@@ -85,6 +91,7 @@ def main() -> None:
         enable_prefix_caching=False,
         disable_log_stats=True,
         **device_options(),
+        **model_options(Path(model)),
     )
     asked = prompts(llm.llm_engine.model_config.get_vocab_size())
     params = SamplingParams(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import other_versions
 import pytest
-import torch
 
 pytestmark = pytest.mark.engine
 
@@ -26,13 +24,13 @@ LAYERS = {
 }
 
 ON_CUDA = {
-    # norms of heads are left to Inductor, and Mamba-2's gated norm to vLLM
+    # norms of heads are left to Inductor
     ("dense", "compiled"): {"RMSNorm": 5},
     ("dense", "eager"): LAYERS["dense"],
     ("hybrid", "compiled"): {"GemmaRMSNorm": 5, "RMSNormGated": 1},
     ("hybrid", "eager"): LAYERS["hybrid"],
-    ("mamba2", "compiled"): {"RMSNorm": 3},
-    ("mamba2", "eager"): {"RMSNorm": 3},
+    ("mamba2", "compiled"): LAYERS["mamba2"],
+    ("mamba2", "eager"): LAYERS["mamba2"],
 }
 
 CALLS_PER_STEP = {
@@ -49,16 +47,7 @@ LOGPROB_TOLERANCE = 0.2
 where Inductor's native norms round elsewhere than ours."""
 
 
-def _lacks_experts() -> bool:
-    """Whether this is a CUDA machine whose vLLM came without the library of its mixture-of-experts layers."""
-    if not torch.cuda.is_available() or importlib.util.find_spec("vllm") is None:
-        return False
-    return not any(importlib.util.find_spec(f"vllm.{name}") for name in ("_moe_C", "_moe_C_stable_libtorch"))
-
-
 SERVED_BY = {"installed": MODELS, "without IR": ("dense",), **dict.fromkeys(other_versions.VERSIONS, ("dense",))}
-
-without_experts = pytest.mark.skipif(_lacks_experts(), reason="this vLLM has no library of mixture-of-experts layers")
 
 runs = [
     pytest.param(
@@ -66,7 +55,7 @@ runs = [
         mode,
         vllm,
         id=f"{model}-{mode}" + (f"-{vllm}" if vllm != "installed" else ""),
-        marks=[other_versions.needs(vllm), *([without_experts] if model == "hybrid" else [])],
+        marks=other_versions.needs(vllm),
     )
     for vllm, models in SERVED_BY.items()
     for model in models
