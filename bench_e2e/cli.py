@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from serving_ops.bench_e2e.ops import main as time_ops
 
         return time_ops([word for word in words if word != "--ops"])
+    if "--training" in words:
+        from serving_ops.bench_e2e.training import main as time_training
+
+        return time_training([word for word in words if word != "--training"])
     if "--turns" in words:
         from serving_ops.bench_e2e.turns import main as compare_in_turns
 

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
         description="Serve a model with and without serving_ops and compare TTFT and TPOT.",
-        epilog="`... table FILE...` renders results as Markdown, `... --ops` times the ops alone.",
+        epilog="`... table FILE...` renders results as Markdown; `--ops` times the ops, `--training` with gradients.",
     )
     add = parser.add_argument
     add_model_and_mode(parser)

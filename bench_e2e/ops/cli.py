@@ -31,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e --ops", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--regime", type=_names, help=f"of {', '.join((*cases.CPU_REGIMES, *cases.CUDA_REGIMES))}")
-    parser.add_argument("--op", type=_names, default=cases.OPS, help=f"of {', '.join(cases.OPS)}")
-    parser.add_argument("--sizes", type=_shapes, help="1x4096,8x2048; tokens x heads x head_dim for the gated norm")
+    parser.add_argument("--regime", type=names, help=f"of {', '.join((*cases.CPU_REGIMES, *cases.CUDA_REGIMES))}")
+    parser.add_argument("--op", type=names, default=cases.OPS, help=f"of {', '.join(cases.OPS)}")
+    parser.add_argument("--sizes", type=shapes, help="1x4096,8x2048; tokens x heads x head_dim for the gated norm")
     parser.add_argument("--dtype", choices=tuple(cases.DTYPES), default="bfloat16")
-    parser.add_argument("--threads", type=_numbers, default=(1, 2), help="on the CPU; default 1,2")
+    parser.add_argument("--threads", type=numbers, default=(1, 2), help="on the CPU; default 1,2")
     parser.add_argument("--peers", action="store_true", help="not only engines' kernels: Quack, FlashInfer, Liger, FLA")
-    parser.add_argument("--contestants", type=_names, help="only these, e.g. eager,'vLLM C'; ours always runs")
+    parser.add_argument("--contestants", type=names, help="only these, e.g. eager,'vLLM C'; ours always runs")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/ops-<device>.json")
     options = parser.parse_args(arguments)
@@ -83,13 +83,13 @@ def _available(options: argparse.Namespace) -> tuple[list[Contestant], dict[str,
     return [ours(), eager(), inductor(), *others], absent
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in _names(text))
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in names(text))
 
 
-def _shapes(text: str) -> tuple[Shape, ...]:
-    return tuple(tuple(int(extent) for extent in shape.split("x")) for shape in _names(text))
+def shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(tuple(int(extent) for extent in shape.split("x")) for shape in names(text))

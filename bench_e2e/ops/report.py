@@ -8,19 +8,25 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from serving_ops.bench_e2e import environment
-from serving_ops.bench_e2e.ops.contestants import Contestant
 from serving_ops.bench_e2e.ops.results import CaseResult
 
 FORMAT = 1
 
 
+class Entrant(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+
+
 def make_report(
     device: str,
     command: str,
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Entrant],
     absent: dict[str, str],
     results: Sequence[CaseResult],
     copy_tb_s: float | None,
@@ -44,7 +50,7 @@ def write(report: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def default_path(device: str) -> Path:
+def default_path(device: str, what: str = "ops") -> Path:
     name = environment.gpu_name() if device == "cuda" else None
     slug = re.sub(r"[^a-z0-9]+", "-", (name or device).lower()).strip("-")
-    return Path("bench_results") / f"ops-{slug}.json"
+    return Path("bench_results") / f"{what}-{slug}.json"

@@ -43,14 +43,14 @@ def measure(case: Case, contestants: Sequence[Contestant], device: str, *, quick
     entered = _enter(case, contestants, device, sets)
     if device == "cpu":
         first_calls = {name: calls[0] for name, calls in entered.calls.items()}
-        samples, other_cores = _time_in_calm(lambda: timing_cpu.time_calls(first_calls, quick=quick))
+        samples, other_cores = time_in_calm(lambda: timing_cpu.time_calls(first_calls, quick=quick))
     else:  # the device's time does not depend on who uses the host
         samples, other_cores = _time_on_cuda(case, entered), None
     path = _path_of_ours(case, sets[case][0]) if OURS in entered.calls else None
     return case_result(case, path, samples, entered.problems, tuple(entered.contestants), other_cores)
 
 
-def _time_in_calm(work: Callable[[], Samples]) -> tuple[Samples, float | None]:
+def time_in_calm(work: Callable[[], Samples]) -> tuple[Samples, float | None]:
     """Once more if other programs disturbed it; the calmer of the two, and the cores that the others used."""
     tries = []
     for _ in range(TRIES):

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from serving_ops.bench_e2e.ops import report, table, timing_cuda
 from serving_ops.bench_e2e.ops.cases import Case
-from serving_ops.bench_e2e.ops.contestants import Contestant, variants
+from serving_ops.bench_e2e.ops.contestants import variants
 from serving_ops.bench_e2e.ops.results import CaseResult
 from serving_ops.bench_e2e.ops.runner import measure
 
@@ -24,12 +24,13 @@ class Session:
     console: Console
     device: str
     command: str
-    contestants: Sequence[Contestant]
+    contestants: Sequence[Any]  # `contestants.Contestant` here
     absent: dict[str, str]  # adapter -> why it could not be loaded
     path: Path
     quick: bool = False
     copy_tb_s: float | None = None
     results: list[CaseResult] = field(default_factory=list)
+    table_command = "python -m serving_ops.bench_e2e.ops table"
 
     def run(self, planned: Sequence[Case]) -> dict[str, Any]:
         """Measures, reports and writes; the report."""
@@ -39,12 +40,19 @@ class Session:
             self._measure_all(planned)
         finally:  # a device that fails half way takes the rest with it, not what was measured
             written = self.save()
-        table.print_tables(written, self.console)
+        table.print_tables(self.blocks(written), self.console)
         disturbed = sum(result.disturbed for result in self.results)
         if disturbed:
-            self.say(f"{disturbed} of {len(planned)} were timed while other programs used the machine: run again")
-        self.say(f"written to {self.path}; as Markdown: python -m serving_ops.bench_e2e.ops table {self.path}")
+            self.say(f"{disturbed} of {len(self.results)} were timed while other programs used the machine: run again")
+        self.say(f"written to {self.path}; as Markdown: {self.table_command} {self.path}")
         return written
+
+    def measure_case(self, case: Case) -> list[CaseResult]:
+        entrants = variants() if case.regime == "variants" else self.contestants
+        return [measure(case, entrants, self.device, quick=self.quick)]
+
+    def blocks(self, report: dict[str, Any]) -> list[table.Block]:
+        return table.blocks(report)
 
     def save(self) -> dict[str, Any]:
         made = report.make_report(
@@ -59,11 +67,12 @@ class Session:
     def _measure_all(self, planned: Sequence[Case]) -> None:
         start = time.monotonic()
         for number, case in enumerate(planned, start=1):
-            entrants = variants() if case.regime == "variants" else self.contestants
-            self.results.append(measure(case, entrants, self.device, quick=self.quick))
+            measured = self.measure_case(case)
+            self.results += measured
             timing_cuda.release_memory()
             passed = time.monotonic() - start
-            self.say(f"[{number}/{len(planned)}, {passed:.0f} s] {_progress(case, self.results[-1])}")
+            for result in measured:
+                self.say(f"[{number}/{len(planned)}, {passed:.0f} s] {_progress(result.case, result)}")
             if number % SAVE_EVERY == 0:
                 self.save()
 

@@ -70,9 +70,13 @@ def blocks(report: dict[str, Any]) -> list[Block]:
 
 
 def render_markdown(report: dict[str, Any]) -> str:
+    return markdown(report, blocks(report))
+
+
+def markdown(report: dict[str, Any], shown: Iterable[Block]) -> str:
     """Every block as a Markdown table, with a title line above it."""
     parts = [_environment_line(report)]
-    for block in blocks(report):
+    for block in shown:
         lines = ["| " + " | ".join(block.header) + " |", "|---|" + "---:|" * (len(block.header) - 1)]
         for cells, winner in zip(block.lines, block.winners, strict=True):
             marked = [f"**{cell}**" if name == winner else cell for name, cell in zip(block.header, cells, strict=True)]
@@ -81,8 +85,8 @@ def render_markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def print_tables(report: dict[str, Any], console: Console) -> None:
-    for block in blocks(report):
+def print_tables(shown: Iterable[Block], console: Console) -> None:
+    for block in shown:
         table = Table(title=block.title, title_justify="left")
         for number, name in enumerate(block.header):
             table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
@@ -107,7 +111,7 @@ def tb_s(result: Result, name: str) -> float:
 
 
 def _block(regime: str, op: str, threads: int | None, results: Sequence[Result], copy_rate: float | None) -> Block:
-    names = _columns(results)
+    names = columns(results)
     bandwidth = regime in BANDWIDTH_REGIMES and copy_rate is not None
     header = ["shape", *names]
     if regime != "variants":
@@ -117,7 +121,7 @@ def _block(regime: str, op: str, threads: int | None, results: Sequence[Result],
     lines = [_line(result, names, regime, copy_rate if bandwidth else None) for result in results]
     on_threads = "" if threads is None else f", {threads} thread{'s' if threads > 1 else ''}"
     title = f"{op}, {results[0]['dtype']}{on_threads}: {TITLES[regime]}"
-    return Block(title, header, lines, [_fastest(result) if regime != "variants" else None for result in results])
+    return Block(title, header, lines, [fastest(result) if regime != "variants" else None for result in results])
 
 
 def _line(result: Result, names: Sequence[str], regime: str, copy_rate: float | None) -> list[str]:
@@ -145,7 +149,7 @@ def format_us(us: float) -> str:
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 1000 else f"{us:.0f}"
 
 
-def _columns(results: Iterable[Result]) -> list[str]:
+def columns(results: Iterable[Result]) -> list[str]:
     """Those with a time or a failure somewhere, in the order in which they were measured."""
     seen: dict[str, None] = {}
     for result in results:
@@ -155,7 +159,7 @@ def _columns(results: Iterable[Result]) -> list[str]:
     return list(seen)
 
 
-def _fastest(result: Result) -> str | None:
+def fastest(result: Result) -> str | None:
     times = {name: entry["median_us"] for name, entry in result["times"].items()}
     return min(times, key=lambda name: times[name]) if times else None
 

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice, repeat
 from time import perf_counter_ns
+from typing import Any
 
 import torch
 
@@ -55,11 +56,16 @@ def calls_for(bytes_moved: int, sets: int) -> int:
     return -(-wanted // sets) * sets
 
 
-def capture(calls: Sequence[Call], count: int) -> torch.cuda.CUDAGraph:
-    """One graph of `count` calls, going round over `calls`."""
+def capture(
+    calls: Sequence[Call], count: int, *, stream: torch.cuda.Stream | None = None, pool: Any = None
+) -> torch.cuda.CUDAGraph:
+    """One graph of `count` calls, going round over `calls`.
+
+    Graphs that are never replayed at once may share a memory pool.
+    """
     _warm_on_side_stream(calls)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         for call in islice(cycle(calls), count):
             call()
     return graph

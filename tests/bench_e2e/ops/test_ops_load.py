@@ -43,7 +43,7 @@ def test_a_disturbed_case_is_timed_again_and_the_calmer_one_kept(
     monkeypatch.setattr(runner, "OtherLoad", Load)
     runs = iter(range(1, 4))
     samples: Samples
-    samples, cores = runner._time_in_calm(lambda: {"run": [float(next(runs))]})
+    samples, cores = runner.time_in_calm(lambda: {"run": [float(next(runs))]})
     assert samples == {"run": [float(expected)]}
     assert cores == loads[expected - 1]
     assert next(remaining, "none left") == "none left"

@@ -86,7 +86,7 @@ def test_ours_failing_still_gives_a_table(report: dict[str, Any]) -> None:
 
 def test_the_terminal_shows_the_same_cells(report: dict[str, Any]) -> None:
     console = Console(file=StringIO(), width=160)
-    table.print_tables(report, console)
+    table.print_tables(table.blocks(report), console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for cell in ("16384 x 4096", "1.10 (Quack)", "wrong", "76%"):
         assert cell in shown

@@ -1,0 +1,76 @@
+"""What is measured: an op at a size, and of it the backward pass alone or both passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from serving_ops.bench_e2e.ops.cases import GATED, RMS_NORM, Case, Shape
+
+ADD = "add_rms_norm"
+OPS = (RMS_NORM, ADD, GATED)
+
+BACKWARD = "backward"
+BOTH = "forward and backward"
+PASSES = (BACKWARD, BOTH)
+
+# Tensors of the rows' size that a pass reads or writes once: dy, x, dx; dy, the gradient of the sum, the sum, dx; dy,
+# x, z, dx, dz. Forward: x, y; x, residual, y, the sum; x, z, y.
+_BACKWARD_TENSORS = {RMS_NORM: 3, ADD: 4, GATED: 5}
+_FORWARD_TENSORS = {RMS_NORM: 2, ADD: 4, GATED: 3}
+
+CPU_ROWS: tuple[Shape, ...] = ((64, 1024), (512, 1024), (512, 4096), (4096, 2048), (4096, 4096))
+CPU_GATED: tuple[Shape, ...] = ((64, 16, 128), (512, 16, 128), (2048, 16, 128))
+CPU_SHAPES = {RMS_NORM: {"rows": CPU_ROWS}, ADD: {"rows": CPU_ROWS}, GATED: {"gated": CPU_GATED}}
+
+HEAD_DIM = 128
+CUDA_SHAPES: dict[str, dict[str, tuple[Shape, ...]]] = {
+    RMS_NORM: {
+        "rows": tuple((4096, n) for n in (1024, 2048, 4096, 8192, 16384)),
+        "large": ((32768, 4096), (16384, 32768), (32768, 32768)),
+        "narrow": tuple((m, n) for n in (64, 128, 256, 512) for m in (4096, 16384, 32768)),
+    },
+    ADD: {"large": ((32768, 32768),)},
+    GATED: {"gated": tuple((rows, HEAD_DIM) for rows in (24, 768, 6144, 49152, 200000))},
+}
+SHAPES = {"cpu": CPU_SHAPES, "cuda": CUDA_SHAPES}
+
+
+@dataclass(frozen=True)
+class TrainingCase(Case):
+    """`passes` is one of PASSES; the gated norm's weight is fp32, as models keep it."""
+
+    passes: str = BACKWARD
+
+    @property
+    def bytes_moved(self) -> int:
+        tensors = _BACKWARD_TENSORS[self.op] + (_FORWARD_TENSORS[self.op] if self.passes == BOTH else 0)
+        return tensors * self.rows * self.size * self.torch_dtype.itemsize
+
+
+def regimes_for(device: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(regime for regimes in SHAPES[device].values() for regime in regimes))
+
+
+def plan(
+    device: str,
+    *,
+    ops: Sequence[str] = OPS,
+    regimes: Sequence[str] = (),
+    shapes: Sequence[Shape] = (),
+    dtypes: Sequence[str] = ("bfloat16",),
+    threads: Sequence[int] = (1,),
+    quick: bool = False,
+) -> list[TrainingCase]:
+    """A case a size, which stands for both passes of it; `shapes` replaces the regimes' own lists."""
+    cases = [
+        TrainingCase(regime, op, shape, weight="float32" if op == GATED else "same")
+        for op in ops
+        for regime, own in SHAPES[device][op].items()
+        if not regimes or regime in regimes
+        for shape in (shapes or (own[::2] if quick else own))
+    ]
+    cases = [replace(case, dtype=dtype) for dtype in dtypes for case in cases]
+    if device == "cpu":
+        cases = [replace(case, threads=count) for count in threads for case in cases]
+    return cases

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from serving_ops import reference
+from serving_ops.bench_e2e import training
+from serving_ops.bench_e2e.ops import timing_cpu
+from serving_ops.bench_e2e.ops.cases import GATED, RMS_NORM
+from serving_ops.bench_e2e.ops.contestants import OURS, Unsupported
+from serving_ops.bench_e2e.training import cases, peers
+from serving_ops.bench_e2e.training.cases import ADD, BACKWARD, BOTH, TrainingCase
+from serving_ops.bench_e2e.training.check import Exact
+from serving_ops.bench_e2e.training.contestants import Contestant, eager, inductor, ours
+from serving_ops.bench_e2e.training.inputs import make_inputs
+from serving_ops.bench_e2e.training.runner import MOST_SETS, measure, sets_for
+
+CASES = {op: TrainingCase("rows", op, (3, 2, 64), weight="float32" if op == GATED else "same") for op in cases.OPS}
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing_cpu, "WINDOW_NS", 20_000)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("op", CASES)
+def test_both_passes_are_timed_of_whoever_has_the_right_gradients(op: str, dtype: str) -> None:
+    backward, both = measure(replace(CASES[op], dtype=dtype, threads=1), [ours(), eager()], "cpu", quick=True)
+    assert (backward.to_json()["passes"], both.to_json()["passes"]) == (BACKWARD, BOTH)
+    for result in (backward, both):
+        assert not result.problems
+        assert set(result.times) == {OURS, "eager"}
+
+
+def test_inductors_backward_pass_runs_often_on_one_forward_pass() -> None:
+    results = measure(replace(CASES[RMS_NORM], dtype="float32", threads=1), [ours(), inductor()], "cpu", quick=True)
+    assert [dict(result.problems) for result in results] == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (lambda x, weight: x * weight, "wrong: dweight"),
+        (lambda x, weight: reference.rms_norm(x, weight.detach(), 1e-6), "failed: RuntimeError"),
+    ],
+)
+def test_wrong_gradients_are_never_timed(wrong: Callable[..., Tensor], problem: str) -> None:
+    case = replace(CASES[RMS_NORM], dtype="float32", threads=1)
+    result = measure(case, [ours(), Contestant("peer", "1", lambda case: wrong)], "cpu", quick=True)[0]
+    assert "peer" not in result.times
+    assert result.problems["peer"].startswith(problem)
+
+
+def test_the_weight_is_compared_over_all_rows_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = TrainingCase("rows", ADD, (1000, 64), dtype="float32")
+    inputs = make_inputs(case, "cpu")
+    whole = Exact(case, inputs)
+    monkeypatch.setattr("serving_ops.bench_e2e.training.check.CHUNK_ELEMENTS", 130)
+    torch.testing.assert_close(Exact(case, inputs).weight, whole.weight)
+
+
+def test_a_contestant_that_overwrites_its_gradient_gets_its_own() -> None:
+    class Overwrites(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return reference.rms_norm(x, weight)
+
+        @staticmethod
+        def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+                dx, dweight = torch.autograd.grad(reference.rms_norm(*leaves), leaves, dout)
+            return dout.copy_(dx), dweight
+
+    peer = Contestant("peer", "1", lambda case: Overwrites.apply, overwrites_dout=True)
+    case = replace(CASES[RMS_NORM], dtype="float32", threads=1)
+    assert not measure(case, [peer, ours()], "cpu", quick=True)[0].problems
+
+
+def test_bytes_are_those_of_every_tensor_once() -> None:
+    backward = TrainingCase("rows", RMS_NORM, (10, 64))
+    assert backward.bytes_moved == 3 * 10 * 64 * 2
+    assert replace(backward, passes=BOTH).bytes_moved == 5 * 10 * 64 * 2
+    assert replace(backward, op=GATED).bytes_moved == 5 * 10 * 64 * 2
+
+
+def test_rows_do_not_stay_in_the_l2_between_calls() -> None:
+    assert sets_for(16 * MIB, 60 * MIB) == 15
+    assert sets_for(4096 * MIB, 60 * MIB) == 1
+    assert sets_for(1024, 60 * MIB) == MOST_SETS
+
+
+def test_a_run_is_written_and_becomes_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.json"
+    words = ["--device", "cpu", "--op", "rms_norm", "--sizes", "4x64", "--dtype", "bfloat16,float32", "--threads", "1"]
+    assert training.main([*words, "--quick", "--contestants", "eager", "--out", str(out)]) == 0
+    results = json.loads(out.read_text())["results"]
+    assert [(result["dtype"], result["passes"]) for result in results] == [
+        *(("bfloat16", BACKWARD), ("bfloat16", BOTH)),
+        *(("float32", BACKWARD), ("float32", BOTH)),
+    ]
+    capsys.readouterr()
+    assert training.main(["table", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("| 4 x 64 |") == 4
+    assert "`rms_norm`, float32, 1 thread, backward" in shown
+
+
+def test_unknown_names_are_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        training.main(["--device", "cpu", "--regime", "narrow"])
+    assert "rows, gated" in capsys.readouterr().err
+    assert training.main(["--device", "cpu", "--contestants", "Quark"]) == 2
+
+
+def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+    vars(sys.modules[name]).update(functions)
+
+
+def _right(contestants: list[Contestant], op: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for contestant in contestants:
+        case = replace(CASES[op], dtype="float32")
+        inputs = make_inputs(case, "cpu")
+        try:
+            norm = contestant.norm(case)
+        except Unsupported as reason:
+            found[contestant.name] = f"unsupported: {reason}"
+            continue
+        gradients = torch.autograd.grad(norm(*inputs.leaves), inputs.leaves, inputs.douts)
+        found[contestant.name] = Exact(case, inputs).problem(case, gradients)
+    return found
+
+
+def test_quack_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rmsnorm(
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        residual_dtype: torch.dtype | None = None,
+        eps: float = 1e-6,
+        prenorm: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        out = reference.rms_norm(total, weight, eps)
+        return (out, total) if prenorm else out
+
+    _stand_in(monkeypatch, "quack.rmsnorm", rmsnorm=rmsnorm)
+    assert _right(peers.quack(), RMS_NORM) == {"Quack": None}
+    assert _right(peers.quack(), ADD) == {"Quack": None}
+    assert _right(peers.quack(), GATED) == {"Quack": "unsupported: no rms_norm_gated"}
+
+
+def test_liger_is_called_as_it_wants_and_its_row_path_only_where_it_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    class LigerRMSNormFunction:
+        @staticmethod
+        def apply(x: Tensor, weight: Tensor, eps: float, *more: object) -> Tensor:
+            seen.append(more)
+            return reference.rms_norm(x, weight, eps)
+
+    class LigerFusedAddRMSNormFunction:
+        @staticmethod
+        def apply(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+            return reference.rms_norm(x + residual, weight, eps), x + residual
+
+    _stand_in(monkeypatch, "liger_kernel.ops.rms_norm", LigerRMSNormFunction=LigerRMSNormFunction)
+    module = ModuleType("liger_kernel.ops.fused_add_rms_norm")
+    module.LigerFusedAddRMSNormFunction = LigerFusedAddRMSNormFunction  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    same = {"Liger": None, "Liger rows": "unsupported: the default is the row path"}
+    assert _right(peers.liger(), RMS_NORM) == same
+    assert _right(peers.liger(), ADD) == same
+    norm = peers.liger()[1].norm(TrainingCase("narrow", RMS_NORM, (32768, 64)))
+    norm(torch.randn(2, 64), torch.randn(64))
+    assert seen[-1] == (0.0, "llama", True, True)  # offset, casting_mode, in_place, row_mode
+
+
+def test_fla_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rmsnorm_fn(x: Tensor, weight: Tensor, bias: None, z: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+        return reference.rms_norm_gated(x, z, weight, eps)
+
+    def rms_norm_gated(
+        x: Tensor, g: Tensor, weight: Tensor, bias: None, activation: str = "swish", eps: float = 1e-6
+    ) -> Tensor:
+        return reference.rms_norm_gated(x, g, weight, eps)
+
+    _stand_in(monkeypatch, "fla.modules.layernorm_gated", rmsnorm_fn=rmsnorm_fn)
+    module = ModuleType("fla.modules.fused_norm_gate")
+    module.rms_norm_gated = rms_norm_gated  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert _right(peers.fla(), GATED) == {"FLA layernorm_gated": None, "FLA fused_norm_gate": None}
+
+
+def test_a_project_that_is_not_installed_is_left_out_with_the_reason() -> None:
+    found, absent = peers.load("cuda")
+    assert {"quack", "liger", "fla"} >= set(absent)
+    assert absent or found
+    assert peers.load("cpu") == ([], {})
