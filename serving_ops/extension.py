@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,13 +43,18 @@ def _declare(handle: ctypes.CDLL) -> None:
     handle.serving_ops_kernel_calls.restype = ctypes.c_uint64
     handle.serving_ops_kernel_calls.argtypes = [ctypes.c_int]
     handle.serving_ops_cpu_isa.restype = ctypes.c_char_p
+    rows: list[Any] = [ctypes.c_int64, ctypes.c_void_p]  # their leading dimensions
+    tensor: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
+    parameter: list[Any] = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     handle.serving_ops_cpu_rms_norm_backward.restype = ctypes.c_int
     handle.serving_ops_cpu_rms_norm_backward.argtypes = [
         *(ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_double),
-        *(ctypes.c_void_p, ctypes.c_int),  # the weight
-        *(ctypes.c_void_p, ctypes.c_int64) * 3,  # dout, s and what is added to ds
-        *(ctypes.c_void_p, ctypes.c_void_p),  # ds and dweight
-        *(ctypes.c_int64, ctypes.c_int64),
+        *(rows + 4 * tensor + parameter),
+    ]
+    handle.serving_ops_cpu_rms_norm_gated_backward.restype = ctypes.c_int
+    handle.serving_ops_cpu_rms_norm_gated_backward.argtypes = [
+        *(ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_double, ctypes.c_int, ctypes.c_int),
+        *(rows + 5 * tensor + 2 * parameter),
     ]
     handle.serving_ops_cuda_add_variant.restype = None
     handle.serving_ops_cuda_add_variant.argtypes = [
@@ -128,12 +134,30 @@ def add_cuda_variant(
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """In the order of `Dtype` in `kernels/operators/spec.h`."""
 
-LONGEST_BLOCK = 32
-"""Elements that a partial sum of dweight is padded to, `kLongestBlock` in `kernels/cpu/norm.h`."""
+MOST_DIMS = 7
+"""Of a tensor whose gradient the library takes as it lies: `RowSpace::kMaxDims` leading ones and the row."""
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _sizes(leading: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(leading))(*leading)
+
+
+def _tensor(tensor: Tensor | None, rank: int) -> tuple[int | None, ctypes.Array[ctypes.c_int64]]:
+    """Where it is, and the strides of its leading dimensions."""
+    if tensor is None:
+        return None, _sizes((0,) * (rank - 1))
+    return tensor.data_ptr(), _sizes(tensor.stride()[:-1])
+
+
+def _parameter(parameter: Tensor | None, gradient: Tensor | None) -> tuple[int | None, int | None, int]:
+    if parameter is None or gradient is None:
+        return None, None, 0
+    return parameter.data_ptr(), gradient.data_ptr(), DTYPES.index(parameter.dtype)
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise RuntimeError(f"serving_ops: the library returned {failed}")
 
 
 def cpu_rms_norm_backward(
@@ -145,35 +169,64 @@ def cpu_rms_norm_backward(
     weight_offset: float,
     ds: Tensor,
     dweight: Tensor | None,
-    num_blocks: int,
 ) -> None:
-    """Write ds and the partial sums of dweight: see `rms_norm_backward` in `kernels/cpu/norm.h`.
+    """Write ds and dweight.
 
-    dout, s, ds_more and ds are (num_rows, N) of one of `DTYPES`, rows dense, ds contiguous; weight (N,) contiguous;
-    dweight (num_blocks, 2, N rounded up to LONGEST_BLOCK) fp32 contiguous, or None: a sum for each block of rows, and
-    room to work in. Blocks are what threads share.
+    dout, s, ds_more and ds have one shape, of at most `MOST_DIMS` dimensions, and one of `DTYPES`; elements of a row
+    lie side by side. weight and dweight are (N,) contiguous, of one dtype, or None.
     """
     assert _handle is not None
     failed = _handle.serving_ops_cpu_rms_norm_backward(
         DTYPES.index(s.dtype),
-        s.shape[1],
+        s.shape[-1],
         eps,
         weight_offset,
-        _address(weight),
-        0 if weight is None else DTYPES.index(weight.dtype),
-        dout.data_ptr(),
-        dout.stride(0),
-        s.data_ptr(),
-        s.stride(0),
-        _address(ds_more),
-        0 if ds_more is None else ds_more.stride(0),
-        ds.data_ptr(),
-        _address(dweight),
-        s.shape[0],
-        num_blocks,
+        s.dim() - 1,
+        _sizes(s.shape[:-1]),
+        *_tensor(dout, s.dim()),
+        *_tensor(s, s.dim()),
+        *_tensor(ds_more, s.dim()),
+        *_tensor(ds, s.dim()),
+        *_parameter(weight, dweight),
     )
-    if failed:
-        raise RuntimeError("serving_ops: torch_parallel_for failed")
+    _check(failed)
+
+
+def cpu_rms_norm_gated_backward(
+    dout: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm_before_gate: bool,
+    silu: bool,
+    group_size: int,
+    dx: Tensor,
+    dz: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+) -> None:
+    """Write dx, dz, dweight and dbias: tensors as `cpu_rms_norm_backward` wants them."""
+    assert _handle is not None
+    failed = _handle.serving_ops_cpu_rms_norm_gated_backward(
+        DTYPES.index(x.dtype),
+        x.shape[-1],
+        group_size,
+        eps,
+        int(norm_before_gate),
+        int(silu),
+        x.dim() - 1,
+        _sizes(x.shape[:-1]),
+        *_tensor(dout, x.dim()),
+        *_tensor(x, x.dim()),
+        *_tensor(z, x.dim()),
+        *_tensor(dx, x.dim()),
+        *_tensor(dz, x.dim()),
+        *_parameter(weight, dweight),
+        *_parameter(bias, dbias),
+    )
+    _check(failed)
 
 
 _load()

@@ -5,6 +5,7 @@
 #include "rms_norm.h"
 #include "rms_norm_backward.h"
 #include "rms_norm_gated.h"
+#include "rms_norm_gated_backward.h"
 
 namespace serving_ops::cpu {
 namespace {
@@ -12,7 +13,8 @@ namespace {
 template <class V>
 constexpr Kernels kernels_of(const char* isa) {
   return {isa, RmsNorm<V>::fused_add_rms_norm, RmsNorm<V>::rms_norm, RmsNormGated<V>::rms_norm_gated,
-          RmsNormBackward<V>::rms_norm_backward};
+          RmsNormBackward<V>::rms_norm_backward, RmsNormGatedBackward<V>::rms_norm_gated_backward,
+          OverRows<V>::sum_of_parts};
 }
 
 }  // namespace

@@ -1,36 +1,145 @@
-// From a backward call to kernel runs: rows in blocks, each with a partial sum of dweight of its own. How many there are
-// does not depend on the threads, so neither do the bits.
+// From a backward call to kernel runs: rows in blocks, each with its own sums over rows, then the sum of those. How many
+// blocks there are does not depend on the threads, so neither do the bits.
 #pragma once
+
+#include <cstring>
+#include <memory>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
 
+#include "../operators/row_space.h"
 #include "isa.h"
 
 namespace serving_ops::cpu {
 
-struct BackwardCall {
-  NormSpec spec;
-  Rows dout, s, more, ds;
-  float* dweight;  // num_blocks partial sums, each with as much behind it to work in, or null
-  int64_t num_rows, num_blocks;
+constexpr int64_t kBlockRows = 32;             // at least in a block: its sums over rows cost about a row
+constexpr int64_t kBlockElements = 32 * 1024;  // at least in a block, and so for a thread
+constexpr int64_t kMostBlocks = 64;            // bounds the memory of the sums
 
-  Rows from(const Rows& rows, int64_t row) const {
-    if (rows.data == nullptr) return rows;
-    return {static_cast<char*>(rows.data) + row * rows.stride * element_bytes(spec.dtype), rows.stride};
-  }
-  void run_block(int64_t block) const {
-    const int64_t first = block * num_rows / num_blocks, last = (block + 1) * num_rows / num_blocks;
-    chosen_kernels().rms_norm_backward(spec, from(dout, first), from(s, first), from(more, first), from(ds, first),
-                                       dweight == nullptr ? nullptr : dweight + block * 2 * whole_blocks(spec.size), last - first);
-  }
+inline int64_t num_blocks(int64_t num_rows, int64_t size) {
+  int64_t blocks = kMostBlocks;
+  for (int64_t most : {num_rows / kBlockRows, num_rows * size / kBlockElements})
+    if (most < blocks) blocks = most;
+  return blocks < 1 ? 1 : blocks;
+}
+
+// A tensor of a call: strides of the leading dimensions, in elements; data may be null.
+struct Operand {
+  void* data;
+  const int64_t* strides;
 };
 
-inline AOTITorchError run(const BackwardCall& call) {
-  const auto blocks = [](int64_t begin, int64_t end, void* context) {
-    for (int64_t block = begin; block < end; ++block) static_cast<const BackwardCall*>(context)->run_block(block);
+// Sums over rows that a call wants, in blocks: gradients[k].data null for one that it does not.
+template <int Vectors>
+class BlockSums {
+ public:
+  // `size` floats a vector.
+  BlockSums(const Gradient (&gradients)[Vectors], int64_t size, int64_t num_blocks)
+      : block_(0), num_blocks_(num_blocks), size_(size) {
+    for (int k = 0; k < Vectors; ++k) {
+      place_[k] = gradients[k].data == nullptr ? -1 : block_;
+      if (gradients[k].data != nullptr) block_ += 2 * size;  // as much again to work in
+    }
+    data_.reset(block_ == 0 ? nullptr : new float[block_ * num_blocks]);
+  }
+  void clear(int64_t block) const {
+    if (block_ != 0) std::memset(data_.get() + block * block_, 0, block_ * sizeof(float));
+  }
+  float* of(int vector, int64_t block) const {
+    return place_[vector] < 0 ? nullptr : data_.get() + block * block_ + place_[vector];
+  }
+  // The gradient's elements lie in groups of group_size, each of whole blocks.
+  void add_up(Dtype rows, int vector, int64_t group_size, Gradient gradient) const {
+    if (gradient.data == nullptr) return;
+    const int64_t padded = whole_blocks(group_size);
+    for (int64_t group = 0; group < size_ / padded; ++group) {
+      Gradient part = gradient;
+      part.data = static_cast<char*>(gradient.data) + group * group_size * element_bytes(gradient.dtype);
+      chosen_kernels().sum_of_parts(rows, of(vector, 0) + group * padded, num_blocks_, block_, group_size, part);
+    }
+  }
+
+ private:
+  int64_t block_, num_blocks_, size_, place_[Vectors];
+  std::unique_ptr<float[]> data_;
+};
+
+// run(rows, count, block) for every run of rows of constant strides, blocks on torch's threads. 0 where it ran.
+template <int Operands, int Vectors, class Run>
+inline int for_each_block_of_rows(const RowSpace<Operands>& space, const Operand (&operands)[Operands], Dtype dtype,
+                                  int64_t num_blocks, const BlockSums<Vectors>& sums, const Run& run) {
+  const auto one = [&](int64_t block) {
+    sums.clear(block);
+    const int64_t first = block * space.num_rows() / num_blocks, last = (block + 1) * space.num_rows() / num_blocks;
+    space.for_each_run(first, last, [&](const int64_t(&offsets)[Operands], int64_t count) {
+      Rows rows[Operands];
+      for (int k = 0; k < Operands; ++k)
+        if (operands[k].data != nullptr)
+          rows[k] = {static_cast<char*>(operands[k].data) + offsets[k] * element_bytes(dtype), space.row_stride(k),
+                     space.ahead(k)};
+      run(rows, count, block);
+    });
   };
-  return torch_parallel_for(0, call.num_blocks, 1, blocks, const_cast<BackwardCall*>(&call));
+  const auto blocks = [](int64_t begin, int64_t end, void* context) {
+    for (int64_t block = begin; block < end; ++block) (*static_cast<const decltype(one)*>(context))(block);
+  };
+  if (num_blocks == 1) return one(0), 0;
+  return torch_parallel_for(0, num_blocks, 1, blocks, const_cast<void*>(static_cast<const void*>(&one)));
+}
+
+// What does not collapse to RowSpace::kMaxDims dimensions.
+constexpr int kTooManyDims = -1;
+
+struct BackwardCall {
+  NormSpec spec;
+  int64_t num_dims;
+  const int64_t* sizes;
+  Operand dout, s, more, ds;
+  Gradient dweight;
+};
+
+inline int run(const BackwardCall& call) {
+  const Operand operands[] = {call.dout, call.s, call.more, call.ds};
+  RowSpace<4> space;
+  if (!space.build(call.num_dims, call.sizes, {call.dout.strides, call.s.strides, call.more.strides, call.ds.strides}))
+    return kTooManyDims;
+  const int64_t blocks = num_blocks(space.num_rows(), call.spec.size);
+  const BlockSums<1> sums({call.dweight}, whole_blocks(call.spec.size), blocks);
+  const auto kernel = chosen_kernels().rms_norm_backward;
+  const int failed = for_each_block_of_rows(
+      space, operands, call.spec.dtype, blocks, sums, [&](const Rows(&rows)[4], int64_t count, int64_t block) {
+        kernel(call.spec, rows[0], rows[1], rows[2], rows[3], sums.of(0, block), count);
+      });
+  sums.add_up(call.spec.dtype, 0, call.spec.size, call.dweight);
+  return failed;
+}
+
+struct GatedBackwardCall {
+  GatedNormSpec spec;
+  int64_t num_dims;
+  const int64_t* sizes;
+  Operand dout, x, z, dx, dz;
+  Gradient dweight, dbias;
+};
+
+inline int run(const GatedBackwardCall& call) {
+  const Operand operands[] = {call.dout, call.x, call.z, call.dx, call.dz};
+  RowSpace<5> space;
+  if (!space.build(call.num_dims, call.sizes,
+                   {call.dout.strides, call.x.strides, call.z.strides, call.dx.strides, call.dz.strides}))
+    return kTooManyDims;
+  const int64_t blocks = num_blocks(space.num_rows(), call.spec.size);
+  const int64_t groups = call.spec.size / call.spec.group_size;
+  const BlockSums<2> sums({call.dweight, call.dbias}, groups * whole_blocks(call.spec.group_size), blocks);
+  const auto kernel = chosen_kernels().rms_norm_gated_backward;
+  const int failed = for_each_block_of_rows(
+      space, operands, call.spec.dtype, blocks, sums, [&](const Rows(&rows)[5], int64_t count, int64_t block) {
+        kernel(call.spec, rows[0], rows[1], rows[2], rows[3], rows[4], sums.of(0, block), sums.of(1, block), count);
+      });
+  sums.add_up(call.spec.dtype, 0, call.spec.group_size, call.dweight);
+  sums.add_up(call.spec.dtype, 1, call.spec.group_size, call.dbias);
+  return failed;
 }
 
 }  // namespace serving_ops::cpu

@@ -140,16 +140,56 @@ void check_norms(const Kernels& kernels, Dtype dtype, int64_t size, Param weight
     }
 }
 
+// Sums over rows in two parts, as two threads make them, and the gradient they add up to.
+struct Sums {
+  int64_t size, group_size;
+  std::vector<float> parts;
+  Sums(int64_t n, int64_t group)
+      : size(n), group_size(group), parts(4 * (n / group) * whole_blocks(group) + 1, 0.0f) {
+    parts.back() = 7.0f;
+  }
+  int64_t stride() const { return static_cast<int64_t>(parts.size() - 1) / 2; }
+  float* part(int k) { return parts.data() + k * stride(); }
+
+  void check(const Kernels& kernels, Dtype rows, Dtype dtype, const std::vector<double>& want,
+             const std::vector<double>& magnitude, const char* what) {
+    Buffer got(dtype, 1, size);
+    got.fill(1);
+    const Buffer before = got;
+    const int64_t padded = whole_blocks(group_size), bytes = element_bytes(dtype);
+    for (int64_t group = 0; group < size / group_size; ++group)
+      kernels.sum_of_parts(rows, parts.data() + group * padded, 2, stride(), group_size,
+                           {static_cast<char*>(got.data()) + group * group_size * bytes, dtype});
+    for (int64_t i = 0; i < size; ++i) {
+      const bool right = close(got.get(i), want[i], dtype, 1.01) ||
+                         std::fabs(got.get(i) - want[i]) <= 32 * 0x1p-24 * magnitude[i];
+      report(right, kernels.isa, what, rows, size, i, got.get(i), want[i]);
+    }
+    for (int64_t i = size; i < size + kGap; ++i)
+      report(got.get(i) == before.get(i), kernels.isa, what, rows, size, i, got.get(i), before.get(i));
+    report(parts.back() == 7.0f, kernels.isa, what, rows, size, size, parts.back(), 7.0);
+  }
+};
+
+constexpr int64_t kFirstPart = 4;  // of kRows
+
+Rows from(Buffer& buffer, int64_t row) {
+  return {static_cast<char*>(buffer.data()) + row * buffer.stride * element_bytes(buffer.dtype), buffer.stride};
+}
+
 void check_backward(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, Buffer& weights, float offset,
                     bool with_more) {
   Buffer dout(dtype, kRows, size), s(dtype, kRows, size), more(dtype, kRows, size), ds(dtype, kRows, size);
   dout.fill(1), s.fill(2), more.fill(1), ds.fill(1);
   const Buffer ds0 = ds;
-  std::vector<float> dweight(2 * whole_blocks(size) + 1, 7.0f);
+  Sums sums(size, size);
   std::vector<double> want_dweight(size), magnitude(size);
   const NormSpec spec{size, kEps, offset, dtype, weight};
-  kernels.rms_norm_backward(spec, dout.rows(), s.rows(), with_more ? more.rows() : Rows{}, ds.rows(), dweight.data(),
-                            kRows);
+  const auto run = [&](int64_t first, int64_t last, float* dweight) {
+    kernels.rms_norm_backward(spec, from(dout, first), from(s, first), with_more ? from(more, first) : Rows{},
+                              from(ds, first), dweight, last - first);
+  };
+  run(0, kFirstPart, sums.part(0)), run(kFirstPart, kRows, sums.part(1));
   for (int64_t m = 0; m < kRows; ++m) {
     const int64_t row = m * s.stride;
     const auto dn = [&](int64_t i) { return dout.get(row + i) * (weight.data == nullptr ? 1.0 : weights.get(i) + offset); };
@@ -170,10 +210,7 @@ void check_backward(const Kernels& kernels, Dtype dtype, int64_t size, Param wei
       magnitude[i] += std::fabs(dout.get(row + i) * n);
     }
   }
-  for (int64_t i = 0; i < size; ++i)
-    report(std::fabs(dweight[i] - want_dweight[i]) <= 16 * 0x1p-24 * magnitude[i], kernels.isa, "dweight", dtype, size, i,
-           dweight[i], want_dweight[i]);
-  report(dweight.back() == 7.0f, kernels.isa, "behind dweight", dtype, size, size, dweight.back(), 7.0);
+  sums.check(kernels, dtype, weight.data == nullptr ? Dtype::float32 : weight.dtype, want_dweight, magnitude, "dweight");
   check_gap(ds0, ds, size, kernels.isa, "ds");
 }
 
@@ -208,6 +245,72 @@ void check_gated(const Kernels& kernels, Dtype dtype, int64_t size, Param weight
   check_gap(out0, out, size, kernels.isa, "rms_norm_gated");
 }
 
+void check_gated_backward(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, Buffer& weights, bool with_bias,
+                          bool with_gate, bool before, bool silu, int64_t groups) {
+  Buffer dout(dtype, kRows, size), x(dtype, kRows, size), z(dtype, kRows, size), bias(Dtype::float32, 1, size);
+  Buffer dx(dtype, kRows, size), dz(dtype, kRows, size);
+  dout.fill(1), x.fill(2), z.fill(12), bias.fill(1), dx.fill(1), dz.fill(1);
+  const Buffer dx0 = dx, dz0 = dz;
+  const int64_t group_size = size / groups;
+  const GatedNormSpec spec{size, group_size, kEps, dtype, weight, with_bias ? bias.param() : Param{}, before, silu};
+  Sums dweight(size, group_size), dbias(size, group_size);
+  const auto run = [&](int64_t first, int64_t last, int part) {
+    kernels.rms_norm_gated_backward(spec, from(dout, first), from(x, first), with_gate ? from(z, first) : Rows{},
+                                    from(dx, first), with_gate ? from(dz, first) : Rows{}, dweight.part(part),
+                                    with_bias ? dbias.part(part) : nullptr, last - first);
+  };
+  run(0, kFirstPart, 0), run(kFirstPart, kRows, 1);
+  std::vector<double> want_dweight(size), of_dweight(size), want_dbias(size), of_dbias(size);
+  for (int64_t m = 0; m < kRows; ++m) {
+    const auto sigmoid = [&](int64_t k) { return 1.0 / (1.0 + std::exp(-z.get(m * z.stride + k))); };
+    const auto gate = [&](int64_t k) { return !with_gate ? 1.0 : (silu ? z.get(m * z.stride + k) : 1.0) * sigmoid(k); };
+    const auto slope = [&](int64_t k) {
+      const double rest = 1.0 / (1.0 + std::exp(z.get(m * z.stride + k)));
+      return silu ? sigmoid(k) + gate(k) * rest : sigmoid(k) * rest;
+    };
+    const auto s = [&](int64_t k) { return x.get(m * x.stride + k) * (before ? 1.0 : gate(k)); };
+    const auto dy = [&](int64_t k) { return dout.get(m * dout.stride + k) * (before ? gate(k) : 1.0); };
+    const auto dn = [&](int64_t k) { return dy(k) * (weight.data == nullptr ? 1.0 : weights.get(k)); };
+    double rstd = 0, mean = 0, without_signs = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      if (i % group_size == 0) {
+        double squares = 0, products = 0;
+        without_signs = 0;
+        for (int64_t k = i; k < i + group_size; ++k)
+          squares += s(k) * s(k), products += s(k) * dn(k), without_signs += std::fabs(s(k) * dn(k));
+        rstd = 1.0 / std::sqrt(squares / group_size + kEps), mean = products / group_size * rstd;
+      }
+      const double n = s(i) * rstd, ds = rstd * (dn(i) - n * mean);
+      const double terms = rstd * (std::fabs(dn(i)) + std::fabs(n) * without_signs / group_size * rstd);
+      const auto check_one = [&](const Buffer& result, double want, double size_of_terms, const char* what) {
+        const double got = result.get(m * result.stride + i);
+        const bool right = close(got, want, dtype, 1.01) || std::fabs(got - want) <= 32 * 0x1p-24 * size_of_terms;
+        report(right, kernels.isa, what, dtype, size, i, got, want);
+      };
+      const double factor = before ? 1.0 : gate(i);
+      check_one(dx, ds * factor, terms * std::fabs(factor), "dx");
+      if (with_gate) {
+        const double weighed = weight.data == nullptr ? n : n * weights.get(i), added = with_bias ? bias.get(i) : 0.0;
+        const double dout_i = dout.get(m * dout.stride + i), x_i = x.get(m * x.stride + i);
+        // The slope is a difference, too, left of zero.
+        const double of_slope = std::fabs(sigmoid(i)) + std::fabs(gate(i));
+        if (before)
+          check_one(dz, dout_i * (weighed + added) * slope(i),
+                    std::fabs(dout_i) * (std::fabs(weighed) + std::fabs(added)) * of_slope, "dz");
+        else
+          check_one(dz, ds * x_i * slope(i), terms * std::fabs(x_i) * of_slope, "dz");
+      }
+      want_dweight[i] += dy(i) * n, of_dweight[i] += std::fabs(dy(i) * n);
+      want_dbias[i] += dy(i), of_dbias[i] += std::fabs(dy(i));
+    }
+  }
+  const Dtype of_weight = weight.data == nullptr ? Dtype::float32 : weight.dtype;
+  dweight.check(kernels, dtype, of_weight, want_dweight, of_dweight, "dweight, gated");
+  if (with_bias) dbias.check(kernels, dtype, Dtype::float32, want_dbias, of_dbias, "dbias");
+  check_gap(dx0, dx, size, kernels.isa, "dx");
+  check_gap(dz0, dz, size, kernels.isa, "dz");
+}
+
 void check(const Kernels& kernels, Dtype dtype, int64_t size) {
   for (int kind = 0; kind < 3; ++kind) {  // no weight, one of x's dtype, one of fp32
     Buffer weights(kind == 1 ? dtype : Dtype::float32, 1, size);
@@ -230,6 +333,11 @@ void check_gradients(const Kernels& kernels, Dtype dtype, int64_t size) {
     const Param weight = kind == 0 ? Param{} : weights.param();
     for (float offset : {0.0f, kind == 0 ? 0.0f : 1.0f})
       for (bool with_more : {false, true}) check_backward(kernels, dtype, size, weight, weights, offset, with_more);
+    for (int options = 0; options < 16; ++options)
+      for (int64_t groups : {1, 4})
+        if (size % groups == 0 && (size <= 300 || options == 15))
+          check_gated_backward(kernels, dtype, size, weight, weights, options & 1, options & 2, options & 4, options & 8,
+                               groups);
   }
 }
 

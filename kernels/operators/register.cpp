@@ -3,9 +3,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../cpu/isa.h"
-#include "../cpu/run_backward.h"
 #include "../cuda/run.h"
 #include "count.h"
+#include "export.h"
 #include "operators.h"
 
 namespace serving_ops {
@@ -30,27 +30,11 @@ STABLE_TORCH_LIBRARY_IMPL(serving_ops, CUDA, library) {
   library.impl("rms_norm_gated.out", &serving_ops::rms_norm_gated_out_cuda);
 }
 
-// For Python, through ctypes (serving_ops/extension.py).
-#define SERVING_OPS_EXPORT extern "C" __attribute__((visibility("default")))
-
 SERVING_OPS_EXPORT uint64_t serving_ops_kernel_calls(int op) {
   return op < 0 || op >= serving_ops::kNumOps ? 0 : serving_ops::kernel_calls[op].load(std::memory_order_relaxed);
 }
 
 SERVING_OPS_EXPORT const char* serving_ops_cpu_isa() { return serving_ops::cpu::chosen_kernels().isa; }
-
-// Strides in elements; dtypes are Dtype's; more, weight and dweight may be null. 0 where it ran.
-SERVING_OPS_EXPORT int serving_ops_cpu_rms_norm_backward(int dtype, int64_t size, double eps, double weight_offset,
-                                                         void* weight, int weight_dtype, void* dout,
-                                                         int64_t dout_stride, void* s, int64_t s_stride, void* more,
-                                                         int64_t more_stride, void* ds, float* dweight,
-                                                         int64_t num_rows, int64_t num_blocks) {
-  using namespace serving_ops;
-  const NormSpec spec{size, eps, static_cast<float>(weight_offset), static_cast<Dtype>(dtype),
-                      {weight, static_cast<Dtype>(weight_dtype)}};
-  return cpu::run(cpu::BackwardCall{
-      spec, {dout, dout_stride}, {s, s_stride}, {more, more_stride}, {ds, size}, dweight, num_rows, num_blocks});
-}
 
 SERVING_OPS_EXPORT void serving_ops_cuda_add_variant(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows,
                                                      int64_t max_rows, int64_t rows_per_program, void* function,

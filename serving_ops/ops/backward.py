@@ -8,8 +8,8 @@ ds      = rsqrt(mean(s^2) + eps) * (dn - n * mean(dn * n))
 dweight = the sum of dy * n over rows, dbias that of dy
 
 A gate g = act(z) behind the norm gives out = y * g, so dy = dout * g and dg = dout * y; one before it s = x * g, so
-dx = ds * g and dg = ds * x. In fp32 (float64 for float64), rounded once at the end. C++ kernels for `rms_norm_backward`
-on CPU; the rest is plain PyTorch.
+dx = ds * g and dg = ds * x. In fp32 (float64 for float64), rounded once at the end. On CPU in C++
+(kernels/cpu/rms_norm_backward.h, rms_norm_gated_backward.h); the rest is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -59,42 +59,39 @@ def _rms_norm_backward(
     return _rounded(ds, s), _over_rows(dy * n, weight, s)
 
 
-BLOCK_ELEMENTS = 32 * 1024  # at least in a block of rows, and so for a thread; not tuned yet
-MAX_BLOCKS = 64  # bounds the memory of the partial sums
-
-
-def _num_blocks(s: Tensor) -> int:
-    """Of rows, each with a partial sum of dweight. By the shape alone, so that the bits do not depend on threads."""
-    return max(1, min(MAX_BLOCKS, s.shape[0], s.numel() // BLOCK_ELEMENTS))
+def _takes_cpp(x: Tensor) -> bool:
+    known = x.dtype in extension.DTYPES and x.dim() <= extension.MOST_DIMS
+    return known and x.numel() > 0 and extension.cpp_library() is not None
 
 
 def _dense_rows(tensor: Tensor) -> Tensor:
-    """(num_rows, N), elements of a row side by side."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
+    """Elements of a row side by side; rows where they lie."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _new(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _rms_norm_backward_cpu(
     dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if extension.cpp_library() is None or s.dtype not in extension.DTYPES or s.numel() == 0:
+    if not _takes_cpp(s):
         return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
     checks.norm_metadata(s, dout, "dout", weight)
     checks.norm_metadata(s, ds_more, "ds_more", None)
-    rows, more = _dense_rows(s), None if ds_more is None else _dense_rows(ds_more)
-    ds, blocks = torch.empty_like(rows, memory_format=torch.contiguous_format), _num_blocks(rows)
-    partial = None
-    if weight is not None:
-        padded = -(-rows.shape[1] // extension.LONGEST_BLOCK) * extension.LONGEST_BLOCK
-        partial = torch.empty(blocks, 2, padded, dtype=torch.float32)
-        weight = weight.contiguous()
+    ds, dweight = _new(s), None if weight is None else _new(weight)
     extension.cpu_rms_norm_backward(
-        _dense_rows(dout), rows, more, weight, eps, weight_offset, ds, partial, num_blocks=blocks
+        _dense_rows(dout),
+        _dense_rows(s),
+        None if ds_more is None else _dense_rows(ds_more),
+        None if weight is None else weight.contiguous(),
+        eps,
+        weight_offset,
+        ds,
+        dweight,
     )
-    dweight = s.new_empty(0)
-    if weight is not None and partial is not None:
-        dweight = partial[:, 0, : rows.shape[1]].sum(dim=0).to(weight.dtype)
-    return ds.view(s.shape), dweight
+    return ds, s.new_empty(0) if dweight is None else dweight
 
 
 def _gate(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -139,6 +136,43 @@ def _rms_norm_gated_backward(
     return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
 
 
+def _rms_norm_gated_backward_cpu(
+    dout: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    bias: Tensor | None,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not _takes_cpp(x):
+        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
+        return _rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
+    checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
+    dx, dz, dweight, dbias = (None if tensor is None else _new(tensor) for tensor in (x, z, weight, bias))
+    assert dx is not None
+    extension.cpu_rms_norm_gated_backward(
+        _dense_rows(dout),
+        _dense_rows(x),
+        None if z is None else _dense_rows(z),
+        None if weight is None else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        eps,
+        norm_before_gate,
+        activation != "sigmoid",
+        group_size or x.shape[-1],
+        dx,
+        dz,
+        dweight,
+        dbias,
+    )
+    given = dx, *(x.new_empty(0) if gradient is None else gradient for gradient in (dz, dweight, dbias))
+    return given  # type: ignore[return-value]
+
+
 def _like(tensor: Tensor | None, x: Tensor) -> Tensor:
     return x.new_empty(0) if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
@@ -168,6 +202,7 @@ def _gated_fake(
 
 library.impl(NAME, _rms_norm_backward_cpu, "CPU")
 library.impl(NAME, _rms_norm_backward, "CompositeExplicitAutograd")
+library.impl(GATED_NAME, _rms_norm_gated_backward_cpu, "CPU")
 library.impl(GATED_NAME, _rms_norm_gated_backward, "CompositeExplicitAutograd")
 torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)
 torch.library.register_fake(f"serving_ops::{GATED_NAME}", _gated_fake, lib=library)

@@ -196,6 +196,10 @@ BACKWARD_CALLS = {
         (dout, x, dout.clone(), w, 1e-6),
         {"bias": w.clone(), "norm_before_gate": True, "activation": "silu", "group_size": 32},
     ),
+    "rms_norm_gated_backward, no gate": lambda dout, x, w: (
+        (dout, x, None, w, 1e-6),
+        {"bias": None, "norm_before_gate": False, "activation": "sigmoid", "group_size": None},
+    ),
 }
 
 

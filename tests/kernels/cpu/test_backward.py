@@ -1,8 +1,10 @@
-"""The C++ gradients of the norm: against the formula in PyTorch, for odd sizes, strides and many rows."""
+"""The C++ gradients of the norms: against the formula in PyTorch, for odd sizes, strides and many rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -26,20 +28,40 @@ SLACK = 1.5
 """Ratio of root-mean-square errors to those of the formula in PyTorch, which adds up rows in another order."""
 
 
-def assert_no_less_accurate(dout: Tensor, s: Tensor, weight: Tensor | None, offset: float, more: Tensor | None) -> None:
-    options = {"weight_offset": offset, "ds_more": more}
-    ours = torch.ops.serving_ops.rms_norm_backward(dout, s, weight, 1e-6, **options)
-    formula = backward._rms_norm_backward(dout, s, weight, 1e-6, **options)
-    options["ds_more"] = None if more is None else more.double()
-    exact = backward._rms_norm_backward(
-        dout.double(), s.double(), None if weight is None else weight.double(), 1e-6, **options
-    )
-    for mine, theirs, truth in zip(ours, formula, exact, strict=True):
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) else value
+
+
+def _assert_no_worse_than(formula: Callable[..., Any], op: Any, arguments: Arguments) -> None:
+    args, options = arguments
+    wide = tuple(map(_wide, args)), {name: _wide(value) for name, value in options.items()}
+    found = (op(*args, **options), formula(*args, **options), formula(*wide[0], **wide[1]))
+    for mine, theirs, truth in zip(*found, strict=True):
         assert mine.shape == theirs.shape
         assert mine.dtype == theirs.dtype
+        assert mine.is_contiguous()
         if truth.numel():
             floor = 2.0**-22 * float(truth.square().mean().sqrt())  # one sum of fp32 is luck
             assert rms_error(mine, truth) <= max(SLACK * rms_error(theirs, truth), floor)
+
+
+def assert_no_less_accurate(dout: Tensor, s: Tensor, weight: Tensor | None, offset: float, more: Tensor | None) -> None:
+    options = {"weight_offset": offset, "ds_more": more}
+    op = torch.ops.serving_ops.rms_norm_backward
+    _assert_no_worse_than(backward._rms_norm_backward, op, ((dout, s, weight, 1e-6), options))
+
+
+def assert_gated_no_less_accurate(
+    dout: Tensor, x: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor | None, **changes: Any
+) -> None:
+    options = {"norm_before_gate": True, "activation": "silu", "group_size": None} | changes
+    op = torch.ops.serving_ops.rms_norm_gated_backward
+    _assert_no_worse_than(
+        backward._rms_norm_gated_backward, op, ((dout, x, z, weight, 1e-6), {"bias": bias, **options})
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -67,19 +89,93 @@ def test_rows_are_read_where_they_lie() -> None:
     assert_no_less_accurate(transposed, transposed, weight, 0.0, transposed)
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads(threads: None) -> None:
-    dout, s = (rows((3000, 256), torch.bfloat16, seed=seed) for seed in range(2))
-    weight = rows((256,), torch.float32, seed=2)
+def test_columns_of_a_projection_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = rows((5, 2, 3, 4, 128), torch.bfloat16)
+    dout, x, z = wide[:, 0, 0], wide[:, 1, 1], wide[:, 0, 2]
+    weight = rows((128,), torch.float32, seed=1)
+    monkeypatch.setattr(
+        Tensor, "contiguous", lambda tensor: pytest.fail("it was copied") if tensor.dim() > 1 else tensor
+    )
+    for op, args, options in (
+        ("rms_norm_backward", (dout, x, weight, 1e-6), {"weight_offset": 0.0, "ds_more": z}),
+        ("rms_norm_gated_backward", (dout, x, z, weight, 1e-6), {"bias": None} | GATED_OPTIONS),
+    ):
+        strided = getattr(torch.ops.serving_ops, op)(*args, **options)
+        dense = getattr(torch.ops.serving_ops, op)(*map(_dense, args), **{k: _dense(v) for k, v in options.items()})
+        for mine, other in zip(strided, dense, strict=True):
+            if mine.shape == x.shape:
+                assert torch.equal(mine, other)
+            torch.testing.assert_close(mine, other)  # rows are added up in runs of one stride
+
+
+GATED_OPTIONS: dict[str, Any] = {"norm_before_gate": True, "activation": "silu", "group_size": None}
+
+
+def _dense(value: Any) -> Any:
+    return value.clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("size", "group_size"), [(5, 5), (7, 7), (33, 11), (128, None), (200, 50), (1000, None), (9000, None)]
+)
+def test_the_gated_norms_is_the_formula_for_any_size(dtype: torch.dtype, size: int, group_size: int | None) -> None:
+    dout, x, z = (rows((37, size), dtype, seed=seed) for seed in range(3))
+    parameters = (None, rows((size,), dtype, seed=3), rows((size,), torch.float32, seed=4))
+    for weight, bias, gate in product(parameters, parameters, (None, z)):
+        for before, activation in product((True, False), ("silu", "sigmoid")):
+            changes = {"norm_before_gate": before, "activation": activation, "group_size": group_size}
+            assert_gated_no_less_accurate(dout, x, gate, weight, bias, **changes)
+
+
+def test_many_gated_rows_are_summed_without_losing_digits() -> None:
+    dout, x, z = (rows((20000, 64), torch.float32, seed=seed) for seed in range(3))
+    assert_gated_no_less_accurate(dout, x, z, *(rows((64,), torch.float32, seed=seed) for seed in (3, 4)))
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("activation", ["silu", "sigmoid"])
+def test_a_gate_far_from_zero_loses_no_digits(activation: str, before: bool) -> None:
+    dout, x = (rows((9, 64), torch.float32, seed=seed) for seed in range(2))
+    z = torch.linspace(-80, 80, 9 * 64).view(9, 64)
+    changes = {"norm_before_gate": before, "activation": activation}
+    assert_gated_no_less_accurate(dout, x, z, None, None, **changes)
+
+
+@pytest.mark.parametrize("shape", [(3000, 256), (40, 30, 256)], ids=str)
+def test_the_bits_do_not_depend_on_the_number_of_threads(threads: None, shape: tuple[int, ...]) -> None:
+    dout, x, z = (rows(shape, torch.bfloat16, seed=seed) for seed in range(3))
+    weight = rows((256,), torch.float32, seed=3)
     found = []
-    for count in (1, 2):
+    for count in (1, 2, 3):
         torch.set_num_threads(count)
-        found.append(torch.ops.serving_ops.rms_norm_backward(dout, s, weight, 1e-6, weight_offset=0.0, ds_more=None))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        plain = torch.ops.serving_ops.rms_norm_backward(dout, x, weight, 1e-6, weight_offset=0.0, ds_more=None)
+        gated = torch.ops.serving_ops.rms_norm_gated_backward(dout, x, z, weight, 1e-6, bias=weight, **GATED_OPTIONS)
+        found.append((*plain, *gated))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_rows_gradient_has_the_same_bits_in_any_batch() -> None:
+    for size in (64, 1000):
+        dout, x, z = (rows((37, size), torch.bfloat16, seed=seed) for seed in range(3))
+        options = {"weight_offset": 0.0, "ds_more": None}
+        plain = torch.ops.serving_ops.rms_norm_backward(dout, x, None, 1e-6, **options)[0]
+        gated = torch.ops.serving_ops.rms_norm_gated_backward(dout, x, z, None, 1e-6, bias=None, **GATED_OPTIONS)[0]
+        for m in (0, 5, 36):
+            one = [tensor[m : m + 1] for tensor in (dout, x, z)]
+            alone = torch.ops.serving_ops.rms_norm_backward(*one[:2], None, 1e-6, **options)[0]
+            assert torch.equal(alone, plain[m : m + 1])
+            alone = torch.ops.serving_ops.rms_norm_gated_backward(*one, None, 1e-6, bias=None, **GATED_OPTIONS)[0]
+            assert torch.equal(alone, gated[m : m + 1])
 
 
 def test_what_cpp_does_not_take_is_computed_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "cpu_rms_norm_backward", lambda *_, **__: pytest.fail("C++ was asked"))
-    s = rows((3, 8), torch.float64)
-    ds, _ = torch.ops.serving_ops.rms_norm_backward(s, s, None, 1e-6, weight_offset=0.0, ds_more=None)
-    assert ds.dtype == torch.float64
-    torch.ops.serving_ops.rms_norm_backward(s[:0].float(), s[:0].float(), None, 1e-6, weight_offset=0.0, ds_more=None)
+    for name in ("cpu_rms_norm_backward", "cpu_rms_norm_gated_backward"):
+        monkeypatch.setattr(extension, name, lambda *_, **__: pytest.fail("C++ was asked"))
+    nothing, deep = torch.empty(0, 8), torch.ones((1,) * extension.MOST_DIMS + (8,))
+    for x in (rows((3, 8), torch.float64), nothing, deep):
+        dx, _ = torch.ops.serving_ops.rms_norm_backward(x, x, None, 1e-6, weight_offset=0.0, ds_more=None)
+        assert (dx.dtype, dx.shape) == (x.dtype, x.shape)
+        gated = torch.ops.serving_ops.rms_norm_gated_backward(x, x, x, None, 1e-6, bias=None, **GATED_OPTIONS)
+        assert (gated[0].dtype, gated[1].shape) == (x.dtype, x.shape)

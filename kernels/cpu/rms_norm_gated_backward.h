@@ -1,0 +1,151 @@
+// The gradients of rms_norm_gated over rows, group by group. With s the row that was normed, n = s * rstd, g = act(z) and
+// slope = act'(z): behind the norm dy = dout * g and dz = dout * (n * weight + bias) * slope; before it s = x * g, so
+// dx = ds * g and dz = ds * x * slope. ds is that of rms_norm_backward.h, for dn = dy * weight.
+#pragma once
+
+#include "over_rows.h"
+#include "rms_norm_gated.h"
+
+namespace serving_ops::cpu {
+namespace {
+
+template <class V>
+struct RmsNormGatedBackward {
+  using Pair = typename V::Pair;
+  using Vec = typename V::Vec;
+  using Rest = OverRows<V>;
+  using Forward = RmsNormGated<V>;
+  using Gate = typename Forward::Gate;
+
+  // Gates and slopes, which both passes need, are kept from the first where they fit: an exponential and a division cost
+  // more than all the rest. 32 KiB of stack.
+  static constexpr int64_t kKept = kRowsAtOnce * kShortRow;
+
+  struct GateAndSlope {
+    Pair gate, slope;
+  };
+  struct Kept {
+    float gate[kKept], slope[kKept];
+  };
+
+  static void gate_of(Vec z, bool silu, Vec& gate, Vec& slope) {
+    // Not exp_for_16_bits: a gradient of weight in fp32 would show it, and it saves but a tenth to a fifth of the time.
+    // By e^-|z| neither sigmoid(z) nor its difference from one is lost to cancellation.
+    const Vec minus = -V::at_least(z, -z);
+    const Vec e = exp<V>(minus);
+    const Vec larger = V::broadcast(1.0f) / (e + 1.0f), smaller = e * larger;
+    const Vec sigmoid = z < 0.0f ? smaller : larger, rest = z < 0.0f ? larger : smaller;
+    gate = silu ? z * sigmoid : sigmoid;
+    slope = silu ? V::fma(gate, rest, sigmoid) : sigmoid * rest;
+  }
+
+  template <class X>
+  struct Operands {
+    typename Rest::template FewRows<X> dout, x, z, dx, dz;
+  };
+
+  static Pair times(Pair a, Pair b) { return {a.a * b.a, a.b * b.b}; }
+
+  // dweight and dbias are those of the group; null where there is none.
+  template <Gate gate, class X, class Count>
+  static void few_groups(const GatedNormSpec& spec, int64_t start, const Operands<X>& of, float* dweight, float* dbias,
+                         Kept& kept, Count count) {
+    const bool has_weight = spec.weight.data != nullptr, has_bias = spec.bias.data != nullptr;
+    const int64_t kept_row = whole_blocks(spec.group_size);
+    const bool keeps = count * kept_row <= kKept;
+    const auto weight_at = [&](int64_t i, auto part) {
+      return has_weight ? Forward::template param<X>(spec.weight, start + i, part) : Pair{};
+    };
+    const auto gated = [&](int m, int64_t i, auto part) {
+      const Pair z = of.z.load(m, i, part);
+      GateAndSlope result;
+      gate_of(z.a, spec.silu, result.gate.a, result.slope.a);
+      gate_of(z.b, spec.silu, result.gate.b, result.slope.b);
+      return result;
+    };
+    const double inverse_size = 1.0 / static_cast<double>(spec.group_size);
+    typename Rest::Products sums[kRowsAtOnce];
+    float rstd[kRowsAtOnce], mean[kRowsAtOnce];  // the latter of dn * n
+    for (int m = 0; m < count; ++m)
+      sums[m] = Rest::sum_row(spec.group_size, [&](int64_t i, auto part) {
+        Pair s = of.x.load(m, i, part), dn = of.dout.load(m, i, part);
+        if constexpr (gate != Gate::none) {
+          const GateAndSlope g = gated(m, i, part);
+          if (keeps) {
+            V::store(kept.gate + m * kept_row + i, g.gate, Full{});
+            V::store(kept.slope + m * kept_row + i, g.slope, Full{});
+          }
+          if constexpr (gate == Gate::before_norm) s = times(s, g.gate);
+          else dn = times(dn, g.gate);
+        }
+        if (has_weight) dn = times(dn, weight_at(i, part));
+        return typename Rest::Operands{s, dn};
+      });
+    for (int m = 0; m < count; ++m) {
+      rstd[m] = inverse_rms(sums[m].squares, inverse_size, spec.eps);
+      mean[m] = static_cast<float>(sums[m].products * inverse_size) * rstd[m];
+    }
+    for_each_block<V>(spec.group_size, [&](int64_t i, auto part) {
+      const Pair w = weight_at(i, part), b = has_bias ? Forward::template param<X>(spec.bias, start + i, part) : Pair{};
+      Pair sum_weight = dweight == nullptr ? Pair{} : V::load(dweight + i, Full{});
+      Pair sum_bias = dbias == nullptr ? Pair{} : V::load(dbias + i, Full{});
+      for (int m = 0; m < count; ++m) {
+        const Pair x = of.x.load(m, i, part), dout = of.dout.load(m, i, part);
+        GateAndSlope g{};
+        if constexpr (gate != Gate::none) {
+          if (keeps) g = {V::load(kept.gate + m * kept_row + i, Full{}), V::load(kept.slope + m * kept_row + i, Full{})};
+          else g = gated(m, i, part);
+        }
+        const Pair s = gate == Gate::before_norm ? times(x, g.gate) : x, n = {s.a * rstd[m], s.b * rstd[m]};
+        const Pair dy = gate == Gate::after_norm ? times(dout, g.gate) : dout, dn = has_weight ? times(dy, w) : dy;
+        const Pair ds = {(dn.a - n.a * mean[m]) * rstd[m], (dn.b - n.b * mean[m]) * rstd[m]};
+        if constexpr (gate == Gate::after_norm) {
+          const Pair weighed = has_weight ? times(n, w) : n;
+          const Pair y = has_bias ? Pair{weighed.a + b.a, weighed.b + b.b} : weighed;
+          of.dz.store(m, i, times(times(dout, y), g.slope), part);
+        }
+        if constexpr (gate == Gate::before_norm) {
+          of.dx.store(m, i, times(ds, g.gate), part);
+          of.dz.store(m, i, times(times(ds, x), g.slope), part);
+        } else {
+          of.dx.store(m, i, ds, part);
+        }
+        sum_weight = {V::fma(dy.a, n.a, sum_weight.a), V::fma(dy.b, n.b, sum_weight.b)};
+        sum_bias = {sum_bias.a + dy.a, sum_bias.b + dy.b};
+      }
+      if (dweight != nullptr) V::store(dweight + i, sum_weight, Full{});
+      if (dbias != nullptr) V::store(dbias + i, sum_bias, Full{});
+    });
+  }
+
+  template <Gate gate, class X>
+  static void rows(const GatedNormSpec& spec, Rows dout, Rows x, Rows z, Rows dx, Rows dz, float* dweight, float* dbias,
+                   int64_t num_rows) {
+    const int64_t padded = whole_blocks(spec.group_size), size = spec.size / spec.group_size * padded;
+    const typename Rest::Sum weight(dweight, size), bias(dbias, size);
+    Kept kept;
+    const auto few = [&](int64_t first, auto count) {
+      for (int64_t start = 0, at = 0; start < spec.size; start += spec.group_size, at += padded) {
+        const Operands<X> of = {
+            {dout, first, start}, {x, first, start}, {z, first, start}, {dx, first, start}, {dz, first, start}};
+        few_groups<gate, X>(spec, start, of, weight ? weight.run + at : nullptr, bias ? bias.run + at : nullptr, kept,
+                            count);
+      }
+    };
+    Rest::for_each_few(num_rows, spec.group_size, few, [&] { Rest::end_run(weight, size), Rest::end_run(bias, size); });
+  }
+
+  static void rms_norm_gated_backward(const GatedNormSpec& spec, Rows dout, Rows x, Rows z, Rows dx, Rows dz,
+                                      float* dweight, float* dbias, int64_t num_rows) {
+    with_dtype(spec.dtype, [&](auto dtype) {
+      using X = decltype(dtype);
+      const auto run = [&](auto kernel) { kernel(spec, dout, x, z, dx, dz, dweight, dbias, num_rows); };
+      if (z.data == nullptr) return run(rows<Gate::none, X>);
+      if (spec.norm_before_gate) return run(rows<Gate::after_norm, X>);
+      run(rows<Gate::before_norm, X>);
+    });
+  }
+};
+
+}  // namespace
+}  // namespace serving_ops::cpu
