@@ -20,6 +20,7 @@ from serving_ops.bench_e2e.training.contestants import eager, inductor, ours
 from serving_ops.bench_e2e.training.session import Session
 
 COMMAND = "python -m serving_ops.bench_e2e --training"
+EPILOG = "`... table FILE...` renders results as Markdown; `... steps` times training steps of a Hugging Face model."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,11 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["table"]:
         return table.main(arguments[1:])
+    if arguments[:1] == ["steps"]:
+        from serving_ops.bench_e2e.training import steps
+
+        return steps.main(arguments[1:])
     return _run(_parse(arguments), shlex.join([*COMMAND.split(), *arguments]))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, epilog=EPILOG)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--op", type=names, default=cases.OPS, help=f"of {', '.join(cases.OPS)}")
     parser.add_argument("--regime", type=names, default=(), help=f"on CUDA, of {', '.join(cases.regimes_for('cuda'))}")

@@ -46,9 +46,9 @@ def build(name: str, dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
-def tokens(count: int = 24) -> Tensor:
+def tokens(count: int = 24, device: torch.device | None = None) -> Tensor:
     """Two sequences in which each token tells the next."""
-    return torch.stack([torch.arange(start, start + count) * 5 % 64 for start in (1, 7)])
+    return torch.stack([torch.arange(start, start + count) * 5 % 64 for start in (1, 7)]).to(device)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -74,14 +74,15 @@ def test_a_norm_of_an_unknown_class_stays_as_it_is() -> None:
 
 
 def _gradients(model: Any) -> Tensor:
-    model(tokens(), labels=tokens()).loss.backward()
-    return torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()])
+    words = tokens(device=model.device)
+    model(words, labels=words).loss.backward()
+    return torch.cat([parameter.grad.double().cpu().flatten() for parameter in model.parameters()])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_models_gradients_are_as_close_to_float64s_as_eagers(name: str) -> None:
+def test_a_models_gradients_are_as_close_to_float64s_as_eagers(name: str, device: torch.device) -> None:
     exact = _gradients(build(name, torch.float64))
-    eager = build(name, torch.bfloat16)
+    eager = build(name, torch.bfloat16).to(device)
     ours = copy.deepcopy(eager)
     nn.replace_norms(ours)
     errors = [float((_gradients(model) - exact).norm() / exact.norm()) for model in (eager, ours)]
@@ -92,8 +93,9 @@ def test_a_models_gradients_are_as_close_to_float64s_as_eagers(name: str) -> Non
 def _train(model: Any, steps: int) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
+    words = tokens(device=model.device)
     for _ in range(steps):
-        loss = model(tokens(), labels=tokens()).loss
+        loss = model(words, labels=words).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -102,8 +104,8 @@ def _train(model: Any, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_learns_as_it_does_with_eager_norms(name: str) -> None:
-    eager = build(name, torch.float32)
+def test_a_model_learns_as_it_does_with_eager_norms(name: str, device: torch.device) -> None:
+    eager = build(name, torch.float32).to(device)
     ours = copy.deepcopy(eager)
     nn.replace_norms(ours)
     theirs, mine = _train(eager, 60), _train(ours, 60)

@@ -1,0 +1,157 @@
+"""`python -m serving_ops.bench_e2e --training steps`: training steps of a Hugging Face model, its own norms and ours.
+
+Two models with the same random weights, side by side and in turns: forward, backward and AdamW on one batch of random
+tokens. A file NAME.json of such a run fills a page's lines between `<!-- table:NAME -->` and `<!-- /table -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from serving_ops import nn
+from serving_ops.bench_e2e import environment, presets
+from serving_ops.bench_e2e.report import ratio_text, spread_text
+from serving_ops.bench_e2e.result import BASELINE, OURS
+from serving_ops.bench_e2e.stats import RATIO_METHOD, paired_ratio, spread
+from serving_ops.bench_e2e.table import write
+
+COMMAND = "python -m serving_ops.bench_e2e --training steps"
+WARM_UP = 3  # steps: the first ones compile, and allocate what later ones reuse
+BATCH = {"cpu": "2x128", "cuda": "4x2048"}  # sequences x tokens
+LEARNING_RATE = 1e-4
+
+
+def main(argv: Sequence[str]) -> int:
+    if list(argv[:1]) == ["table"]:
+        return _table(argv[1:])
+    options = _parse(argv)
+    report = measure(options, shlex.join([*COMMAND.split(), *argv]))
+    print(markdown(report))
+    path = options.out or Path("bench_results") / f"steps-{options.device}-{options.preset}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\nwritten to {path}; for a page: {COMMAND} table {path} --readme PAGE")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", help=f"sequences x tokens; default {BATCH['cpu']}, on CUDA {BATCH['cuda']}")
+    parser.add_argument("--layers", type=int, help="instead of the preset's")
+    parser.add_argument("--rounds", type=int, default=10, help="a step of each model a round; default 10")
+    parser.add_argument("--compiled", action="store_true", help="both models under torch.compile")
+    parser.add_argument("--out", type=Path, help="the JSON; default bench_results/steps-<device>-<preset>.json")
+    options = parser.parse_args(argv)
+    options.batch = tuple(int(extent) for extent in (options.batch or BATCH[options.device]).split("x"))
+    return options
+
+
+def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    native = _build(options.preset, options.device, options.layers)
+    ours = copy.deepcopy(native)
+    replaced = nn.replace_norms(ours)
+    torch.manual_seed(1)
+    tokens = torch.randint(native.config.vocab_size, options.batch, device=options.device)
+    steps = {name: _step(m, tokens, options.compiled) for name, m in ((BASELINE, native), (OURS, ours))}
+    taken = _in_turns(steps, options.rounds)
+    return {
+        "format": 1,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+        "model": f"preset {options.preset}",
+        "layers": native.config.num_hidden_layers,
+        "parameters": sum(parameter.numel() for parameter in native.parameters()),
+        "batch": list(options.batch),
+        "device": options.device,
+        "compiled": options.compiled,
+        "replaced": replaced,
+        "hardware": asdict(environment.hardware()),
+        "versions": environment.versions(),
+        **taken,
+    }
+
+
+def _build(preset: str, device: str, layers: int | None) -> Any:
+    import transformers
+
+    config = dict(presets.QWEN3_NEXT if preset == "hybrid" else presets.preset_config(preset, device))
+    config["num_hidden_layers"] = layers or config["num_hidden_layers"]
+    torch.manual_seed(0)
+    with torch.device(device):
+        made = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+        return transformers.AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16).train()
+
+
+def _step(model: Any, tokens: torch.Tensor, compiled: bool) -> Callable[[], float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+    forward = torch.compile(model) if compiled else model
+
+    def step() -> float:
+        loss = forward(input_ids=tokens, labels=tokens, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())  # waits for the device
+
+    return step
+
+
+def _in_turns(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
+    """Milliseconds a step, everyone once a round and first in turn; the losses of all steps."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    losses: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for number in range(-WARM_UP, rounds):
+        for name in names if number % 2 else names[::-1]:
+            start = perf_counter()
+            losses[name].append(steps[name]())
+            if number >= 0:
+                times[name].append(1000 * (perf_counter() - start))
+    return {"step_ms": times, "losses": losses}
+
+
+def markdown(report: dict[str, Any]) -> str:
+    times, losses = report["step_ms"], report["losses"]
+    versions, hardware = report["versions"], report["hardware"]
+    machine = hardware["gpu"] if report["device"] == "cuda" else f"{hardware['cpu']}, {hardware['cores']} cores"
+    mode = "compiled" if report["compiled"] else "eager"
+    ratio = ratio_text(paired_ratio(times[BASELINE], times[OURS]))
+    cells = [spread_text(spread(times[name])) for name in (BASELINE, OURS)]
+    last = [f"{losses[name][-1]:.4f}" for name in (BASELINE, OURS)]
+    sequences, tokens = report["batch"]
+    lines = [
+        f"**{report['model']}, {mode}, bfloat16**: transformers {versions['transformers']}, torch {versions['torch']}, "
+        f"{machine}, {report['date'][:10]}",
+        "",
+        f"| | {BASELINE} | {OURS} | {OURS} / {BASELINE}, 95% interval |",
+        "| --- | ---: | ---: | ---: |",
+        f"| step, ms | {cells[0]} | {cells[1]} | {ratio} |",
+        f"| loss of step {len(losses[OURS])} | {last[0]} | {last[1]} | |",
+        "",
+        f"{report['layers']} layers, {report['parameters'] / 1e6:.0f} million parameters, {sequences} x {tokens} "
+        f"tokens, {sum(report['replaced'].values())} norms replaced; median over {len(times[OURS])} steps in turns "
+        f"[lowest-highest]; ratio: {RATIO_METHOD}. `{report['command']}`",
+    ]
+    return "\n".join(lines)
+
+
+def _table(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"{COMMAND} table")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of a run")
+    parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
+    arguments = parser.parse_args(argv)
+    write({path.stem: markdown(json.loads(path.read_text())) for path in arguments.files}, arguments.readme)
+    return 0
