@@ -43,6 +43,20 @@ def prefetch_row(ptr, N: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
 
 
 @triton.jit
+def fetch_row_to_l2(row_ptr, BYTES: tl.constexpr):
+    """Fetch a row to the L2 with one instruction of one thread; BYTES is a multiple of 16, and so is the address."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; .reg .u32 thread; mov.u32 thread, %tid.x; setp.eq.u32 p, thread, 0; "
+        f"@p cp.async.bulk.prefetch.L2.global [$1], {BYTES}; mov.u32 $0, 0; }}",
+        "=r,l",
+        [row_ptr.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def split_rows(rows, inner, FLAT: tl.constexpr):
     """Row numbers as (outer, inner) of two leading dimensions, divided in 32 bits: 64 cost a prefill 15%."""
     outer = rows * 0
@@ -76,6 +90,17 @@ def pairwise_sum(values, ROWS: tl.constexpr, WIDTH: tl.constexpr, LOG2_WIDTH: tl
     for level in tl.static_range(LOG2_WIDTH):
         values = tl.sum(tl.reshape(values, (ROWS, WIDTH >> (level + 1), 2)), axis=2)
     return tl.reshape(values, (ROWS,))
+
+
+@triton.jit
+def _add_both(a, b, other_a, other_b):
+    return a + other_a, b + other_b
+
+
+@triton.jit
+def sums_of_two(a, b):
+    """The row sums of two tiles, with one wait for the other warps instead of two."""
+    return tl.reduce((a, b), 1, _add_both)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ tells the C++ launcher about it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -71,21 +71,24 @@ def programmatic_launch_supported(device: torch.device) -> bool:
 class Launcher:
     """One kernel with its compiled variants.
 
-    parameters: Triton's types of the kernel's run-time parameters after its pointers, as the C++ launcher passes them.
+    parameters: Triton's types of the kernel's run-time parameters after its pointers, as the C++ launcher passes them;
+        None for a kernel that it does not launch.
     """
 
-    def __init__(self, kernel: Any, pointers: int, parameters: tuple[str, ...], **options: Any) -> None:
+    def __init__(
+        self, kernel: Any, pointers: int = 0, parameters: tuple[str, ...] | None = None, **options: Any
+    ) -> None:
         """`options` go to Triton's compiler, as `enable_fp_fusion`."""
         self.kernel = kernel
         self._pointers = pointers
         self._parameters = parameters
         self._options = options
-        self._variants: dict[tuple[Variant, Plan], Any] = {}
+        self._variants: dict[tuple[Variant, Hashable], Any] = {}
 
     def __call__(
         self,
         variant: Variant,
-        plan: Plan,
+        plan: Any,  # hashable, with num_warps; a `Plan` where the C++ launcher is to know the kernel
         grid: tuple[int, int, int],
         pointers: tuple[torch.Tensor, ...],
         numbers: tuple[float, ...],
@@ -110,7 +113,7 @@ class Launcher:
         compiled.run(*grid, stream, function, packed, None, None, None, *addresses, *numbers, *constants)
 
     def _compile(
-        self, variant: Variant, plan: Plan, grid: tuple[int, int, int], args: tuple[Any, ...], pdl: bool
+        self, variant: Variant, plan: Any, grid: tuple[int, int, int], args: tuple[Any, ...], pdl: bool
     ) -> None:
         """The first call of a variant: Triton compiles, or loads from its cache, and launches."""
         global _compilations
@@ -122,6 +125,8 @@ class Launcher:
 
     def _is_plain(self, compiled: Any) -> bool:
         """Whether this Triton compiled the parameters that the C++ launcher passes, and nothing that it does not."""
+        if self._parameters is None:
+            return False
         metadata = compiled.metadata
         given = self._pointers + len(self._parameters) + SCRATCH_BUFFERS
         types = [kind for kind in compiled.src.signature.values() if kind != "constexpr"]

@@ -9,15 +9,18 @@ dweight = the sum of dy * n over rows, dbias that of dy
 
 A gate g = act(z) behind the norm gives out = y * g, so dy = dout * g and dg = dout * y; one before it s = x * g, so
 dx = ds * g and dg = ds * x. In fp32 (float64 for float64), rounded once at the end. On CPU in C++
-(kernels/cpu/rms_norm_backward.h, rms_norm_gated_backward.h); the rest is plain PyTorch.
+(kernels/cpu/rms_norm_backward.h, rms_norm_gated_backward.h), on CUDA in Triton (kernels/triton/backward.py), where
+rstd is not kept from the forward but computed anew from the row that has to be read anyway; the rest is plain PyTorch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from serving_ops import checks, extension, reference
+from serving_ops import checks, cuda_backward, extension, reference
 from serving_ops.schemas import library
 
 NAME = "rms_norm_backward"
@@ -94,6 +97,22 @@ def _rms_norm_backward_cpu(
     return ds, s.new_empty(0) if dweight is None else dweight
 
 
+def _rms_norm_backward_cuda(
+    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    checks.norm_metadata(s, dout, "dout", weight)
+    checks.norm_metadata(s, ds_more, "ds_more", None)
+    ds, dweight = _new(s), None if weight is None else _new(weight)
+    reason: str | None = "no rows"
+    if s.numel():
+        rows = (_dense_rows(dout), _dense_rows(s), None if ds_more is None else _dense_rows(ds_more))
+        vector = None if weight is None else weight.contiguous()
+        reason = cuda_backward.norm(*rows, vector, ds, dweight, eps, weight_offset)
+    if reason is not None:
+        return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
+    return ds, s.new_empty(0) if dweight is None else dweight
+
+
 def _gate(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """The gate and its derivative."""
     sigmoid = torch.sigmoid(z)
@@ -136,6 +155,12 @@ def _rms_norm_gated_backward(
     return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
 
 
+def _or_empty(gradients: Iterable[Tensor | None], x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Operators have no optional results: an empty tensor stands for the gradient of what is None."""
+    dx, dz, dweight, dbias = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return dx, dz, dweight, dbias
+
+
 def _rms_norm_gated_backward_cpu(
     dout: Tensor,
     x: Tensor,
@@ -169,8 +194,44 @@ def _rms_norm_gated_backward_cpu(
         dweight,
         dbias,
     )
-    given = dx, *(x.new_empty(0) if gradient is None else gradient for gradient in (dz, dweight, dbias))
-    return given  # type: ignore[return-value]
+    return _or_empty((dx, dz, dweight, dbias), x)
+
+
+def _rms_norm_gated_backward_cuda(
+    dout: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    bias: Tensor | None,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
+    dx, dz, dweight, dbias = _new(x), *(None if tensor is None else _new(tensor) for tensor in (z, weight, bias))
+    reason: str | None = "no rows"
+    if x.numel():
+        reason = cuda_backward.gated(
+            _dense_rows(dout),
+            _dense_rows(x),
+            None if z is None else _dense_rows(z),
+            None if weight is None else weight.contiguous(),
+            None if bias is None else bias.contiguous(),
+            dx,
+            dz,
+            dweight,
+            dbias,
+            eps,
+            norm_before_gate,
+            activation,
+            group_size or x.shape[-1],
+        )
+    if reason is not None:
+        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
+        return _rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
+    return _or_empty((dx, dz, dweight, dbias), x)
 
 
 def _like(tensor: Tensor | None, x: Tensor) -> Tensor:
@@ -201,8 +262,10 @@ def _gated_fake(
 
 
 library.impl(NAME, _rms_norm_backward_cpu, "CPU")
+library.impl(NAME, _rms_norm_backward_cuda, "CUDA")
 library.impl(NAME, _rms_norm_backward, "CompositeExplicitAutograd")
 library.impl(GATED_NAME, _rms_norm_gated_backward_cpu, "CPU")
+library.impl(GATED_NAME, _rms_norm_gated_backward_cuda, "CUDA")
 library.impl(GATED_NAME, _rms_norm_gated_backward, "CompositeExplicitAutograd")
 torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)
 torch.library.register_fake(f"serving_ops::{GATED_NAME}", _gated_fake, lib=library)

@@ -1,0 +1,185 @@
+"""The gradients on CUDA: from a plan to the launches, a kernel over the rows and a sum of its programs' parts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from serving_ops.kernels.triton.gated_backward import gated_backward_kernel
+from serving_ops.kernels.triton.launch import Launcher, programmatic_launch_supported
+from serving_ops.kernels.triton.norm import Rows, strides_of
+from serving_ops.kernels.triton.norm_backward import norm_backward_kernel
+from serving_ops.kernels.triton.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
+from serving_ops.kernels.triton.norm_backward_wide import norm_backward_wide_kernel
+from serving_ops.kernels.triton.partial_sum import partial_sum_kernel
+from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
+
+_tile = Launcher(norm_backward_kernel)
+_wide = Launcher(norm_backward_wide_kernel)
+_moments = Launcher(row_moments_kernel)
+_columns = Launcher(norm_backward_columns_kernel)
+_gated = Launcher(gated_backward_kernel)
+_sum = Launcher(partial_sum_kernel)
+
+
+class BackwardPlan(Protocol):
+    """As `serving_ops.plan_backward.BackwardPlan`."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def block_n(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def num_warps(self) -> int: ...
+    @property
+    def stages(self) -> int: ...
+    @property
+    def fetch(self) -> str: ...
+
+
+class Block(NamedTuple):
+    """As a plan, for the kernels that have one for every size."""
+
+    rows: int
+    columns: int
+    num_warps: int
+
+
+def run_norm_backward(
+    dout: Tensor,  # (..., N)
+    s: Tensor,  # like dout
+    more: Tensor | None,  # like dout: a gradient of s to add
+    weight: Tensor | None,  # (N,)
+    ds: Tensor,  # like dout, contiguous; written
+    dweight: Tensor | None,  # like weight; written
+    eps: float,
+    weight_offset: float,
+    rows: Rows,  # of dout, s and more (or s again), in one leading dimension but for the tile kernel
+    plan: BackwardPlan,
+    num_programs: int,
+    moments_block: Block,
+    sum_block: Block,
+) -> None:
+    """Launch on s's device and its current stream. The caller has checked the input; num_rows is at least 1."""
+    size, has_more, has_weight = s.shape[-1], more is not None, weight is not None
+    flat = rows.inner == rows.num_rows
+    aligned = starts_aligned((dout, s, more), (ds, weight), size)
+    flags = flags_of(s, weight, second=has_more, flat=flat, aligned=aligned)
+    variant = Variant(flags, size, size)
+    partial = s.new_empty((num_programs, size), dtype=torch.float32) if has_weight else ds
+    more_rows, weights = s if more is None else more, s if weight is None else weight
+    options = (aligned, has_more, has_weight)
+    grid = (num_programs, 1, 1)
+    tensors = (dout, s, more_rows, weights, ds, partial)
+    numbers = (rows.num_rows, *rows.inner_strides, eps, weight_offset)
+    if plan.kernel == "tile":
+        numbers = (rows.num_rows, rows.inner, *strides_of(rows), eps, weight_offset)
+        tile = (size, plan.block_n, plan.rows, plan.stages, flat)
+        _tile(variant, plan, grid, tensors, numbers, (*tile, *options), False)
+    elif plan.kernel == "wide":
+        fetch = plan.fetch if aligned and programmatic_launch_supported(s.device) else "not"  # both came with 9.0
+        _wide(variant, plan, grid, tensors, numbers, (size, plan.block_n, fetch, *options), False)
+    else:
+        moments = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
+        _moments(
+            variant,
+            moments_block,
+            (rows.num_rows, 1, 1),
+            (dout, s, weights, moments),
+            (*rows.inner_strides[:2], eps, weight_offset),
+            (size, moments_block.columns, aligned, has_weight),
+            False,
+        )
+        _columns(
+            variant,
+            plan,
+            (num_programs, -(-size // plan.block_n), 1),
+            (dout, s, more_rows, weights, moments, ds, partial),
+            (rows.num_rows, *rows.inner_strides, weight_offset),
+            (size, plan.block_n, plan.stages, *options),
+            False,
+        )
+    if dweight is not None:
+        _add_up(partial, dweight, sum_block)
+
+
+def _add_up(partial: Tensor, out: Tensor, block: Block) -> None:
+    """`out` (size,) becomes the sum of `partial` (programs, size), rounded once."""
+    pdl = programmatic_launch_supported(out.device)
+    _sum(
+        Variant(flags_of(partial, out, second=False, flat=True, aligned=False) | int(pdl) << 1, 0, 0),
+        block,
+        (-(-out.numel() // block.columns), 1, 1),
+        (partial, out),
+        partial.shape,
+        (block.rows, block.columns, pdl),
+        pdl,
+    )
+
+
+def run_gated_backward(
+    dout: Tensor,  # (..., N)
+    x: Tensor,  # like dout
+    z: Tensor | None,  # like dout
+    weight: Tensor | None,  # (N,)
+    bias: Tensor | None,  # (N,)
+    dx: Tensor,  # like dout, contiguous; written
+    dz: Tensor | None,  # like dx; written
+    dweight: Tensor | None,  # like weight; written
+    dbias: Tensor | None,  # like bias; written
+    eps: float,
+    norm_before_gate: bool,
+    sigmoid: bool,
+    group_size: int,
+    rows: Rows,  # of dout, x and z (or x again)
+    plan: BackwardPlan,
+    num_programs: int,
+    sum_block: Block,
+) -> None:
+    """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
+    size, has_gate = x.shape[-1], z is not None
+    flat = rows.inner == rows.num_rows
+    gate_first, sigmoid = has_gate and not norm_before_gate, has_gate and sigmoid
+    aligned = starts_aligned((dout, x, z), (dx, dz, weight, bias), group_size)
+    flags = flags_of(
+        x,
+        weight,
+        bias,
+        gated=True,
+        second=has_gate,
+        gate_first=gate_first,
+        sigmoid=sigmoid,
+        flat=flat,
+        aligned=aligned,
+    )
+    partial = x.new_empty((2, num_programs, size), dtype=torch.float32)
+    gates = x if z is None else z
+    _gated(
+        Variant(flags, size, group_size),
+        plan,
+        (num_programs, size // group_size, 1),
+        (dout, x, gates, *(x if t is None else t for t in (weight, bias)), dx, dx if dz is None else dz, partial),
+        (rows.num_rows, rows.inner, *strides_of(rows), eps),
+        (
+            size,
+            group_size,
+            plan.block_n,
+            plan.rows,
+            plan.stages,
+            flat,
+            aligned,
+            has_gate,
+            weight is not None,
+            bias is not None,
+            gate_first,
+            sigmoid,
+        ),
+        False,
+    )
+    for part, gradient in zip(partial, (dweight, dbias), strict=True):
+        if gradient is not None:
+            _add_up(part, gradient, sum_block)

@@ -1,0 +1,98 @@
+"""The gradient of `rms_norm` for rows too wide for registers, as long as the weight's gradient still fits them.
+
+A program reads each of its rows twice, a block of columns at a time: for the row's two sums, then for the gradient.
+The second pass is to find the row in the L1, and the first one in the L2, where the row before has had it fetched.
+"""
+
+import triton
+import triton.language as tl
+from serving_ops.kernels.triton.arithmetic import columns_at, fetch_row_to_l2, sums_of_two
+from serving_ops.kernels.triton.norm_backward import BACKWARD_RUN_TIME
+
+
+@triton.jit
+def _load(row_ptr, columns, N: tl.constexpr, ALIGNED: tl.constexpr, EVICTION: tl.constexpr):
+    row = tl.load(columns_at(row_ptr, columns, ALIGNED), mask=columns < N, other=0.0, eviction_policy=EVICTION)
+    return row.to(tl.float32)
+
+
+@triton.jit
+def _fetch_rows(s_row, dout_row, BYTES: tl.constexpr):
+    fetch_row_to_l2(s_row, BYTES)
+    fetch_row_to_l2(dout_row, BYTES)
+
+
+@triton.jit(do_not_specialize=BACKWARD_RUN_TIME)
+def norm_backward_wide_kernel(
+    dout_ptr,  # (num_rows, N)
+    s_ptr,  # (num_rows, N): what was normed
+    more_ptr,  # (num_rows, N): a gradient of s to add, if HAS_MORE
+    weight_ptr,  # (N,), if HAS_WEIGHT
+    ds_ptr,  # (num_rows, N), contiguous
+    partial_ptr,  # (programs, N) of fp32, if HAS_WEIGHT
+    num_rows: tl.int32,
+    dout_row_stride: tl.int64,
+    s_row_stride: tl.int64,
+    more_row_stride: tl.int64,
+    eps: tl.float32,
+    weight_offset: tl.float32,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    FETCH: tl.constexpr,  # the next row: before this row's first pass ("early"), its second ("late"), or not at all
+    ALIGNED: tl.constexpr,  # every row starts on 16 bytes
+    HAS_MORE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+):
+    BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    KEEP: tl.constexpr = "evict_last" if FETCH == "late" else ""
+    DROP: tl.constexpr = "evict_first" if FETCH == "late" else ""
+    dtype = ds_ptr.dtype.element_ty
+    BYTES: tl.constexpr = N * (dtype.primitive_bitwidth // 8)
+    block = tl.arange(0, BLOCK_N)
+    step = tl.num_programs(0)
+    dweight = ()
+    for _ in tl.static_range(BLOCKS):
+        dweight += (tl.zeros((BLOCK_N,), tl.float32),)
+    for row_number in range(tl.program_id(0), num_rows, step):
+        row = tl.full((), row_number, tl.int64)
+        next_row = tl.where(row_number + step < num_rows, row + step, row)
+        s_row = s_ptr + row * s_row_stride
+        dout_row = dout_ptr + row * dout_row_stride
+        if FETCH == "early":
+            _fetch_rows(s_ptr + next_row * s_row_stride, dout_ptr + next_row * dout_row_stride, BYTES)
+        squares = tl.zeros((BLOCK_N,), tl.float32)
+        products = tl.zeros((BLOCK_N,), tl.float32)
+        for i in tl.static_range(BLOCKS):
+            columns = i * BLOCK_N + block
+            s = _load(s_row, columns, N, ALIGNED, KEEP)
+            dn = _load(dout_row, columns, N, ALIGNED, KEEP)
+            if HAS_WEIGHT:
+                dn *= _load(weight_ptr, columns, N, ALIGNED, KEEP) + weight_offset
+            squares += s * s
+            products += s * dn
+        row_squares, row_products = sums_of_two(squares[None, :], products[None, :])
+        rstd = tl.rsqrt(tl.sum(row_squares, axis=0) / N + eps)
+        along_n = tl.sum(row_products, axis=0) * rstd * rstd / N
+        if FETCH == "late":
+            _fetch_rows(s_ptr + next_row * s_row_stride, dout_ptr + next_row * dout_row_stride, BYTES)
+        summed = ()
+        for i in tl.static_range(BLOCKS):
+            columns = i * BLOCK_N + block
+            n = _load(s_row, columns, N, ALIGNED, DROP) * rstd
+            dout = _load(dout_row, columns, N, ALIGNED, DROP)
+            dn = dout
+            if HAS_WEIGHT:
+                dn = dout * (_load(weight_ptr, columns, N, ALIGNED, KEEP) + weight_offset)
+            ds = rstd * dn - n * along_n
+            if HAS_MORE:
+                ds += _load(more_ptr + row * more_row_stride, columns, N, ALIGNED, "evict_first")
+            tl.store(
+                columns_at(ds_ptr + row * N, columns, ALIGNED), ds.to(dtype), mask=columns < N, cache_modifier=".cs"
+            )
+            summed += (dweight[i] + dout * n,)
+        dweight = summed
+    if HAS_WEIGHT:
+        partial = partial_ptr + tl.program_id(0).to(tl.int64) * N
+        for i in tl.static_range(BLOCKS):
+            columns = i * BLOCK_N + block
+            tl.store(columns_at(partial, columns, ALIGNED), dweight[i], mask=columns < N)

@@ -1,0 +1,122 @@
+"""From a checked gradient on CUDA to the Triton launches, or to the reason why there are none."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import plan_backward as plans
+from serving_ops import support
+from serving_ops.layout import RowGrid, row_grid
+from serving_ops.plan import MAX_GROUPS
+
+
+@cache
+def _module() -> Any:
+    """Imported at the first call: importing this package must not import Triton."""
+    from serving_ops.kernels.triton import backward
+
+    return backward
+
+
+@cache
+def _num_sms(device_index: int) -> int:
+    if device_index < 0:  # the interpreter
+        return 1
+    return int(torch.cuda.get_device_properties(device_index).multi_processor_count)
+
+
+def _why_not(*tensors: support.Named) -> str | None:
+    reason = support.no_triton() or support.why_not_layout(*tensors)
+    num_rows = math.prod(tensors[0][1].shape[:-1]) if tensors[0][1] is not None else 0
+    return support.TOO_MANY_ROWS if reason is None and num_rows > plans.MAX_ROWS else reason
+
+
+def norm(
+    dout: Tensor,
+    s: Tensor,
+    more: Tensor | None,
+    weight: Tensor | None,
+    ds: Tensor,
+    dweight: Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> str | None:
+    """Run `rms_norm_backward`, num_rows at least 1; returns why not, with nothing written.
+
+    ds and dweight (None without a weight) are new, contiguous and written.
+    """
+    reason = _why_not(("dout", dout), ("s", s), ("ds_more", more), ("weight", weight))
+    if reason is not None:
+        return reason
+    plan = plans.plan_norm_backward(s.shape[-1], s.itemsize)
+    rows = row_grid(dout, s, s if more is None else more)
+    if rows is None or (plan.kernel != "tile" and rows.inner != rows.num_rows):
+        dout, s, more = dout.contiguous(), s.contiguous(), None if more is None else more.contiguous()
+        rows = _flat(s)
+    programs = plan.num_programs(rows.num_rows, _num_sms(s.get_device()))
+    with torch.cuda._DeviceGuard(s.get_device()):
+        _module().run_norm_backward(
+            dout, s, more, weight, ds, dweight, eps, weight_offset, rows, plan, programs, _moments_block(), _sum_block()
+        )
+    return None
+
+
+def gated(
+    dout: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dx: Tensor,
+    dz: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    eps: float,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int,
+) -> str | None:
+    """Run `rms_norm_gated_backward`, num_rows at least 1; returns why not, with nothing written.
+
+    The gradients are new, contiguous and written; None for what is None.
+    """
+    size = x.shape[-1]
+    reason = _why_not(("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
+    plan = plans.plan_gated_backward(group_size)
+    if reason is None and size // group_size > MAX_GROUPS:
+        reason = support.TOO_MANY_GROUPS
+    if reason is not None or plan is None:
+        return reason or support.GROUP_TOO_WIDE
+    rows = row_grid(dout, x, x if z is None else z)
+    if rows is None:
+        dout, x, z = dout.contiguous(), x.contiguous(), None if z is None else z.contiguous()
+        rows = _flat(x)
+    sms_per_group = max(1, _num_sms(x.get_device()) * group_size // size)
+    programs = plan.num_programs(rows.num_rows, sms_per_group)
+    with torch.cuda._DeviceGuard(x.get_device()):
+        _module().run_gated_backward(
+            *(dout, x, z, weight, bias, dx, dz, dweight, dbias),
+            *(eps, norm_before_gate, activation == "sigmoid", group_size, rows, plan, programs, _sum_block()),
+        )
+    return None
+
+
+def _flat(x: Tensor) -> RowGrid:
+    """The rows of contiguous tensors of one shape."""
+    num_rows, size = math.prod(x.shape[:-1]), x.shape[-1]
+    return RowGrid(num_rows, num_rows, (0, 0, 0), (size, size, size))
+
+
+@cache
+def _moments_block() -> Any:
+    return _module().Block(1, plans.MOMENTS_BLOCK, plans.COLUMNS_WARPS)
+
+
+@cache
+def _sum_block() -> Any:
+    return _module().Block(plans.SUM_PARTS, plans.SUM_COLUMNS, plans.SUM_WARPS)

@@ -1,0 +1,113 @@
+"""How a gradient of one size runs on CUDA, as `serving_ops.plan` says it for the norms themselves.
+
+Measurements: one H200, torch 2.11, Triton 3.6, bf16, the gradients of x and weight, device time per call in a CUDA
+graph, 2026-11-21, from throw-away sweeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from serving_ops.plan import next_power_of_2
+
+NARROW_N = 2048
+NARROW_TILE = 4096
+NARROW_WARPS = 4
+NARROW_PROGRAMS = 2
+"""Elements a row up to which a program holds that many elements of several rows, its warps, and programs an SM:
+32768 x 128 takes 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 15 or more."""
+
+TILE = 8192
+TILE_WARPS = 8
+TILE_PROGRAMS = 1
+"""The same for wider rows: 32768 x 4096 takes 196 us, a row at a time 202; 4096 x 8192 takes 55 us."""
+
+STAGES = 3
+"""Of loads in flight: 4096 x 8192 takes 55 us with 3, 59 with 4, 68 or more with 1."""
+
+WIDE_MAX_N = 32768
+"""Elements a row up to which one program's registers hold the gradient of the weight, in fp32."""
+
+EARLY_ROW_BYTES = 32768
+WIDE_BLOCK_EARLY = 4096
+"""Bytes of x in a row up to which the next row is fetched before the first pass over this one, and elements at a time:
+4096 x 16384 takes 108 us so, 120 or more with the row fetched later or not at all."""
+
+LATE_ROW_BYTES = 65536
+WIDE_BLOCK_LATE = 2048
+"""Bytes up to which it is fetched before the second pass: 16384 x 32768 takes 911 us so, 1515 early, 956 not at all;
+with 4096 elements at a time and 32 warps, which spill, 1160 or more."""
+
+WIDE_WARPS = 16
+
+MOMENTS_BLOCK = 4096
+COLUMNS_BLOCK = 2048
+COLUMNS_WARPS = 4
+COLUMNS_PROGRAMS = 4
+"""Of rows wider still: elements at a time in the first and the second kernel, its warps, and programs an SM. Not
+measured against others."""
+
+GATED_TILE = 2048
+GATED_WARPS = 4
+GATED_PROGRAMS = 2
+"""As NARROW_TILE, for gated groups: 200000 heads of 128 take 69 us, with twice the elements 74, with one stage 75."""
+
+GATED_MAX_N = 8192
+GATED_WIDE_WARPS = 16
+"""Elements of the widest gated group; and warps for groups beyond GATED_TILE. Not measured against others."""
+
+MAX_ROWS = 2**30
+"""Rows a call: the kernels count them in 32 bits, and one step beyond the last."""
+
+SUM_PARTS = 64
+SUM_COLUMNS = 16
+SUM_WARPS = 4
+"""Of the parts of a weight's gradient, one a program: parts and columns at a time, and warps. Not measured against
+others."""
+
+
+@dataclass(frozen=True)
+class BackwardPlan:
+    """One launch over `num_programs` programs: which kernel, the columns and rows a program holds at a time, its warps.
+
+    stages: of loads in flight. fetch: when the wide kernel has the next row fetched to the L2.
+    """
+
+    kernel: Literal["tile", "wide", "columns"]
+    block_n: int
+    rows: int
+    num_warps: int
+    programs_per_sm: int
+    stages: int = STAGES
+    fetch: Literal["early", "late", "not"] = "not"
+
+    def num_programs(self, num_rows: int, num_sms: int) -> int:
+        """Programs over the rows: no more than run at once, none without a row."""
+        return max(1, min(num_sms * self.programs_per_sm, -(-num_rows // self.rows)))
+
+
+def plan_norm_backward(size: int, itemsize: int) -> BackwardPlan:
+    """For rows of `size` elements of `itemsize` bytes."""
+    block_n = next_power_of_2(size)
+    if block_n <= NARROW_N:
+        return BackwardPlan("tile", block_n, NARROW_TILE // block_n, NARROW_WARPS, NARROW_PROGRAMS)
+    if block_n <= TILE:
+        return BackwardPlan("tile", block_n, TILE // block_n, TILE_WARPS, TILE_PROGRAMS)
+    if size > WIDE_MAX_N:
+        return BackwardPlan("columns", COLUMNS_BLOCK, 1, COLUMNS_WARPS, COLUMNS_PROGRAMS)
+    row_bytes = size * itemsize
+    if row_bytes <= EARLY_ROW_BYTES:
+        return BackwardPlan("wide", WIDE_BLOCK_EARLY, 1, WIDE_WARPS, 1, fetch="early")
+    fetch: Literal["late", "not"] = "late" if row_bytes <= LATE_ROW_BYTES else "not"
+    return BackwardPlan("wide", WIDE_BLOCK_LATE, 1, WIDE_WARPS, 1, fetch=fetch)
+
+
+def plan_gated_backward(group_size: int) -> BackwardPlan | None:
+    """For gated groups; None if no kernel takes them."""
+    block_n = next_power_of_2(group_size)
+    if block_n > GATED_MAX_N:
+        return None
+    if block_n > GATED_TILE:
+        return BackwardPlan("tile", block_n, 1, GATED_WIDE_WARPS, 1)
+    return BackwardPlan("tile", block_n, min(32, GATED_TILE // block_n), GATED_WARPS, GATED_PROGRAMS)
