@@ -72,8 +72,7 @@ class AddRMSNorm(torch.autograd.Function):
     def forward(
         x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
     ) -> tuple[Tensor, Tensor]:
-        out, total = (tensor.clone(memory_format=torch.contiguous_format) for tensor in (x, residual))
-        _ops.fused_add_rms_norm.default(out, total, weight, eps, weight_offset=weight_offset)
+        out, total = _ops.add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
         return out, total
 
     @staticmethod

@@ -72,15 +72,24 @@ def norm_route(x: Tensor, residual: Tensor | None, weight: Tensor | None, out: T
 
 
 def norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, out: Tensor, eps: float, weight_offset: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    out: Tensor,
+    eps: float,
+    weight_offset: float,
+    total: Tensor | None = None,
 ) -> str | None:
-    """Run `rms_norm` or `fused_add_rms_norm`; returns why not, with nothing written."""
+    """Run `rms_norm` or `fused_add_rms_norm`; returns why not, with nothing written.
+
+    total: where the sum goes instead of the residual, with its strides.
+    """
     route = norm_route(x, residual, weight, out)
     if isinstance(route, str):
         return route
     if route[0].num_rows:
         with torch.cuda._DeviceGuard(x.get_device()):
-            _modules()[0].run_norm(x, residual, weight, out, eps, weight_offset, *route, _pdl(x.device))
+            _modules()[0].run_norm(x, residual, weight, out, eps, weight_offset, *route, _pdl(x.device), total)
     return None
 
 

@@ -22,6 +22,8 @@ _GATED = (
 SCHEMAS = (
     "fused_add_rms_norm(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps=1e-6, *, "
     "float weight_offset=0.0) -> ()",
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps=1e-6, *, float weight_offset=0.0) "
+    "-> (Tensor, Tensor)",
     "rms_norm(Tensor x, Tensor? weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor",
     "rms_norm.out(Tensor x, Tensor? weight, float eps=1e-6, *, float weight_offset=0.0, Tensor(a!) out) -> ()",
     f"rms_norm_gated({_GATED}) -> Tensor",

@@ -150,6 +150,7 @@ bool run(const NormCall& call) {
   parameters.add(fused ? call.other.data : call.x.data);
   parameters.add(weighted ? spec.weight.data : call.x.data);
   parameters.add(fused ? call.x.data : call.other.data);
+  parameters.add(fused ? call.other.data : call.x.data);
   parameters.add_rows(call.space, {kX, fused ? kOther : kX, fused ? kX : kOther});
   parameters.add(static_cast<float>(spec.eps));
   parameters.add(spec.weight_offset);

@@ -5,7 +5,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 RUN_TIME = [
-    *("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "num_rows", "inner", "eps", "weight_offset"),
+    *("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "total_ptr", "num_rows", "inner", "eps", "weight_offset"),
     *(f"{tensor}_{stride}_stride" for tensor in ("x", "residual", "out") for stride in ("outer", "row")),
 ]
 """Parameters of the norm kernels that Triton does not specialise on: see `variant`."""

@@ -15,9 +15,10 @@ from serving_ops.kernels.triton.arithmetic import (
 @triton.jit(do_not_specialize=RUN_TIME)
 def norm_row_kernel(
     x_ptr,  # (num_rows, N)
-    residual_ptr,  # (num_rows, N), read and written, if HAS_RESIDUAL
+    residual_ptr,  # (num_rows, N), if HAS_RESIDUAL
     weight_ptr,  # (N,), if HAS_WEIGHT
     out_ptr,  # (num_rows, N), may be x
+    total_ptr,  # (num_rows, N), x + residual in the strides of residual, which it may be; if HAS_RESIDUAL
     num_rows: tl.int32,
     inner: tl.int32,  # rows in the inner of two leading dimensions
     x_outer_stride: tl.int64,
@@ -48,15 +49,14 @@ def norm_row_kernel(
     x = tl.load(columns_at(x_ptr + outer * x_outer_stride + row * x_row_stride, columns, ALIGNED), mask=mask, other=0.0)
     s = x.to(tl.float32)
     if HAS_RESIDUAL:
-        residual_start = residual_ptr + outer * residual_outer_stride + row * residual_row_stride
-        residual_columns = columns_at(residual_start, columns, ALIGNED)
-        residual = tl.load(residual_columns, mask=mask, other=0.0)
+        residual_offset = outer * residual_outer_stride + row * residual_row_stride
+        residual = tl.load(columns_at(residual_ptr + residual_offset, columns, ALIGNED), mask=mask, other=0.0)
         s += residual.to(tl.float32)
     if HAS_WEIGHT:
         weight = tl.load(weight_columns, mask=mask, other=0.0)
     normed = s * tl.rsqrt(tl.sum(s * s, axis=0) / N + eps)
     if HAS_RESIDUAL:
-        tl.store(residual_columns, s.to(residual.dtype), mask=mask)
+        tl.store(columns_at(total_ptr + residual_offset, columns, ALIGNED), s.to(residual.dtype), mask=mask)
     if HAS_WEIGHT:
         normed = weighted(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype)
     out_columns = columns_at(out_ptr + outer * out_outer_stride + row * out_row_stride, columns, ALIGNED)

@@ -16,9 +16,10 @@ from serving_ops.kernels.triton.arithmetic import (
 @triton.jit(do_not_specialize=RUN_TIME)
 def norm_tile_kernel(
     x_ptr,  # (num_rows, N)
-    residual_ptr,  # (num_rows, N), read and written, if HAS_RESIDUAL
+    residual_ptr,  # (num_rows, N), if HAS_RESIDUAL
     weight_ptr,  # (N,), if HAS_WEIGHT
     out_ptr,  # (num_rows, N), may be x
+    total_ptr,  # (num_rows, N), x + residual in the strides of residual, which it may be; if HAS_RESIDUAL
     num_rows: tl.int32,
     inner: tl.int32,  # rows in the inner of two leading dimensions
     x_outer_stride: tl.int64,
@@ -58,7 +59,8 @@ def norm_tile_kernel(
     rstd = tl.rsqrt(pairwise_sum(s * s, ROWS, BLOCK_N, LOG2_BLOCK_N) / N + eps)
     normed = s * rstd[:, None]
     if HAS_RESIDUAL:
-        tl.store(residual_tile, s.to(residual.dtype), mask=mask)
+        total_tile = tile_at(total_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
+        tl.store(total_tile, s.to(residual.dtype), mask=mask)
     if HAS_WEIGHT:
         normed = weighted(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype)
     out_tile = tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, columns, ALIGNED)

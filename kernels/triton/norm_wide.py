@@ -32,7 +32,7 @@ def _sum(x, residual, HAS_RESIDUAL: tl.constexpr):
 def _store(
     s,
     rstd,
-    residual_row,
+    total_row,
     weight_ptr,
     out_row,
     columns,
@@ -49,16 +49,17 @@ def _store(
         weight = _load(weight_ptr, columns, mask, ALIGNED, "evict_last")
         normed = weighted(normed, weight, weight_offset, WEIGHT_IN_FP32, dtype)
     if HAS_RESIDUAL:
-        tl.store(columns_at(residual_row, columns, ALIGNED), s.to(dtype), mask=mask, cache_modifier=".cs")
+        tl.store(columns_at(total_row, columns, ALIGNED), s.to(dtype), mask=mask, cache_modifier=".cs")
     tl.store(columns_at(out_row, columns, ALIGNED), normed.to(dtype), mask=mask, cache_modifier=".cs")
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def norm_wide_kernel(
     x_ptr,  # (num_rows, N)
-    residual_ptr,  # (num_rows, N), read and written, if HAS_RESIDUAL
+    residual_ptr,  # (num_rows, N), if HAS_RESIDUAL
     weight_ptr,  # (N,), if HAS_WEIGHT
     out_ptr,  # (num_rows, N), may be x
+    total_ptr,  # (num_rows, N), x + residual in the strides of residual, which it may be; if HAS_RESIDUAL
     num_rows: tl.int32,
     inner: tl.int32,  # rows in the inner of two leading dimensions
     x_outer_stride: tl.int64,
@@ -83,8 +84,11 @@ def norm_wide_kernel(
     outer, row = split_rows(tl.program_id(0), inner, FLAT)
     x_row = x_ptr + outer * x_outer_stride + row * x_row_stride
     residual_row = x_row
+    total_row = x_row
     if HAS_RESIDUAL:
-        residual_row = residual_ptr + outer * residual_outer_stride + row * residual_row_stride
+        residual_offset = outer * residual_outer_stride + row * residual_row_stride
+        residual_row = residual_ptr + residual_offset
+        total_row = total_ptr + residual_offset
     out_row = out_ptr + outer * out_outer_stride + row * out_row_stride
     BLOCKS: tl.constexpr = (N - KEPT_N + BLOCK_N - 1) // BLOCK_N
     wait_for_kernel_before(PDL, OVERLAP)
@@ -109,7 +113,7 @@ def norm_wide_kernel(
     # The sum is computed anew: kept in fp32 it would take twice the registers, and the residual holds it rounded.
     kept_s = _sum(kept_x, kept_residual, HAS_RESIDUAL)
     _store(
-        kept_s, rstd, residual_row, weight_ptr, out_row, kept, kept < N, weight_offset,
+        kept_s, rstd, total_row, weight_ptr, out_row, kept, kept < N, weight_offset,
         ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32,
     )  # fmt: skip
     for block in range(BLOCKS):
@@ -120,6 +124,6 @@ def norm_wide_kernel(
             residual = _load(residual_row, columns, columns < N, ALIGNED, "evict_first")
         s = _sum(x, residual, HAS_RESIDUAL)
         _store(
-            s, rstd, residual_row, weight_ptr, out_row, columns, columns < N, weight_offset,
+            s, rstd, total_row, weight_ptr, out_row, columns, columns < N, weight_offset,
             ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32,
         )  # fmt: skip

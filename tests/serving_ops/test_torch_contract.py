@@ -25,6 +25,7 @@ def sample(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[T
 OPCHECKS: list[tuple[str, Callable[[Tensor, Tensor, Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]] = [
     ("fused_add_rms_norm.default", lambda x, r, w: ((x, r, w), {})),
     ("fused_add_rms_norm.default", lambda x, r, w: ((x, r, None, 1e-5), {"weight_offset": 1.0})),
+    ("add_rms_norm.default", lambda x, r, w: ((x, r[:, :128], w, 1e-5), {"weight_offset": 1.0})),
     ("rms_norm.default", lambda x, r, w: ((x, w), {})),
     ("rms_norm.default", lambda x, r, w: ((x[:, :64], w[:64].float()), {})),
     ("rms_norm.out", lambda x, r, w: ((x, w), {"out": r})),

@@ -25,18 +25,38 @@ places = {{(kernel.arg_names.index(name),): value for name, value in constants.i
 source = ASTSource(fn=kernel, signature=signature, constexprs=places)
 options = {{"num_warps": {num_warps}, "enable_fp_fusion": True}}
 compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-print(*sorted(set(re.findall(r"(?:ld|st)\\.global[.\\w:]*", compiled.asm["ptx"]))))
+copies = re.findall(r"cp\\.async\\.c[ag]\\.shared\\.global \\[[^]]*\\], \\[[^]]*\\], 0x10", compiled.asm["ptx"])
+accesses = set(re.findall(r"(?:ld|st)\\.global[.\\w:]*", compiled.asm["ptx"]))
+print(*sorted(accesses), *("ld.by.cp.async.v4.b32" for _ in copies[:1]))
 """
 
 SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
 NORM = SHARED | {"HAS_RESIDUAL": True, "WEIGHT_IN_FP32": False}
 TILE = {"BLOCK_N": 128, "LOG2_BLOCK_N": 7, "ROWS": 16}
 GATED = TILE | {"GROUP": 128, "PAIRWISE": True, "HAS_GATE": True, "HAS_BIAS": True, "GATE_FIRST": False}
+BACKWARD = {"STAGES": 3, "FLAT": False, "HAS_MORE": True, "HAS_WEIGHT": True}
 KERNELS = {
     "norm_row": ("norm_row_kernel", NORM | {"N": 4096, "BLOCK_N": 4096}, 4),
     "norm_tile": ("norm_tile_kernel", NORM | TILE | {"N": 128}, 1),
     "norm_wide": ("norm_wide_kernel", NORM | {"N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768}, 32),
     "gated": ("gated_kernel", SHARED | GATED | {"SIGMOID": False}, 2),
+    "norm_backward": ("norm_backward_kernel", BACKWARD | {"N": 8192, "BLOCK_N": 8192, "ROWS": 1}, 8),
+    "norm_backward_wide": (
+        "norm_backward_wide_kernel",
+        {"N": 32768, "BLOCK_N": 4096, "FETCH": "late", "HAS_MORE": True, "HAS_WEIGHT": True},
+        16,
+    ),
+    "norm_backward_columns": (
+        "norm_backward_columns_kernel",
+        {"N": 65536, "BLOCK_N": 2048, "STAGES": 3, "HAS_MORE": True, "HAS_WEIGHT": True},
+        4,
+    ),
+    "gated_backward": (
+        "gated_backward_kernel",
+        {key: value for key, value in GATED.items() if key not in {"LOG2_BLOCK_N", "PAIRWISE"}}
+        | {"N": 128, "STAGES": 3, "FLAT": False, "HAS_WEIGHT": True, "SIGMOID": False},
+        4,
+    ),
 }
 
 

@@ -97,3 +97,19 @@ def test_a_rows_bits_do_not_depend_on_batch_or_place(kernel_device: torch.device
     together = run(x)
     for row in range(9):
         assert torch.equal(run(x[row : row + 1]), together[row : row + 1])
+
+
+@pytest.mark.parametrize("size", [128, 896, 70000])
+def test_the_sum_may_go_elsewhere_and_the_residual_stay(kernel_device: torch.device, size: int) -> None:
+    x, residual = rows((3, size), torch.float32, kernel_device, 1), rows((3, 2 * size), torch.float32, kernel_device, 2)
+    residual = residual[:, :size]
+    total, out = residual.new_zeros(3, 2 * size)[:, :size], torch.empty_like(x)
+    in_place = x.clone(), residual.clone()
+    grid, chosen = row_grid(x, residual, out), plan.plan_norm(size, 4, 3)
+    before = x.clone(), residual.clone()
+    run_norm(x, residual, None, out, EPS, 0.0, grid, chosen, False, total)
+    assert torch.equal(x, before[0])
+    assert torch.equal(residual, before[1])
+    run_norm(*in_place, None, in_place[0], EPS, 0.0, row_grid(*in_place, in_place[0]), chosen, False)
+    assert torch.equal(out, in_place[0])
+    assert torch.equal(total, in_place[1])
