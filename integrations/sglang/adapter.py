@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,9 @@ class Adapter:
         return False
 
 
-def given(values: Iterable[object]) -> bool:
-    """Whether any argument beyond those that an adapter knows is not None."""
-    return any(value is not None for value in values)
+def given(more: tuple[object, ...], others: dict[str, object]) -> bool:
+    """Whether any argument beyond those that an adapter knows is not None; most calls have no such argument."""
+    return bool(more or others) and any(value is not None for value in (*more, *others.values()))
 
 
 def native(layer: Any) -> Callable[..., Any]:

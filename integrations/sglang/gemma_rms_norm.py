@@ -34,7 +34,7 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
 
 def forward(layer: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
     """`GemmaRMSNorm.forward`: x (..., N); with a residual like x, both are written and returned."""
-    if given(more) or given(others.values()) or not rows_fit(x, layer.weight):
+    if given(more, others) or not rows_fit(x, layer.weight):
         return native(layer)(x, residual, *more, **others)
     if residual is None:
         return torch.ops.serving_ops.rms_norm(x, layer.weight, layer.variance_epsilon, weight_offset=WEIGHT_OFFSET)

@@ -1,4 +1,8 @@
-"""The norm layers that a loaded model really has: what each may ask of our operators, and why it stays SGLang's."""
+"""The norm layers that a loaded model really has: what each may ask of our operators, and why it stays SGLang's.
+
+What SGLang fuses with something else reads a layer's weight and never calls the layer, so it stays as it is: q and k of
+Qwen3 and Qwen3.5 in one kernel on CUDA, and norms behind an all-reduce.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +35,9 @@ LEFT_OUT = "left out by SERVING_OPS"
 FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
 TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
-NOT_MEASURED = "not measured on CUDA yet"
 PINNED = "its model pins it to SGLang's code"
 BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
-"""Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist.
-
-NOT_MEASURED is one: a user of strict mode wants ours, and nothing of ours is on there."""
+"""Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ def _why_none(runner: Any) -> str | None:
 
 
 def _why_no_kernels(device: str) -> str | None:
-    from sglang.srt.utils import cpu_has_amx_support
+    """On CUDA too the C++ library is asked for: without it a call costs several times the host time of SGLang's."""
+    from sglang.srt.utils import cpu_has_amx_support, is_hip
 
-    if device == "cpu":
-        return AMX if cpu_has_amx_support() else extension.why_missing()
-    return NOT_MEASURED if device == "cuda" else f"no kernels for {device}"
+    if device not in ("cpu", "cuda") or is_hip():
+        return f"no kernels for {'hip' if is_hip() else device}"
+    return AMX if device == "cpu" and cpu_has_amx_support() else extension.why_missing()
 
 
 def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | None) -> NormLayer | None:

@@ -64,7 +64,7 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
 def forward(layer: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
     """`RMSNorm.forward`: x (..., N); with a residual like x, both are written and returned."""
     weight = _scale(layer)
-    if given(more) or given(others.values()) or not rows_fit(x, weight):
+    if given(more, others) or not rows_fit(x, weight):
         return native(layer)(x, residual, *more, **others)
     if residual is None:
         return torch.ops.serving_ops.rms_norm(x, weight, layer.variance_epsilon, weight_offset=WEIGHT_IN_FP32)

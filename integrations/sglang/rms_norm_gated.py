@@ -50,7 +50,7 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
 def forward(layer: Any, x: Tensor, z: Tensor | None = None, *more: Any, **others: Any) -> Any:
     """`RMSNormGated.forward`: x (..., N), z like it or None; a new tensor."""
     fits = rows_fit(x, layer.weight) and (z is None or alike(x, z))
-    if not fits or given(more) or given(others.values()):
+    if not fits or given(more, others):
         return native(layer)(x, z, *more, **others)
     return torch.ops.serving_ops.rms_norm_gated(
         x,
