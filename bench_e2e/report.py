@@ -48,8 +48,8 @@ def print_result(result: Result, console: Console) -> None:
 
 
 def title(result: Result) -> str:
-    vllm = result.versions["vllm"]
-    return f"{result.model} on {result.engine} {vllm}, {result.device}, {result.mode}"
+    version = result.versions[result.engine]
+    return f"{result.model} on {result.engine} {version}, {result.device}, {result.mode}"
 
 
 def machine(result: Result) -> str:

@@ -76,7 +76,7 @@ def _row(result: Result, label: str, metric: str) -> list[str]:
 
 
 def _heading(result: Result) -> str:
-    head = f"**{result.model}, {result.mode}**: {result.engine} {result.versions['vllm']}, torch "
+    head = f"**{result.model}, {result.mode}**: {result.engine} {result.versions[result.engine]}, torch "
     head += f"{result.versions['torch']}, {machine(result)}, {result.date[:10]}"
     return head if result.active() else f"{head}. **serving_ops was not active: this compares native with itself.**"
 

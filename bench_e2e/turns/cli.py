@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -21,7 +20,7 @@ from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import OURS
 from serving_ops.bench_e2e.server import VARIANTS
-from serving_ops.bench_e2e.turns import floor, options, table
+from serving_ops.bench_e2e.turns import engine_arguments, floor, options, table
 from serving_ops.bench_e2e.turns.load import Load
 from serving_ops.bench_e2e.turns.result import TurnsResult
 from serving_ops.bench_e2e.turns.run import run
@@ -55,8 +54,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(chosen: argparse.Namespace, words: list[str], work: Path, console: Console) -> TurnsResult:
     load = Load(chosen.batch_sizes, chosen.prompt_lens, chosen.decode_steps)
-    engine_options = _engine_options(chosen, load, work)
-    settings = {"options": engine_options, "load": asdict(load), "device": chosen.device}
+    model = _model(chosen, work)
+    engine_options = engine_arguments.of(chosen, load, model)
+    settings = {
+        "engine": chosen.engine,
+        "model": model,
+        "options": engine_options,
+        "load": asdict(load),
+        "device": chosen.device,
+    }
     variants = [*VARIANTS, *([floor.VARIANT] if chosen.floor else [])]
     count = chosen.engines * len(variants)
     console.print(f"{count} engines, all alive at once; logs in {work}", soft_wrap=True)
@@ -66,11 +72,11 @@ def _measure(chosen: argparse.Namespace, words: list[str], work: Path, console: 
     label = Path(chosen.model).name if chosen.model else chosen.preset
     mode = "eager" if chosen.eager else "compiled"
     return TurnsResult(
-        name=chosen.name or f"{now:%Y%m%d-%H%M}-turns-vllm-{chosen.device}-{label}-{mode}",
+        name=chosen.name or f"{now:%Y%m%d-%H%M}-turns-{chosen.engine}-{chosen.device}-{label}-{mode}",
         date=now.isoformat(timespec="seconds"),
         command=environment.command_line(options.COMMAND, words),
-        engine_options={key: value for key, value in engine_options.items() if key != "model"},
-        engine="vllm",
+        engine_options={key: value for key, value in engine_options.items() if value != model},
+        engine=chosen.engine,
         model=chosen.model or f"preset {chosen.preset}",
         device=chosen.device,
         eager=chosen.eager,
@@ -81,39 +87,11 @@ def _measure(chosen: argparse.Namespace, words: list[str], work: Path, console: 
     )
 
 
-def _engine_options(chosen: argparse.Namespace, load: Load, work: Path) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`. Prefixes are not cached: a prompt that was warmed up would skip its prefill."""
+def _model(chosen: argparse.Namespace, work: Path) -> str:
+    """A folder or a hub name."""
     if chosen.model:
-        model: dict[str, Any] = {"model": chosen.model}
-    else:
-        folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device)
-        model = {"model": str(folder), **presets.preset_engine_args(chosen.preset, chosen.device)}
-    longest_batch = max(chosen.batch_sizes) * load.decode_prompt_len
-    return {
-        **model,
-        "skip_tokenizer_init": True,
-        "enforce_eager": chosen.eager,
-        "max_model_len": load.context,
-        "max_num_batched_tokens": max(load.context, longest_batch),
-        "enable_prefix_caching": False,
-        "disable_log_stats": True,
-        **(_on_gpu(chosen) if chosen.device == "cuda" else {}),
-        **chosen.engine_args,
-    }
-
-
-MAX_NUM_SEQS = 256
-"""On CUDA; a hybrid's state needs room in the cache for each, and vLLM's own 1024 do not fit into a few GiB."""
-
-
-def _on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Each engine takes a cache of a fixed size, and its share of what vLLM wants to find free at its start."""
-    engines = chosen.engines * (len(VARIANTS) + chosen.floor)
-    return {
-        "gpu_memory_utilization": round(0.9 / engines, 3),
-        "kv_cache_memory_bytes": int(chosen.kv_cache_gib * 2**30),
-        "max_num_seqs": max(MAX_NUM_SEQS, *chosen.batch_sizes),
-    }
+        return str(chosen.model)
+    return str(presets.write_preset(chosen.preset, work / chosen.preset, chosen.device))
 
 
 def _is_active(result: TurnsResult) -> bool:

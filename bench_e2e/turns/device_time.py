@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,10 +20,27 @@ Decode = Callable[[int], object]
 """Serves the requests of one batch, with this number of tokens each."""
 
 
-class Replays:
-    """Counts the replays of CUDA graphs within it, and keeps the last graph."""
+class Gpu(Protocol):
+    """What the process that has the GPU is asked, in pairs around the serving of requests."""
 
-    def __enter__(self) -> Replays:
+    def count_replays(self) -> None: ...
+
+    def replays(self) -> int:
+        """Of CUDA graphs, since `count_replays`."""
+
+    def replayed_ms(self) -> float:
+        """Of the graph that was replayed last, whose buffers still describe its step."""
+
+    def profile(self) -> None: ...
+
+    def busy_ms(self) -> float:
+        """Time since `profile` in which at least one kernel ran."""
+
+
+class OwnGpu:
+    """The GPU of this process."""
+
+    def count_replays(self) -> None:
         self.count, self.last = 0, None
         self.original = original = torch.cuda.CUDAGraph.replay
 
@@ -33,56 +49,56 @@ class Replays:
             return original(graph)
 
         torch.cuda.CUDAGraph.replay = counted  # type: ignore[method-assign]
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def replays(self) -> int:
         torch.cuda.CUDAGraph.replay = self.original  # type: ignore[method-assign]
+        return self.count
+
+    def replayed_ms(self) -> float:
+        torch.cuda.synchronize()
+        for _ in range(WARM_REPLAYS):
+            self.last.replay()
+        samples = []
+        for _ in range(SAMPLES):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(REPLAYS):
+                self.last.replay()
+            end.record()
+            end.synchronize()
+            samples.append(start.elapsed_time(end) / REPLAYS)
+        return statistics.median(samples)
+
+    def profile(self) -> None:
+        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        self.profiler.start()
+
+    def busy_ms(self) -> float:
+        torch.cuda.synchronize()
+        self.profiler.stop()
+        on_device = torch.autograd.DeviceType.CUDA
+        events = [event for event in self.profiler.events() if event.device_type == on_device]
+        return union_length(sorted((event.time_range.start, event.time_range.end) for event in events)) / 1e3
 
 
-def decode_step_ms(decode: Decode) -> float:
+def decode_step_ms(decode: Decode, gpu: Gpu) -> float:
     """Milliseconds on the GPU for one step of a batch that is decoding."""
-    graph = _graph_of_a_step(decode)
-    return _replayed_ms(graph) if graph is not None else _profiled_ms(decode)
+    first, all_of_them = (_replays(decode, gpu, tokens) for tokens in (1, 1 + STEPS))
+    if STEPS <= all_of_them - first <= STEPS + 1:  # a scheduler may run one ahead
+        return gpu.replayed_ms()
+    return (_busy_ms(decode, gpu, 1 + PROFILED_STEPS) - _busy_ms(decode, gpu, 1)) / PROFILED_STEPS
 
 
-def _graph_of_a_step(decode: Decode) -> torch.cuda.CUDAGraph | None:
-    """The graph of the steps just run, whose buffers still describe them; None if a step is not one graph."""
-    with Replays() as first:
-        decode(1)
-    with Replays() as all_of_them:
-        decode(1 + STEPS)
-    one_a_step = STEPS <= all_of_them.count - first.count <= STEPS + 1  # a scheduler may run one ahead
-    return all_of_them.last if one_a_step else None
+def _replays(decode: Decode, gpu: Gpu, tokens: int) -> int:
+    gpu.count_replays()
+    decode(tokens)
+    return gpu.replays()
 
 
-def _replayed_ms(graph: torch.cuda.CUDAGraph) -> float:
-    for _ in range(WARM_REPLAYS):
-        graph.replay()
-    samples = []
-    for _ in range(SAMPLES):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(REPLAYS):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        samples.append(start.elapsed_time(end) / REPLAYS)
-    return statistics.median(samples)
-
-
-def _profiled_ms(decode: Decode) -> float:
-    return (_busy_ms(decode, 1 + PROFILED_STEPS) - _busy_ms(decode, 1)) / PROFILED_STEPS
-
-
-def _busy_ms(decode: Decode, tokens: int) -> float:
-    """Time in which at least one kernel ran."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        decode(tokens)
-    on_device = torch.autograd.DeviceType.CUDA
-    spans = sorted((e.time_range.start, e.time_range.end) for e in profile.events() if e.device_type == on_device)
-    return union_length(spans) / 1e3
+def _busy_ms(decode: Decode, gpu: Gpu, tokens: int) -> float:
+    gpu.profile()
+    decode(tokens)
+    return gpu.busy_ms()
 
 
 def union_length(spans: list[tuple[float, float]]) -> float:

@@ -6,9 +6,11 @@ fuse what lay on both sides of a norm, so that the floor is a little lower than 
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 VARIANT = "no norms"
+FLA = "sglang.kernels.ops.attention.fla"
 METHODS = ("forward_native", "forward_cuda", "forward_cpu")
 
 
@@ -28,3 +30,14 @@ def remove_norms() -> None:
     for name, forward in nothing.items():
         for method in METHODS:
             setattr(getattr(layernorm, name), method, forward)
+
+
+def remove_sglangs_norms() -> None:
+    """The same for SGLang's, of this process."""
+    from sglang.srt.layers import layernorm
+
+    for name in ("RMSNorm", "GemmaRMSNorm"):
+        for method in METHODS:
+            setattr(getattr(layernorm, name), method, _norm_nothing)
+    for module, name in (("layernorm_gated", "RMSNorm"), ("fused_norm_gate", "FusedRMSNormGated")):
+        getattr(importlib.import_module(f"{FLA}.{module}"), name).forward = _gate_nothing

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.options import add_model_and_mode, at_least_1, check_device, check_installed
+from serving_ops.bench_e2e.options import add_model_and_mode, at_least_1, check_device, check_installed, check_preset
 from serving_ops.bench_e2e.result import OURS
 
 COMMAND = "python -m serving_ops.bench_e2e --turns"
@@ -22,8 +22,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     """The options, complete: nothing is left to a default. Exits with status 2 and a sentence for what cannot work."""
     parser = _parser()
     options = parser.parse_args(words)
-    check_installed(parser, (OURS,))
-    options.device = check_device(parser, "auto")
+    check_installed(parser, options.engine, (OURS,))
+    options.device = check_device(parser, options.engine, "auto")
+    check_preset(parser, options)
     for option, value in DEFAULTS[options.device].items():
         if getattr(options, option) is None:
             setattr(options, option, value)
@@ -45,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-sizes", type=_numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
     add("--prompt-lens", type=_numbers, help="tokens (default: 512; on CUDA 512,8192)")
     add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
-    add("--kv-cache-gib", type=float, default=4.0, help="of each engine on CUDA (default: %(default)s)")
-    add("--engine-args", type=json.loads, default={}, metavar="JSON", help="more for `vllm.LLM`")
+    add("--kv-cache-gib", type=float, default=4.0, help="of each vLLM on CUDA (default: %(default)s)")
+    add("--engine-args", type=json.loads, default={}, metavar="JSON", help="more for `vllm.LLM` or `sglang.Engine`")
     add("--start-timeout", type=at_least_1, default=600, help="seconds the engines may take (default: %(default)s)")
     add("--out", type=Path, default=Path("bench_results"), help="for the JSON (default: %(default)s)")
     add("--name", help="of the JSON (default: date, engine, device, model and mode)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import BASELINE
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
-from serving_ops.bench_e2e.turns import floor
+from serving_ops.bench_e2e.turns import floor, sglang_scheduler
 from serving_ops.bench_e2e.turns.mailbox import Mailbox
 from serving_ops.bench_e2e.turns.result import EngineRun
 
@@ -63,14 +64,27 @@ def _start(name: Name, settings: dict[str, Any], work: Path, alive: contextlib.E
     folder = work / f"{variant.replace(' ', '-')}-{place}"
     folder.mkdir()
     (folder / "engine.json").write_text(json.dumps({**settings, "variant": variant}))
-    offline = Path(settings["options"]["model"]).is_dir()
     switched_as = variant if variant in VARIANTS else BASELINE
-    variables = engine_environment(switched_as, settings["device"], work, offline)
+    offline = Path(settings["model"]).is_dir()
+    variables = engine_environment(switched_as, settings["device"], work, offline, settings["engine"])
+    prepare = _for_sglang if settings["engine"] == "sglang" else _for_vllm
+    prepare(variables, variant, work)
+    child = alive.enter_context(Child([*ENGINE, str(folder)], variables, folder / "log", cwd=work))
+    return child, Mailbox(folder)
+
+
+def _for_vllm(variables: dict[str, str], variant: str, work: Path) -> None:
     variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: one fewer source of noise
     if variant == floor.VARIANT:  # vLLM's cache knows compiled norms by their files, and these were made to do nothing
         variables["VLLM_CACHE_ROOT"] = str(work / "cache-without-norms")
-    child = alive.enter_context(Child([*ENGINE, str(folder)], variables, folder / "log", cwd=work))
-    return child, Mailbox(folder)
+
+
+def _for_sglang(variables: dict[str, str], variant: str, work: Path) -> None:
+    beside_ours = sglang_scheduler.write_entry_point(work / "names")
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(beside_ours), variables["PYTHONPATH"]]))
+    variables[sglang_scheduler.VARIANT] = variant
+    if "SGLANG_PLUGINS" in variables:  # the user's choice of plugins, beside which this one is to load
+        variables["SGLANG_PLUGINS"] += f",{sglang_scheduler.NAME}"
 
 
 def _round(running: Running, number: int, progress: Progress) -> dict[Name, dict[str, float]]:

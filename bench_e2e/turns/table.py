@@ -17,8 +17,8 @@ from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns.load import labels
 from serving_ops.bench_e2e.turns.result import RATIO_METHOD, TurnsResult, load_result
 
-BATCH_INVARIANT = "VLLM_BATCH_INVARIANT=1"
-"""A setting of vLLM's that is worth a title: it changes what every figure is compared with."""
+INVARIANT = {"VLLM_BATCH_INVARIANT=1": "VLLM_BATCH_INVARIANT=1", "enable_deterministic_inference": "deterministic"}
+"""Settings of engines, as a command has them and as a title: they change what every figure is compared with."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,13 +82,14 @@ def _ratio_cell(result: TurnsResult, figure: str) -> str:
 
 
 def title(result: TurnsResult) -> str:
-    setting = f", `{BATCH_INVARIANT}`" if BATCH_INVARIANT in result.command else ""
-    return f"{result.model}, {result.mode}{setting}"
+    settings = "".join(f", `{shown}`" for words, shown in INVARIANT.items() if words in result.command)
+    mode = result.mode if result.engine == "vllm" or result.eager else "CUDA graphs"
+    return f"{result.model}, {mode}{settings}"
 
 
 def heading(result: TurnsResult) -> str:
     machine = result.hardware.gpu or f"{result.hardware.cpu}, {result.hardware.cores} cores"
-    versions = f"{result.engine} {result.versions['vllm']}, torch {result.versions['torch']}"
+    versions = f"{result.engine} {result.versions[result.engine]}, torch {result.versions['torch']}"
     return f"**{title(result)}**: {versions}, {machine}, {result.date[:10]}"
 
 

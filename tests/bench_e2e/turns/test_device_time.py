@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serving_ops.bench_e2e.turns import device_time
-from serving_ops.bench_e2e.turns.device_time import decode_step_ms, union_length
+from serving_ops.bench_e2e.turns.device_time import OwnGpu, decode_step_ms, union_length
 
 
 def test_the_union_of_intervals_counts_what_overlaps_once() -> None:
@@ -49,11 +48,51 @@ def test_a_step_takes_as_long_as_events_say_whatever_it_is_made_of(graphs: int) 
     decoder(101)
     end.record()
     end.synchronize()
-    assert decode_step_ms(decoder) == pytest.approx(start.elapsed_time(end) / 100, rel=0.15)
+    assert decode_step_ms(decoder, OwnGpu()) == pytest.approx(start.elapsed_time(end) / 100, rel=0.15)
 
 
-@pytest.mark.gpu
-def test_only_a_step_that_is_one_graph_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_time, "_replayed_ms", lambda graph: 1.0)
-    monkeypatch.setattr(device_time, "_profiled_ms", lambda decode: 2.0)
-    assert [decode_step_ms(_Decoder(graphs)) for graphs in (0, 1, 2)] == [2.0, 1.0, 2.0]
+class _Told:
+    """A GPU that was told how many graphs it replays, by how many tokens are served."""
+
+    def __init__(self, graphs_a_step: int, ahead: int) -> None:
+        self.graphs_a_step, self.ahead, self.tokens = graphs_a_step, ahead, 0
+
+    def serve(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def count_replays(self) -> None:
+        pass
+
+    def replays(self) -> int:
+        """The prompt's graphs, those of the steps, and perhaps that of a step nobody waited for."""
+        steps = self.tokens - 1
+        return 3 + self.graphs_a_step * (steps + (self.ahead if steps else 0))
+
+    def replayed_ms(self) -> float:
+        return 1.0
+
+    def profile(self) -> None:
+        pass
+
+    def busy_ms(self) -> float:
+        return 2.0 * self.tokens
+
+
+@pytest.mark.parametrize(("graphs_a_step", "ahead", "found"), [(1, 0, 1.0), (1, 1, 1.0), (0, 0, 2.0), (2, 0, 2.0)])
+def test_only_a_step_that_is_one_graph_is_replayed(graphs_a_step: int, ahead: int, found: float) -> None:
+    gpu = _Told(graphs_a_step, ahead)
+    assert decode_step_ms(gpu.serve, gpu) == found
+
+
+def test_replays_are_counted_and_the_class_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    original, gpu, graph = Graph.replay, OwnGpu(), Graph()
+    gpu.count_replays()
+    graph.replay()
+    graph.replay()
+    assert (gpu.replays(), gpu.last) == (2, graph)
+    assert Graph.replay is original

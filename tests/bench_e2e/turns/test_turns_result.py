@@ -113,3 +113,14 @@ def test_labels_name_every_figure_of_a_load_in_the_tables_order() -> None:
 def test_a_load_asks_for_room_for_its_longest_request() -> None:
     assert LOAD.context == 513
     assert dataclasses.replace(LOAD, decode_steps=1000).context == 1129
+
+
+def test_sglangs_tables_name_its_version_and_what_it_does_instead_of_compiling(result: TurnsResult) -> None:
+    served = dataclasses.replace(
+        result,
+        engine="sglang",
+        eager=False,
+        versions={**result.versions, "sglang": "0.5.17"},
+        command="python -m serving_ops.bench_e2e --turns --engine-args '{\"enable_deterministic_inference\": true}'",
+    )
+    assert table.heading(served).startswith("**preset dense, CUDA graphs, `deterministic`**: sglang 0.5.17, torch ")

@@ -13,11 +13,12 @@ from rich.console import Console
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.server import VARIANTS
-from serving_ops.bench_e2e.turns import floor
+from serving_ops.bench_e2e.turns import floor, sglang_scheduler
 from serving_ops.bench_e2e.turns import run as turns
 
 STAND_IN = """
 import json, os, sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from serving_ops.bench_e2e.turns.mailbox import Mailbox
 
@@ -28,6 +29,8 @@ if os.environ["SERVING_OPS"] == told.get("dies as"):
 if os.environ["SERVING_OPS"] == "auto":
     print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
 (folder / "cache").write_text(os.environ.get("VLLM_CACHE_ROOT", "vLLM's own"))
+(folder / "plugins").write_text(" ".join(point.name for point in entry_points(group="sglang.srt.plugins")))
+(folder / "allowed").write_text(os.environ.get("SGLANG_PLUGINS", ""))
 mailbox = Mailbox(folder)
 mailbox.answer(0, {})
 for turn in range(1, 100):
@@ -43,7 +46,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(turns, "ENGINE", [sys.executable, str(script)])
-    return {"options": {"model": str(tmp_path)}, "load": {}, "device": "cpu"}
+    return {"engine": "vllm", "model": str(tmp_path), "options": {}, "load": {}, "device": "cpu"}
 
 
 def _run(
@@ -91,3 +94,12 @@ def test_engines_without_norms_run_beside_the_others_with_the_plugin_off(
     assert engines["no norms"][0].plugin_line is None
     caches = [(tmp_path / f"{variant}-1" / "cache").read_text() for variant in ("native", "serving_ops", "no-norms")]
     assert caches[0] == caches[1] != caches[2]
+
+
+def test_a_sglang_engine_finds_the_plugin_that_its_scheduler_is_asked_through(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_PLUGINS", "serving_ops")
+    _run({**settings, "engine": "sglang"}, tmp_path, engines=1, rounds=1)
+    assert sglang_scheduler.NAME in (tmp_path / "native-1" / "plugins").read_text().split()
+    assert (tmp_path / "native-1" / "allowed").read_text() == f"serving_ops,{sglang_scheduler.NAME}"

@@ -1,0 +1,38 @@
+"""What engines in turns are built with."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from serving_ops.bench_e2e.turns import engine_arguments
+from serving_ops.bench_e2e.turns.load import Load
+
+LOAD = Load(batch_sizes=(1, 16), prompt_lens=(512, 8192), decode_steps=96)
+
+
+def _of(engine: str, **more: Any) -> dict[str, Any]:
+    chosen = {"model": None, "preset": "hybrid", "device": "cuda", "eager": False, "engine_args": {}, "engines": 4}
+    chosen |= {"floor": False, "kv_cache_gib": 4.0, "batch_sizes": LOAD.batch_sizes}
+    return engine_arguments.of(SimpleNamespace(engine=engine, **(chosen | more)), LOAD, "folder")
+
+
+def test_sglang_captures_graphs_for_the_sizes_that_it_is_asked_for() -> None:
+    arguments = _of("sglang")
+    assert arguments["cuda_graph_bs_decode"] == [1, 16]
+    assert arguments["cuda_graph_bs_prefill"] == [128, 512, 2048, 8192]
+    assert "cuda_graph_bs_decode" not in _of("sglang", eager=True)
+
+
+def test_neither_engine_answers_from_a_cache_and_both_have_room_for_the_load() -> None:
+    vllm, sglang = _of("vllm"), _of("sglang")
+    assert vllm["enable_prefix_caching"] is False
+    assert sglang["disable_radix_cache"] is True
+    assert vllm["max_model_len"] == LOAD.context
+    assert sglang["max_total_tokens"] >= LOAD.context
+    assert vllm["load_format"] == sglang["load_format"] == "dummy"
+
+
+def test_what_the_user_gives_wins() -> None:
+    for engine in ("vllm", "sglang"):
+        assert _of(engine, engine_args={"load_format": "auto"})["load_format"] == "auto"

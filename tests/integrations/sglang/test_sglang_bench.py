@@ -1,0 +1,58 @@
+"""`bench_e2e` on the real SGLang, on CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sglang_versions
+import torch
+from sglang_versions import run
+
+from serving_ops.bench_e2e.turns import sglang_scheduler
+from serving_ops.bench_e2e.turns.load import tpot, ttft
+from serving_ops.bench_e2e.turns.result import load_result
+
+HERE = Path(__file__).parent
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA machine SGLang does not run on CPU"),
+]
+
+on_each = pytest.mark.parametrize(
+    "version", [pytest.param(version, marks=sglang_versions.needs(version)) for version in sglang_versions.SERVED]
+)
+on_one = pytest.mark.parametrize(
+    "version", [pytest.param(version, marks=sglang_versions.needs(version)) for version in sglang_versions.SERVED[:1]]
+)
+
+
+@on_each
+def test_the_scheduler_answers_the_bench_from_its_own_process(
+    version: str, tmp_path: Path, written_model: Callable[[str], Path]
+) -> None:
+    environment = sglang_versions.environment(version) | {"SERVING_OPS": "auto"}
+    names = sglang_scheduler.write_entry_point(tmp_path / "names")
+    environment["PYTHONPATH"] = os.pathsep.join([str(names), environment["PYTHONPATH"]])
+    done = run([str(HERE / "turns_engine.py"), str(written_model("dense")), str(tmp_path)], environment)
+    assert done.returncode == 0, done.stdout[-6000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["ms"] > 0
+    assert result["replays"] == 0
+
+
+@on_one
+def test_engines_with_and_without_the_plugin_are_compared_in_turns(version: str, tmp_path: Path) -> None:
+    small = ["--engines", "1", "--rounds", "1", "--prompt-lens", "64", "--decode-steps", "4"]
+    command = ["-m", "serving_ops.bench_e2e", "--turns", "--engine", "sglang", *small]
+    done = run([*command, "--out", str(tmp_path), "--name", "real"], sglang_versions.environment(version))
+    assert done.returncode == 0, done.stdout[-6000:]
+    result = load_result(tmp_path / "real.json")
+    assert (result.engine, result.versions["sglang"]) == ("sglang", version)
+    assert {tpot(1), ttft(64)} <= set(result.figures())
+    assert result.engines["native"][0].plugin_line is None
+    assert "on for 25 of 25 RMSNorm" in str(result.engines["serving_ops"][0].plugin_line)
