@@ -155,7 +155,11 @@ def preset_engine_args(name: str, device: str, engine: str = "vllm") -> dict[str
     return {"load_format": "dummy", **on_language_alone}
 
 
-LANGUAGE_ALONE = {"vllm": {"language_model_only": True}, "sglang": {"enable_multimodal": False}}
+LANGUAGE_ALONE: dict[str, dict[str, Any]] = {
+    "vllm": {"language_model_only": True},
+    # SGLang builds the tower all the same; this keeps it off a library that attention elsewhere may not need.
+    "sglang": {"enable_multimodal": False, "mm_attention_backend": "sdpa"},
+}
 
 SGLANG_ON_CPU: dict[str, Any] = {
     "device": "cpu",

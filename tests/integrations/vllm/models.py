@@ -102,13 +102,20 @@ def write_model(name: str, target: Path) -> None:
     auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "norm" in key:  # so that a lost weight or a wrong offset shows
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-        embedding = model.get_input_embeddings().weight
-        embedding.normal_(std=EMBEDDING_STD)
-        model.get_output_embeddings().weight.copy_(embedding[torch.randperm(VOCAB)] * LOGIT_SCALE)
+        lean_to_one_successor(model)
     model.save_pretrained(target)
+
+
+def lean_to_one_successor(model: Any) -> None:
+    """Give a model its embeddings, and its norms weights unlike one, so that a lost weight or a wrong offset shows."""
+    import torch
+
+    for key, parameter in model.named_parameters():
+        if "norm" in key:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    embedding = model.get_input_embeddings().weight
+    embedding.normal_(std=EMBEDDING_STD)
+    model.get_output_embeddings().weight.copy_(embedding[torch.randperm(VOCAB)] * LOGIT_SCALE)
 
 
 if __name__ == "__main__":
