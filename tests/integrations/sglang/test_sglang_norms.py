@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import logging
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 pytest.importorskip("sglang", reason="SGLang is not installed beside this package: test_sglang_versions.py runs these")
 
 from serving_ops import PrewarmReport, counters, extension, reference
-from serving_ops.integrations.sglang import layers, startup, switch
+from serving_ops.integrations.sglang import layers, register, startup, switch
 from serving_ops.integrations.sglang.rms_norm_gated import MODULES as GATED_MODULES
 
 HIDDEN, HEAD = 256, 128
@@ -452,3 +454,50 @@ def _fp8_linear_method() -> Any:
     from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
 
     return Fp8LinearMethod
+
+
+@pytest.fixture
+def parser(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A parser of SGLang's, made behind the plugin, whose flag may put the hook on the loading of models in place."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+    from sglang.srt.server_args import ServerArgs
+
+    put_in_place: list[bool] = []
+    monkeypatch.setattr("serving_ops.integrations.sglang._install", lambda *, strict: put_in_place.append(strict))
+    monkeypatch.setattr(HookRegistry, "_hooks", type(HookRegistry._hooks)(list))
+    monkeypatch.setattr(HookRegistry, "_patched", set())
+    monkeypatch.setattr(ServerArgs, "add_cli_args", staticmethod(ServerArgs.add_cli_args))  # put back afterwards
+    monkeypatch.setenv("SERVING_OPS", "off")
+    register()
+    HookRegistry.apply_hooks()
+    made = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(made)
+    made.put_in_place = put_in_place
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "put_in_place"),
+    [
+        ([], "off", []),
+        (["--serving-ops", "auto"], "auto", [False]),
+        (["--serving-ops=strict,rms_norm"], "strict,rms_norm", [True]),
+        (["--serving-ops", "off"], "off", []),
+    ],
+)
+def test_the_flag_is_the_environment_variable(
+    parser: Any, words: list[str], value: str, put_in_place: list[bool]
+) -> None:
+    parsed = parser.parse_args(["--model-path", "model", *words])
+    assert os.environ["SERVING_OPS"] == value
+    assert parser.put_in_place == put_in_place
+    assert not hasattr(parsed, "serving_ops")
+
+
+def test_a_mode_that_does_not_exist_is_refused_with_those_that_do(
+    parser: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--model-path", "model", "--serving-ops", "stirct"])
+    assert "'stirct' is not known: allowed are off, auto, strict" in capsys.readouterr().err
+    assert os.environ["SERVING_OPS"] == "off"
