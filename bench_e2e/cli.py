@@ -16,7 +16,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from serving_ops.bench_e2e import environment, options, presets, table
-from serving_ops.bench_e2e.client import Load
+from serving_ops.bench_e2e.load import Load
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.progress import Progress
@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["table"]:
         return table.main(words[1:])
+    if words[:1] == ["one-batch"]:
+        from serving_ops.bench_e2e import one_batch
+
+        return one_batch.main(words[1:])
     if "--ops" in words:
         from serving_ops.bench_e2e.ops import main as time_ops
 
@@ -86,9 +90,10 @@ def _experiment(chosen: argparse.Namespace, work: Path) -> Experiment:
     else:
         folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device)
         model, tokenizer = str(folder), str(presets.tokenizer_of(folder))
-        needed = presets.preset_serve_args(chosen.preset, chosen.device)
-        serve_args = [*needed, "--tokenizer", tokenizer, *serve_args]
+        needed = presets.preset_serve_args(chosen.preset, chosen.device, chosen.engine)
+        serve_args = [*needed, *(["--tokenizer", tokenizer] if chosen.engine == "vllm" else []), *serve_args]
     return Experiment(
+        engine=chosen.engine,
         model=model,
         tokenizer=tokenizer,
         device=chosen.device,

@@ -1,33 +1,28 @@
-"""`vllm bench serve`: vLLM's own load generator and its own TTFT and TPOT."""
+"""The engine's own load generator, with its own TTFT and TPOT: `vllm bench serve`, or SGLang's."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving_ops.bench_e2e import sglang_server
+from serving_ops.bench_e2e.load import Load
 from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
 from serving_ops.bench_e2e.server import HOST, SERVED_NAME, VLLM
 
-METRICS = tuple(f"{figure}_{metric}_ms" for metric in ("ttft", "tpot") for figure in ("mean", "median", "p90", "p99"))
 
-
-@dataclass(frozen=True)
-class Load:
-    """What is asked of the server. Lengths are exact: random prompts, greedy, and no early end."""
-
-    num_prompts: int
-    input_len: int  # tokens
-    output_len: int  # tokens
-    concurrency: int  # requests in flight
-    num_warmups: int  # requests before the measured ones
-
-
-def client_command(load: Load, port: int, tokenizer: str, seed: int, patience: int, result: Path) -> list[str]:
-    """`patience`: seconds during which it asks every 5 s whether the server is ready; that request is not
+def client_command(
+    engine: str, load: Load, port: int, tokenizer: str, seed: int, patience: int, result: Path
+) -> list[str]:
+    """`patience`: seconds during which it asks every few seconds whether the server is ready; that request is not
     measured. So it may start with the server, its own 8 s of imports beside the server's."""
+    of_engine = sglang_server.client_command if engine == "sglang" else _vllm_command
+    return of_engine(load, port, tokenizer, seed, patience, result)
+
+
+def _vllm_command(load: Load, port: int, tokenizer: str, seed: int, patience: int, result: Path) -> list[str]:
     return [
         *VLLM,
         *("bench", "serve", "--host", HOST, "--port", str(port), "--model", SERVED_NAME),
@@ -41,16 +36,18 @@ def client_command(load: Load, port: int, tokenizer: str, seed: int, patience: i
     ]
 
 
-def await_client(client: Child, server: Child, result: Path, tick: Callable[[str], None]) -> dict[str, Any]:
-    """What `vllm bench serve` saved. Raises ChildFailed if it or the server failed, or a request did."""
+def await_client(
+    engine: str, load: Load, client: Child, server: Child, result: Path, tick: Callable[[str], None]
+) -> dict[str, Any]:
+    """What the client saved. Raises ChildFailed if it or the server failed, or a request did."""
     while client.ended() is None:
         if server.ended() is not None:
             raise ChildFailed(f"the server ended with status {server.ended()} under load", server)
         tick(client.last_line())
         wait_a_little()
     if client.ended() != 0 or not result.is_file():
-        raise ChildFailed(f"vllm bench serve ended with status {client.ended()}", client)
-    saved: dict[str, Any] = json.loads(result.read_text())
-    if saved.get("failed", 0) or saved["completed"] != saved["num_prompts"]:
-        raise ChildFailed(f"{saved['completed']} of {saved['num_prompts']} requests succeeded", client)
+        raise ChildFailed(f"the load generator ended with status {client.ended()}", client)
+    saved: dict[str, Any] = sglang_server.saved(result) if engine == "sglang" else json.loads(result.read_text())
+    if saved["completed"] != load.num_prompts:
+        raise ChildFailed(f"{saved['completed']} of {load.num_prompts} requests succeeded", client)
     return saved

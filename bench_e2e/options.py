@@ -30,8 +30,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     """
     parser = _parser()
     options = parser.parse_args(words)
-    if options.engine == "sglang":
-        parser.error("--engine sglang is not there yet; allowed: vllm")
     options.variants = _variants(parser, options.variants)
     check_installed(parser, options.engine, options.variants)
     options.device = check_device(parser, options.engine, options.device)

@@ -168,8 +168,9 @@ SGLANG_ON_CPU: dict[str, Any] = {
     "grammar_backend": "none",
     "disable_cuda_graph": True,
     "disable_overlap_schedule": True,
+    "sleep_on_idle": True,
 }
-"""What SGLang needs where the CPU has no AMX; the overlap is with a GPU's work."""
+"""What SGLang needs where the CPU has no AMX. Overlap is with a GPU's work; an idle scheduler would poll on a core."""
 
 
 def preset_serve_args(name: str, device: str, engine: str = "vllm") -> list[str]:

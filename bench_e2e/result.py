@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.client import METRICS, Load
 from serving_ops.bench_e2e.environment import Hardware
+from serving_ops.bench_e2e.load import METRICS, Load
 from serving_ops.bench_e2e.stats import RATIO_METHOD, Ratio, Spread, paired_ratio, spread
 
 SCHEMA = 1

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving_ops.bench_e2e.client import METRICS, Load, await_client, client_command
+from serving_ops.bench_e2e import sglang_server
+from serving_ops.bench_e2e.client import await_client, client_command
+from serving_ops.bench_e2e.load import METRICS, Load
 from serving_ops.bench_e2e.plugin_log import is_active, startup_line
 from serving_ops.bench_e2e.process import Child
 from serving_ops.bench_e2e.progress import Progress
@@ -19,6 +21,7 @@ FIRST_SEED = 1000
 
 @dataclass(frozen=True)
 class Experiment:
+    engine: str
     model: str  # a folder or a hub name
     tokenizer: str
     device: str
@@ -33,6 +36,11 @@ class Experiment:
 
     def serve_command(self, port: int | str) -> list[str]:
         context = self.load.input_len + self.load.output_len + SPARE_TOKENS
+        if self.engine == "sglang":
+            on_cpu = 2 * context * self.load.concurrency if self.device == "cpu" else None
+            return sglang_server.serve_command(
+                self.model, self.tokenizer, port, context, self.eager, on_cpu, self.serve_args
+            )
         return serve_command(self.model, port, context, self.eager, self.serve_args)
 
 
@@ -61,9 +69,10 @@ def _one_turn(experiment: Experiment, work: Path, progress: Progress, variant: s
     port = experiment.port or free_port()
     seed = FIRST_SEED + number  # the same prompts for both variants of a round
     result = work / f"{stem}-client.json"
-    environment = engine_environment(variant, experiment.device, work, experiment.offline)
+    engine, load = experiment.engine, experiment.load
+    environment = engine_environment(variant, experiment.device, work, experiment.offline, engine)
     served = experiment.serve_command(port)
-    asked = client_command(experiment.load, port, experiment.tokenizer, seed, experiment.start_timeout, result)
+    asked = client_command(engine, load, port, experiment.tokenizer, seed, experiment.start_timeout, result)
     with (
         Child(served, environment, work / f"{stem}-server.log", cwd=work) as server,
         Child(asked, environment | {"SERVING_OPS": "off"}, work / f"{stem}-client.log", cwd=work) as client,
@@ -71,7 +80,7 @@ def _one_turn(experiment: Experiment, work: Path, progress: Progress, variant: s
         progress.phase("server starting")
         start_s = wait_until_healthy(server, port, experiment.start_timeout, progress.tick)
         progress.phase("client running")
-        saved = await_client(client, server, result, progress.tick)
+        saved = await_client(engine, load, client, server, result, progress.tick)
         progress.phase("server stopping")
     line = startup_line(server.lines())
     times = {metric: float(saved[metric]) for metric in METRICS}

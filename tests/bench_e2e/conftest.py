@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import serving_ops
-from serving_ops.bench_e2e.client import METRICS, Load
 from serving_ops.bench_e2e.environment import ENGINE_VARIABLES, Hardware
+from serving_ops.bench_e2e.load import METRICS, Load
 from serving_ops.bench_e2e.result import Result, Round
 
 STAND_IN = """

@@ -84,7 +84,7 @@ def test_an_interrupted_run_leaves_no_server(stand_in: dict[str, str], tmp_path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--engine", "sglang"], "sglang is not there yet"),
+        (["--engine", "sglang"], "SGLang is not installed"),
         (["--variants", "native,fast"], "allowed: one or both of native, serving_ops"),
         (["--rounds", "0"], "'0'; allowed: whole numbers from 1"),
         (["--output-len", "1"], "'1'; allowed: whole numbers from 2"),

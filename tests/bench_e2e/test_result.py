@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from serving_ops.bench_e2e import table
-from serving_ops.bench_e2e.client import METRICS
+from serving_ops.bench_e2e.load import METRICS
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.plugin_log import is_active, startup_line
 from serving_ops.bench_e2e.report import disturbed, print_result

@@ -12,6 +12,7 @@ import sglang_versions
 import torch
 from sglang_versions import run
 
+from serving_ops.bench_e2e import presets
 from serving_ops.bench_e2e.turns import sglang_scheduler
 from serving_ops.bench_e2e.turns.load import tpot, ttft
 from serving_ops.bench_e2e.turns.result import load_result
@@ -56,3 +57,28 @@ def test_engines_with_and_without_the_plugin_are_compared_in_turns(version: str,
     assert {tpot(1), ttft(64)} <= set(result.figures())
     assert result.engines["native"][0].plugin_line is None
     assert "on for 25 of 25 RMSNorm" in str(result.engines["serving_ops"][0].plugin_line)
+
+
+@on_one
+def test_a_real_sglang_serves_both_variants_to_its_own_load_generator(version: str, tmp_path: Path) -> None:
+    command = ["-m", "serving_ops.bench_e2e", "--engine", "sglang", "--quick", "--out", str(tmp_path), "--name", "real"]
+    done = run(command, sglang_versions.environment(version))
+    assert done.returncode == 0, done.stdout[-6000:]
+    result = json.loads((tmp_path / "real.json").read_text())
+    assert result["plugin_active"] is True
+    assert "sglang.launch_server" in result["serve_command"]
+    for variant in ("native", "serving_ops"):
+        assert result["variants"][variant]["median_ttft_ms"] > 0 < result["variants"][variant]["median_tpot_ms"]
+
+
+@on_one
+def test_the_one_batch_bench_loads_the_plugin_that_its_flag_asks_for(version: str, tmp_path: Path) -> None:
+    model = presets.write_preset("dense", tmp_path / "dense")
+    size = ["--batch-size", "1", "--input-len", "16", "--output-len", "4"]
+    paths = ["--model-path", str(model), "--tokenizer-path", str(presets.tokenizer_of(model))]
+    words = presets.as_words({**presets.SGLANG_ON_CPU, "load_format": "dummy", "max_total_tokens": 512})
+    command = ["-m", "serving_ops.bench_e2e", "one-batch", *paths, *size, *words, "--serving-ops", "auto"]
+    done = run(command, sglang_versions.environment(version) | {"SERVING_OPS": "off"})
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "on for 25 of 25 RMSNorm" in done.stdout
+    assert "Decode.  median latency" in done.stdout
