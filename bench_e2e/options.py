@@ -101,8 +101,12 @@ def check_device(parser: argparse.ArgumentParser, engine: str, wanted: str) -> s
 
 
 def check_preset(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Without serving_ops SGLang has no code for a hybrid's gated norm on CPU: there is nothing to compare with."""
-    if (options.engine, options.device, options.preset, options.model) == ("sglang", "cpu", "hybrid", None):
+    """Without serving_ops SGLang has no gated norm on CPU: there is nothing to compare with."""
+    if options.engine != "sglang" or options.model:
+        return
+    if options.preset == "mamba2":
+        parser.error("--preset mamba2: for vLLM alone")
+    if (options.preset, options.device) == ("hybrid", "cpu"):
         parser.error("--preset hybrid: SGLang alone cannot run gated norms on CPU, so nothing can be compared")
 
 

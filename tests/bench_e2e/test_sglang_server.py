@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from pathlib import Path
 
-from serving_ops.bench_e2e import sglang_server
+import pytest
+
+from serving_ops.bench_e2e import options, sglang_server
 from serving_ops.bench_e2e.load import Load
 
 LOAD = Load(num_prompts=4, input_len=64, output_len=8, concurrency=2, num_warmups=1)
@@ -40,3 +43,13 @@ def test_the_last_line_that_the_generator_appended_counts(tmp_path: Path) -> Non
     file = tmp_path / "out.jsonl"
     file.write_text("".join(json.dumps({"completed": count}) + "\n" for count in (1, 4)))
     assert sglang_server.saved(file) == {"completed": 4}
+
+
+@pytest.mark.parametrize(("preset", "device"), [("hybrid", "cpu"), ("mamba2", "cuda")])
+def test_a_preset_that_has_nothing_to_compare_with_is_refused(
+    preset: str, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = argparse.Namespace(engine="sglang", model=None, preset=preset, device=device)
+    with pytest.raises(SystemExit):
+        options.check_preset(argparse.ArgumentParser(), chosen)
+    assert f"--preset {preset}" in capsys.readouterr().err
