@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from serving_ops import settings
 from serving_ops.bench_e2e.engines import ENGINES
 from serving_ops.version import __version__
 
-ENGINE_VARIABLES = ("VLLM_", "SGLANG_", "SERVING_OPS_")  # prefixes
+ENGINE_VARIABLES = ("VLLM_", "SGLANG_", "SERVING_OPS_")  # prefixes; SERVING_OPS itself counts where it names ops
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ def versions() -> dict[str, str]:
 
 def command_line(command: str, words: Sequence[str]) -> str:
     """A command, and whatever its caller set for the engine: it decides the figures as much as an option."""
-    chosen = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(ENGINE_VARIABLES)]
+    named = {"SERVING_OPS"} if settings.names_ops() else set()
+    names = sorted(name for name in os.environ if name in named or name.startswith(ENGINE_VARIABLES))
+    chosen = [f"{name}={os.environ[name]}" for name in names]
     return shlex.join([*chosen, *command.split(), *words])
 
 

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from serving_ops import settings
 from serving_ops.bench_e2e import environment
 from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
+from serving_ops.bench_e2e.result import BASELINE, OURS
 
 HOST = "127.0.0.1"
 SERVED_NAME = "bench"
-VARIANTS = {"native": "off", "serving_ops": "auto"}  # value of SERVING_OPS
+VARIANTS = {BASELINE: "off", OURS: "auto"}  # value of SERVING_OPS
 HEALTH_SECONDS = 2.0  # one health check may take this long
 ENGINE_DEFAULTS = {"vllm": {"VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": HOST}, "sglang": {}}
 # Threads stay with vLLM's own choice, which spares a core for its server: on 2 cores TPOT is the same as with both
@@ -46,20 +48,25 @@ def serve_command(model: str, port: int | str, max_model_len: int, eager: bool, 
 
 
 def engine_environment(variant: str, device: str, work: Path, offline: bool, engine: str = "vllm") -> dict[str, str]:
-    """The caller's environment, made local and quiet; what the caller set wins, SERVING_OPS aside."""
+    """The caller's environment, made local and quiet; what the caller set wins, and so do ops named in SERVING_OPS."""
     defaults = {"HF_HUB_OFFLINE": "1" if offline else "0", **ENGINE_DEFAULTS[engine]}
     if device == "cpu":
         defaults |= CPU_DEFAULTS[engine]
     inherited = {**defaults, **os.environ}
     return {
         **inherited,
-        "SERVING_OPS": VARIANTS[variant],
+        "SERVING_OPS": _switch(variant),
         "PYTHONPATH": _python_path(work, engine),
         "PYTHONSAFEPATH": "1",  # a checkout in the working directory shadows nothing
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": f"{HOST},localhost",
         "no_proxy": f"{HOST},localhost",
     }
+
+
+def _switch(variant: str) -> str:
+    """The value of SERVING_OPS for a variant: the caller's for ours, if it names ops."""
+    return os.environ["SERVING_OPS"] if variant == OURS and settings.names_ops() else VARIANTS[variant]
 
 
 def wait_until_healthy(server: Child, port: int, timeout: float, tick: Callable[[str], None]) -> float:
