@@ -32,7 +32,7 @@ WIDE_MAX_N = 32768
 EARLY_ROW_BYTES = 32768
 WIDE_BLOCK_EARLY = 4096
 """Bytes of x in a row up to which the next row is fetched before the first pass over this one, and elements at a time:
-4096 x 16384 takes 108 us so, 120 or more with the row fetched later or not at all."""
+4096 x 16384 takes 108 us so, 121 or more with the row fetched later or not at all."""
 
 LATE_ROW_BYTES = 65536
 WIDE_BLOCK_LATE = 2048
