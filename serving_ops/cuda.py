@@ -44,7 +44,8 @@ def _hand_to_the_extension(variant: Variant, plan: Plan, compiled: Compiled) -> 
 
 
 @cache
-def _pdl(device: torch.device) -> bool:
+def pdl(device: torch.device) -> bool:
+    """Whether kernels on a device use programmatic dependent launch."""
     return settings.pdl_enabled() and bool(_modules()[2].programmatic_launch_supported(device))
 
 
@@ -89,7 +90,7 @@ def norm(
         return route
     if route[0].num_rows:
         with torch.cuda._DeviceGuard(x.get_device()):
-            _modules()[0].run_norm(x, residual, weight, out, eps, weight_offset, *route, _pdl(x.device), total)
+            _modules()[0].run_norm(x, residual, weight, out, eps, weight_offset, *route, pdl(x.device), total)
     return None
 
 
@@ -131,6 +132,6 @@ def gated(
         sigmoid = activation == "sigmoid"
         with torch.cuda._DeviceGuard(x.get_device()):
             _modules()[1].run_gated(
-                x, z, weight, bias, out, eps, norm_before_gate, sigmoid, group_size, *route, _pdl(x.device)
+                x, z, weight, bias, out, eps, norm_before_gate, sigmoid, group_size, *route, pdl(x.device)
             )
     return None

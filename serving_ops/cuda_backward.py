@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from serving_ops import plan_backward as plans
 from serving_ops import support
+from serving_ops.cuda import pdl
 from serving_ops.layout import RowGrid, row_grid
 from serving_ops.plan import MAX_GROUPS
 
@@ -23,6 +25,12 @@ def _module() -> Any:
     return backward
 
 
+def _launch() -> Any:
+    from serving_ops.kernels.triton import launch
+
+    return launch
+
+
 @cache
 def _num_sms(device_index: int) -> int:
     if device_index < 0:  # the interpreter
@@ -30,10 +38,24 @@ def _num_sms(device_index: int) -> int:
     return int(torch.cuda.get_device_properties(device_index).multi_processor_count)
 
 
-def _why_not(*tensors: support.Named) -> str | None:
+@cache
+def _has_bulk_copies(device: torch.device) -> bool:
+    """`cp.async.bulk` came with compute capability 9.0, as programmatic dependent launch did."""
+    return bool(_launch().programmatic_launch_supported(device))
+
+
+def _plan(s: Tensor) -> plans.BackwardPlan:
+    plan = plans.plan_norm_backward(s.shape[-1], s.itemsize)
+    return plan if plan.fetch == "not" or _has_bulk_copies(s.device) else dataclasses.replace(plan, fetch="not")
+
+
+def _why_not(shape: torch.Size, *tensors: support.Named) -> str | None:
     reason = support.no_triton() or support.why_not_layout(*tensors)
-    num_rows = math.prod(tensors[0][1].shape[:-1]) if tensors[0][1] is not None else 0
-    return support.TOO_MANY_ROWS if reason is None and num_rows > plans.MAX_ROWS else reason
+    if reason is not None:
+        return reason
+    if math.prod(shape[:-1]) > plans.MAX_ROWS:
+        return support.TOO_MANY_ROWS
+    return support.TOO_WIDE if shape[-1] > plans.MAX_N else None
 
 
 def norm(
@@ -50,18 +72,20 @@ def norm(
 
     ds and dweight (None without a weight) are new, contiguous and written.
     """
-    reason = _why_not(("dout", dout), ("s", s), ("ds_more", more), ("weight", weight))
+    reason = _why_not(s.shape, ("dout", dout), ("s", s), ("ds_more", more), ("weight", weight))
     if reason is not None:
         return reason
-    plan = plans.plan_norm_backward(s.shape[-1], s.itemsize)
+    plan = _plan(s)
     rows = row_grid(dout, s, s if more is None else more)
     if rows is None or (plan.kernel != "tile" and rows.inner != rows.num_rows):
         dout, s, more = dout.contiguous(), s.contiguous(), None if more is None else more.contiguous()
         rows = _flat(s)
-    programs = plan.num_programs(rows.num_rows, _num_sms(s.get_device()))
+    column_blocks = -(-s.shape[-1] // plan.block_n) if plan.kernel == "columns" else 1
+    programs = plan.num_programs(rows.num_rows, max(1, _num_sms(s.get_device()) // column_blocks))
     with torch.cuda._DeviceGuard(s.get_device()):
         _module().run_norm_backward(
-            dout, s, more, weight, ds, dweight, eps, weight_offset, rows, plan, programs, _moments_block(), _sum_block()
+            *(dout, s, more, weight, ds, dweight, eps, weight_offset),
+            *(rows, plan, programs, _moments_block(), _sum_block(), pdl(s.device)),
         )
     return None
 
@@ -86,7 +110,7 @@ def gated(
     The gradients are new, contiguous and written; None for what is None.
     """
     size = x.shape[-1]
-    reason = _why_not(("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
+    reason = _why_not(x.shape, ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
     plan = plans.plan_gated_backward(group_size)
     if reason is None and size // group_size > MAX_GROUPS:
         reason = support.TOO_MANY_GROUPS
@@ -101,7 +125,17 @@ def gated(
     with torch.cuda._DeviceGuard(x.get_device()):
         _module().run_gated_backward(
             *(dout, x, z, weight, bias, dx, dz, dweight, dbias),
-            *(eps, norm_before_gate, activation == "sigmoid", group_size, rows, plan, programs, _sum_block()),
+            *(
+                eps,
+                norm_before_gate,
+                activation == "sigmoid",
+                group_size,
+                rows,
+                plan,
+                programs,
+                _sum_block(),
+                pdl(x.device),
+            ),
         )
     return None
 

@@ -1,7 +1,8 @@
 """How a gradient of one size runs on CUDA, as `serving_ops.plan` says it for the norms themselves.
 
 Measurements: one H200, torch 2.11, Triton 3.6, bf16, the gradients of x and weight, device time per call in a CUDA
-graph, 2026-11-21, from throw-away sweeps.
+graph of calls that go over few sets of tensors, 2026-11-21, from throw-away sweeps; `training-h200.json` has
+the figures beside others'.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ GATED_WIDE_WARPS = 16
 
 MAX_ROWS = 2**30
 """Rows a call: the kernels count them in 32 bits, and one step beyond the last."""
+
+MAX_N = COLUMNS_BLOCK * 65535
+"""Elements a row: the second dimension of a CUDA grid holds no more blocks of columns."""
 
 SUM_PARTS = 64
 SUM_COLUMNS = 16

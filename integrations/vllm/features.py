@@ -35,7 +35,7 @@ STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED)
 NEEDS_IR = {IR_PROVIDERS, PRIORITY}
 """The features that serve `RMSNorm` where vLLM has an IR; where vLLM passes it by, `RMS_NORM` replaces the class."""
 
-NEEDS_CPP = {RMS_NORM, GEMMA_RMS_NORM}
+NEEDS_CPP = {RMS_NORM, GEMMA_RMS_NORM, MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED}
 """Features measured on CUDA with the C++ launcher alone: without it vLLM's own classes stay."""
 
 CALLS = {

@@ -228,7 +228,8 @@ def _why_kept_out(kind: str) -> str:
     feature = KEPT_OUT.get(kind, "")
     if not features.CALLS.get(feature, set()) <= settings.ops():
         return LEFT_OUT
-    return features.failures.get(feature, NO_ADAPTER)
+    missing = extension.why_missing() if feature in features.NEEDS_CPP else None
+    return features.failures.get(feature) or missing or NO_ADAPTER
 
 
 def _plain_layer(layer: Any, kind: str, feature: str, weight_dtype: torch.dtype | None, x: _Activations) -> NormLayer:

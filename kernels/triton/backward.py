@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from serving_ops.kernels.triton.gated_backward import gated_backward_kernel
-from serving_ops.kernels.triton.launch import Launcher, programmatic_launch_supported
+from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.norm import Rows, strides_of
 from serving_ops.kernels.triton.norm_backward import norm_backward_kernel
 from serving_ops.kernels.triton.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
@@ -63,6 +63,7 @@ def run_norm_backward(
     num_programs: int,
     moments_block: Block,
     sum_block: Block,
+    pdl: bool,
 ) -> None:
     """Launch on s's device and its current stream. The caller has checked the input; num_rows is at least 1."""
     size, has_more, has_weight = s.shape[-1], more is not None, weight is not None
@@ -81,37 +82,33 @@ def run_norm_backward(
         tile = (size, plan.block_n, plan.rows, plan.stages, flat)
         _tile(variant, plan, grid, tensors, numbers, (*tile, *options), False)
     elif plan.kernel == "wide":
-        fetch = plan.fetch if aligned and programmatic_launch_supported(s.device) else "not"  # both came with 9.0
+        fetch = plan.fetch if aligned else "not"
         _wide(variant, plan, grid, tensors, numbers, (size, plan.block_n, fetch, *options), False)
     else:
         moments = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
+        moments_constants = (size, moments_block.columns, aligned, has_weight)
+        moments_numbers = (*rows.inner_strides[:2], eps, weight_offset)
+        each_row = (rows.num_rows, 1, 1)
         _moments(
-            variant,
-            moments_block,
-            (rows.num_rows, 1, 1),
-            (dout, s, weights, moments),
-            (*rows.inner_strides[:2], eps, weight_offset),
-            (size, moments_block.columns, aligned, has_weight),
-            False,
+            variant, moments_block, each_row, (dout, s, weights, moments), moments_numbers, moments_constants, False
         )
-        _columns(
-            variant,
-            plan,
-            (num_programs, -(-size // plan.block_n), 1),
-            (dout, s, more_rows, weights, moments, ds, partial),
-            (rows.num_rows, *rows.inner_strides, weight_offset),
-            (size, plan.block_n, plan.stages, *options),
-            False,
-        )
+        grid = (num_programs, -(-size // plan.block_n), 1)
+        tensors = (dout, s, more_rows, weights, moments, ds, partial)
+        numbers = (rows.num_rows, *rows.inner_strides, weight_offset)
+        _columns(variant, plan, grid, tensors, numbers, (size, plan.block_n, plan.stages, *options), False)
     if dweight is not None:
-        _add_up(partial, dweight, sum_block)
+        _add_up(partial, dweight, sum_block, pdl)
 
 
-def _add_up(partial: Tensor, out: Tensor, block: Block) -> None:
+def sum_variant(out: Tensor, pdl: bool) -> Variant:
+    """The key of the sum that ends in `out`: its dtype and device, and how it is launched, decide the compiled code."""
+    return Variant(flags_of(out, None, second=pdl, flat=True, aligned=False), 0, 0)
+
+
+def _add_up(partial: Tensor, out: Tensor, block: Block, pdl: bool) -> None:
     """`out` (size,) becomes the sum of `partial` (programs, size), rounded once."""
-    pdl = programmatic_launch_supported(out.device)
     _sum(
-        Variant(flags_of(partial, out, second=False, flat=True, aligned=False) | int(pdl) << 1, 0, 0),
+        sum_variant(out, pdl),
         block,
         (-(-out.numel() // block.columns), 1, 1),
         (partial, out),
@@ -139,6 +136,7 @@ def run_gated_backward(
     plan: BackwardPlan,
     num_programs: int,
     sum_block: Block,
+    pdl: bool,
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
     size, has_gate = x.shape[-1], z is not None
@@ -182,4 +180,4 @@ def run_gated_backward(
     )
     for part, gradient in zip(partial, (dweight, dbias), strict=True):
         if gradient is not None:
-            _add_up(part, gradient, sum_block)
+            _add_up(part, gradient, sum_block, pdl)

@@ -86,7 +86,9 @@ def gated_backward_kernel(
         if HAS_WEIGHT:
             dn = dy * weight
         squares, products = sums_of_two(s * s, s * dn)
-        rstd = tl.rsqrt(squares / GROUP + eps)
+        rstd = tl.where(
+            rows < num_rows, tl.rsqrt(squares / GROUP + eps), 0.0
+        )  # with eps 0 no NaN from rows that are not
         n = s * rstd[:, None]
         ds = rstd[:, None] * dn - n * (products * rstd * rstd / GROUP)[:, None]
         if HAS_WEIGHT:

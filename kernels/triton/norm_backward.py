@@ -65,7 +65,7 @@ def norm_backward_kernel(
         if HAS_WEIGHT:
             dn = dout * (weight.to(tl.float32) + weight_offset)
         squares, products = sums_of_two(s * s, s * dn)
-        rstd = tl.rsqrt(squares / N + eps)
+        rstd = tl.where(rows < num_rows, tl.rsqrt(squares / N + eps), 0.0)  # eps 0: no NaN from rows that are not
         n = s * rstd[:, None]
         ds = rstd[:, None] * dn - n * (products * rstd * rstd / N)[:, None]
         if HAS_MORE:

@@ -242,6 +242,7 @@ def _fake(
     dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     checks.norm_metadata(s, dout, "dout", weight)
+    checks.norm_metadata(s, ds_more, "ds_more", None)
     return _like(s, s), _like(weight, s)
 
 

@@ -9,7 +9,8 @@ import torch
 from numerics import rms_error, rows
 from torch import Tensor
 
-from serving_ops import cuda_backward
+from serving_ops import cuda_backward, plan_backward, support
+from serving_ops.kernels.triton import backward
 
 EPS = 1e-6
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -40,10 +41,15 @@ def assert_close(gradient: Tensor | None, exact: Tensor, dtype: torch.dtype) -> 
 
 
 def norm_gradients(
-    dout: Tensor, s: Tensor, weight: Tensor | None, more: Tensor | None = None, offset: float = 0.0
+    dout: Tensor,
+    s: Tensor,
+    weight: Tensor | None,
+    more: Tensor | None = None,
+    offset: float = 0.0,
+    eps: float = EPS,
 ) -> tuple[Tensor, Tensor | None]:
     ds, dweight = poisoned(s), None if weight is None else poisoned(weight)
-    assert cuda_backward.norm(dout, s, more, weight, ds, dweight, EPS, offset) is None
+    assert cuda_backward.norm(dout, s, more, weight, ds, dweight, eps, offset) is None
     return ds, dweight
 
 
@@ -105,6 +111,28 @@ def test_rows_of_zeros_have_finite_gradients(kernel_device: torch.device) -> Non
     assert torch.isfinite(ds).all()
     assert dweight is not None
     assert not dweight.any()
+
+
+@pytest.mark.parametrize("num_rows", [5, 67])
+def test_without_eps_a_program_that_is_not_full_sums_no_nan(kernel_device: torch.device, num_rows: int) -> None:
+    x, z, dout = (rows((num_rows, 128), torch.float32, kernel_device, seed) for seed in (1, 2, 3))
+    weight = rows((128,), torch.float32, kernel_device, 4)
+    _, dweight = norm_gradients(dout, x, weight, eps=0.0)
+    gradients = [poisoned(tensor) for tensor in (x, z, weight)]
+    assert cuda_backward.gated(dout, x, z, weight, None, *gradients, None, 0.0, True, "silu", 128) is None
+    assert all(torch.isfinite(gradient).all() for gradient in (dweight, *gradients) if gradient is not None)
+
+
+def test_the_sum_of_parts_is_compiled_anew_for_each_dtype_it_ends_in() -> None:
+    keys = {backward.sum_variant(torch.empty(8, dtype=dtype), pdl) for dtype in DTYPES for pdl in (False, True)}
+    assert len(keys) == 2 * len(DTYPES)
+
+
+@pytest.mark.gpu
+def test_dtypes_that_follow_one_another_do_not_share_a_kernel() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.bfloat16):
+        dout, s = (rows((67, 128), dtype, "cuda", seed) for seed in (1, 2))
+        check_norm(dout, s, rows((128,), dtype, "cuda", 3))
 
 
 def test_a_nan_stays_in_its_row_and_reaches_the_weight(kernel_device: torch.device) -> None:
@@ -198,3 +226,16 @@ def test_a_group_too_wide_for_registers_is_left_to_the_formula(kernel_device: to
     reason = cuda_backward.gated(x, x, None, None, None, ds, None, None, None, EPS, True, "silu", 16384)
     assert reason == "a gated group too wide for registers"
     assert torch.isnan(ds).all()
+
+
+def test_the_widest_rows_have_no_more_parts_than_the_device_runs_programs() -> None:
+    for size in (1, 128, 4096, 16384, 32768, 65536, 2**20):
+        chosen = plan_backward.plan_norm_backward(size, 2)
+        columns = -(-size // chosen.block_n) if chosen.kernel == "columns" else 1
+        programs = chosen.num_programs(2**20, max(1, 132 // columns))
+        assert programs * columns <= max(132 * chosen.programs_per_sm, chosen.programs_per_sm * columns)
+
+
+def test_rows_beyond_what_a_grid_holds_are_left_to_the_formula() -> None:
+    x = torch.empty(1, plan_backward.MAX_N + 1, dtype=torch.float16, device="meta")
+    assert cuda_backward.norm(x, x, None, None, x, None, EPS, 0.0) == support.TOO_WIDE

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from serving_ops import plan_backward
+
 # In a process of its own: where there is no GPU, this one has the kernels in Triton's interpreter.
 PROGRAM = """
 import re, sys
@@ -17,8 +19,9 @@ from serving_ops.kernels.triton.{module} import {name} as kernel
 
 constants = {constants!r}
 types = {{"num_rows": "i32", "inner": "i32", "eps": "fp32", "weight_offset": "fp32"}}
+types |= {{"partial_ptr": "*fp32", "moments_ptr": "*fp32", "num_parts": "i32", "size": "i32"}}
 signature = {{
-    name: "constexpr" if name in constants else "*bf16" if name.endswith("_ptr") else types.get(name, "i64")
+    name: "constexpr" if name in constants else types.get(name, "*bf16" if name.endswith("_ptr") else "i64")
     for name in kernel.arg_names
 }}
 places = {{(kernel.arg_names.index(name),): value for name, value in constants.items()}}
@@ -34,6 +37,7 @@ SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
 NORM = SHARED | {"HAS_RESIDUAL": True, "WEIGHT_IN_FP32": False}
 TILE = {"BLOCK_N": 128, "LOG2_BLOCK_N": 7, "ROWS": 16}
 GATED = TILE | {"GROUP": 128, "PAIRWISE": True, "HAS_GATE": True, "HAS_BIAS": True, "GATE_FIRST": False}
+WIDE_BACKWARD = {"HAS_MORE": True, "HAS_WEIGHT": True}
 BACKWARD = {"STAGES": 3, "FLAT": False, "HAS_MORE": True, "HAS_WEIGHT": True}
 KERNELS = {
     "norm_row": ("norm_row_kernel", NORM | {"N": 4096, "BLOCK_N": 4096}, 4),
@@ -41,10 +45,10 @@ KERNELS = {
     "norm_wide": ("norm_wide_kernel", NORM | {"N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768}, 32),
     "gated": ("gated_kernel", SHARED | GATED | {"SIGMOID": False}, 2),
     "norm_backward": ("norm_backward_kernel", BACKWARD | {"N": 8192, "BLOCK_N": 8192, "ROWS": 1}, 8),
-    "norm_backward_wide": (
+    "norm_backward_wide early": (
         "norm_backward_wide_kernel",
-        {"N": 32768, "BLOCK_N": 4096, "FETCH": "late", "HAS_MORE": True, "HAS_WEIGHT": True},
-        16,
+        WIDE_BACKWARD | {"N": 16384, "BLOCK_N": plan_backward.WIDE_BLOCK_EARLY, "FETCH": "early"},
+        plan_backward.WIDE_WARPS,
     ),
     "norm_backward_columns": (
         "norm_backward_columns_kernel",
@@ -60,14 +64,45 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("module", KERNELS)
-@pytest.mark.parametrize("aligned", [True, False])
-def test_a_thread_moves_16_bytes_at_a_time_where_rows_are_aligned(module: str, aligned: bool) -> None:
-    name, constants, num_warps = KERNELS[module]
-    program = PROGRAM.format(module=module, name=name, constants=constants | {"ALIGNED": aligned}, num_warps=num_warps)
+OTHER_KERNELS = {
+    "norm_backward_wide late": (
+        "norm_backward_wide_kernel",
+        WIDE_BACKWARD | {"N": 32768, "BLOCK_N": plan_backward.WIDE_BLOCK_LATE, "FETCH": "late", "ALIGNED": True},
+        plan_backward.WIDE_WARPS,
+    ),
+    "norm_backward_columns moments": (
+        "row_moments_kernel",
+        {"N": 65536, "BLOCK_N": plan_backward.MOMENTS_BLOCK, "HAS_WEIGHT": True, "ALIGNED": True},
+        plan_backward.COLUMNS_WARPS,
+    ),
+    "partial_sum": (
+        "partial_sum_kernel",
+        {"PARTS": plan_backward.SUM_PARTS, "COLUMNS": plan_backward.SUM_COLUMNS, "PDL": True},
+        plan_backward.SUM_WARPS,
+    ),
+}
+"""That a thread moves fewer bytes at a time in, or that do not read and write rows."""
+
+
+def compiled(module: str, name: str, constants: dict[str, object], num_warps: int) -> set[str]:
+    """The kinds of global access in the code for Hopper."""
+    program = PROGRAM.format(module=module.split()[0], name=name, constants=constants, num_warps=num_warps)
     command = [sys.executable, "-W", "ignore", "-c", program]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ran.returncode == 0, ran.stderr
-    widest = {access for access in ran.stdout.split() if "v4.b32" in access}
-    assert {access[:2] for access in widest} == ({"ld", "st"} if aligned else set())
+    return set(ran.stdout.split())
+
+
+@pytest.mark.parametrize("module", OTHER_KERNELS)
+def test_the_other_kernels_compile_for_hopper(module: str) -> None:
+    assert {access[:2] for access in compiled(module, *OTHER_KERNELS[module])} >= {"ld", "st"}
+
+
+@pytest.mark.parametrize("module", KERNELS)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_thread_moves_16_bytes_at_a_time_where_rows_are_aligned(module: str, aligned: bool) -> None:
+    name, constants, num_warps = KERNELS[module]
+    accesses = compiled(module, name, constants | {"ALIGNED": aligned}, num_warps)
+    widest = {access[:2] for access in accesses if "v4.b32" in access}
+    assert widest == ({"ld", "st"} if aligned else set())
