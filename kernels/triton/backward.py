@@ -66,38 +66,62 @@ def run_norm_backward(
     pdl: bool,
 ) -> None:
     """Launch on s's device and its current stream. The caller has checked the input; num_rows is at least 1."""
-    size, has_more, has_weight = s.shape[-1], more is not None, weight is not None
-    flat = rows.inner == rows.num_rows
+    size, flat = s.shape[-1], rows.inner == rows.num_rows
     aligned = starts_aligned((dout, s, more), (ds, weight), size)
-    flags = flags_of(s, weight, second=has_more, flat=flat, aligned=aligned)
-    variant = Variant(flags, size, size)
-    partial = s.new_empty((num_programs, size), dtype=torch.float32) if has_weight else ds
-    more_rows, weights = s if more is None else more, s if weight is None else weight
-    options = (aligned, has_more, has_weight)
-    grid = (num_programs, 1, 1)
-    tensors = (dout, s, more_rows, weights, ds, partial)
-    numbers = (rows.num_rows, *rows.inner_strides, eps, weight_offset)
+    flags = flags_of(s, weight, second=more is not None, flat=flat, aligned=aligned)
+    partial = ds if weight is None else s.new_empty((num_programs, size), dtype=torch.float32)
+    tensors = (dout, s, s if more is None else more, s if weight is None else weight, ds, partial)
+    options = (aligned, more is not None, weight is not None)
+    call = _NormCall(Variant(flags, size, size), plan, num_programs, tensors, rows, eps, weight_offset, options)
     if plan.kernel == "tile":
-        numbers = (rows.num_rows, rows.inner, *strides_of(rows), eps, weight_offset)
-        tile = (size, plan.block_n, plan.rows, plan.stages, flat)
-        _tile(variant, plan, grid, tensors, numbers, (*tile, *options), False)
+        _run_tile(call)
     elif plan.kernel == "wide":
-        fetch = plan.fetch if aligned else "not"
-        _wide(variant, plan, grid, tensors, numbers, (size, plan.block_n, fetch, *options), False)
+        _run_wide(call)
     else:
-        moments = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
-        moments_constants = (size, moments_block.columns, aligned, has_weight)
-        moments_numbers = (*rows.inner_strides[:2], eps, weight_offset)
-        each_row = (rows.num_rows, 1, 1)
-        _moments(
-            variant, moments_block, each_row, (dout, s, weights, moments), moments_numbers, moments_constants, False
-        )
-        grid = (num_programs, -(-size // plan.block_n), 1)
-        tensors = (dout, s, more_rows, weights, moments, ds, partial)
-        numbers = (rows.num_rows, *rows.inner_strides, weight_offset)
-        _columns(variant, plan, grid, tensors, numbers, (size, plan.block_n, plan.stages, *options), False)
+        _run_columns(call, moments_block)
     if dweight is not None:
         _add_up(partial, dweight, sum_block, pdl)
+
+
+class _NormCall(NamedTuple):
+    """tensors: dout, s, more, weight, ds, partial, each of them something; options: ALIGNED, HAS_MORE, HAS_WEIGHT."""
+
+    variant: Variant
+    plan: BackwardPlan
+    num_programs: int
+    tensors: tuple[Tensor, ...]
+    rows: Rows
+    eps: float
+    weight_offset: float
+    options: tuple[bool, bool, bool]
+
+
+def _run_tile(call: _NormCall) -> None:
+    plan, rows = call.plan, call.rows
+    numbers = (rows.num_rows, rows.inner, *strides_of(rows), call.eps, call.weight_offset)
+    tile = (call.variant.size, plan.block_n, plan.rows, plan.stages, rows.inner == rows.num_rows)
+    _tile(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, (*tile, *call.options), False)
+
+
+def _run_wide(call: _NormCall) -> None:
+    plan, rows = call.plan, call.rows
+    numbers = (rows.num_rows, *rows.inner_strides, call.eps, call.weight_offset)
+    block = (call.variant.size, plan.block_n, plan.fetch if call.options[0] else "not")
+    _wide(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, (*block, *call.options), False)
+
+
+def _run_columns(call: _NormCall, moments_block: Block) -> None:
+    plan, rows, size = call.plan, call.rows, call.variant.size
+    dout, s, more, weight, ds, partial = call.tensors
+    aligned, _, has_weight = call.options
+    moments = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
+    each_row, of_row = (rows.num_rows, 1, 1), (*rows.inner_strides[:2], call.eps, call.weight_offset)
+    constants = (size, moments_block.columns, aligned, has_weight)
+    _moments(call.variant, moments_block, each_row, (dout, s, weight, moments), of_row, constants, False)
+    grid = (call.num_programs, -(-size // plan.block_n), 1)
+    tensors = (dout, s, more, weight, moments, ds, partial)
+    numbers = (rows.num_rows, *rows.inner_strides, call.weight_offset)
+    _columns(call.variant, plan, grid, tensors, numbers, (size, plan.block_n, plan.stages, *call.options), False)
 
 
 def sum_variant(out: Tensor, pdl: bool) -> Variant:
