@@ -21,12 +21,12 @@ def register() -> None:
     Raises SystemExit only where `SERVING_OPS=strict` and this SGLang cannot be hooked: of what a plugin raises, SGLang
     lets nothing else stop the start.
     """
+    flag.install(_install_as_chosen)  # first: it must be known to the command line whatever the variable says
     try:
         mode = settings.mode()
     except ValueError as error:  # an unknown mode
         _logger.error("serving_ops is off: %s", error)
         return
-    flag.install(_install_as_chosen)
     if mode != "off":
         _install(strict=mode == "strict")
 

@@ -51,7 +51,12 @@ def load_then_report(load_model: Callable[..., Any], runner: Any, *args: Any, **
 
 
 def on_model_loaded(runner: Any) -> None:
-    """Switch the model's norms over, and log the line. Raises RuntimeError in strict mode if a layer fell back."""
+    """Switch the model's norms over, and log the line. Raises RuntimeError in strict mode if a layer fell back.
+
+    Nothing where the mode is off: the flag may say so once the variable has had the loading hooked.
+    """
+    if settings.mode() == "off":
+        return
     found = layers.norm_layers(runner)
     outcome = prewarm.run(found, _logger)
     found = [prewarm.after_failures(layer, outcome) for layer in found]

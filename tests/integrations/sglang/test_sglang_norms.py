@@ -469,9 +469,8 @@ def _fp8_linear_method() -> Any:
     return Fp8LinearMethod
 
 
-@pytest.fixture
-def parser(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A parser of SGLang's, made behind the plugin, whose flag may put the hook on the loading of models in place."""
+def parser_behind(monkeypatch: pytest.MonkeyPatch, switch: str) -> Any:
+    """A parser of SGLang's, made behind the plugin, which found this in SERVING_OPS. Both may put the hook in place."""
     from sglang.srt.plugins.hook_registry import HookRegistry
     from sglang.srt.server_args import ServerArgs
 
@@ -480,13 +479,18 @@ def parser(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(HookRegistry, "_hooks", type(HookRegistry._hooks)(list))
     monkeypatch.setattr(HookRegistry, "_patched", set())
     monkeypatch.setattr(ServerArgs, "add_cli_args", staticmethod(ServerArgs.add_cli_args))  # put back afterwards
-    monkeypatch.setenv("SERVING_OPS", "off")
+    monkeypatch.setenv("SERVING_OPS", switch)
     register()
     HookRegistry.apply_hooks()
     made = argparse.ArgumentParser()
     ServerArgs.add_cli_args(made)
     made.put_in_place = put_in_place
     return made
+
+
+@pytest.fixture
+def parser(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return parser_behind(monkeypatch, "off")
 
 
 @pytest.mark.parametrize(
@@ -514,3 +518,22 @@ def test_a_mode_that_does_not_exist_is_refused_with_those_that_do(
         parser.parse_args(["--model-path", "model", "--serving-ops", "stirct"])
     assert "'stirct' is not known: allowed are off, auto, strict" in capsys.readouterr().err
     assert os.environ["SERVING_OPS"] == "off"
+
+
+def test_off_on_the_command_line_wins_over_the_variable_that_had_loading_hooked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    parser, layer = parser_behind(monkeypatch, "auto"), rms_norm()
+    parser.parse_args(["--model-path", "model", "--serving-ops", "off"])
+    assert parser.put_in_place == [False]
+    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
+        assert startup.load_then_report(lambda runner: "loaded", runner_of(layer)) == "loaded"
+    assert "sglangs_forward" not in vars(layer)
+    assert caplog.records == []
+
+
+def test_the_flag_is_there_though_the_variable_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = parser_behind(monkeypatch, "stirct")
+    assert parser.put_in_place == []
+    parser.parse_args(["--model-path", "model", "--serving-ops", "auto"])
+    assert (os.environ["SERVING_OPS"], parser.put_in_place) == ("auto", [False])
