@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from serving_ops import settings
 from serving_ops.bench_e2e import environment, presets
 from serving_ops.bench_e2e.engines import ENGINES
 from serving_ops.bench_e2e.result import OURS
@@ -30,10 +31,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     """
     parser = _parser()
     options = parser.parse_args(words)
+    check_switch(parser)
     options.variants = _variants(parser, options.variants)
     check_installed(parser, options.engine, options.variants)
     options.device = check_device(parser, options.engine, options.device)
     check_preset(parser, options)
+    check_sglang(parser, options, options.variants)
     quick = QUICK if options.quick else {}
     for option, value in {**DEFAULTS[options.device], **EVERYWHERE, **quick}.items():
         if getattr(options, option) is None:
@@ -108,6 +111,25 @@ def check_preset(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--preset mamba2: for vLLM alone")
     if (options.preset, options.device) == ("hybrid", "cpu"):
         parser.error("--preset hybrid: SGLang alone cannot run gated norms on CPU, so nothing can be compared")
+
+
+def check_switch(parser: argparse.ArgumentParser) -> None:
+    """SERVING_OPS as the caller has it: it may name the ops that are measured."""
+    try:
+        settings.mode()
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def check_sglang(parser: argparse.ArgumentParser, options: argparse.Namespace, variants: tuple[str, ...]) -> None:
+    """What SGLang has no second mode for, or would measure twice."""
+    if options.engine != "sglang":
+        return
+    if options.device == "cpu" and options.eager is False:
+        parser.error("--compiled: SGLang compiles nothing on CPU")
+    if options.device == "cuda" and OURS in variants and not settings.names_ops():
+        named = f"SERVING_OPS={','.join(settings.OPS)}"
+        parser.error(f"on CUDA SGLang keeps its norms unless ops are named, and would meet itself: set {named}")
 
 
 def at_least_1(text: str) -> int:

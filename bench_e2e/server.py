@@ -65,8 +65,11 @@ def engine_environment(variant: str, device: str, work: Path, offline: bool, eng
 
 
 def _switch(variant: str) -> str:
-    """The value of SERVING_OPS for a variant: the caller's for ours, if it names ops."""
-    return os.environ["SERVING_OPS"] if variant == OURS and settings.names_ops() else VARIANTS[variant]
+    """The value of SERVING_OPS for a variant: the caller's for ours, if it names ops, without an `off` among them."""
+    if variant != OURS or not settings.names_ops():
+        return VARIANTS[variant]
+    words = os.environ["SERVING_OPS"].split(",")
+    return ",".join(word for word in words if word.strip().lower() != "off")
 
 
 def wait_until_healthy(server: Child, port: int, timeout: float, tick: Callable[[str], None]) -> float:

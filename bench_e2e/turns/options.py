@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.options import add_model_and_mode, at_least_1, check_device, check_installed, check_preset
+from serving_ops.bench_e2e.options import (
+    add_model_and_mode,
+    at_least_1,
+    check_device,
+    check_installed,
+    check_preset,
+    check_sglang,
+    check_switch,
+)
 from serving_ops.bench_e2e.result import OURS
 
 COMMAND = "python -m serving_ops.bench_e2e --turns"
@@ -22,9 +30,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     """The options, complete: nothing is left to a default. Exits with status 2 and a sentence for what cannot work."""
     parser = _parser()
     options = parser.parse_args(words)
+    check_switch(parser)
     check_installed(parser, options.engine, (OURS,))
     options.device = check_device(parser, options.engine, "auto")
     check_preset(parser, options)
+    check_sglang(parser, options, (OURS,))
     for option, value in DEFAULTS[options.device].items():
         if getattr(options, option) is None:
             setattr(options, option, value)

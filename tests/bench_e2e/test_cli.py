@@ -99,6 +99,13 @@ def test_options_that_cannot_work_end_before_a_server_starts(bench, words: list[
     assert message in done.stderr
 
 
+@pytest.mark.parametrize("words", [(), ("--turns",)])
+def test_a_switch_that_is_not_known_is_refused_with_a_sentence(bench, words: tuple[str, ...]) -> None:
+    done = bench(*words, SERVING_OPS="stirct")
+    assert done.returncode == 2
+    assert "error: SERVING_OPS='stirct' is not known: allowed are" in done.stderr
+
+
 def test_a_missing_plugin_is_said_before_a_server_starts(bench, stand_in: dict[str, str]) -> None:
     if plugin_installed():
         pytest.skip("the plugin is installed here")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving_ops.bench_e2e.process import Child, ChildFailed
-from serving_ops.bench_e2e.server import engine_environment, free_port, wait_until_healthy
+from serving_ops.bench_e2e.server import VARIANTS, engine_environment, free_port, wait_until_healthy
 
 # Both write to one log, so each line is one write: two prints may mix where Python does not buffer.
 STUBBORN = """
@@ -99,3 +99,15 @@ def test_what_the_caller_set_for_the_engine_wins(tmp_path: Path, monkeypatch: py
     found = engine_environment("native", "cpu", tmp_path, offline=True)
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert found["SERVING_OPS"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("switch", "ours"),
+    [("rms_norm", "rms_norm"), ("strict,rms_norm", "strict,rms_norm"), ("OFF, rms_norm,rms_norm_gated", None)],
+)
+def test_ops_that_the_caller_names_are_ours_even_beside_off(
+    switch: str, ours: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVING_OPS", switch)
+    found = [engine_environment(variant, "cpu", tmp_path, offline=True)["SERVING_OPS"] for variant in VARIANTS]
+    assert found == ["off", ours or " rms_norm,rms_norm_gated"]
