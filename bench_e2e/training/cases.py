@@ -24,13 +24,14 @@ CPU_GATED: tuple[Shape, ...] = ((64, 16, 128), (512, 16, 128), (2048, 16, 128))
 CPU_SHAPES = {RMS_NORM: {"rows": CPU_ROWS}, ADD: {"rows": CPU_ROWS}, GATED: {"gated": CPU_GATED}}
 
 HEAD_DIM = 128
+CUDA_ROWS: tuple[Shape, ...] = tuple((4096, n) for n in (1024, 2048, 4096, 8192, 16384))
 CUDA_SHAPES: dict[str, dict[str, tuple[Shape, ...]]] = {
     RMS_NORM: {
-        "rows": tuple((4096, n) for n in (1024, 2048, 4096, 8192, 16384)),
+        "rows": CUDA_ROWS,
         "large": ((32768, 4096), (16384, 32768), (32768, 32768)),
         "narrow": tuple((m, n) for n in (64, 128, 256, 512) for m in (4096, 16384, 32768)),
     },
-    ADD: {"large": ((32768, 32768),)},
+    ADD: {"rows": CUDA_ROWS, "large": ((32768, 32768),)},
     GATED: {"gated": tuple((rows, HEAD_DIM) for rows in (24, 768, 6144, 49152, 200000))},
 }
 SHAPES = {"cpu": CPU_SHAPES, "cuda": CUDA_SHAPES}
@@ -66,11 +67,16 @@ def plan(
     cases = [
         TrainingCase(regime, op, shape, weight="float32" if op == GATED else "same")
         for op in ops
-        for regime, own in SHAPES[device][op].items()
-        if not regimes or regime in regimes
-        for shape in (shapes or (own[::2] if quick else own))
+        for regime, own in _regimes_of(device, op, regimes, shapes).items()
+        for shape in (own[::2] if quick and not shapes else own)
     ]
     cases = [replace(case, dtype=dtype) for dtype in dtypes for case in cases]
     if device == "cpu":
         cases = [replace(case, threads=count) for count in threads for case in cases]
     return cases
+
+
+def _regimes_of(device: str, op: str, wanted: Sequence[str], shapes: Sequence[Shape]) -> dict[str, Sequence[Shape]]:
+    """An op's sizes by regime; given shapes come under the first alone, since each would measure them again."""
+    found = {name: own for name, own in SHAPES[device][op].items() if not wanted or name in wanted}
+    return dict.fromkeys(list(found)[:1], shapes) if shapes else dict(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from serving_ops.bench_e2e import environment
 from serving_ops.bench_e2e.ops import report
 from serving_ops.bench_e2e.ops.cases import DTYPES
 from serving_ops.bench_e2e.ops.cli import NOTHING_TO_MEASURE, WIDTH_WITHOUT_TERMINAL, names, numbers, shapes
 from serving_ops.bench_e2e.ops.contestants import OURS
+from serving_ops.bench_e2e.options import check_switch
 from serving_ops.bench_e2e.training import cases, peers, table
 from serving_ops.bench_e2e.training.contestants import eager, inductor, ours
 from serving_ops.bench_e2e.training.session import Session
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from serving_ops.bench_e2e.training import steps
 
         return steps.main(arguments[1:])
-    return _run(_parse(arguments), shlex.join([*COMMAND.split(), *arguments]))
+    return _run(_parse(arguments), environment.command_line(COMMAND, arguments))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -40,13 +41,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--op", type=names, default=cases.OPS, help=f"of {', '.join(cases.OPS)}")
     parser.add_argument("--regime", type=names, default=(), help=f"on CUDA, of {', '.join(cases.regimes_for('cuda'))}")
-    parser.add_argument("--sizes", type=shapes, default=(), help="4096x1024,32768x64, for the ops and regimes chosen")
+    parser.add_argument("--sizes", type=shapes, default=(), help="4096x1024,32768x64, instead of the regimes' own")
     parser.add_argument("--dtype", type=names, default=("bfloat16",), help=f"of {', '.join(DTYPES)}")
     parser.add_argument("--threads", type=numbers, default=(1, 2), help="on the CPU; default 1,2")
     parser.add_argument("--contestants", type=names, help="only these, e.g. eager,Quack; ours always runs")
     parser.add_argument("--quick", action="store_true", help="every second size; on the CPU, fewer rounds")
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/training-<device>.json")
     options = parser.parse_args(arguments)
+    check_switch(parser)
     known = {"op": cases.OPS, "regime": cases.regimes_for(options.device), "dtype": tuple(DTYPES)}
     for option, allowed in known.items():
         unknown = [name for name in getattr(options, option) if name not in allowed]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ import torch
 
 from serving_ops import nn
 from serving_ops.bench_e2e import environment, presets
+from serving_ops.bench_e2e.options import at_least_1, check_switch
 from serving_ops.bench_e2e.report import ratio_text, spread_text
 from serving_ops.bench_e2e.result import BASELINE, OURS
 from serving_ops.bench_e2e.stats import RATIO_METHOD, paired_ratio, spread
@@ -36,11 +36,11 @@ def main(argv: Sequence[str]) -> int:
     if list(argv[:1]) == ["table"]:
         return _table(argv[1:])
     options = _parse(argv)
-    report = measure(options, shlex.join([*COMMAND.split(), *argv]))
-    print(markdown(report))
+    report = measure(options, environment.command_line(COMMAND, argv))
     path = options.out or Path("bench_results") / f"steps-{options.device}-{options.preset}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
+    print(markdown(report))
     print(f"\nwritten to {path}; for a page: {COMMAND} table {path} --readme PAGE")
     return 0
 
@@ -49,14 +49,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", help=f"sequences x tokens; default {BATCH['cpu']}, on CUDA {BATCH['cuda']}")
-    parser.add_argument("--layers", type=int, help="instead of the preset's")
-    parser.add_argument("--rounds", type=int, default=10, help="a step of each model a round; default 10")
+    parser.add_argument(
+        "--batch", type=_batch, help=f"sequences x tokens; default {BATCH['cpu']}, on CUDA {BATCH['cuda']}"
+    )
+    parser.add_argument("--layers", type=at_least_1, help="instead of the preset's")
+    parser.add_argument("--rounds", type=at_least_1, default=10, help="a step of each model a round; default 10")
     parser.add_argument("--compiled", action="store_true", help="both models under torch.compile")
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/steps-<device>-<preset>.json")
     options = parser.parse_args(argv)
-    options.batch = tuple(int(extent) for extent in (options.batch or BATCH[options.device]).split("x"))
+    check_switch(parser)
+    options.batch = options.batch or _batch(BATCH[options.device])
     return options
+
+
+def _batch(text: str) -> tuple[int, int]:
+    sequences, _, tokens = text.partition("x")
+    return at_least_1(sequences), at_least_1(tokens)
 
 
 def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:

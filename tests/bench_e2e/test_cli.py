@@ -99,7 +99,7 @@ def test_options_that_cannot_work_end_before_a_server_starts(bench, words: list[
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("words", [(), ("--turns",)])
+@pytest.mark.parametrize("words", [(), ("--turns",), ("--training",), ("--training", "steps")])
 def test_a_switch_that_is_not_known_is_refused_with_a_sentence(bench, words: tuple[str, ...]) -> None:
     done = bench(*words, SERVING_OPS="stirct")
     assert done.returncode == 2

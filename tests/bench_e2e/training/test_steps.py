@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving_ops.bench_e2e import presets, training
+from serving_ops.bench_e2e.training import steps
 
 pytest.importorskip("transformers")
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 64, "num_hidden_layers": 2}
@@ -23,14 +24,38 @@ def test_steps_of_both_models_become_a_table(
     hybrid = presets.QWEN3_NEXT | small | SMALL_HYBRID
     layers = {"layer_types": ["linear_attention", "full_attention"], "mlp_only_layers": [0, 1]}
     monkeypatch.setattr(presets, "QWEN3_NEXT", hybrid | layers | {"linear_value_head_dim": 16})
+    monkeypatch.setenv("SERVING_OPS_PREWARM", "0")
     out = tmp_path / "steps.json"
     words = ["--preset", preset, "--device", "cpu", "--batch", "2x8", "--rounds", "2", "--out", str(out)]
     assert training.main(["steps", *words]) == 0
     shown = capsys.readouterr().out
     report = json.loads(out.read_text())
+    assert "SERVING_OPS_PREWARM=0 python -m serving_ops.bench_e2e --training steps --preset" in report["command"]
     assert report["replaced"]
     assert [len(report["step_ms"][name]) for name in ("native", "serving_ops")] == [2, 2]
     assert report["losses"]["serving_ops"][-1] == pytest.approx(report["losses"]["native"][-1], rel=0.02)
     assert "| step, ms |" in shown
     assert training.main(["steps", "table", str(out)]) == 0
     assert capsys.readouterr().out.strip() in shown
+
+
+def test_the_figures_are_kept_whatever_happens_to_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_table(report: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(steps, "measure", lambda options, command: {"command": command})
+    monkeypatch.setattr(steps, "markdown", no_table)
+    out = tmp_path / "steps.json"
+    with pytest.raises(BrokenPipeError):
+        steps.main(["--device", "cpu", "--out", str(out)])
+    assert json.loads(out.read_text())["command"].endswith(f"--out {out}")
+
+
+@pytest.mark.parametrize(
+    "words", [("--rounds", "0"), ("--layers", "-1"), ("--batch", "4"), ("--batch", "2x0"), ("--batch", "1x2x3")]
+)
+def test_what_cannot_be_measured_is_refused(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        steps.main(words)
+    assert end.value.code == 2
+    assert f"argument {words[0]}" in capsys.readouterr().err

@@ -96,17 +96,37 @@ def test_bytes_are_those_of_every_tensor_once() -> None:
     assert replace(backward, op=GATED).bytes_moved == 5 * 10 * 64 * 2
 
 
+@pytest.mark.parametrize("regimes", [(), ("large", "narrow")])
+def test_sizes_that_are_given_are_measured_once_an_op(regimes: tuple[str, ...]) -> None:
+    planned = cases.plan("cuda", ops=(RMS_NORM, ADD), regimes=regimes, shapes=((8, 64), (16, 64)), quick=True)
+    assert [(case.op, case.shape) for case in planned] == [
+        (op, shape) for op in (RMS_NORM, ADD) for shape in ((8, 64), (16, 64))
+    ]
+
+
+def test_a_residual_is_measured_at_the_rows_that_a_norm_without_one_is() -> None:
+    with_one, without = (
+        [case.shape for case in cases.plan("cuda", ops=(op,), regimes=("rows",))] for op in (ADD, RMS_NORM)
+    )
+    assert with_one == without
+
+
 def test_rows_do_not_stay_in_the_l2_between_calls() -> None:
     assert sets_for(16 * MIB, 60 * MIB) == 15
     assert sets_for(4096 * MIB, 60 * MIB) == 1
     assert sets_for(1024, 60 * MIB) == MOST_SETS
 
 
-def test_a_run_is_written_and_becomes_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_written_and_becomes_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run.json"
+    monkeypatch.setenv("SERVING_OPS_PDL", "0")
     words = ["--device", "cpu", "--op", "rms_norm", "--sizes", "4x64", "--dtype", "bfloat16,float32", "--threads", "1"]
     assert training.main([*words, "--quick", "--contestants", "eager", "--out", str(out)]) == 0
-    results = json.loads(out.read_text())["results"]
+    run = json.loads(out.read_text())
+    assert "SERVING_OPS_PDL=0 python -m serving_ops.bench_e2e --training --device cpu" in run["command"]
+    results = run["results"]
     assert [(result["dtype"], result["passes"]) for result in results] == [
         *(("bfloat16", BACKWARD), ("bfloat16", BOTH)),
         *(("float32", BACKWARD), ("float32", BOTH)),
