@@ -40,6 +40,12 @@ class Gpu(Protocol):
 class OwnGpu:
     """The GPU of this process."""
 
+    def __init__(self) -> None:
+        self.count = 0
+        self.last: Any = None
+        self.original: Any = None
+        self.profiler: Any = None
+
     def count_replays(self) -> None:
         self.count, self.last = 0, None
         self.original = original = torch.cuda.CUDAGraph.replay
@@ -74,8 +80,10 @@ class OwnGpu:
         self.profiler.start()
 
     def busy_ms(self) -> float:
-        torch.cuda.synchronize()
-        self.profiler.stop()
+        try:
+            torch.cuda.synchronize()
+        finally:
+            self.profiler.stop()
         on_device = torch.autograd.DeviceType.CUDA
         events = [event for event in self.profiler.events() if event.device_type == on_device]
         return union_length(sorted((event.time_range.start, event.time_range.end) for event in events)) / 1e3
@@ -91,14 +99,20 @@ def decode_step_ms(decode: Decode, gpu: Gpu) -> float:
 
 def _replays(decode: Decode, gpu: Gpu, tokens: int) -> int:
     gpu.count_replays()
-    decode(tokens)
-    return gpu.replays()
+    try:
+        decode(tokens)
+    finally:  # nobody is to be counted any more, also where it fails
+        count = gpu.replays()
+    return count
 
 
 def _busy_ms(decode: Decode, gpu: Gpu, tokens: int) -> float:
     gpu.profile()
-    decode(tokens)
-    return gpu.busy_ms()
+    try:
+        decode(tokens)
+    finally:
+        busy = gpu.busy_ms()
+    return busy
 
 
 def union_length(spans: list[tuple[float, float]]) -> float:

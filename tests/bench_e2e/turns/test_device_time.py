@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from serving_ops.bench_e2e.turns import device_time
 from serving_ops.bench_e2e.turns.device_time import OwnGpu, decode_step_ms, union_length
 
 
@@ -96,3 +99,24 @@ def test_replays_are_counted_and_the_class_is_left_as_it_was(monkeypatch: pytest
     graph.replay()
     assert (gpu.replays(), gpu.last) == (2, graph)
     assert Graph.replay is original
+
+
+def _fails(tokens: int) -> None:
+    raise ValueError("made of cheese")
+
+
+def test_a_decode_that_fails_leaves_the_class_as_it_was() -> None:
+    original = torch.cuda.CUDAGraph.replay
+    with pytest.raises(ValueError, match="cheese"):
+        decode_step_ms(_fails, OwnGpu())
+    assert torch.cuda.CUDAGraph.replay is original
+
+
+def test_a_decode_that_fails_leaves_no_profiler_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    profiler = SimpleNamespace(start=lambda: calls.append("start"), stop=lambda: calls.append("stop"), events=list)
+    monkeypatch.setattr(torch.profiler, "profile", lambda **options: profiler)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: _fails(0))  # as behind a kernel that failed
+    with pytest.raises(ValueError, match="cheese"):
+        device_time._busy_ms(_fails, OwnGpu(), 1)
+    assert calls == ["start", "stop"]
