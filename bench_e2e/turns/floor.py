@@ -7,10 +7,10 @@ fuse what lay on both sides of a norm, so that the floor is a little lower than 
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 VARIANT = "no norms"
-FLA = "sglang.kernels.ops.attention.fla"
 METHODS = ("forward_native", "forward_cuda", "forward_cpu")
 
 
@@ -33,11 +33,30 @@ def remove_norms() -> None:
 
 
 def remove_sglangs_norms() -> None:
-    """The same for SGLang's, of this process."""
-    from sglang.srt.layers import layernorm
+    """The same for SGLang's, of this process. Raises LookupError where this SGLang has one of them nowhere."""
+    from serving_ops.integrations.sglang.layers import ADAPTERS
 
-    for name in ("RMSNorm", "GemmaRMSNorm"):
-        for method in METHODS:
-            setattr(getattr(layernorm, name), method, _norm_nothing)
-    for module, name in (("layernorm_gated", "RMSNorm"), ("fused_norm_gate", "FusedRMSNormGated")):
-        getattr(importlib.import_module(f"{FLA}.{module}"), name).forward = _gate_nothing
+    for adapter in ADAPTERS:
+        nothing = _gate_nothing if "rms_norm_gated" in adapter.ops else _norm_nothing
+        for norm in _classes(adapter.name, adapter.defined_in):
+            for method in METHODS if hasattr(norm, METHODS[0]) else ("forward",):
+                setattr(norm, method, nothing)
+
+
+def _classes(name: str, defined_in: tuple[str, ...]) -> list[type]:
+    """In every place that this SGLang has it."""
+    modules = [module for module in map(_module, defined_in) if module is not None]
+    found = [getattr(module, name) for module in modules if hasattr(module, name)]
+    if not found:
+        raise LookupError(f"this SGLang has no {name} in {' or '.join(defined_in)}")
+    return found
+
+
+def _module(name: str) -> ModuleType | None:
+    """None where there is no such module; one that cannot be imported is an error."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise

@@ -83,7 +83,7 @@ def _for_sglang(variables: dict[str, str], variant: str, work: Path) -> None:
     beside_ours = sglang_scheduler.write_entry_point(work / "names")
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(beside_ours), variables["PYTHONPATH"]]))
     variables[sglang_scheduler.VARIANT] = variant
-    if "SGLANG_PLUGINS" in variables:  # the user's choice of plugins, beside which this one is to load
+    if variables.get("SGLANG_PLUGINS"):  # the user's choice, beside which this one is to load; empty means all
         variables["SGLANG_PLUGINS"] += f",{sglang_scheduler.NAME}"
 
 

@@ -24,7 +24,17 @@ _gpu = OwnGpu()
 
 
 def register() -> None:
-    """SGLang calls this in each of its processes."""
+    """SGLang calls this in each of its processes.
+
+    Raises SystemExit for whatever goes wrong: SGLang only logs other errors, and a floor with norms would be measured.
+    """
+    try:
+        _register()
+    except Exception as error:
+        raise SystemExit(f"{NAME}: {error!r}") from error
+
+
+def _register() -> None:
     from sglang.srt.managers.scheduler import Scheduler
 
     setattr(Scheduler, METHOD, _answer)

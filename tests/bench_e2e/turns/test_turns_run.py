@@ -103,3 +103,11 @@ def test_a_sglang_engine_finds_the_plugin_that_its_scheduler_is_asked_through(
     _run({**settings, "engine": "sglang"}, tmp_path, engines=1, rounds=1)
     assert sglang_scheduler.NAME in (tmp_path / "native-1" / "plugins").read_text().split()
     assert (tmp_path / "native-1" / "allowed").read_text() == f"serving_ops,{sglang_scheduler.NAME}"
+
+
+def test_an_empty_choice_of_plugins_still_means_all_of_them(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_PLUGINS", "")
+    _run({**settings, "engine": "sglang"}, tmp_path, engines=1, rounds=1)
+    assert (tmp_path / "serving_ops-1" / "allowed").read_text() == ""
