@@ -75,10 +75,13 @@ def test_a_real_sglang_serves_both_variants_to_its_own_load_generator(version: s
 def test_the_one_batch_bench_loads_the_plugin_that_its_flag_asks_for(version: str, tmp_path: Path) -> None:
     model = presets.write_preset("dense", tmp_path / "dense")
     size = ["--batch-size", "1", "--input-len", "16", "--output-len", "4"]
+    saved = tmp_path / "result.jsonl"  # by default SGLang appends to one in the working directory
     paths = ["--model-path", str(model), "--tokenizer-path", str(presets.tokenizer_of(model))]
     words = presets.as_words({**presets.SGLANG_ON_CPU, "load_format": "dummy", "max_total_tokens": 512})
     command = ["-m", "serving_ops.bench_e2e", "one-batch", *paths, *size, *words, "--serving-ops", "auto"]
+    command += ["--result-filename", str(saved)]
     done = run(command, sglang_versions.environment(version) | {"SERVING_OPS": "off"})
     assert done.returncode == 0, done.stdout[-6000:]
     assert "on for 25 of 25 RMSNorm" in done.stdout
     assert "Decode.  median latency" in done.stdout
+    assert saved.is_file()
