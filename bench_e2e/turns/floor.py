@@ -14,11 +14,11 @@ VARIANT = "no norms"
 METHODS = ("forward_native", "forward_cuda", "forward_cpu")
 
 
-def _norm_nothing(layer: Any, x: Any, residual: Any = None) -> Any:
+def _norm_nothing(layer: Any, x: Any, residual: Any = None, *more: Any, **others: Any) -> Any:
     return x if residual is None else (x, residual)
 
 
-def _gate_nothing(layer: Any, x: Any, z: Any = None) -> Any:
+def _gate_nothing(layer: Any, x: Any, z: Any = None, *more: Any, **others: Any) -> Any:
     return x
 
 

@@ -25,7 +25,7 @@ x, other = torch.randn(2, 64), torch.randn(2, 64)
 for kind in ("RMSNorm", "GemmaRMSNorm"):
     for norm in classes(kind):
         assert norm(64)(x) is x
-        assert norm(64)(x, other) == (x, other)
+        assert norm(64)(x, other) == norm(64)(x, other, None) == (x, other)  # as SGLang's communicator calls it
 for kind in ("RMSNormGated", "FusedRMSNormGated"):
     built = [norm(64) for norm in classes(kind)]
     assert built and all(layer(x, other) is x for layer in built)
