@@ -2,8 +2,8 @@
 
 It gates with SiLU, then norms groups. vLLM's own rounds the normed row before its weight; ours rounds once, at the end.
 Where a group's variance is spread over tensor-parallel ranks, vLLM's own code runs. Eager, one core (Zen 5), one group
-of 2048: 7.6 us a row where vLLM's takes 19, and 0.29 ms for 512 rows where it takes 5.6. On an H200 the device time of a
-Mamba-2's eager decode step falls by 2 to 4% (bench_e2e/results/turns-h200-mamba2-eager.json).
+of 2048: 7.6 us a row where vLLM's takes 19, and 0.29 ms for 512 rows where it takes 5.6. On an H200 the device time of
+a Mamba-2's eager decode step falls by 2 to 4% (bench_e2e/results/turns-h200-mamba2-eager.json).
 """
 
 from __future__ import annotations
