@@ -63,10 +63,10 @@ def norm(
     s: Tensor,
     more: Tensor | None,
     weight: Tensor | None,
-    ds: Tensor,
-    dweight: Tensor | None,
     eps: float,
     weight_offset: float,
+    ds: Tensor,
+    dweight: Tensor | None,
 ) -> str | None:
     """Run `rms_norm_backward`, num_rows at least 1; returns why not, with nothing written.
 
@@ -96,14 +96,14 @@ def gated(
     z: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    eps: float,
+    norm_before_gate: bool,
+    silu: bool,
+    group_size: int,
     dx: Tensor,
     dz: Tensor | None,
     dweight: Tensor | None,
     dbias: Tensor | None,
-    eps: float,
-    norm_before_gate: bool,
-    activation: str,
-    group_size: int,
 ) -> str | None:
     """Run `rms_norm_gated_backward`, num_rows at least 1; returns why not, with nothing written.
 
@@ -122,21 +122,10 @@ def gated(
         rows = _flat(x)
     sms_per_group = max(1, _num_sms(x.get_device()) * group_size // size)
     programs = plan.num_programs(rows.num_rows, sms_per_group)
+    tensors = (dout, x, z, weight, bias, dx, dz, dweight, dbias)
+    launch = (rows, plan, programs, _sum_block(), pdl(x.device))
     with torch.cuda._DeviceGuard(x.get_device()):
-        _module().run_gated_backward(
-            *(dout, x, z, weight, bias, dx, dz, dweight, dbias),
-            *(
-                eps,
-                norm_before_gate,
-                activation == "sigmoid",
-                group_size,
-                rows,
-                plan,
-                programs,
-                _sum_block(),
-                pdl(x.device),
-            ),
-        )
+        _module().run_gated_backward(*tensors, eps, norm_before_gate, not silu, group_size, *launch)
     return None
 
 

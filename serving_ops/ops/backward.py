@@ -15,7 +15,9 @@ rstd is not kept from the forward but computed anew from the row that has to be 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ from serving_ops.schemas import library
 
 NAME = "rms_norm_backward"
 GATED_NAME = "rms_norm_gated_backward"
+
+Kernels = Callable[..., str | None]
+"""Writes gradients, or says why not: `cuda_backward.norm`, for one."""
 
 
 def _normed(s: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -62,55 +67,64 @@ def _rms_norm_backward(
     return _rounded(ds, s), _over_rows(dy * n, weight, s)
 
 
-def _takes_cpp(x: Tensor) -> bool:
-    known = x.dtype in extension.DTYPES and x.dim() <= extension.MOST_DIMS
-    return known and x.numel() > 0 and extension.cpp_library() is not None
-
-
-def _dense_rows(tensor: Tensor) -> Tensor:
+def _dense_rows(tensor: Tensor | None) -> Tensor | None:
     """Elements of a row side by side; rows where they lie."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _new(like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+def _dense(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
-def _rms_norm_backward_cpu(
-    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
+def _new(like: Tensor | None) -> Tensor | None:
+    """For a gradient: contiguous, to be written."""
+    return None if like is None else torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def _takes_cpp(x: Tensor) -> bool:
+    return x.dtype in extension.DTYPES and x.dim() <= extension.MOST_DIMS and extension.cpp_library() is not None
+
+
+def _on_cpu(run: Callable[..., None], *arguments: Any) -> str | None:
+    """As the functions of `cuda_backward`, for those of `extension`; the second argument is x."""
+    if not _takes_cpp(arguments[1]):
+        return "not for C++"
+    run(*arguments)
+    return None
+
+
+def _norm_through(
+    kernels: Kernels,
+    dout: Tensor,
+    s: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    weight_offset: float,
+    ds_more: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    if not _takes_cpp(s):
-        return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
+    """`rms_norm_backward` on kernels, or the formula where they say why not, or there are no rows."""
     checks.norm_metadata(s, dout, "dout", weight)
     checks.norm_metadata(s, ds_more, "ds_more", None)
-    ds, dweight = _new(s), None if weight is None else _new(weight)
-    extension.cpu_rms_norm_backward(
-        _dense_rows(dout),
-        _dense_rows(s),
-        None if ds_more is None else _dense_rows(ds_more),
-        None if weight is None else weight.contiguous(),
-        eps,
-        weight_offset,
-        ds,
-        dweight,
-    )
-    return ds, s.new_empty(0) if dweight is None else dweight
-
-
-def _rms_norm_backward_cuda(
-    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    checks.norm_metadata(s, dout, "dout", weight)
-    checks.norm_metadata(s, ds_more, "ds_more", None)
-    ds, dweight = _new(s), None if weight is None else _new(weight)
-    reason: str | None = "no rows"
     if s.numel():
-        rows = (_dense_rows(dout), _dense_rows(s), None if ds_more is None else _dense_rows(ds_more))
-        vector = None if weight is None else weight.contiguous()
-        reason = cuda_backward.norm(*rows, vector, ds, dweight, eps, weight_offset)
-    if reason is not None:
-        return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
-    return ds, s.new_empty(0) if dweight is None else dweight
+        ds, dweight = _new(s), _new(weight)
+        rows = _dense_rows(dout), _dense_rows(s), _dense_rows(ds_more)
+        if kernels(*rows, _dense(weight), eps, weight_offset, ds, dweight) is None:
+            return _or_empty((ds, dweight), s)  # type: ignore[return-value]
+    return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
+
+
+def _or_empty(gradients: Iterable[Tensor | None], x: Tensor) -> tuple[Tensor, ...]:
+    """Operators have no optional results: an empty tensor stands for the gradient of what is None."""
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _rms_norm_backward_cpu(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return _norm_through(partial(_on_cpu, extension.cpu_rms_norm_backward), *arguments, **options)
+
+
+def _rms_norm_backward_cuda(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return _norm_through(cuda_backward.norm, *arguments, **options)
 
 
 def _gate(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -155,13 +169,8 @@ def _rms_norm_gated_backward(
     return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
 
 
-def _or_empty(gradients: Iterable[Tensor | None], x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Operators have no optional results: an empty tensor stands for the gradient of what is None."""
-    dx, dz, dweight, dbias = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
-    return dx, dz, dweight, dbias
-
-
-def _rms_norm_gated_backward_cpu(
+def _gated_through(
+    kernels: Kernels,
     dout: Tensor,
     x: Tensor,
     z: Tensor | None,
@@ -173,65 +182,24 @@ def _rms_norm_gated_backward_cpu(
     activation: str,
     group_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not _takes_cpp(x):
-        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-        return _rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
+    """As `_norm_through`, for `rms_norm_gated_backward`."""
     checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
-    dx, dz, dweight, dbias = (None if tensor is None else _new(tensor) for tensor in (x, z, weight, bias))
-    assert dx is not None
-    extension.cpu_rms_norm_gated_backward(
-        _dense_rows(dout),
-        _dense_rows(x),
-        None if z is None else _dense_rows(z),
-        None if weight is None else weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-        eps,
-        norm_before_gate,
-        activation != "sigmoid",
-        group_size or x.shape[-1],
-        dx,
-        dz,
-        dweight,
-        dbias,
-    )
-    return _or_empty((dx, dz, dweight, dbias), x)
-
-
-def _rms_norm_gated_backward_cuda(
-    dout: Tensor,
-    x: Tensor,
-    z: Tensor | None,
-    weight: Tensor | None,
-    eps: float,
-    *,
-    bias: Tensor | None,
-    norm_before_gate: bool,
-    activation: str,
-    group_size: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
-    dx, dz, dweight, dbias = _new(x), *(None if tensor is None else _new(tensor) for tensor in (z, weight, bias))
-    reason: str | None = "no rows"
     if x.numel():
-        reason = cuda_backward.gated(
-            _dense_rows(dout),
-            _dense_rows(x),
-            None if z is None else _dense_rows(z),
-            None if weight is None else weight.contiguous(),
-            None if bias is None else bias.contiguous(),
-            dx,
-            dz,
-            dweight,
-            dbias,
-            eps,
-            norm_before_gate,
-            activation,
-            group_size or x.shape[-1],
-        )
-    if reason is not None:
-        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-        return _rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
-    return _or_empty((dx, dz, dweight, dbias), x)
+        gradients = [_new(tensor) for tensor in (x, z, weight, bias)]
+        tensors = *(_dense_rows(tensor) for tensor in (dout, x, z)), _dense(weight), _dense(bias)
+        numbers = eps, norm_before_gate, activation != "sigmoid", group_size or x.shape[-1]
+        if kernels(*tensors, *numbers, *gradients) is None:
+            return _or_empty(gradients, x)  # type: ignore[return-value]
+    options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
+    return _rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
+
+
+def _rms_norm_gated_backward_cpu(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _gated_through(partial(_on_cpu, extension.cpu_rms_norm_gated_backward), *arguments, **options)
+
+
+def _rms_norm_gated_backward_cuda(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _gated_through(cuda_backward.gated, *arguments, **options)
 
 
 def _like(tensor: Tensor | None, x: Tensor) -> Tensor:

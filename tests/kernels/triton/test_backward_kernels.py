@@ -49,7 +49,7 @@ def norm_gradients(
     eps: float = EPS,
 ) -> tuple[Tensor, Tensor | None]:
     ds, dweight = poisoned(s), None if weight is None else poisoned(weight)
-    assert cuda_backward.norm(dout, s, more, weight, ds, dweight, eps, offset) is None
+    assert cuda_backward.norm(dout, s, more, weight, eps, offset, ds, dweight) is None
     return ds, dweight
 
 
@@ -119,7 +119,7 @@ def test_without_eps_a_program_that_is_not_full_sums_no_nan(kernel_device: torch
     weight = rows((128,), torch.float32, kernel_device, 4)
     _, dweight = norm_gradients(dout, x, weight, eps=0.0)
     gradients = [poisoned(tensor) for tensor in (x, z, weight)]
-    assert cuda_backward.gated(dout, x, z, weight, None, *gradients, None, 0.0, True, "silu", 128) is None
+    assert cuda_backward.gated(dout, x, z, weight, None, 0.0, True, True, 128, *gradients, None) is None
     assert all(torch.isfinite(gradient).all() for gradient in (dweight, *gradients) if gradient is not None)
 
 
@@ -187,7 +187,7 @@ def check_gated(x: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor
     gradients = tuple(None if tensor is None else poisoned(tensor) for tensor in tensors[1:])
     order, activation = options.get("norm_before_gate", True), options.get("activation", "silu")
     group_size = x.shape[-1] // options.get("groups", 1)
-    reason = cuda_backward.gated(*tensors, *gradients, EPS, order, activation, group_size)  # type: ignore[arg-type]
+    reason = cuda_backward.gated(*tensors, EPS, order, activation == "silu", group_size, *gradients)  # type: ignore[arg-type]
     assert reason is None
     dout, wide_x, wide_z, wide_weight, wide_bias = map(double, tensors)
     exact = torch.ops.serving_ops.rms_norm_gated_backward(
@@ -223,7 +223,7 @@ def test_a_gate_in_a_wider_buffer(kernel_device: torch.device) -> None:
 def test_a_group_too_wide_for_registers_is_left_to_the_formula(kernel_device: torch.device) -> None:
     x = rows((2, 16384), torch.float16, kernel_device)
     ds = poisoned(x)
-    reason = cuda_backward.gated(x, x, None, None, None, ds, None, None, None, EPS, True, "silu", 16384)
+    reason = cuda_backward.gated(x, x, None, None, None, EPS, True, True, 16384, ds, None, None, None)
     assert reason == "a gated group too wide for registers"
     assert torch.isnan(ds).all()
 
@@ -238,4 +238,4 @@ def test_the_widest_rows_have_no_more_parts_than_the_device_runs_programs() -> N
 
 def test_rows_beyond_what_a_grid_holds_are_left_to_the_formula() -> None:
     x = torch.empty(1, plan_backward.MAX_N + 1, dtype=torch.float16, device="meta")
-    assert cuda_backward.norm(x, x, None, None, x, None, EPS, 0.0) == support.TOO_WIDE
+    assert cuda_backward.norm(x, x, None, None, EPS, 0.0, x, None) == support.TOO_WIDE
