@@ -15,6 +15,7 @@ from serving_ops import settings
 
 TARGET = "sglang.srt.server_args.ServerArgs.add_cli_args"
 VARIABLE = "SERVING_OPS"
+FLAG = "--serving-ops"
 
 
 def install(then: Callable[[], None]) -> None:
@@ -30,13 +31,16 @@ def install(then: Callable[[], None]) -> None:
 
 
 def _add(parser: argparse.ArgumentParser, then: Callable[[], None]) -> None:
+    if FLAG in parser._option_string_actions:  # the plugin was registered again
+        return
+
     class Set(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
             _choose(self, str(value))
             then()
 
     parser.add_argument(
-        "--serving-ops",
+        FLAG,
         action=Set,
         default=argparse.SUPPRESS,
         metavar="MODE",

@@ -23,6 +23,10 @@ TARGET = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 _logger = logging.getLogger("sglang.serving_ops")
 
 
+LOADING = "serving_ops_looks_when_loaded"
+"""Set on a model runner while it loads."""
+
+
 def install() -> None:
     """Hook the loading of models.
 
@@ -38,7 +42,13 @@ def install() -> None:
 
 def load_then_report(load_model: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     """Around `ModelRunner.load_model`. Raises RuntimeError in strict mode if a layer fell back or an error kept all."""
-    result = load_model(runner, *args, **kwargs)
+    if getattr(runner, LOADING, False):  # hooked twice, by the variable and by the flag: the outer one looks
+        return load_model(runner, *args, **kwargs)
+    setattr(runner, LOADING, True)
+    try:
+        result = load_model(runner, *args, **kwargs)
+    finally:
+        delattr(runner, LOADING)
     try:
         on_model_loaded(runner)
     except Exception as error:  # this SGLang's layers or models are not what ours were written for

@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("sglang", reason="SGLang is not installed beside this package: test_sglang_versions.py runs these")
 
 from serving_ops import PrewarmReport, counters, extension, reference
-from serving_ops.integrations.sglang import layers, register, startup, switch
+from serving_ops.integrations.sglang import flag, layers, register, startup, switch
 from serving_ops.integrations.sglang.rms_norm_gated import MODULES as GATED_MODULES
 
 HIDDEN, HEAD = 256, 128
@@ -518,6 +518,25 @@ def test_a_mode_that_does_not_exist_is_refused_with_those_that_do(
         parser.parse_args(["--model-path", "model", "--serving-ops", "stirct"])
     assert "'stirct' is not known: allowed are off, auto, strict" in capsys.readouterr().err
     assert os.environ["SERVING_OPS"] == "off"
+
+
+def test_registered_again_there_is_still_one_flag_and_one_look_at_a_model(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    parser_behind(monkeypatch, "auto")
+    register()
+    twice = argparse.ArgumentParser()
+    for _ in range(2):
+        flag._add(twice, lambda: None)
+    assert twice.format_help().count("--serving-ops MODE") == 2  # in the usage and in the list
+    runner = runner_of(rms_norm())
+
+    def hooked_once(runner: Any) -> Any:
+        return startup.load_then_report(lambda runner: "loaded", runner)
+
+    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
+        assert startup.load_then_report(hooked_once, runner) == "loaded"
+    assert len(caplog.records) == 1
 
 
 def test_off_on_the_command_line_wins_over_the_variable_that_had_loading_hooked(
