@@ -25,12 +25,6 @@ def _module() -> Any:
     return backward
 
 
-def _launch() -> Any:
-    from serving_ops.kernels.triton import launch
-
-    return launch
-
-
 @cache
 def _num_sms(device_index: int) -> int:
     if device_index < 0:  # the interpreter
@@ -41,7 +35,9 @@ def _num_sms(device_index: int) -> int:
 @cache
 def _has_bulk_copies(device: torch.device) -> bool:
     """`cp.async.bulk` came with compute capability 9.0, as programmatic dependent launch did."""
-    return bool(_launch().programmatic_launch_supported(device))
+    from serving_ops.kernels.triton.launch import programmatic_launch_supported
+
+    return bool(programmatic_launch_supported(device))
 
 
 def _plan(s: Tensor) -> plans.BackwardPlan:
@@ -80,8 +76,7 @@ def norm(
     if rows is None or (plan.kernel != "tile" and rows.inner != rows.num_rows):
         dout, s, more = dout.contiguous(), s.contiguous(), None if more is None else more.contiguous()
         rows = _flat(s)
-    column_blocks = -(-s.shape[-1] // plan.block_n) if plan.kernel == "columns" else 1
-    programs = plan.num_programs(rows.num_rows, max(1, _num_sms(s.get_device()) // column_blocks))
+    programs = plan.num_programs(rows.num_rows, _num_sms(s.get_device()), plan.column_blocks(s.shape[-1]))
     with torch.cuda._DeviceGuard(s.get_device()):
         _module().run_norm_backward(
             *(dout, s, more, weight, ds, dweight, eps, weight_offset),
@@ -109,10 +104,10 @@ def gated(
 
     The gradients are new, contiguous and written; None for what is None.
     """
-    size = x.shape[-1]
+    groups = x.shape[-1] // group_size
     reason = _why_not(x.shape, ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
     plan = plans.plan_gated_backward(group_size)
-    if reason is None and size // group_size > MAX_GROUPS:
+    if reason is None and groups > MAX_GROUPS:
         reason = support.TOO_MANY_GROUPS
     if reason is not None or plan is None:
         return reason or support.GROUP_TOO_WIDE
@@ -120,8 +115,7 @@ def gated(
     if rows is None:
         dout, x, z = dout.contiguous(), x.contiguous(), None if z is None else z.contiguous()
         rows = _flat(x)
-    sms_per_group = max(1, _num_sms(x.get_device()) * group_size // size)
-    programs = plan.num_programs(rows.num_rows, sms_per_group)
+    programs = plan.num_programs(rows.num_rows, _num_sms(x.get_device()), groups)
     tensors = (dout, x, z, weight, bias, dx, dz, dweight, dbias)
     launch = (rows, plan, programs, _sum_block(), pdl(x.device))
     with torch.cuda._DeviceGuard(x.get_device()):

@@ -17,12 +17,12 @@ NARROW_TILE = 4096
 NARROW_WARPS = 4
 NARROW_PROGRAMS = 2
 """Elements a row up to which a program holds that many elements of several rows, its warps, and programs an SM:
-32768 x 128 takes 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 15 or more."""
+32768 x 128 takes 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 14.3 or more."""
 
 TILE = 8192
 TILE_WARPS = 8
 TILE_PROGRAMS = 1
-"""The same for wider rows: 32768 x 4096 takes 196 us, a row at a time 202; 4096 x 8192 takes 55 us."""
+"""The same for wider rows: 32768 x 4096 takes 196 us, a row at a time 200 or more; 4096 x 8192 takes 55 us."""
 
 STAGES = 3
 """Of loads in flight: 4096 x 8192 takes 55 us with 3, 59 with 4, 68 or more with 1."""
@@ -86,9 +86,13 @@ class BackwardPlan:
     stages: int = STAGES
     fetch: Literal["early", "late", "not"] = "not"
 
-    def num_programs(self, num_rows: int, num_sms: int) -> int:
-        """Programs over the rows: no more than run at once, none without a row."""
-        return max(1, min(num_sms * self.programs_per_sm, -(-num_rows // self.rows)))
+    def column_blocks(self, size: int) -> int:
+        """Programs beside one another over a row of `size` elements."""
+        return -(-size // self.block_n) if self.kernel == "columns" else 1
+
+    def num_programs(self, num_rows: int, num_sms: int, beside: int) -> int:
+        """Programs over the rows where `beside` of them share a row: no more than run at once, none without a row."""
+        return max(1, min(max(1, num_sms // beside) * self.programs_per_sm, -(-num_rows // self.rows)))
 
 
 def plan_norm_backward(size: int, itemsize: int) -> BackwardPlan:

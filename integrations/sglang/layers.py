@@ -40,7 +40,7 @@ PINNED = "its model pins it to SGLang's code"
 BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
 """Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist.
 
-NOT_MEASURED is one: a user of strict mode wants ours, and nothing of ours is on there."""
+NOT_MEASURED counts as a fallback: a user of strict mode wants ours, and nothing of ours is on there."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,12 +229,18 @@ def test_a_group_too_wide_for_registers_is_left_to_the_formula(kernel_device: to
     assert torch.isnan(ds).all()
 
 
-def test_the_widest_rows_have_no_more_parts_than_the_device_runs_programs() -> None:
-    for size in (1, 128, 4096, 16384, 32768, 65536, 2**20):
-        chosen = plan_backward.plan_norm_backward(size, 2)
-        columns = -(-size // chosen.block_n) if chosen.kernel == "columns" else 1
-        programs = chosen.num_programs(2**20, max(1, 132 // columns))
-        assert programs * columns <= max(132 * chosen.programs_per_sm, chosen.programs_per_sm * columns)
+@pytest.mark.parametrize("size", [128, 4096, 16384, 32768, 65536, 2**20])
+def test_no_more_programs_than_run_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    asked: list[tuple[Any, ...]] = []
+    launches = SimpleNamespace(Block=backward.Block, run_norm_backward=lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(cuda_backward, "_module", lambda: launches)
+    monkeypatch.setattr(cuda_backward, "_num_sms", lambda device: 132)
+    row = torch.zeros(size, dtype=torch.bfloat16)
+    rows_of_one = row.expand(2**20, size)  # one row's memory
+    assert cuda_backward.norm(rows_of_one, rows_of_one, None, row, EPS, 0.0, rows_of_one, row) is None
+    chosen, num_programs = asked[0][9:11]
+    assert num_programs == max(1, 132 // chosen.column_blocks(size)) * chosen.programs_per_sm
+    assert num_programs * chosen.column_blocks(size) <= max(132, chosen.column_blocks(size)) * chosen.programs_per_sm
 
 
 def test_rows_beyond_what_a_grid_holds_are_left_to_the_formula() -> None:
