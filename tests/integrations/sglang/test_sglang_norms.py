@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
-import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +13,13 @@ import torch
 
 pytest.importorskip("sglang", reason="SGLang is not installed beside this package: test_sglang_versions.py runs these")
 
+from built_layers import HIDDEN, rms_norm, rows, runner_of, with_weight
+
 from serving_ops import PrewarmReport, counters, extension, reference
-from serving_ops.integrations.sglang import flag, layers, register, startup, switch
+from serving_ops.integrations.sglang import layers, startup, switch
 from serving_ops.integrations.sglang.rms_norm_gated import MODULES as GATED_MODULES
 
-HIDDEN, HEAD = 256, 128
+HEAD = 128
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="these layers are built for CPU"),
@@ -30,20 +30,6 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_OPS", "auto")
-
-
-def rows(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def runner_of(*built: torch.nn.Module, **server_args: Any) -> Any:
-    return SimpleNamespace(
-        model=torch.nn.ModuleList(built),
-        device="cpu",
-        dtype=torch.bfloat16,
-        model_config=SimpleNamespace(hidden_size=HIDDEN),
-        server_args=SimpleNamespace(**server_args),
-    )
 
 
 def switched(layer: Any) -> Any:
@@ -73,22 +59,10 @@ def calls_of(run: Callable[[], Any]) -> dict[str, int]:
     return {op: after - before[op] for op, after in kernel_calls().items() if after != before[op]}
 
 
-def _with_weight(layer: Any) -> Any:
-    layer = layer.to(torch.bfloat16).requires_grad_(False)
-    layer.weight.copy_(rows(layer.weight.numel(), seed=1))
-    return layer
-
-
-def rms_norm(size: int = HIDDEN, **options: Any) -> Any:
-    from sglang.srt.layers.layernorm import RMSNorm
-
-    return _with_weight(RMSNorm(size, eps=1e-5, **options))
-
-
 def gemma(size: int = HIDDEN) -> Any:
     from sglang.srt.layers.layernorm import GemmaRMSNorm
 
-    return _with_weight(GemmaRMSNorm(size))
+    return with_weight(GemmaRMSNorm(size))
 
 
 def _fla(module: str) -> Any:
@@ -103,11 +77,11 @@ def _fla(module: str) -> Any:
 
 
 def gated(size: int = HEAD, **options: Any) -> Any:
-    return _with_weight(_fla("layernorm_gated").RMSNorm(size, **options))
+    return with_weight(_fla("layernorm_gated").RMSNorm(size, **options))
 
 
 def fused_gated(size: int = HEAD, **options: Any) -> Any:
-    return _with_weight(_fla("fused_norm_gate").FusedRMSNormGated(size, **options))
+    return with_weight(_fla("fused_norm_gate").FusedRMSNormGated(size, **options))
 
 
 def mixer2(monkeypatch: pytest.MonkeyPatch, groups: int = 2) -> Any:
@@ -122,7 +96,7 @@ def mixer2(monkeypatch: pytest.MonkeyPatch, groups: int = 2) -> Any:
     }
     for name in one_rank.keys() & vars(module).keys():
         monkeypatch.setattr(module, name, one_rank[name])
-    return _with_weight(module.Mixer2RMSNormGated(HIDDEN, groups))
+    return with_weight(module.Mixer2RMSNormGated(HIDDEN, groups))
 
 
 NORM_INPUTS = {
@@ -273,7 +247,7 @@ def test_a_subclass_that_norms_as_its_base_is_ours_and_one_that_does_not_is_name
     class ReshapingRMSNorm(Reshaping):
         pass
 
-    line = report(caplog, _with_weight(Grouped(HEAD)), _with_weight(ReshapingRMSNorm(HIDDEN)))
+    line = report(caplog, with_weight(Grouped(HEAD)), with_weight(ReshapingRMSNorm(HIDDEN)))
     assert "on for 1 of 1 RMSNormGated; native: 1 ReshapingRMSNorm (no adapter yet)" in line
 
 
@@ -467,92 +441,3 @@ def _fp8_linear_method() -> Any:
     from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
 
     return Fp8LinearMethod
-
-
-def parser_behind(monkeypatch: pytest.MonkeyPatch, switch: str) -> Any:
-    """A parser of SGLang's, made behind the plugin, which found this in SERVING_OPS. Both may put the hook in place."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
-    from sglang.srt.server_args import ServerArgs
-
-    put_in_place: list[bool] = []
-    monkeypatch.setattr("serving_ops.integrations.sglang._install", lambda *, strict: put_in_place.append(strict))
-    monkeypatch.setattr(HookRegistry, "_hooks", type(HookRegistry._hooks)(list))
-    monkeypatch.setattr(HookRegistry, "_patched", set())
-    monkeypatch.setattr(ServerArgs, "add_cli_args", staticmethod(ServerArgs.add_cli_args))  # put back afterwards
-    monkeypatch.setenv("SERVING_OPS", switch)
-    register()
-    HookRegistry.apply_hooks()
-    made = argparse.ArgumentParser()
-    ServerArgs.add_cli_args(made)
-    made.put_in_place = put_in_place
-    return made
-
-
-@pytest.fixture
-def parser(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return parser_behind(monkeypatch, "off")
-
-
-@pytest.mark.parametrize(
-    ("words", "value", "put_in_place"),
-    [
-        ([], "off", []),
-        (["--serving-ops", "auto"], "auto", [False]),
-        (["--serving-ops=strict,rms_norm"], "strict,rms_norm", [True]),
-        (["--serving-ops", "off"], "off", []),
-    ],
-)
-def test_the_flag_is_the_environment_variable(
-    parser: Any, words: list[str], value: str, put_in_place: list[bool]
-) -> None:
-    parsed = parser.parse_args(["--model-path", "model", *words])
-    assert os.environ["SERVING_OPS"] == value
-    assert parser.put_in_place == put_in_place
-    assert not hasattr(parsed, "serving_ops")
-
-
-def test_a_mode_that_does_not_exist_is_refused_with_those_that_do(
-    parser: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--model-path", "model", "--serving-ops", "stirct"])
-    assert "'stirct' is not known: allowed are off, auto, strict" in capsys.readouterr().err
-    assert os.environ["SERVING_OPS"] == "off"
-
-
-def test_registered_again_there_is_still_one_flag_and_one_look_at_a_model(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    parser_behind(monkeypatch, "auto")
-    register()
-    twice = argparse.ArgumentParser()
-    for _ in range(2):
-        flag._add(twice, lambda: None)
-    assert twice.format_help().count("--serving-ops MODE") == 2  # in the usage and in the list
-    runner = runner_of(rms_norm())
-
-    def hooked_once(runner: Any) -> Any:
-        return startup.load_then_report(lambda runner: "loaded", runner)
-
-    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
-        assert startup.load_then_report(hooked_once, runner) == "loaded"
-    assert len(caplog.records) == 1
-
-
-def test_off_on_the_command_line_wins_over_the_variable_that_had_loading_hooked(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    parser, layer = parser_behind(monkeypatch, "auto"), rms_norm()
-    parser.parse_args(["--model-path", "model", "--serving-ops", "off"])
-    assert parser.put_in_place == [False]
-    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
-        assert startup.load_then_report(lambda runner: "loaded", runner_of(layer)) == "loaded"
-    assert "sglangs_forward" not in vars(layer)
-    assert caplog.records == []
-
-
-def test_the_flag_is_there_though_the_variable_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = parser_behind(monkeypatch, "stirct")
-    assert parser.put_in_place == []
-    parser.parse_args(["--model-path", "model", "--serving-ops", "auto"])
-    assert (os.environ["SERVING_OPS"], parser.put_in_place) == ("auto", [False])

@@ -12,7 +12,7 @@ from sglang_versions import run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-IN_PROCESS = ("test_sglang_norms.py", "test_register.py")
+IN_PROCESS = ("test_sglang_norms.py", "test_sglang_flag.py", "test_register.py")
 
 on_each = pytest.mark.parametrize(
     "version", [pytest.param(version, marks=sglang_versions.needs(version)) for version in sglang_versions.VERSIONS]
