@@ -40,9 +40,9 @@ def _has_bulk_copies(device: torch.device) -> bool:
     return bool(programmatic_launch_supported(device))
 
 
-def _plan(s: Tensor) -> plans.BackwardPlan:
-    plan = plans.plan_norm_backward(s.shape[-1], s.itemsize)
-    return plan if plan.fetch == "not" or _has_bulk_copies(s.device) else dataclasses.replace(plan, fetch="not")
+def _plan(s: Tensor, more: Tensor | None) -> plans.BackwardPlan:
+    plan = plans.plan_norm_backward(s.shape[-1], s.itemsize, more is not None)
+    return plan if _has_bulk_copies(s.device) else dataclasses.replace(plan, fetch="not", fetch_more=False)
 
 
 def _why_not(shape: torch.Size, *tensors: support.Named) -> str | None:
@@ -71,7 +71,7 @@ def norm(
     reason = _why_not(s.shape, ("dout", dout), ("s", s), ("ds_more", more), ("weight", weight))
     if reason is not None:
         return reason
-    plan = _plan(s)
+    plan = _plan(s, more)
     rows = row_grid(dout, s, s if more is None else more)
     if rows is None or (plan.kernel != "tile" and rows.inner != rows.num_rows):
         dout, s, more = dout.contiguous(), s.contiguous(), None if more is None else more.contiguous()
@@ -80,7 +80,7 @@ def norm(
     with torch.cuda._DeviceGuard(s.get_device()):
         _module().run_norm_backward(
             *(dout, s, more, weight, ds, dweight, eps, weight_offset),
-            *(rows, plan, programs, _moments_block(), _sum_block(), pdl(s.device)),
+            *(rows, plan, programs, _moments_block(), _sum_block(s.shape[-1]), pdl(s.device)),
         )
     return None
 
@@ -106,7 +106,7 @@ def gated(
     """
     groups = x.shape[-1] // group_size
     reason = _why_not(x.shape, ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
-    plan = plans.plan_gated_backward(group_size)
+    plan = plans.plan_gated_backward(group_size, math.prod(x.shape[:-1]))
     if reason is None and groups > MAX_GROUPS:
         reason = support.TOO_MANY_GROUPS
     if reason is not None or plan is None:
@@ -117,7 +117,7 @@ def gated(
         rows = _flat(x)
     programs = plan.num_programs(rows.num_rows, _num_sms(x.get_device()), groups)
     tensors = (dout, x, z, weight, bias, dx, dz, dweight, dbias)
-    launch = (rows, plan, programs, _sum_block(), pdl(x.device))
+    launch = (rows, plan, programs, _sum_block(x.shape[-1]), pdl(x.device))
     with torch.cuda._DeviceGuard(x.get_device()):
         _module().run_gated_backward(*tensors, eps, norm_before_gate, not silu, group_size, *launch)
     return None
@@ -135,5 +135,6 @@ def _moments_block() -> Any:
 
 
 @cache
-def _sum_block() -> Any:
-    return _module().Block(plans.SUM_PARTS, plans.SUM_COLUMNS, plans.SUM_WARPS)
+def _sum_block(size: int) -> Any:
+    parts_and_columns = plans.SUM_NARROW if size <= plans.SUM_NARROW_N else plans.SUM_WIDE
+    return _module().Block(*parts_and_columns, plans.SUM_WARPS)

@@ -24,6 +24,14 @@ def wait_for_kernel_before(PDL: tl.constexpr, OVERLAP: tl.constexpr):
 
 
 @triton.jit
+def let_sum_start(PDL: tl.constexpr):
+    """The kernel behind may start while this one runs, and waits for its end before it reads. For grids that run at
+    once, whose programs it cannot displace."""
+    if PDL:
+        gdc_launch_dependents()
+
+
+@triton.jit
 def prefetch_row(ptr, N: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr, OVERLAP: tl.constexpr):
     """Fetch a weight to L2 while the kernel before still runs. Its values are read after the wait, since that kernel
     may be the one that writes them (`weight.float() + 1`): a prefetch cannot make a stale value visible. One program

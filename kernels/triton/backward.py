@@ -39,6 +39,10 @@ class BackwardPlan(Protocol):
     def stages(self) -> int: ...
     @property
     def fetch(self) -> str: ...
+    @property
+    def fetch_more(self) -> bool: ...
+    @property
+    def hints(self) -> bool: ...
 
 
 class Block(NamedTuple):
@@ -71,7 +75,7 @@ def run_norm_backward(
     flags = flags_of(s, weight, second=more is not None, flat=flat, aligned=aligned)
     partial = ds if weight is None else s.new_empty((num_programs, size), dtype=torch.float32)
     tensors = (dout, s, s if more is None else more, s if weight is None else weight, ds, partial)
-    options = (aligned, more is not None, weight is not None)
+    options = (aligned, more is not None, weight is not None, pdl)
     call = _NormCall(Variant(flags, size, size), plan, num_programs, tensors, rows, eps, weight_offset, options)
     if plan.kernel == "tile":
         _run_tile(call)
@@ -84,7 +88,10 @@ def run_norm_backward(
 
 
 class _NormCall(NamedTuple):
-    """tensors: dout, s, more, weight, ds, partial, each of them something; options: ALIGNED, HAS_MORE, HAS_WEIGHT."""
+    """tensors: dout, s, more, weight, ds, partial, each of them something.
+
+    options: ALIGNED, HAS_MORE, HAS_WEIGHT, PDL.
+    """
 
     variant: Variant
     plan: BackwardPlan
@@ -93,7 +100,7 @@ class _NormCall(NamedTuple):
     rows: Rows
     eps: float
     weight_offset: float
-    options: tuple[bool, bool, bool]
+    options: tuple[bool, bool, bool, bool]
 
 
 def _run_tile(call: _NormCall) -> None:
@@ -106,14 +113,16 @@ def _run_tile(call: _NormCall) -> None:
 def _run_wide(call: _NormCall) -> None:
     plan, rows = call.plan, call.rows
     numbers = (rows.num_rows, *rows.inner_strides, call.eps, call.weight_offset)
-    block = (call.variant.size, plan.block_n, plan.fetch if call.options[0] else "not")
+    aligned = call.options[0]
+    fetch = (plan.fetch, plan.fetch_more) if aligned else ("not", False)
+    block = (call.variant.size, plan.block_n, *fetch, plan.hints)
     _wide(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, (*block, *call.options), False)
 
 
 def _run_columns(call: _NormCall, moments_block: Block) -> None:
     plan, rows, size = call.plan, call.rows, call.variant.size
     dout, s, more, weight, ds, partial = call.tensors
-    aligned, _, has_weight = call.options
+    aligned, _, has_weight, _ = call.options
     moments = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
     each_row, of_row = (rows.num_rows, 1, 1), (*rows.inner_strides[:2], call.eps, call.weight_offset)
     constants = (size, moments_block.columns, aligned, has_weight)
@@ -199,6 +208,7 @@ def run_gated_backward(
             bias is not None,
             gate_first,
             sigmoid,
+            pdl,
         ),
         False,
     )

@@ -5,7 +5,7 @@ The first has a row a program and keeps the row's two sums; the second has a blo
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import columns_at, sums_of_two
+from serving_ops.kernels.triton.arithmetic import columns_at, let_sum_start, sums_of_two
 from serving_ops.kernels.triton.norm_backward import BACKWARD_RUN_TIME
 
 
@@ -64,7 +64,9 @@ def norm_backward_columns_kernel(
     ALIGNED: tl.constexpr,  # every row starts on 16 bytes
     HAS_MORE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
 ):
+    let_sum_start(PDL)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = columns < N
     dweight = tl.zeros((BLOCK_N,), tl.float32)

@@ -6,7 +6,7 @@ The second pass is to find the row in the L1, and the first one in the L2, where
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import columns_at, fetch_row_to_l2, sums_of_two
+from serving_ops.kernels.triton.arithmetic import columns_at, fetch_row_to_l2, let_sum_start, sums_of_two
 from serving_ops.kernels.triton.norm_backward import BACKWARD_RUN_TIME
 
 
@@ -39,13 +39,17 @@ def norm_backward_wide_kernel(
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     FETCH: tl.constexpr,  # the next row: before this row's first pass ("early"), its second ("late"), or not at all
+    FETCH_MORE: tl.constexpr,  # this row of `more`, before its first pass
+    HINTS: tl.constexpr,  # keep the row in the first pass, drop it in the second
     ALIGNED: tl.constexpr,  # every row starts on 16 bytes
     HAS_MORE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
 ):
+    let_sum_start(PDL)
     BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    KEEP: tl.constexpr = "evict_last" if FETCH == "late" else ""
-    DROP: tl.constexpr = "evict_first" if FETCH == "late" else ""
+    KEEP: tl.constexpr = "evict_last" if HINTS else ""
+    DROP: tl.constexpr = "evict_first" if HINTS else ""
     dtype = ds_ptr.dtype.element_ty
     BYTES: tl.constexpr = N * (dtype.primitive_bitwidth // 8)
     block = tl.arange(0, BLOCK_N)
@@ -60,6 +64,8 @@ def norm_backward_wide_kernel(
         dout_row = dout_ptr + row * dout_row_stride
         if FETCH == "early":
             _fetch_rows(s_ptr + next_row * s_row_stride, dout_ptr + next_row * dout_row_stride, BYTES)
+        if FETCH_MORE:
+            fetch_row_to_l2(more_ptr + row * more_row_stride, BYTES)
         squares = tl.zeros((BLOCK_N,), tl.float32)
         products = tl.zeros((BLOCK_N,), tl.float32)
         for i in tl.static_range(BLOCKS):

@@ -86,7 +86,9 @@ def test_a_wide_norms_gradients(kernel_device: torch.device, size: int, dtype: t
     check_norm(dout, s, rows((size,), dtype, kernel_device, 4), more)
 
 
-@pytest.mark.parametrize("size", [100, 1024, *(pytest.param(size, marks=pytest.mark.gpu) for size in (9000, 33000))])
+@pytest.mark.parametrize(
+    "size", [100, 1024, *(pytest.param(size, marks=pytest.mark.gpu) for size in (9000, 32768, 33000))]
+)
 @pytest.mark.parametrize("weight_kind", ["none", "fp32", "gemma"])
 @pytest.mark.parametrize("has_more", [True, False])
 def test_what_a_norm_may_have_besides(kernel_device: torch.device, size: int, weight_kind: str, has_more: bool) -> None:

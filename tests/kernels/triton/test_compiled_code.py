@@ -37,8 +37,8 @@ SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
 NORM = SHARED | {"HAS_RESIDUAL": True, "WEIGHT_IN_FP32": False}
 TILE = {"BLOCK_N": 128, "LOG2_BLOCK_N": 7, "ROWS": 16}
 GATED = TILE | {"GROUP": 128, "PAIRWISE": True, "HAS_GATE": True, "HAS_BIAS": True, "GATE_FIRST": False}
-WIDE_BACKWARD = {"HAS_MORE": True, "HAS_WEIGHT": True}
-BACKWARD = {"STAGES": 3, "FLAT": False, "HAS_MORE": True, "HAS_WEIGHT": True}
+WIDE_BACKWARD = {"FETCH_MORE": True, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True}
+BACKWARD = {"STAGES": 3, "FLAT": False, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True}
 KERNELS = {
     "norm_row": ("norm_row_kernel", NORM | {"N": 4096, "BLOCK_N": 4096}, 4),
     "norm_tile": ("norm_tile_kernel", NORM | TILE | {"N": 128}, 1),
@@ -47,12 +47,12 @@ KERNELS = {
     "norm_backward": ("norm_backward_kernel", BACKWARD | {"N": 8192, "BLOCK_N": 8192, "ROWS": 1}, 8),
     "norm_backward_wide early": (
         "norm_backward_wide_kernel",
-        WIDE_BACKWARD | {"N": 16384, "BLOCK_N": plan_backward.WIDE_BLOCK_EARLY, "FETCH": "early"},
+        WIDE_BACKWARD | {"N": 16384, "BLOCK_N": plan_backward.WIDE_BLOCK_EARLY, "FETCH": "early", "HINTS": False},
         plan_backward.WIDE_WARPS,
     ),
     "norm_backward_columns": (
         "norm_backward_columns_kernel",
-        {"N": 65536, "BLOCK_N": 2048, "STAGES": 3, "HAS_MORE": True, "HAS_WEIGHT": True},
+        {"N": 65536, "BLOCK_N": 2048, "STAGES": 3, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True},
         4,
     ),
     "gated_backward": (
@@ -67,7 +67,8 @@ KERNELS = {
 OTHER_KERNELS = {
     "norm_backward_wide late": (
         "norm_backward_wide_kernel",
-        WIDE_BACKWARD | {"N": 32768, "BLOCK_N": plan_backward.WIDE_BLOCK_LATE, "FETCH": "late", "ALIGNED": True},
+        WIDE_BACKWARD
+        | {"N": 32768, "BLOCK_N": plan_backward.WIDE_BLOCK_LATE, "FETCH": "late", "HINTS": True, "ALIGNED": True},
         plan_backward.WIDE_WARPS,
     ),
     "norm_backward_columns moments": (
@@ -77,7 +78,7 @@ OTHER_KERNELS = {
     ),
     "partial_sum": (
         "partial_sum_kernel",
-        {"PARTS": plan_backward.SUM_PARTS, "COLUMNS": plan_backward.SUM_COLUMNS, "PDL": True},
+        {"PARTS": plan_backward.SUM_WIDE[0], "COLUMNS": plan_backward.SUM_WIDE[1], "PDL": True},
         plan_backward.SUM_WARPS,
     ),
 }
