@@ -36,7 +36,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     check_installed(parser, options.engine, options.variants)
     options.device = check_device(parser, options.engine, options.device)
     check_preset(parser, options)
-    check_sglang(parser, options, options.variants)
+    check_sglang(parser, options)
     quick = QUICK if options.quick else {}
     for option, value in {**DEFAULTS[options.device], **EVERYWHERE, **quick}.items():
         if getattr(options, option) is None:
@@ -121,15 +121,10 @@ def check_switch(parser: argparse.ArgumentParser) -> None:
         parser.error(str(error))
 
 
-def check_sglang(parser: argparse.ArgumentParser, options: argparse.Namespace, variants: tuple[str, ...]) -> None:
-    """What SGLang has no second mode for, or would measure twice."""
-    if options.engine != "sglang":
-        return
-    if options.device == "cpu" and options.eager is False:
+def check_sglang(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What SGLang has no second mode for."""
+    if options.engine == "sglang" and options.device == "cpu" and options.eager is False:
         parser.error("--compiled: SGLang compiles nothing on CPU")
-    if options.device == "cuda" and OURS in variants and not settings.names_ops():
-        named = f"SERVING_OPS={','.join(settings.OPS)}"
-        parser.error(f"on CUDA SGLang keeps its norms unless ops are named, and would meet itself: set {named}")
 
 
 def at_least_1(text: str) -> int:

@@ -34,7 +34,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     check_installed(parser, options.engine, (OURS,))
     options.device = check_device(parser, options.engine, "auto")
     check_preset(parser, options)
-    check_sglang(parser, options, (OURS,))
+    check_sglang(parser, options)
     for option, value in DEFAULTS[options.device].items():
         if getattr(options, option) is None:
             setattr(options, option, value)

@@ -35,12 +35,9 @@ LEFT_OUT = "left out by SERVING_OPS"
 FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
 TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
-NOT_MEASURED = "not measured on CUDA yet; ops that SERVING_OPS names are taken"
 PINNED = "its model pins it to SGLang's code"
 BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
-"""Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist.
-
-NOT_MEASURED counts as a fallback: a user of strict mode wants ours, and nothing of ours is on there."""
+"""Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,6 @@ def _why_no_kernels(device: str) -> str | None:
 
     if device not in ("cpu", "cuda") or is_hip():
         return f"no kernels for {'hip' if is_hip() else device}"
-    if device == "cuda" and not settings.names_ops():
-        return NOT_MEASURED
     return AMX if device == "cpu" and cpu_has_amx_support() else extension.why_missing()
 
 

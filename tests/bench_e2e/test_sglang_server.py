@@ -12,8 +12,6 @@ import pytest
 
 from serving_ops.bench_e2e import environment, options, sglang_server
 from serving_ops.bench_e2e.load import Load
-from serving_ops.bench_e2e.result import BASELINE
-from serving_ops.bench_e2e.server import VARIANTS
 from serving_ops.bench_e2e.turns import options as turns_options
 
 LOAD = Load(num_prompts=4, input_len=64, output_len=8, concurrency=2, num_warmups=1)
@@ -59,51 +57,24 @@ def test_a_preset_that_has_nothing_to_compare_with_is_refused(
     assert f"--preset {preset}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("device", "eager", "switch", "message"),
-    [
-        ("cpu", False, "", "--compiled: SGLang compiles nothing on CPU"),
-        ("cuda", None, "auto", "set SERVING_OPS=fused_add_rms_norm,rms_norm,rms_norm_gated"),
-    ],
-)
-def test_what_sglang_would_measure_twice_is_refused(
-    device: str,
-    eager: bool | None,
-    switch: str,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("SERVING_OPS", switch)
-    chosen = argparse.Namespace(engine="sglang", device=device, eager=eager)
+def test_a_mode_that_sglang_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = argparse.Namespace(engine="sglang", device="cpu", eager=False)
     with pytest.raises(SystemExit):
-        options.check_sglang(argparse.ArgumentParser(), chosen, tuple(VARIANTS))
-    assert message in capsys.readouterr().err
+        options.check_sglang(argparse.ArgumentParser(), chosen)
+    assert "--compiled: SGLang compiles nothing on CPU" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("device", "eager", "switch", "variants"),
-    [
-        ("cpu", None, "", tuple(VARIANTS)),
-        ("cuda", False, "rms_norm,fused_add_rms_norm", tuple(VARIANTS)),
-        ("cuda", None, "", (BASELINE,)),
-    ],
-)
-def test_what_differs_is_measured(
-    device: str, eager: bool | None, switch: str, variants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SERVING_OPS", switch)
+@pytest.mark.parametrize(("device", "eager"), [("cpu", None), ("cuda", False), ("cuda", None), ("cuda", True)])
+def test_the_others_are_measured(device: str, eager: bool | None) -> None:
     chosen = argparse.Namespace(engine="sglang", device=device, eager=eager)
-    options.check_sglang(argparse.ArgumentParser(), chosen, variants)
+    options.check_sglang(argparse.ArgumentParser(), chosen)
 
 
 @pytest.mark.parametrize("parse", [options.parse, turns_options.parse])
 def test_both_command_lines_ask(parse: Callable[[list[str]], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "engine_version", lambda engine="vllm": "0.5.23")
     monkeypatch.setattr(environment, "plugin_installed", lambda engine="vllm": True)
-    monkeypatch.setattr(environment, "detect_device", lambda engine="vllm": "cuda")
-    monkeypatch.delenv("SERVING_OPS", raising=False)
-    with pytest.raises(SystemExit):
-        parse(["--engine", "sglang"])
-    monkeypatch.setenv("SERVING_OPS", "rms_norm")
+    monkeypatch.setattr(environment, "detect_device", lambda engine="vllm": "cpu")
     parse(["--engine", "sglang"])
+    with pytest.raises(SystemExit):
+        parse(["--engine", "sglang", "--compiled"])

@@ -364,19 +364,6 @@ def test_a_fallback_stops_the_start_in_strict_mode_alone(monkeypatch: pytest.Mon
         _load(runner)
 
 
-def test_on_cuda_only_ops_that_the_user_names_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = runner_of(rms_norm())
-    runner.device = "cuda"
-    (layer,) = layers.norm_layers(runner)
-    assert layer.native_because == "not measured on CUDA yet; ops that SERVING_OPS names are taken"
-    monkeypatch.setenv("SERVING_OPS", "strict")
-    with pytest.raises(RuntimeError, match=r"^SERVING_OPS=strict: .*not measured on CUDA yet"):
-        _load(runner)
-    monkeypatch.setenv("SERVING_OPS", "fused_add_rms_norm,rms_norm")
-    (layer,) = layers.norm_layers(runner)
-    assert layer.native_because is None
-
-
 def test_an_error_of_ours_gives_every_layer_back_with_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
