@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,12 @@ NORMS = {
     # one layer of each kind: four norms of hidden states, q and k, the last norm; the gated one
     "hybrid": {"Qwen3NextRMSNorm": 7, "Qwen3NextRMSNormGated": 1},
 }
+
+
+@pytest.fixture(autouse=True)
+def transformers_without_fla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where flash-linear-attention is installed, transformers hands it CPU tensors too, and some GPUs it refuses."""
+    monkeypatch.setitem(sys.modules, "fla", None)
 
 
 def build(name: str, dtype: torch.dtype) -> Any:
