@@ -38,6 +38,10 @@ struct OverRows {
       for (int64_t line = 0; line < static_cast<int64_t>(V::kBlock * sizeof(X)); line += kLine)
         __builtin_prefetch(reinterpret_cast<const char*>(data + m * stride + i) + line);
     }
+    void fetch_to_write(int m, int64_t i) const {
+      for (int64_t line = 0; line < static_cast<int64_t>(V::kBlock * sizeof(X)); line += kLine)
+        __builtin_prefetch(reinterpret_cast<const char*>(data + m * stride + i) + line, 1);
+    }
     template <class Size>
     void store(int m, int64_t i, Pair v, Size part) const {
       V::store(data + m * stride + i, v, part);

@@ -90,6 +90,8 @@ struct RmsNormGatedBackward {
       Pair sum_weight = dweight == nullptr ? Pair{} : V::load(dweight + i, Full{});
       Pair sum_bias = dbias == nullptr ? Pair{} : V::load(dbias + i, Full{});
       for (int m = 0; m < count; ++m) {
+        of.dout.fetch(count + m, i), of.x.fetch(count + m, i), of.dx.fetch_to_write(count + m, i);
+        if constexpr (gate != Gate::none) of.z.fetch(count + m, i), of.dz.fetch_to_write(count + m, i);
         const Pair x = of.x.load(m, i, part), dout = of.dout.load(m, i, part);
         GateAndSlope g{};
         if constexpr (gate != Gate::none) {
