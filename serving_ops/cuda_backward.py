@@ -41,8 +41,13 @@ def _has_bulk_copies(device: torch.device) -> bool:
 
 
 def _plan(s: Tensor, more: Tensor | None) -> plans.BackwardPlan:
-    plan = plans.plan_norm_backward(s.shape[-1], s.itemsize, more is not None)
-    return plan if _has_bulk_copies(s.device) else dataclasses.replace(plan, fetch="not", fetch_more=False)
+    return _plan_for(s.shape[-1], s.itemsize, more is not None, _has_bulk_copies(s.device))
+
+
+@cache
+def _plan_for(size: int, itemsize: int, has_more: bool, has_bulk_copies: bool) -> plans.BackwardPlan:
+    plan = plans.plan_norm_backward(size, itemsize, has_more)
+    return plan if has_bulk_copies else dataclasses.replace(plan, fetch="not", fetch_more=False, hints=False)
 
 
 def _why_not(shape: torch.Size, *tensors: support.Named) -> str | None:
@@ -106,7 +111,7 @@ def gated(
     """
     groups = x.shape[-1] // group_size
     reason = _why_not(x.shape, ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
-    plan = plans.plan_gated_backward(group_size, math.prod(x.shape[:-1]))
+    plan = plans.plan_gated_backward(group_size, x.numel() // group_size)
     if reason is None and groups > MAX_GROUPS:
         reason = support.TOO_MANY_GROUPS
     if reason is not None or plan is None:

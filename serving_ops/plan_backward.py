@@ -17,7 +17,8 @@ NARROW_TILE = 4096
 NARROW_WARPS = 4
 NARROW_PROGRAMS = 2
 """Elements a row up to which a program holds that many elements of several rows, its warps, and programs an SM:
-32768 x 128 takes 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 14.3 or more."""
+32768 x 128 took 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 14.3 or more. Both before
+the sum of the parts started early."""
 
 TILE = 8192
 TILE_WARPS = 8
@@ -57,7 +58,7 @@ GATED_PROGRAMS = 2
 
 GATED_FEW = ((4096, 256, 1), (262144, 1024, 2))
 """For up to so many elements in all: elements a program holds at a time, and its warps. 24 heads of 128 take 2.5 us,
-with 1024 elements 3.0; 768 heads 3.3 us, with GATED_TILE 3.6 or more."""
+with 1024 elements 3.0; 768 heads 3.3 us, with GATED_TILE 3.6 or more; in the JSON 768 take 3.8."""
 
 GATED_MAX_N = 8192
 GATED_WIDE_WARPS = 16
@@ -122,14 +123,14 @@ def plan_norm_backward(size: int, itemsize: int, has_more: bool) -> BackwardPlan
     return BackwardPlan("wide", WIDE_BLOCK_LATE, 1, WIDE_WARPS, 1, fetch=fetch, fetch_more=has_more, hints=True)
 
 
-def plan_gated_backward(group_size: int, num_rows: int) -> BackwardPlan | None:
-    """For gated groups; None if no kernel takes them."""
+def plan_gated_backward(group_size: int, num_groups: int) -> BackwardPlan | None:
+    """For so many gated groups in all; None if no kernel takes them."""
     block_n = next_power_of_2(group_size)
     if block_n > GATED_MAX_N:
         return None
     if block_n > GATED_TILE:
         return BackwardPlan("tile", block_n, 1, GATED_WIDE_WARPS, 1)
     for most, tile, warps in GATED_FEW:
-        if num_rows * block_n <= most and block_n <= tile:
+        if num_groups * block_n <= most and block_n <= tile:
             return BackwardPlan("tile", block_n, tile // block_n, warps, GATED_PROGRAMS)
     return BackwardPlan("tile", block_n, min(32, GATED_TILE // block_n), GATED_WARPS, GATED_PROGRAMS)

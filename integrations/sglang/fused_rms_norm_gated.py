@@ -14,7 +14,7 @@ from torch import Tensor
 from serving_ops import NormSpec
 from serving_ops.checks import ACTIVATIONS
 from serving_ops.integrations.common.norm_specs import as_view
-from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.common.rows import alike, in_shape_of, rows_fit
 from serving_ops.integrations.sglang.adapter import Activations, Adapter, native
 from serving_ops.prewarm import Op
 
@@ -42,14 +42,18 @@ def forward(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Any:
-    """`FusedRMSNormGated.forward`: x (..., N), g like it; x is written and returned where it is contiguous."""
+    """`FusedRMSNormGated.forward`: x (..., N), g like it; x is written and returned where it is contiguous.
+
+    Kimi-Linear's x is (1, tokens, heads, N), its g (tokens, heads, N).
+    """
     beyond = residual is not None or prenorm or residual_in_fp32
-    if beyond or not rows_fit(x, layer.weight) or not alike(x, g):
+    heads = in_shape_of(g, x)
+    if beyond or not rows_fit(heads, layer.weight) or not alike(heads, g):
         return native(layer)(x, g, residual, prenorm, residual_in_fp32)
     op = torch.ops.serving_ops.rms_norm_gated
     if not x.is_contiguous():
-        return op(x, g, layer.weight, layer.eps, activation=layer.activation)
-    op.out(x, g, layer.weight, layer.eps, activation=layer.activation, out=x)
+        return op(heads, g, layer.weight, layer.eps, activation=layer.activation)
+    op.out(heads, g, layer.weight, layer.eps, activation=layer.activation, out=heads)
     return x
 
 

@@ -49,6 +49,7 @@ class NormLayer:
     native_because: str | None
     layer: torch.nn.Module
     adapter: Adapter | None = None
+    of_heads: bool = False  # rows narrower than hidden states
 
 
 def norm_layers(runner: Any) -> list[NormLayer]:
@@ -82,7 +83,8 @@ def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | N
         return NormLayer(kind, (), NO_ADAPTER, layer) if "RMSNorm" in kind else None
     reason = nothing_because or _why_not_wanted(layer, adapter) or adapter.why_native(layer)
     specs = () if reason is not None else adapter.specs(layer, x)
-    return NormLayer(adapter.kind, specs, reason or why_reference(specs), layer, adapter)
+    of_heads = any(spec.size < x.hidden_size for spec in specs)
+    return NormLayer(adapter.kind, specs, reason or why_reference(specs), layer, adapter, of_heads)
 
 
 def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:

@@ -1,7 +1,7 @@
 """SGLang's `RMSNormGated` on our operator: what Qwen3.5, Jet-Nemotron and Bailing call its `layernorm_gated.RMSNorm`.
 
-In Qwen3.5's prefill the gate is a strided view of a wider projection: it is read where it lies. On CPU SGLang has no
-code for these layers, unless the CPU has AMX.
+In Qwen3.5's prefill on CUDA, from 0.5.23 on, the gate is (tokens, heads, N) in a wider projection beside an x of
+(tokens * heads, N): it is read where it lies. On CPU SGLang has no code for these layers, unless the CPU has AMX.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from serving_ops import NormSpec
 from serving_ops.checks import ACTIVATIONS
 from serving_ops.integrations.common.norm_specs import as_view
-from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.common.rows import alike, in_shape_of, rows_fit
 from serving_ops.integrations.sglang.adapter import Activations, Adapter, given, native
 from serving_ops.prewarm import Op
 
@@ -48,12 +48,13 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
 
 
 def forward(layer: Any, x: Tensor, z: Tensor | None = None, *more: Any, **others: Any) -> Any:
-    """`RMSNormGated.forward`: x (..., N), z like it or None; a new tensor."""
-    fits = rows_fit(x, layer.weight) and (z is None or alike(x, z))
+    """`RMSNormGated.forward`: x (..., N), z with the same rows or None; a new tensor of x's shape."""
+    heads = x if z is None else in_shape_of(z, x)
+    fits = rows_fit(heads, layer.weight) and (z is None or alike(heads, z))
     if not fits or given(more, others):
         return native(layer)(x, z, *more, **others)
-    return torch.ops.serving_ops.rms_norm_gated(
-        x,
+    out = torch.ops.serving_ops.rms_norm_gated(
+        heads,
         z,
         layer.weight,
         layer.eps,
@@ -62,6 +63,7 @@ def forward(layer: Any, x: Tensor, z: Tensor | None = None, *more: Any, **others
         activation=_activation(layer),
         group_size=layer.group_size,
     )
+    return out if heads is x else out.view(x.shape)
 
 
 MODULES = tuple(f"sglang.{where}.attention.fla.layernorm_gated" for where in ("kernels.ops", "srt.layers"))

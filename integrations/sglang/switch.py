@@ -5,7 +5,8 @@ the backend that a user forces still comes first, and a call costs no search for
 flash-linear-attention have no such thing: there `forward` is covered, on the layer.
 
 While SGLang compiles a model, its layers call `forward_native` instead; ours stay, since the compiler knows our
-operators.
+operators. But norms of heads, q and k, go to Inductor then: in vLLM its one kernel for both is faster than two of ours
+(docs/measurements.md), and SGLang lets go of its own fused kernel for the same end.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def on(found: NormLayer) -> None:
     if hasattr(layer, "_forward_method"):
         layer.sglangs_forward = layer._forward_method or layer._resolve_forward_method()
         layer._forward_method = ours
-        layer.enter_torch_compile = MethodType(_enter_torch_compile, layer)
+        if not found.of_heads:
+            layer.enter_torch_compile = MethodType(_enter_torch_compile, layer)
     else:
         layer.sglangs_forward = layer.forward
         layer.forward = ours
@@ -39,7 +41,7 @@ def off(model: Any) -> None:
             continue
         if hasattr(layer, "_forward_method"):
             layer._forward_method = layer.sglangs_forward
-            del layer.enter_torch_compile
+            vars(layer).pop("enter_torch_compile", None)
         else:
             del layer.forward
         del layer.sglangs_forward

@@ -25,8 +25,8 @@ def wait_for_kernel_before(PDL: tl.constexpr, OVERLAP: tl.constexpr):
 
 @triton.jit
 def let_sum_start(PDL: tl.constexpr):
-    """The kernel behind may start while this one runs, and waits for its end before it reads. For grids that run at
-    once, whose programs it cannot displace."""
+    """`partial_sum`, launched behind this kernel, may start while it runs; it waits for this one's end before it reads.
+    For grids made to run at once: it starts when the last program has, so that it takes nobody's place."""
     if PDL:
         gdc_launch_dependents()
 

@@ -53,7 +53,7 @@ def gated_backward_kernel(
     SIGMOID: tl.constexpr,
     PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
 ):
-    let_sum_start(PDL)
+    let_sum_start(PDL and (HAS_WEIGHT or HAS_BIAS))
     columns = tl.arange(0, BLOCK_N)
     in_group = columns < GROUP
     group = tl.program_id(1) * GROUP + columns

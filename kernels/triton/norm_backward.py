@@ -43,7 +43,7 @@ def norm_backward_kernel(
     HAS_WEIGHT: tl.constexpr,
     PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
 ):
-    let_sum_start(PDL)
+    let_sum_start(PDL and HAS_WEIGHT)
     columns = tl.arange(0, BLOCK_N)
     in_row = columns < N
     dweight = tl.zeros((ROWS, BLOCK_N), tl.float32)

@@ -66,7 +66,7 @@ def norm_backward_columns_kernel(
     HAS_WEIGHT: tl.constexpr,
     PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
 ):
-    let_sum_start(PDL)
+    let_sum_start(PDL and HAS_WEIGHT)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = columns < N
     dweight = tl.zeros((BLOCK_N,), tl.float32)

@@ -46,7 +46,7 @@ def norm_backward_wide_kernel(
     HAS_WEIGHT: tl.constexpr,
     PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
 ):
-    let_sum_start(PDL)
+    let_sum_start(PDL and HAS_WEIGHT)
     BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     KEEP: tl.constexpr = "evict_last" if HINTS else ""
     DROP: tl.constexpr = "evict_first" if HINTS else ""

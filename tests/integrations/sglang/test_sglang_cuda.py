@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("sglang", reason="SGLang is not installed beside this package")
 
-from serving_ops import counters, extension, settings
+from serving_ops import counters, extension
 from serving_ops.integrations.sglang import rms_norm_gated, startup
 
 HIDDEN, HEAD = 2048, 128
@@ -27,8 +27,8 @@ CLOSE = {"rtol": 2e-2, "atol": 2e-2}
 
 
 @pytest.fixture(autouse=True)
-def _every_op_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVING_OPS", ",".join(settings.OPS))
+def _auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_OPS", "auto")
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -220,6 +220,25 @@ def test_the_gated_norm_takes_every_option_and_a_strided_gate(options: dict[str,
     assert torch.equal(x, kept)
 
 
+def test_heads_in_a_row_each_are_gated_by_a_view_that_keeps_tokens_apart() -> None:
+    """As 0.5.23 calls Qwen3.5's norm in prefill on CUDA."""
+    x, z = rows(24, HEAD), rows(6, 1000)[:, 200 : 200 + 4 * HEAD].view(6, 4, HEAD)
+    layer = switched(gated())
+    expected = reference.rms_norm_gated(x.view(6, 4, HEAD), z, layer.weight, layer.eps).view(24, HEAD)
+    assert calls_of(lambda: torch.testing.assert_close(layer(x, z), expected)) == {"rms_norm_gated": 1}
+
+
+def test_the_fused_gated_norm_takes_one_sequence_gated_by_its_tokens() -> None:
+    """As Kimi-Linear calls it; x is written all the same."""
+    x, g = rows(1, 6, 4, HEAD), rows(6, 5 * HEAD)[:, HEAD:].unflatten(-1, (-1, HEAD))
+    layer = switched(fused_gated(activation="sigmoid"))
+    expected = reference.rms_norm_gated(x, g[None], layer.weight, layer.eps, activation="sigmoid")
+    result: list[torch.Tensor] = []
+    assert calls_of(lambda: result.append(layer(x, g))) == {"rms_norm_gated": 1}
+    assert result[0].data_ptr() == x.data_ptr()
+    torch.testing.assert_close(result[0], expected)
+
+
 def test_the_fused_gated_norm_writes_into_x_where_x_is_contiguous() -> None:
     layer, z = switched(fused_gated(activation="sigmoid")), rows(24, HEAD, seed=3)
     x, strided = rows(24, HEAD), rows(24, 2 * HEAD)[:, :HEAD]
@@ -285,6 +304,15 @@ def test_while_sglang_compiles_ours_stay_and_are_traced_whole() -> None:
     layer.leave_torch_compile()
     assert not layer.is_torch_compile
     assert calls_of(lambda: layer(x)) == {"rms_norm": 1}
+
+
+def test_while_sglang_compiles_the_norms_of_heads_are_left_to_the_compiler() -> None:
+    layer, q = switched(rms_norm(HEAD)), rows(4, HEAD)
+    expected = layer(q)
+    layer.enter_torch_compile(num_tokens=4)
+    assert calls_of(lambda: torch.testing.assert_close(layer(q), expected)) == {}
+    layer.leave_torch_compile()
+    assert calls_of(lambda: layer(q)) == {"rms_norm": 1}
 
 
 def test_a_copy_of_a_layer_norms_with_its_own_weight() -> None:

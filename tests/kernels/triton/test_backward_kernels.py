@@ -80,10 +80,11 @@ def test_a_norms_gradients(kernel_device: torch.device, size: int, dtype: torch.
 
 @pytest.mark.parametrize("size", WIDE_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_wide_norms_gradients(kernel_device: torch.device, size: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_more", [True, pytest.param(False, marks=pytest.mark.gpu)])
+def test_a_wide_norms_gradients(kernel_device: torch.device, size: int, dtype: torch.dtype, has_more: bool) -> None:
     num_rows = 2 if kernel_device.type == "cpu" else 701
     dout, s, more = (rows((num_rows, size), dtype, kernel_device, seed) for seed in (1, 2, 3))
-    check_norm(dout, s, rows((size,), dtype, kernel_device, 4), more)
+    check_norm(dout, s, rows((size,), dtype, kernel_device, 4), more if has_more else None)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,23 @@ def test_a_gated_norms_gradients(kernel_device: torch.device, name: str, size: i
     gate = z if options.pop("gated", True) else None
     weights = weight if options.pop("weighted", True) else None
     check_gated(x, gate, weights, bias if options.pop("bias", False) else None, **options)
+
+
+@pytest.mark.parametrize("num_rows", [33, 700, 2100], ids=str)
+def test_gated_heads_in_every_size_of_tile(kernel_device: torch.device, num_rows: int) -> None:
+    x, z = (rows((num_rows, 128), torch.bfloat16, kernel_device, seed) for seed in (1, 2))
+    check_gated(x, z, rows((128,), torch.float32, kernel_device, 3), None)
+
+
+def test_a_gated_rows_groups_count_towards_the_size_of_its_tile(
+    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    plan = plan_backward.plan_gated_backward
+    monkeypatch.setattr(plan_backward, "plan_gated_backward", lambda *sizes: asked.append(sizes) or plan(*sizes))
+    x, z = (rows((3, 512), torch.bfloat16, kernel_device, seed) for seed in (1, 2))
+    check_gated(x, z, rows((512,), torch.float32, kernel_device, 3), None, groups=4)
+    assert asked == [(128, 12)]
 
 
 def test_a_gate_in_a_wider_buffer(kernel_device: torch.device) -> None:

@@ -58,7 +58,7 @@ KERNELS = {
     "gated_backward": (
         "gated_backward_kernel",
         {key: value for key, value in GATED.items() if key not in {"LOG2_BLOCK_N", "PAIRWISE"}}
-        | {"N": 128, "STAGES": 3, "FLAT": False, "HAS_WEIGHT": True, "SIGMOID": False},
+        | {"N": 128, "STAGES": 3, "FLAT": False, "HAS_WEIGHT": True, "SIGMOID": False, "PDL": True},
         4,
     ),
 }
