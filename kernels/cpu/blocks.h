@@ -16,6 +16,15 @@ inline void for_each_block(int64_t size, Body body) {
   if (i < size) body(i, Part{static_cast<int>(size - i)});
 }
 
+constexpr int64_t kLine = 64;  // bytes, of the cache
+
+// Ask for every cache line of a block that comes later; to be written, where `to_write`.
+template <class V, bool to_write = false, class X>
+inline void fetch(const X* block) {
+  for (int64_t line = 0; line < static_cast<int64_t>(V::kBlock * sizeof(X)); line += kLine)
+    __builtin_prefetch(reinterpret_cast<const char*>(block) + line, to_write);
+}
+
 // Short rows are worked on several at once, a sum for each, then a root for each, then the results: a row alone would
 // wait for its own sum and root. A call on 128 rows of 128, bf16, one core of Zen 5: 5.4 us instead of 6.3 gated, 4.0
 // instead of 4.7 plain.
@@ -34,6 +43,11 @@ inline void for_each_few_rows(int64_t num_rows, int64_t size, F f) {
     for (; m < num_rows; m += kRowsAtOnce)
       f(m, static_cast<int>(num_rows - m < kRowsAtOnce ? num_rows - m : kRowsAtOnce));
   for (; m < num_rows; ++m) f(m, One{});
+}
+
+// Distance from a row to the one to fetch meanwhile, where `count` rows are worked on at once.
+inline int64_t ahead(const Rows& rows, int count) {
+  return rows.ahead == rows.stride ? count * rows.stride : rows.ahead;
 }
 
 // What pass 1 finds in a row.

@@ -11,8 +11,6 @@ namespace {
 // 1880 us by twos, 67 and 2400 by fours, 70 and 2140 one by one.
 constexpr int kWideRowsAtOnce = 2;
 
-constexpr int64_t kLine = 64;  // bytes, of the cache
-
 struct Few {  // a count that the compiler knows
   constexpr operator int() const { return kWideRowsAtOnce; }
 };
@@ -35,12 +33,10 @@ struct OverRows {
     }
     // Row m of the next few.
     void fetch(int m, int64_t i) const {
-      for (int64_t line = 0; line < static_cast<int64_t>(V::kBlock * sizeof(X)); line += kLine)
-        __builtin_prefetch(reinterpret_cast<const char*>(data + m * stride + i) + line);
+      cpu::fetch<V>(data + m * stride + i);
     }
     void fetch_to_write(int m, int64_t i) const {
-      for (int64_t line = 0; line < static_cast<int64_t>(V::kBlock * sizeof(X)); line += kLine)
-        __builtin_prefetch(reinterpret_cast<const char*>(data + m * stride + i) + line, 1);
+      cpu::fetch<V, true>(data + m * stride + i);
     }
     template <class Size>
     void store(int m, int64_t i, Pair v, Size part) const {

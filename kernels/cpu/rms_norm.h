@@ -72,7 +72,6 @@ inline void with_weight(const NormSpec& spec, F f) {
 template <class V>
 struct RmsNorm {
   using Pair = typename V::Pair;
-  static constexpr int kToWrite = 1;  // for __builtin_prefetch
 
   // A few rows: row m is load(m, i, part); keep(rounding, m, i, s, part) stores what else is wanted of it, and asks for
   // what comes next.
@@ -119,8 +118,8 @@ struct RmsNorm {
             return Pair{u.a + v.a, u.b + v.b};
           };
           const auto keep = [=](auto rounding, int m, int64_t i, Pair s, auto part) {
-            __builtin_prefetch(x + m * x_rows.stride + i + x_rows.ahead, kToWrite);
-            __builtin_prefetch(residual + m * residual_rows.stride + i + residual_rows.ahead, kToWrite);
+            fetch<V, true>(x + m * x_rows.stride + i + ahead(x_rows, count));
+            fetch<V, true>(residual + m * residual_rows.stride + i + ahead(residual_rows, count));
             rounding.store(residual + m * residual_rows.stride + i, s, part);
           };
           few_rows(spec, weight, x, x_rows.stride, count, added, keep);
@@ -138,7 +137,7 @@ struct RmsNorm {
           X* out = static_cast<X*>(out_rows.data) + first * out_rows.stride;
           const auto load = [=](int m, int64_t i, auto part) { return V::load(x + m * x_rows.stride + i, part); };
           const auto keep = [=](auto, int m, int64_t i, Pair, auto) {
-            __builtin_prefetch(x + m * x_rows.stride + i + x_rows.ahead);
+            fetch<V>(x + m * x_rows.stride + i + ahead(x_rows, count));
           };
           few_rows(spec, weight, out, out_rows.stride, count, load, keep);
         });

@@ -81,8 +81,9 @@ struct RmsNormGated {
       const Pair w = has_weight ? param<X>(spec.weight, start + i, part) : Pair{};
       const Pair b = has_bias ? param<X>(spec.bias, start + i, part) : Pair{};
       for (int m = 0; m < count; ++m) {
-        __builtin_prefetch(x + m * x_rows.stride + i + x_rows.ahead);
-        if constexpr (gate != Gate::none) __builtin_prefetch(z + m * z_rows.stride + i + z_rows.ahead);
+        fetch<V>(x + m * x_rows.stride + i + ahead(x_rows, count));
+        if constexpr (gate != Gate::none) fetch<V>(z + m * z_rows.stride + i + ahead(z_rows, count));
+        fetch<V, true>(out + m * out_rows.stride + i + ahead(out_rows, count));
         const Vec scale = V::broadcast(scales[m]);
         Pair y = load(m, i, part);
         y = {y.a * scale, y.b * scale};
