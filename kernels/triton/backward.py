@@ -114,8 +114,8 @@ def _run_wide(call: _NormCall) -> None:
     plan, rows = call.plan, call.rows
     numbers = (rows.num_rows, *rows.inner_strides, call.eps, call.weight_offset)
     aligned = call.options[0]
-    fetch = (plan.fetch, plan.fetch_more) if aligned else ("not", False)
-    block = (call.variant.size, plan.block_n, *fetch, plan.hints)
+    fetch = (plan.fetch, plan.fetch_more, plan.hints) if aligned else ("not", False, False)
+    block = (call.variant.size, plan.block_n, *fetch)
     _wide(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, (*block, *call.options), False)
 
 
