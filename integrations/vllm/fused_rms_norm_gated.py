@@ -11,18 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.common.rows import alike, in_shape_of, rows_fit
 from serving_ops.integrations.vllm.out_of_tree import OnServingOps, replace
 
 try:
     from vllm.third_party.flash_linear_attention.ops.kda import FusedRMSNormGated
 except ModuleNotFoundError:  # 0.25 has it here
     from vllm.model_executor.layers.fla.ops.kda import FusedRMSNormGated
-
-
-def _as_wide(g: Tensor, x: Tensor) -> Tensor:
-    """x is (1, T, H, N), g the same or (T, H, N)."""
-    return g.unsqueeze(0) if g.dim() + 1 == x.dim() else g
 
 
 class ServingOpsFusedRMSNormGated(OnServingOps, FusedRMSNormGated):  # type: ignore[misc]
@@ -46,9 +41,9 @@ class ServingOpsFusedRMSNormGated(OnServingOps, FusedRMSNormGated):  # type: ign
         residual_in_fp32: bool = False,
     ) -> Tensor:
         """Compiled mode on every device; eager mode on CPU, through `CustomOp.forward_cpu`."""
-        gate = _as_wide(g, x)
-        if residual is None and not prenorm and self._takes(x, gate):
-            return self._run(x, gate)
+        heads = in_shape_of(g, x)
+        if residual is None and not prenorm and self._takes(heads, g):
+            return self._run(heads, g).view(x.shape)
         native: Tensor = super().forward_native(x, g, residual, prenorm, residual_in_fp32)
         return native
 
@@ -60,9 +55,9 @@ class ServingOpsFusedRMSNormGated(OnServingOps, FusedRMSNormGated):  # type: ign
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> Tensor:
-        gate = _as_wide(g, x)
-        if residual is None and not prenorm and self._takes(x, gate):
-            return self._run(x, gate)
+        heads = in_shape_of(g, x)
+        if residual is None and not prenorm and self._takes(heads, g):
+            return self._run(heads, g).view(x.shape)
         native: Tensor = super().forward_cuda(x, g, residual, prenorm, residual_in_fp32)
         return native
 
