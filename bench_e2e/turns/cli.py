@@ -20,7 +20,7 @@ from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import OURS
 from serving_ops.bench_e2e.server import VARIANTS
-from serving_ops.bench_e2e.turns import engine_arguments, floor, options, table
+from serving_ops.bench_e2e.turns import engine_arguments, options, table
 from serving_ops.bench_e2e.turns.load import Load
 from serving_ops.bench_e2e.turns.result import TurnsResult
 from serving_ops.bench_e2e.turns.run import run
@@ -63,7 +63,7 @@ def _measure(chosen: argparse.Namespace, words: list[str], work: Path, console: 
         "load": asdict(load),
         "device": chosen.device,
     }
-    variants = [*VARIANTS, *([floor.VARIANT] if chosen.floor else [])]
+    variants = [*VARIANTS, *chosen.floors]
     count = chosen.engines * len(variants)
     console.print(f"{count} engines, all alive at once; logs in {work}", soft_wrap=True)
     with Progress(console, count * (chosen.rounds + 1)) as progress:

@@ -1,7 +1,8 @@
-"""What is there to win: an engine whose norms do nothing.
+"""What is there to win: engines whose norms do nothing, or are kernels that do nothing.
 
-Its tokens are nonsense. Its time is that of everything but the norms, which no norm can beat; compiled, Inductor may
-fuse what lay on both sides of a norm, so that the floor is a little lower than any norm's launch would leave it.
+Their tokens are nonsense. Without norms, the time is that of everything else, which no norm can beat; compiled,
+Inductor may fuse what lay on both sides of a norm, so that this floor is a little lower than any norm's launch would
+leave it. With empty kernels, the time is the least that norms as kernels of their own can have.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-VARIANT = "no norms"
+NO_NORMS = "no norms"
+EMPTY_NORMS = "empty norms"
+VARIANTS = (NO_NORMS, EMPTY_NORMS)
 METHODS = ("forward_native", "forward_cuda", "forward_cpu")
 
 
@@ -20,6 +23,22 @@ def _norm_nothing(layer: Any, x: Any, residual: Any = None, *more: Any, **others
 
 def _gate_nothing(layer: Any, x: Any, z: Any = None, *more: Any, **others: Any) -> Any:
     return x
+
+
+def _norm_empty(layer: Any, x: Any, residual: Any = None, *more: Any, **others: Any) -> Any:
+    _launch_nothing(x)
+    return x if residual is None else (x, residual)
+
+
+def _gate_empty(layer: Any, x: Any, z: Any = None, *more: Any, **others: Any) -> Any:
+    _launch_nothing(x)
+    return x
+
+
+def _launch_nothing(x: Any) -> None:
+    from serving_ops.bench_e2e.turns.empty_norm import empty_norm
+
+    empty_norm(x)
 
 
 def remove_norms() -> None:
@@ -32,12 +51,16 @@ def remove_norms() -> None:
             setattr(getattr(layernorm, name), method, forward)
 
 
-def remove_sglangs_norms() -> None:
-    """The same for SGLang's, of this process. Raises LookupError where this SGLang has one of them nowhere."""
+def remove_sglangs_norms(variant: str = NO_NORMS) -> None:
+    """The same for SGLang's, of this process; or make them empty kernels, of EMPTY_NORMS.
+
+    Raises LookupError where this SGLang has one of them nowhere.
+    """
     from serving_ops.integrations.sglang.layers import ADAPTERS
 
+    norm_nothing, gate_nothing = (_norm_nothing, _gate_nothing) if variant == NO_NORMS else (_norm_empty, _gate_empty)
     for adapter in ADAPTERS:
-        nothing = _gate_nothing if "rms_norm_gated" in adapter.ops else _norm_nothing
+        nothing = gate_nothing if "rms_norm_gated" in adapter.ops else norm_nothing
         for norm in _classes(adapter.name, adapter.defined_in):
             for method in METHODS if hasattr(norm, METHODS[0]) else ("forward",):
                 setattr(norm, method, nothing)

@@ -17,6 +17,7 @@ from serving_ops.bench_e2e.options import (
     check_switch,
 )
 from serving_ops.bench_e2e.result import OURS
+from serving_ops.bench_e2e.turns import floor
 
 COMMAND = "python -m serving_ops.bench_e2e --turns"
 
@@ -35,6 +36,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     options.device = check_device(parser, options.engine, "auto")
     check_preset(parser, options)
     check_sglang(parser, options)
+    if floor.EMPTY_NORMS in options.floors and (options.engine, options.device) != ("sglang", "cuda"):
+        parser.error(f"--launch-floor is for SGLang on CUDA, this is {options.engine} on {options.device}")
     for option, value in DEFAULTS[options.device].items():
         if getattr(options, option) is None:
             setattr(options, option, value)
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_model_and_mode(parser)
     add("--engines", type=at_least_1, help="of each variant (default: 3 on CPU, 4 on CUDA)")
-    add("--floor", action="store_true", help="also engines whose norms do nothing: what is there to win")
+    _add_floors(parser)
     add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")
     add("--batch-sizes", type=_numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
     add("--prompt-lens", type=_numbers, help="tokens (default: 512; on CUDA 512,8192)")
@@ -63,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", help="of the JSON (default: date, engine, device, model and mode)")
     add("--keep-logs", action="store_true", help="keep the engines' logs; after a failure they stay anyway")
     return parser
+
+
+def _add_floors(parser: argparse.ArgumentParser) -> None:
+    helps = {
+        "--floor": "also engines whose norms do nothing: what is there to win",
+        "--launch-floor": "also engines whose norms are kernels that do nothing (SGLang on CUDA)",
+    }
+    for (option, text), variant in zip(helps.items(), floor.VARIANTS, strict=True):
+        parser.add_argument(option, action="append_const", dest="floors", const=variant, default=[], help=text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

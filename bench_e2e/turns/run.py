@@ -75,7 +75,7 @@ def _start(name: Name, settings: dict[str, Any], work: Path, alive: contextlib.E
 
 def _for_vllm(variables: dict[str, str], variant: str, work: Path) -> None:
     variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: one fewer source of noise
-    if variant == floor.VARIANT:  # vLLM's cache knows compiled norms by their files, and these were made to do nothing
+    if variant == floor.NO_NORMS:  # vLLM's cache knows compiled norms by their files, and these were made to do nothing
         variables["VLLM_CACHE_ROOT"] = str(work / "cache-without-norms")
 
 

@@ -38,8 +38,9 @@ def _register() -> None:
     from sglang.srt.managers.scheduler import Scheduler
 
     setattr(Scheduler, METHOD, _answer)
-    if os.environ.get(VARIANT) == floor.VARIANT:
-        floor.remove_sglangs_norms()
+    variant = os.environ.get(VARIANT, "")
+    if variant in floor.VARIANTS:
+        floor.remove_sglangs_norms(variant)
 
 
 def _answer(scheduler: Any, question: str, answer: str) -> None:

@@ -44,8 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 def header(result: TurnsResult) -> tuple[str, ...]:
     compared = [f"{OURS} / {BASELINE}, 95% interval"]
-    if floor.VARIANT in result.engines:
-        compared.append(f"{floor.VARIANT} / {BASELINE}")
+    compared += [f"{variant} / {BASELINE}" for variant in floor.VARIANTS if variant in result.engines]
     return ("ms", BASELINE, OURS, *compared)
 
 
@@ -57,7 +56,7 @@ def lines(result: TurnsResult) -> list[tuple[str, ...]]:
 
 def _line(result: TurnsResult, figure: str, label: str) -> tuple[str, ...]:
     spreads = [spread_text(result.spread(variant, figure)) for variant in (BASELINE, OURS)]
-    compared = [variant for variant in (OURS, floor.VARIANT) if variant in result.engines]
+    compared = [variant for variant in (OURS, *floor.VARIANTS) if variant in result.engines]
     return (label, *spreads, *(ratio_text(result.ratio(figure, variant)) for variant in compared))
 
 

@@ -30,6 +30,6 @@ class VllmEngine:
 
 def start(options: dict[str, Any], variant: str, folder: Path) -> VllmEngine:
     """An engine that is up; of the floor's variant, one whose norms do nothing."""
-    if variant == floor.VARIANT:
+    if variant == floor.NO_NORMS:
         floor.remove_norms()
     return VllmEngine(options)

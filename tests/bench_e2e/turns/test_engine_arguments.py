@@ -13,7 +13,7 @@ LOAD = Load(batch_sizes=(1, 16), prompt_lens=(512, 8192), decode_steps=96)
 
 def _of(engine: str, **more: Any) -> dict[str, Any]:
     chosen = {"model": None, "preset": "hybrid", "device": "cuda", "eager": False, "engine_args": {}, "engines": 4}
-    chosen |= {"floor": False, "kv_cache_gib": 4.0, "batch_sizes": LOAD.batch_sizes}
+    chosen |= {"floors": [], "kv_cache_gib": 4.0, "batch_sizes": LOAD.batch_sizes}
     return engine_arguments.of(SimpleNamespace(engine=engine, **(chosen | more)), LOAD, "folder")
 
 

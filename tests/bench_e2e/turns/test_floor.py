@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from serving_ops.bench_e2e.turns import floor, sglang_scheduler
 from serving_ops.integrations.sglang import layers
@@ -35,6 +36,19 @@ def test_every_norm_returns_what_it_gets_eager_and_compiled() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.gpu
+def test_an_empty_norm_is_a_kernel_that_changes_nothing() -> None:
+    from serving_ops.bench_e2e.turns.empty_norm import empty_norm
+
+    x = torch.randn(4, 64, device="cuda")
+    before = x.clone()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        empty_norm(x)
+        torch.cuda.synchronize()
+    assert any("_empty_kernel" in event.key for event in profile.key_averages())
+    assert torch.equal(x, before)
+
+
 def _defined_in(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     adapter = dataclasses.replace(layers.ADAPTERS[0], defined_in=(module,))
     monkeypatch.setattr(layers, "ADAPTERS", (adapter,))
@@ -59,7 +73,7 @@ def test_a_scheduler_that_keeps_its_norms_ends(monkeypatch: pytest.MonkeyPatch) 
     for name in ("sglang", "sglang.srt", "sglang.srt.managers", "sglang.srt.managers.scheduler"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(sys.modules["sglang.srt.managers.scheduler"], "Scheduler", type("Scheduler", (), {}), False)
-    monkeypatch.setenv(sglang_scheduler.VARIANT, floor.VARIANT)
+    monkeypatch.setenv(sglang_scheduler.VARIANT, floor.NO_NORMS)
     _defined_in(monkeypatch, "nowhere.layernorm")
     with pytest.raises(SystemExit, match="this SGLang has no RMSNorm"):
         sglang_scheduler.register()

@@ -20,9 +20,10 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [("--rounds", "0"), ("--batch-sizes", "1,x"), ("--engine-args", "{"), ("--preset", "huge")]
+    "words",
+    [("--rounds", "0"), ("--batch-sizes", "1,x"), ("--engine-args", "{"), ("--preset", "huge"), ("--launch-floor",)],
 )
-def test_what_cannot_work_is_refused_before_an_engine_starts(words: tuple[str, str]) -> None:
+def test_what_cannot_work_is_refused_before_an_engine_starts(words: tuple[str, ...]) -> None:
     done = _run(*words)
     assert done.returncode == 2
     assert words[0] in done.stderr

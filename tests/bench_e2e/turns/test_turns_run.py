@@ -89,7 +89,7 @@ def test_the_engines_process_is_told_what_to_build_and_to_measure(settings: dict
 def test_engines_without_norms_run_beside_the_others_with_the_plugin_off(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    engines = _run(settings, tmp_path, engines=1, rounds=1, variants=(*VARIANTS, floor.VARIANT))
+    engines = _run(settings, tmp_path, engines=1, rounds=1, variants=(*VARIANTS, floor.NO_NORMS))
     assert list(engines) == ["native", "serving_ops", "no norms"]
     assert engines["no norms"][0].plugin_line is None
     caches = [(tmp_path / f"{variant}-1" / "cache").read_text() for variant in ("native", "serving_ops", "no-norms")]

@@ -9,7 +9,7 @@ from sglang_versions import run
 SCRIPT = """
 import importlib
 import torch
-from serving_ops.bench_e2e.turns.floor import remove_sglangs_norms
+from serving_ops.bench_e2e.turns import floor
 from serving_ops.integrations.sglang.layers import ADAPTERS
 
 def classes(kind):
@@ -20,7 +20,7 @@ def classes(kind):
         except ModuleNotFoundError:
             pass
 
-remove_sglangs_norms()
+floor.remove_sglangs_norms()
 x, other = torch.randn(2, 64), torch.randn(2, 64)
 for kind in ("RMSNorm", "GemmaRMSNorm"):
     for norm in classes(kind):
@@ -31,6 +31,15 @@ for kind in ("RMSNormGated", "FusedRMSNormGated"):
     assert built and all(layer(x, other) is x for layer in built)
 (mixer2,) = classes("Mixer2RMSNormGated")
 assert mixer2.forward_native(None, x, other) is mixer2.forward_cuda(None, x, other) is x
+
+launched = []
+floor._launch_nothing = launched.append
+floor.remove_sglangs_norms(floor.EMPTY_NORMS)
+for norm in classes("RMSNorm"):
+    assert norm(64)(x, other) == (x, other)
+for layer in built:
+    assert layer(x, other) is x
+assert launched == [x] * (len(list(classes("RMSNorm"))) + len(built))
 """
 
 
