@@ -47,7 +47,7 @@ def _plan(s: Tensor, more: Tensor | None) -> plans.BackwardPlan:
 @cache
 def _plan_for(size: int, itemsize: int, has_more: bool, has_bulk_copies: bool) -> plans.BackwardPlan:
     plan = plans.plan_norm_backward(size, itemsize, has_more)
-    return plan if has_bulk_copies else dataclasses.replace(plan, fetch="not", fetch_more=False, hints=False)
+    return plan if has_bulk_copies else dataclasses.replace(plan, fetch=False, fetch_more=False, hints=False)
 
 
 def _why_not(shape: torch.Size, *tensors: support.Named) -> str | None:
@@ -120,9 +120,11 @@ def gated(
     if rows is None:
         dout, x, z = dout.contiguous(), x.contiguous(), None if z is None else z.contiguous()
         rows = _flat(x)
-    programs = plan.num_programs(rows.num_rows, _num_sms(x.get_device()), groups)
+    num_sms = _num_sms(x.get_device())
+    programs = plan.num_programs(rows.num_rows, num_sms, groups)
     tensors = (dout, x, z, weight, bias, dx, dz, dweight, dbias)
-    launch = (rows, plan, programs, _sum_block(x.shape[-1]), pdl(x.device))
+    dependent = pdl(x.device) and plans.gated_may_start_early(programs * groups, num_sms)
+    launch = (rows, plan, programs, _sum_block(x.shape[-1]), pdl(x.device), dependent)
     with torch.cuda._DeviceGuard(x.get_device()):
         _module().run_gated_backward(*tensors, eps, norm_before_gate, not silu, group_size, *launch)
     return None

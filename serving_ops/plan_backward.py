@@ -13,14 +13,15 @@ from typing import Literal
 from serving_ops.plan import next_power_of_2
 
 NARROW_N = 2048
-NARROW_TILE = 4096
+NARROW_TILE_BYTES = 8192
 NARROW_WARPS = 4
 NARROW_PROGRAMS = 2
-"""Elements a row up to which a program holds that many elements of several rows, its warps, and programs an SM:
-32768 x 128 took 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 14.3 or more. Both before
-the sum of the parts started early."""
+"""Elements a row up to which a program holds that many bytes of x at a time, of several rows; its warps, and programs
+an SM: 32768 x 128 took 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 14.3 or more. Both
+before the sum of the parts started early. In fp32 32768 x 512 takes 51.6 us, with twice the rows 56.9."""
 
-TILE = 8192
+TILE_N = 8192
+TILE_BYTES = 16384
 TILE_WARPS = 8
 TILE_PROGRAMS = 1
 """The same for wider rows: 32768 x 4096 takes 196 us, a row at a time 200 or more; 4096 x 8192 takes 55 us."""
@@ -28,21 +29,39 @@ TILE_PROGRAMS = 1
 STAGES = 3
 """Of loads in flight: 4096 x 8192 takes 55 us with 3, 59 with 4, 68 or more with 1."""
 
+STAGED_ROW_BYTES = 16384
+"""Bytes of x in a row up to which loads are staged: 4096 x 8192 takes 104 us in fp32 without, 108 to 110 with 3."""
+
 WIDE_MAX_N = 32768
 """Elements a row up to which one program's registers hold the gradient of the weight, in fp32."""
 
-EARLY_ROW_BYTES = 32768
-WIDE_BLOCK_EARLY = 4096
-"""Bytes of x in a row up to which the next row is fetched before the first pass over this one, and elements at a time:
-4096 x 16384 takes 108 us so, 121 or more with the row fetched later or not at all."""
-
-LATE_ROW_BYTES = 65536
-WIDE_BLOCK_LATE = 2048
-"""Bytes up to which it is fetched before the second pass: 16384 x 32768 takes 911 us so, 1515 early, 956 not at all;
-with 4096 elements at a time and 32 warps, which spill, 1160 or more. With a gradient to add, whose row is fetched at
-once, 1144 us if the next row is not fetched, 1430 if it is; 1640 if the gradient is not."""
-
 WIDE_WARPS = 16
+
+WIDE_BLOCK = 2048
+"""Elements at a time: 16384 x 32768 spills with 4096 and takes 1160 us or more."""
+
+KEPT_MAX_N = 16384
+"""Elements a row up to which all of it stays in registers between the two passes: 4096 x 16384 takes 106 us so and 110
+read twice; in fp32 202 and 242."""
+
+FETCH_ROW_BYTES = 32768
+"""Bytes of x in such a row up to which the next one is fetched to the L2 before the first pass: 4096 x 16384 takes 106
+us so, 115 if it is not; in fp32 202 us if it is not, 216 or more if it is."""
+
+WIDE_BLOCK_ADDED = 4096
+"""Elements at a time of rows of at most so many bytes with a gradient to add, read twice: 4096 x 16384 takes 144 us so
+and 152 with all of the row kept; in fp32 272 kept and 299 read twice."""
+
+WIDE_FETCH_ROW_BYTES = 65536
+"""Bytes of x in a row wider still up to which the next one is fetched, with hints for the caches: 16384 x 32768 takes
+898 us in bf16 and 884 in fp16 so, 945 and 934 if it is not, 1450 in bf16 without hints. With a gradient to add, whose
+row is fetched at once, 1147 if the next row is not fetched, 1262 or more if it is: two rows an SM of everything do not
+fit the L2."""
+
+WIDE_KEPT = 4
+"""Blocks that stay in registers of rows of more bytes: in fp32 16384 x 32768 takes 2166 us so, 2293 or more with none,
+2490 with the next row fetched; with a gradient to add 2484, 2501 with its row fetched. In bf16 880 instead of 898, in
+fp16 952 instead of 884."""
 
 MOMENTS_BLOCK = 4096
 COLUMNS_BLOCK = 2048
@@ -51,18 +70,25 @@ COLUMNS_PROGRAMS = 4
 """Of rows wider still: elements at a time in the first and the second kernel, its warps, and programs an SM. Not
 measured against others."""
 
-GATED_TILE = 2048
-GATED_WARPS = 4
-GATED_PROGRAMS = 2
-"""As NARROW_TILE, for gated groups: 200000 heads of 128 take 69 us, with twice the elements 74, with one stage 75."""
+GATED_TILE = 1024
+GATED_WARPS = 2
+GATED_PROGRAMS = 4
+"""As NARROW_TILE_BYTES, in elements, for gated groups: 200000 heads of 128 take 66.3 us, 49152 take 20.3; twice the
+elements with as many warps more and half the programs 67.7 and 21.1."""
 
-GATED_FEW = ((4096, 256, 1), (262144, 1024, 2))
-"""For up to so many elements in all: elements a program holds at a time, and its warps. 24 heads of 128 take 2.5 us,
-with 1024 elements 3.0; 768 heads 3.3 us, with GATED_TILE 3.6 or more; in the JSON 768 take 3.8."""
+GATED_FEW = ((4096, 256, 1), (2**20, GATED_TILE, GATED_WARPS))
+GATED_FEW_PROGRAMS = 2
+"""For up to so many elements in all: elements a program holds at a time, and its warps; programs an SM. 24 heads of 128
+take 2.4 us, 768 take 3.1, 6144 take 6.9."""
+
+GATED_WIDE_N = 2048
+GATED_WIDE_WARPS = (4, 16)
+GATED_WIDE_PROGRAMS = (2, 1)
+"""For one group a program: warps and programs an SM, of groups up to so many elements and of wider ones. Not measured
+against others."""
 
 GATED_MAX_N = 8192
-GATED_WIDE_WARPS = 16
-"""Elements of the widest gated group; and warps for groups beyond GATED_TILE. Not measured against others."""
+"""Elements of the widest gated group."""
 
 MAX_ROWS = 2**30
 """Rows a call: the kernels count them in 32 bits, and one step beyond the last."""
@@ -82,8 +108,9 @@ and for wider ones, and warps: 4096 x 1024 takes 10.8 us so, with 16 columns at 
 class BackwardPlan:
     """One launch over `num_programs` programs: which kernel, the columns and rows a program holds at a time, its warps.
 
-    stages: of loads in flight. Of the wide kernel, fetch: when it has the next row fetched to the L2; fetch_more:
-    whether it first fetches this row of the gradient to add; hints: whether its loads say what the caches are to keep.
+    stages: of loads in flight. Of the wide kernel, kept: blocks of a row in registers between its passes; fetch:
+    whether it first has the next row fetched to the L2; fetch_more: this row of the gradient to add; hints: whether its
+    loads say what the caches are to keep.
     """
 
     kernel: Literal["tile", "wide", "columns"]
@@ -92,7 +119,8 @@ class BackwardPlan:
     num_warps: int
     programs_per_sm: int
     stages: int = STAGES
-    fetch: Literal["early", "late", "not"] = "not"
+    kept: int = 0
+    fetch: bool = False
     fetch_more: bool = False
     hints: bool = False
 
@@ -105,22 +133,33 @@ class BackwardPlan:
         return max(1, min(max(1, num_sms // beside) * self.programs_per_sm, -(-num_rows // self.rows)))
 
 
+def gated_may_start_early(num_programs: int, num_sms: int) -> bool:
+    """Whether a gated gradient's kernel is launched as a programmatic dependent, so that it may start while the kernel
+    before runs. Not where it has to share SMs with that one, and its programs come to lie unevenly: 6144 heads, forward
+    and backward, take 12.5 us so and 10.6 us otherwise; 768 heads take 5.1 us so and 6.4 us otherwise."""
+    return num_programs < num_sms
+
+
 def plan_norm_backward(size: int, itemsize: int, has_more: bool) -> BackwardPlan:
     """For rows of `size` elements of `itemsize` bytes; has_more: a gradient is to be added."""
     block_n = next_power_of_2(size)
+    row_bytes = size * itemsize
     if block_n <= NARROW_N:
-        return BackwardPlan("tile", block_n, NARROW_TILE // block_n, NARROW_WARPS, NARROW_PROGRAMS)
-    if block_n <= TILE:
-        return BackwardPlan("tile", block_n, TILE // block_n, TILE_WARPS, TILE_PROGRAMS)
+        return BackwardPlan("tile", block_n, NARROW_TILE_BYTES // (block_n * itemsize), NARROW_WARPS, NARROW_PROGRAMS)
+    if block_n <= TILE_N:
+        rows, stages = max(1, TILE_BYTES // (block_n * itemsize)), STAGES if row_bytes <= STAGED_ROW_BYTES else 1
+        return BackwardPlan("tile", block_n, rows, TILE_WARPS, TILE_PROGRAMS, stages)
     if size > WIDE_MAX_N:
         return BackwardPlan("columns", COLUMNS_BLOCK, 1, COLUMNS_WARPS, COLUMNS_PROGRAMS)
-    row_bytes = size * itemsize
-    if row_bytes <= EARLY_ROW_BYTES:
-        return BackwardPlan("wide", WIDE_BLOCK_EARLY, 1, WIDE_WARPS, 1, fetch="early", fetch_more=has_more)
-    if row_bytes > LATE_ROW_BYTES:
-        return BackwardPlan("wide", WIDE_BLOCK_LATE, 1, WIDE_WARPS, 1)
-    fetch: Literal["late", "not"] = "not" if has_more else "late"
-    return BackwardPlan("wide", WIDE_BLOCK_LATE, 1, WIDE_WARPS, 1, fetch=fetch, fetch_more=has_more, hints=True)
+    fetch = row_bytes <= FETCH_ROW_BYTES
+    if size <= KEPT_MAX_N and fetch and has_more:
+        return BackwardPlan("wide", WIDE_BLOCK_ADDED, 1, WIDE_WARPS, 1, fetch=True, fetch_more=True)
+    if size <= KEPT_MAX_N:
+        kept = -(-size // WIDE_BLOCK)
+        return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, kept=kept, fetch=fetch, fetch_more=has_more)
+    if row_bytes > WIDE_FETCH_ROW_BYTES:
+        return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, kept=WIDE_KEPT, hints=True)
+    return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, fetch=not has_more, fetch_more=has_more, hints=True)
 
 
 def plan_gated_backward(group_size: int, num_groups: int) -> BackwardPlan | None:
@@ -129,8 +168,9 @@ def plan_gated_backward(group_size: int, num_groups: int) -> BackwardPlan | None
     if block_n > GATED_MAX_N:
         return None
     if block_n > GATED_TILE:
-        return BackwardPlan("tile", block_n, 1, GATED_WIDE_WARPS, 1)
+        wider = int(block_n > GATED_WIDE_N)
+        return BackwardPlan("tile", block_n, 1, GATED_WIDE_WARPS[wider], GATED_WIDE_PROGRAMS[wider])
     for most, tile, warps in GATED_FEW:
         if num_groups * block_n <= most and block_n <= tile:
-            return BackwardPlan("tile", block_n, tile // block_n, warps, GATED_PROGRAMS)
+            return BackwardPlan("tile", block_n, tile // block_n, warps, GATED_FEW_PROGRAMS)
     return BackwardPlan("tile", block_n, min(32, GATED_TILE // block_n), GATED_WARPS, GATED_PROGRAMS)

@@ -38,7 +38,9 @@ class BackwardPlan(Protocol):
     @property
     def stages(self) -> int: ...
     @property
-    def fetch(self) -> str: ...
+    def kept(self) -> int: ...
+    @property
+    def fetch(self) -> bool: ...
     @property
     def fetch_more(self) -> bool: ...
     @property
@@ -75,7 +77,7 @@ def run_norm_backward(
     flags = flags_of(s, weight, second=more is not None, flat=flat, aligned=aligned)
     partial = ds if weight is None else s.new_empty((num_programs, size), dtype=torch.float32)
     tensors = (dout, s, s if more is None else more, s if weight is None else weight, ds, partial)
-    options = (aligned, more is not None, weight is not None, pdl)
+    options = _Options(aligned, more is not None, weight is not None, pdl)
     call = _NormCall(Variant(flags, size, size), plan, num_programs, tensors, rows, eps, weight_offset, options)
     if plan.kernel == "tile":
         _run_tile(call)
@@ -87,11 +89,17 @@ def run_norm_backward(
         _add_up(partial, dweight, sum_block, pdl)
 
 
-class _NormCall(NamedTuple):
-    """tensors: dout, s, more, weight, ds, partial, each of them something.
+class _Options(NamedTuple):
+    """The kernels' last constants, in their order."""
 
-    options: ALIGNED, HAS_MORE, HAS_WEIGHT, PDL.
-    """
+    aligned: bool
+    has_more: bool
+    has_weight: bool
+    pdl: bool
+
+
+class _NormCall(NamedTuple):
+    """tensors: dout, s, more, weight, ds, partial, each of them something."""
 
     variant: Variant
     plan: BackwardPlan
@@ -100,32 +108,31 @@ class _NormCall(NamedTuple):
     rows: Rows
     eps: float
     weight_offset: float
-    options: tuple[bool, bool, bool, bool]
+    options: _Options
 
 
 def _run_tile(call: _NormCall) -> None:
     plan, rows = call.plan, call.rows
     numbers = (rows.num_rows, rows.inner, *strides_of(rows), call.eps, call.weight_offset)
     tile = (call.variant.size, plan.block_n, plan.rows, plan.stages, rows.inner == rows.num_rows)
-    _tile(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, (*tile, *call.options), False)
+    constants = (*tile, *call.options)
+    _tile(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, constants, call.options.pdl)
 
 
 def _run_wide(call: _NormCall) -> None:
     plan, rows = call.plan, call.rows
     numbers = (rows.num_rows, *rows.inner_strides, call.eps, call.weight_offset)
-    aligned = call.options[0]
-    fetch = (plan.fetch, plan.fetch_more, plan.hints) if aligned else ("not", False, False)
-    block = (call.variant.size, plan.block_n, *fetch)
-    _wide(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, (*block, *call.options), False)
+    caches = (plan.fetch, plan.fetch_more, plan.hints) if call.options.aligned else (False, False, False)
+    constants = (call.variant.size, plan.block_n, plan.kept, *caches, *call.options)
+    _wide(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, constants, call.options.pdl)
 
 
 def _run_columns(call: _NormCall, moments_block: Block) -> None:
     plan, rows, size = call.plan, call.rows, call.variant.size
     dout, s, more, weight, ds, partial = call.tensors
-    aligned, _, has_weight, _ = call.options
     moments = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
     each_row, of_row = (rows.num_rows, 1, 1), (*rows.inner_strides[:2], call.eps, call.weight_offset)
-    constants = (size, moments_block.columns, aligned, has_weight)
+    constants = (size, moments_block.columns, call.options.aligned, call.options.has_weight)
     _moments(call.variant, moments_block, each_row, (dout, s, weight, moments), of_row, constants, False)
     grid = (call.num_programs, -(-size // plan.block_n), 1)
     tensors = (dout, s, more, weight, moments, ds, partial)
@@ -170,6 +177,7 @@ def run_gated_backward(
     num_programs: int,
     sum_block: Block,
     pdl: bool,
+    dependent: bool,  # launched so itself, as the sum is
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
     size, has_gate = x.shape[-1], z is not None
@@ -210,7 +218,7 @@ def run_gated_backward(
             sigmoid,
             pdl,
         ),
-        False,
+        dependent,
     )
     for part, gradient in zip(partial, (dweight, dbias), strict=True):
         if gradient is not None:

@@ -2,7 +2,14 @@
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import columns_at, let_sum_start, split_rows, sums_of_two, tile_at
+from serving_ops.kernels.triton.arithmetic import (
+    columns_at,
+    let_sum_start,
+    split_rows,
+    sums_of_two,
+    tile_at,
+    wait_for_kernel_before,
+)
 
 GATED_BACKWARD_RUN_TIME = [
     *("dout_ptr", "x_ptr", "z_ptr", "weight_ptr", "bias_ptr", "dx_ptr", "dz_ptr", "partial_ptr"),
@@ -51,8 +58,9 @@ def gated_backward_kernel(
     HAS_BIAS: tl.constexpr,
     GATE_FIRST: tl.constexpr,
     SIGMOID: tl.constexpr,
-    PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
+    PDL: tl.constexpr,  # this kernel and the sum of its parts are launched with programmatic dependent launch
 ):
+    wait_for_kernel_before(PDL, False)
     let_sum_start(PDL and (HAS_WEIGHT or HAS_BIAS))
     columns = tl.arange(0, BLOCK_N)
     in_group = columns < GROUP

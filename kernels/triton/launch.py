@@ -83,7 +83,7 @@ class Launcher:
         self._pointers = pointers
         self._parameters = parameters
         self._options = options
-        self._variants: dict[tuple[Variant, Hashable], Any] = {}
+        self._variants: dict[tuple[Variant, Hashable, bool], Any] = {}
 
     def __call__(
         self,
@@ -100,7 +100,7 @@ class Launcher:
         if device_index < 0:  # the interpreter, on CPU tensors
             self.kernel[grid](*pointers, *numbers, *constants)
             return
-        compiled = self._variants.get((variant, plan))
+        compiled = self._variants.get((variant, plan, pdl))
         if compiled is None:
             self._compile(variant, plan, grid, (*pointers, *numbers, *constants), pdl)
             return
@@ -119,7 +119,7 @@ class Launcher:
         global _compilations
         compiled = self.kernel[grid](*args, num_warps=plan.num_warps, launch_pdl=pdl, **self._options)
         _compilations += 1
-        self._variants[variant, plan] = compiled
+        self._variants[variant, plan, pdl] = compiled
         if on_compiled is not None and self._is_plain(compiled):
             on_compiled(variant, plan, Compiled(compiled.function, plan.num_warps, compiled.metadata.shared, pdl))
 

@@ -6,7 +6,14 @@ and writes it once, to be added up by `partial_sum`. No atomics: the same bits e
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import columns_at, let_sum_start, split_rows, sums_of_two, tile_at
+from serving_ops.kernels.triton.arithmetic import (
+    columns_at,
+    let_sum_start,
+    split_rows,
+    sums_of_two,
+    tile_at,
+    wait_for_kernel_before,
+)
 
 BACKWARD_RUN_TIME = [
     *("dout_ptr", "s_ptr", "more_ptr", "weight_ptr", "ds_ptr", "partial_ptr", "num_rows", "inner"),
@@ -41,8 +48,9 @@ def norm_backward_kernel(
     ALIGNED: tl.constexpr,  # every row starts on 16 bytes
     HAS_MORE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
-    PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
+    PDL: tl.constexpr,  # this kernel and the sum of its parts are launched with programmatic dependent launch
 ):
+    wait_for_kernel_before(PDL, False)
     let_sum_start(PDL and HAS_WEIGHT)
     columns = tl.arange(0, BLOCK_N)
     in_row = columns < N

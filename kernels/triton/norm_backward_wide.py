@@ -1,25 +1,43 @@
 """The gradient of `rms_norm` for rows too wide for registers, as long as the weight's gradient still fits them.
 
-A program reads each of its rows twice, a block of columns at a time: for the row's two sums, then for the gradient.
-The second pass is to find the row in the L1, and the first one in the L2, where the row before has had it fetched.
+A program goes over each of its rows twice, a block of columns at a time: for the row's two sums, then for the gradient.
+The second pass is to find the row in registers or in the caches, and the first one in the L2, where the row before may
+have had it fetched.
 """
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import columns_at, fetch_row_to_l2, let_sum_start, sums_of_two
+from serving_ops.kernels.triton.arithmetic import (
+    columns_at,
+    fetch_row_to_l2,
+    let_sum_start,
+    sums_of_two,
+    wait_for_kernel_before,
+)
 from serving_ops.kernels.triton.norm_backward import BACKWARD_RUN_TIME
 
 
 @triton.jit
 def _load(row_ptr, columns, N: tl.constexpr, ALIGNED: tl.constexpr, EVICTION: tl.constexpr):
-    row = tl.load(columns_at(row_ptr, columns, ALIGNED), mask=columns < N, other=0.0, eviction_policy=EVICTION)
-    return row.to(tl.float32)
+    return tl.load(columns_at(row_ptr, columns, ALIGNED), mask=columns < N, other=0.0, eviction_policy=EVICTION)
 
 
 @triton.jit
-def _fetch_rows(s_row, dout_row, BYTES: tl.constexpr):
-    fetch_row_to_l2(s_row, BYTES)
-    fetch_row_to_l2(dout_row, BYTES)
+def _weighted(
+    dout,
+    weight_ptr,
+    columns,
+    weight_offset,
+    N: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    EVICTION: tl.constexpr,
+):
+    """The gradient of the normed row, in fp32, as `dout` is."""
+    if HAS_WEIGHT:
+        weight = _load(weight_ptr, columns, N, ALIGNED, EVICTION)
+        dout = dout * (weight.to(tl.float32) + weight_offset)
+    return dout
 
 
 @triton.jit(do_not_specialize=BACKWARD_RUN_TIME)
@@ -38,14 +56,16 @@ def norm_backward_wide_kernel(
     weight_offset: tl.float32,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    FETCH: tl.constexpr,  # the next row: before this row's first pass ("early"), its second ("late"), or not at all
+    KEPT: tl.constexpr,  # blocks that stay in registers between the passes: last in the first, first in the second
+    FETCH: tl.constexpr,  # the next row, before this row's first pass
     FETCH_MORE: tl.constexpr,  # this row of `more`, before its first pass
     HINTS: tl.constexpr,  # keep the row in the first pass, drop it in the second
     ALIGNED: tl.constexpr,  # every row starts on 16 bytes
     HAS_MORE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
-    PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch
+    PDL: tl.constexpr,  # this kernel and the sum of its parts are launched with programmatic dependent launch
 ):
+    wait_for_kernel_before(PDL, False)
     let_sum_start(PDL and HAS_WEIGHT)
     BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     KEEP: tl.constexpr = "evict_last" if HINTS else ""
@@ -59,39 +79,51 @@ def norm_backward_wide_kernel(
         dweight += (tl.zeros((BLOCK_N,), tl.float32),)
     for row_number in range(tl.program_id(0), num_rows, step):
         row = tl.full((), row_number, tl.int64)
-        next_row = tl.where(row_number + step < num_rows, row + step, row)
         s_row = s_ptr + row * s_row_stride
         dout_row = dout_ptr + row * dout_row_stride
-        if FETCH == "early":
-            _fetch_rows(s_ptr + next_row * s_row_stride, dout_ptr + next_row * dout_row_stride, BYTES)
+        if FETCH:
+            next_row = tl.where(row_number + step < num_rows, row + step, row)
+            fetch_row_to_l2(s_ptr + next_row * s_row_stride, BYTES)
+            fetch_row_to_l2(dout_ptr + next_row * dout_row_stride, BYTES)
         if FETCH_MORE:
             fetch_row_to_l2(more_ptr + row * more_row_stride, BYTES)
         squares = tl.zeros((BLOCK_N,), tl.float32)
         products = tl.zeros((BLOCK_N,), tl.float32)
-        for i in tl.static_range(BLOCKS):
-            columns = i * BLOCK_N + block
-            s = _load(s_row, columns, N, ALIGNED, KEEP)
-            dn = _load(dout_row, columns, N, ALIGNED, KEEP)
-            if HAS_WEIGHT:
-                dn *= _load(weight_ptr, columns, N, ALIGNED, KEEP) + weight_offset
+        for i in tl.static_range(BLOCKS - KEPT):
+            columns = (BLOCKS - 1 - i if KEPT else i) * BLOCK_N + block
+            s = _load(s_row, columns, N, ALIGNED, KEEP).to(tl.float32)
+            dout = _load(dout_row, columns, N, ALIGNED, KEEP).to(tl.float32)
+            dn = _weighted(dout, weight_ptr, columns, weight_offset, N, ALIGNED, HAS_WEIGHT, KEEP)
+            squares += s * s
+            products += s * dn
+        kept_s = ()
+        kept_dout = ()
+        for i in tl.static_range(KEPT):
+            columns = (KEPT - 1 - i) * BLOCK_N + block
+            kept_s += (_load(s_row, columns, N, ALIGNED, DROP),)
+            kept_dout += (_load(dout_row, columns, N, ALIGNED, DROP),)
+            s = kept_s[i].to(tl.float32)
+            dout = kept_dout[i].to(tl.float32)
+            dn = _weighted(dout, weight_ptr, columns, weight_offset, N, ALIGNED, HAS_WEIGHT, KEEP)
             squares += s * s
             products += s * dn
         row_squares, row_products = sums_of_two(squares[None, :], products[None, :])
         rstd = tl.rsqrt(tl.sum(row_squares, axis=0) / N + eps)
         along_n = tl.sum(row_products, axis=0) * rstd * rstd / N
-        if FETCH == "late":
-            _fetch_rows(s_ptr + next_row * s_row_stride, dout_ptr + next_row * dout_row_stride, BYTES)
         summed = ()
         for i in tl.static_range(BLOCKS):
             columns = i * BLOCK_N + block
-            n = _load(s_row, columns, N, ALIGNED, DROP) * rstd
-            dout = _load(dout_row, columns, N, ALIGNED, DROP)
-            dn = dout
-            if HAS_WEIGHT:
-                dn = dout * (_load(weight_ptr, columns, N, ALIGNED, KEEP) + weight_offset)
+            if i < KEPT:
+                s = kept_s[KEPT - 1 - i].to(tl.float32)
+                dout = kept_dout[KEPT - 1 - i].to(tl.float32)
+            else:
+                s = _load(s_row, columns, N, ALIGNED, DROP).to(tl.float32)
+                dout = _load(dout_row, columns, N, ALIGNED, DROP).to(tl.float32)
+            n = s * rstd
+            dn = _weighted(dout, weight_ptr, columns, weight_offset, N, ALIGNED, HAS_WEIGHT, KEEP)
             ds = rstd * dn - n * along_n
             if HAS_MORE:
-                ds += _load(more_ptr + row * more_row_stride, columns, N, ALIGNED, "evict_first")
+                ds += _load(more_ptr + row * more_row_stride, columns, N, ALIGNED, "evict_first").to(tl.float32)
             tl.store(
                 columns_at(ds_ptr + row * N, columns, ALIGNED), ds.to(dtype), mask=columns < N, cache_modifier=".cs"
             )

@@ -45,9 +45,10 @@ KERNELS = {
     "norm_wide": ("norm_wide_kernel", NORM | {"N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768}, 32),
     "gated": ("gated_kernel", SHARED | GATED | {"SIGMOID": False}, 2),
     "norm_backward": ("norm_backward_kernel", BACKWARD | {"N": 8192, "BLOCK_N": 8192, "ROWS": 1}, 8),
-    "norm_backward_wide early": (
+    "norm_backward_wide fetched": (
         "norm_backward_wide_kernel",
-        WIDE_BACKWARD | {"N": 16384, "BLOCK_N": plan_backward.WIDE_BLOCK_EARLY, "FETCH": "early", "HINTS": False},
+        WIDE_BACKWARD
+        | {"N": 16384, "BLOCK_N": plan_backward.WIDE_BLOCK_ADDED, "KEPT": 0, "FETCH": True, "HINTS": False},
         plan_backward.WIDE_WARPS,
     ),
     "norm_backward_columns": (
@@ -65,10 +66,11 @@ KERNELS = {
 
 
 OTHER_KERNELS = {
-    "norm_backward_wide late": (
+    "norm_backward_wide kept of some": (
         "norm_backward_wide_kernel",
         WIDE_BACKWARD
-        | {"N": 32768, "BLOCK_N": plan_backward.WIDE_BLOCK_LATE, "FETCH": "late", "HINTS": True, "ALIGNED": True},
+        | {"N": 32768, "BLOCK_N": plan_backward.WIDE_BLOCK, "KEPT": plan_backward.WIDE_KEPT, "FETCH": False}
+        | {"HINTS": True, "ALIGNED": True},
         plan_backward.WIDE_WARPS,
     ),
     "norm_backward_columns moments": (
