@@ -40,6 +40,9 @@ BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
 """Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist."""
 
 
+UNLESS_FUSED = " of heads (unless SGLang fuses them)"
+
+
 @dataclass(frozen=True)
 class NormLayer:
     """One layer: its class, the norms that it may ask for, what keeps it on SGLang's code, and how ours serves it."""
@@ -84,7 +87,14 @@ def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | N
     reason = nothing_because or _why_not_wanted(layer, adapter) or adapter.why_native(layer)
     specs = () if reason is not None else adapter.specs(layer, x)
     of_heads = any(spec.size < x.hidden_size for spec in specs)
-    return NormLayer(adapter.kind, specs, reason or why_reference(specs), layer, adapter, of_heads)
+    kind = _kind(adapter, of_heads and specs[0].device.type == "cuda")
+    return NormLayer(kind, specs, reason or why_reference(specs), layer, adapter, of_heads)
+
+
+def _kind(adapter: Adapter, heads_on_cuda: bool) -> str:
+    """What the start-up line calls a layer. Models of SGLang's may norm q and k in a kernel of their own on CUDA."""
+    may_be_fused = heads_on_cuda and "fused_add_rms_norm" in adapter.ops
+    return f"{adapter.kind}{UNLESS_FUSED}" if may_be_fused else adapter.kind
 
 
 def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:

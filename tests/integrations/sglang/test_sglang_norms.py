@@ -315,6 +315,12 @@ def test_while_sglang_compiles_the_norms_of_heads_are_left_to_the_compiler() -> 
     assert calls_of(lambda: layer(q)) == {"rms_norm": 1}
 
 
+def test_on_cuda_the_line_counts_norms_of_heads_apart_that_sglang_may_fuse() -> None:
+    apart = {adapter.kind for adapter in layers.ADAPTERS if layers._kind(adapter, True).endswith(layers.UNLESS_FUSED)}
+    assert apart == {"RMSNorm", "GemmaRMSNorm"}
+    assert all(layers._kind(adapter, False) == adapter.kind for adapter in layers.ADAPTERS)
+
+
 def test_a_copy_of_a_layer_norms_with_its_own_weight() -> None:
     layer, x = switched(rms_norm()), rows(4, HIDDEN)
     twin = copy.deepcopy(layer)
