@@ -1,7 +1,7 @@
 """How a gradient of one size runs on CUDA, as `serving_ops.plan` says it for the norms themselves.
 
-Measurements: one H200, torch 2.11, Triton 3.6, bf16, the gradients of x and weight, device time per call in a CUDA
-graph of calls that go over few sets of tensors, 2026-11-21, from throw-away sweeps; `training-h200.json` has
+Measurements: one H200, torch 2.11, Triton 3.6, bf16 unless said, the gradients of x and weight, device time per call in
+a CUDA graph of calls that go over few sets of tensors, 2026-11-21, from throw-away sweeps; `training-h200*.json` have
 the figures beside others'.
 """
 
@@ -17,8 +17,8 @@ NARROW_TILE_BYTES = 8192
 NARROW_WARPS = 4
 NARROW_PROGRAMS = 2
 """Elements a row up to which a program holds that many bytes of x at a time, of several rows; its warps, and programs
-an SM: 32768 x 128 took 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 14.3 or more. Both
-before the sum of the parts started early. In fp32 32768 x 512 takes 51.6 us, with twice the rows 56.9."""
+an SM: 32768 x 128 took 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 14.3 or more.
+Both before the sum of the parts started early. In fp32 32768 x 512 takes 51.6 us, with twice the rows 56.9."""
 
 TILE_N = 8192
 TILE_BYTES = 16384
@@ -41,27 +41,27 @@ WIDE_BLOCK = 2048
 """Elements at a time: 16384 x 32768 spills with 4096 and takes 1160 us or more."""
 
 KEPT_MAX_N = 16384
-"""Elements a row up to which all of it stays in registers between the two passes: 4096 x 16384 takes 106 us so and 110
-read twice; in fp32 202 and 242."""
+"""Elements a row up to which all of it stays in registers between the two passes, but see WIDE_BLOCK_ADDED: 4096 x
+16384 takes 106 us so and 110 read twice; in fp32 202 and 242."""
 
 FETCH_ROW_BYTES = 32768
-"""Bytes of x in such a row up to which the next one is fetched to the L2 before the first pass: 4096 x 16384 takes 106
-us so, 115 if it is not; in fp32 202 us if it is not, 216 or more if it is."""
+"""Bytes of x in such a row up to which the next one is fetched to the L2 before the first pass: 4096 x 16384 takes
+106 us so, 115 if it is not; in fp32 202 us if it is not, 216 or more if it is."""
 
 WIDE_BLOCK_ADDED = 4096
-"""Elements at a time of rows of at most so many bytes with a gradient to add, read twice: 4096 x 16384 takes 144 us so
-and 152 with all of the row kept; in fp32 272 kept and 299 read twice."""
+"""Elements at a time of rows of at most FETCH_ROW_BYTES with a gradient to add, which are read twice: 4096 x 16384
+takes 144 us so and 152 with all of the row kept; in fp32 272 kept and 299 read twice."""
 
 WIDE_FETCH_ROW_BYTES = 65536
 """Bytes of x in a row wider still up to which the next one is fetched, with hints for the caches: 16384 x 32768 takes
 898 us in bf16 and 884 in fp16 so, 945 and 934 if it is not, 1450 in bf16 without hints. With a gradient to add, whose
-row is fetched at once, 1147 if the next row is not fetched, 1262 or more if it is: two rows an SM of everything do not
-fit the L2."""
+row is fetched at once, 1147 if the next row is not fetched, 1262 or more if it is: two rows an SM of everything do
+not fit the L2."""
 
 WIDE_KEPT = 4
-"""Blocks that stay in registers of rows of more bytes: in fp32 16384 x 32768 takes 2166 us so, 2293 or more with none,
-2490 with the next row fetched; with a gradient to add 2484, 2501 with its row fetched. In bf16 880 instead of 898, in
-fp16 952 instead of 884."""
+"""Blocks that stay in registers of rows of more than WIDE_FETCH_ROW_BYTES: in fp32 16384 x 32768 takes 2166 us so,
+2293 or more with none, 2490 with the next row fetched; with a gradient to add 2484, 2501 with its row fetched. 16-bit
+rows are read twice: in bf16 it would be 880 instead of 898, but in fp16 952 instead of 884."""
 
 MOMENTS_BLOCK = 4096
 COLUMNS_BLOCK = 2048
@@ -78,8 +78,8 @@ elements, with twice the warps and half the programs, 67.7 and 21.1."""
 
 GATED_FEW = ((4096, 256, 1), (2**20, GATED_TILE, GATED_WARPS))
 GATED_FEW_PROGRAMS = 2
-"""For up to so many elements in all: elements a program holds at a time, and its warps; programs an SM. 24 heads of 128
-take 2.4 us, 768 take 3.1, 6144 take 6.9."""
+"""For up to so many elements in all: elements a program holds at a time, and its warps; programs an SM. 24 heads of
+128 take 2.4 us, 768 take 3.1, 6144 take 6.9."""
 
 GATED_WIDE_N = 2048
 GATED_WIDE_WARPS = (4, 16)
@@ -100,17 +100,17 @@ SUM_NARROW_N = 512
 SUM_NARROW = (128, 4)
 SUM_WIDE = (64, 8)
 SUM_WARPS = 4
-"""Of the parts of a weight's gradient, one a program: parts and columns at a time for weights of up to so many elements
-and for wider ones, and warps: 4096 x 1024 takes 10.8 us so, with 16 columns at a time 11.2."""
+"""Of the parts of a weight's gradient, one a program: parts and columns at a time for weights of up to so many
+elements and for wider ones, and warps: 4096 x 1024 takes 10.8 us so, with 16 columns at a time 11.2."""
 
 
 @dataclass(frozen=True)
 class BackwardPlan:
     """One launch over `num_programs` programs: which kernel, the columns and rows a program holds at a time, its warps.
 
-    stages: of loads in flight. Of the wide kernel, kept: blocks of a row in registers between its passes; fetch:
-    whether it first has the next row fetched to the L2; fetch_more: this row of the gradient to add; hints: whether its
-    loads say what the caches are to keep.
+    stages: of loads in flight. Of the wide kernel and aligned rows, kept: blocks of a row in registers between its
+    passes; fetch: whether it first has the next row fetched to the L2; fetch_more: this row of the gradient to add;
+    hints: whether its loads say what the caches are to keep.
     """
 
     kernel: Literal["tile", "wide", "columns"]

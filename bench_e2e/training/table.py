@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of a run")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
     arguments = parser.parse_args(argv)
-    reports = {path.stem: json.loads(path.read_text()) for path in arguments.files}
-    write({name: markdown(report, blocks(report)) for name, report in reports.items()}, arguments.readme)
+    try:
+        reports = {path.stem: json.loads(path.read_text()) for path in arguments.files}
+        write({name: markdown(report, blocks(report)) for name, report in reports.items()}, arguments.readme)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Their tokens are nonsense. Without norms, the time is that of everything else, which no norm can beat; compiled,
 Inductor may fuse what lay on both sides of a norm, so that this floor is a little lower than any norm's launch would
-leave it. With empty kernels, the time is the least that norms as kernels of their own can have.
+leave it. With empty kernels, the time is that of norms that cost nothing but their launch.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     check_sglang(parser, options)
     if floor.EMPTY_NORMS in options.floors and (options.engine, options.device) != ("sglang", "cuda"):
         parser.error(f"--launch-floor is for SGLang on CUDA, this is {options.engine} on {options.device}")
+    options.floors = [variant for variant in floor.VARIANTS if variant in options.floors]
     for option, value in DEFAULTS[options.device].items():
         if getattr(options, option) is None:
             setattr(options, option, value)

@@ -40,7 +40,8 @@ BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
 """Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist."""
 
 
-UNLESS_FUSED = " of heads (unless SGLang fuses them)"
+UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"
+"""Of q and k, and of latents: on CUDA models of SGLang's may norm both in a kernel of their own, instead of asking."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | N
     return NormLayer(kind, specs, reason or why_reference(specs), layer, adapter, of_heads)
 
 
-def _kind(adapter: Adapter, heads_on_cuda: bool) -> str:
-    """What the start-up line calls a layer. Models of SGLang's may norm q and k in a kernel of their own on CUDA."""
-    may_be_fused = heads_on_cuda and "fused_add_rms_norm" in adapter.ops
+def _kind(adapter: Adapter, narrow_on_cuda: bool) -> str:
+    """What the start-up line calls a layer."""
+    may_be_fused = narrow_on_cuda and "fused_add_rms_norm" in adapter.ops
     return f"{adapter.kind}{UNLESS_FUSED}" if may_be_fused else adapter.kind
 
 

@@ -122,8 +122,9 @@ def _run_tile(call: _NormCall) -> None:
 def _run_wide(call: _NormCall) -> None:
     plan, rows = call.plan, call.rows
     numbers = (rows.num_rows, *rows.inner_strides, call.eps, call.weight_offset)
-    caches = (plan.fetch, plan.fetch_more, plan.hints) if call.options.aligned else (False, False, False)
-    constants = (call.variant.size, plan.block_n, plan.kept, *caches, *call.options)
+    of_aligned = (plan.kept, plan.fetch, plan.fetch_more, plan.hints)
+    reads = of_aligned if call.options.aligned else (0, False, False, False)
+    constants = (call.variant.size, plan.block_n, *reads, *call.options)
     _wide(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, constants, call.options.pdl)
 
 
@@ -177,7 +178,7 @@ def run_gated_backward(
     num_programs: int,
     sum_block: Block,
     pdl: bool,
-    dependent: bool,  # launched so itself, as the sum is
+    dependent: bool,  # the gradient's kernel too is launched as a programmatic dependent
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
     size, has_gate = x.shape[-1], z is not None

@@ -58,7 +58,7 @@ def gated_backward_kernel(
     HAS_BIAS: tl.constexpr,
     GATE_FIRST: tl.constexpr,
     SIGMOID: tl.constexpr,
-    PDL: tl.constexpr,  # this kernel and the sum of its parts are launched with programmatic dependent launch
+    PDL: tl.constexpr,  # the sum of the parts is launched with programmatic dependent launch, and this kernel may be
 ):
     wait_for_kernel_before(PDL, False)
     let_sum_start(PDL and (HAS_WEIGHT or HAS_BIAS))

@@ -1,8 +1,8 @@
 """Launching a compiled kernel: from Python the first time, and from C++ ever after where the C++ library is there.
 
 Triton's own launch binds, specialises and looks up its arguments anew at every call. Here a call is looked up once by
-its `Variant` and its plan, and goes to the compiled kernel; what has been compiled is handed to `on_compiled`, which
-tells the C++ launcher about it.
+its `Variant`, its plan and how it is launched, and goes to the compiled kernel; what has been compiled is handed to
+`on_compiled`, which tells the C++ launcher about it.
 """
 
 from __future__ import annotations

@@ -33,6 +33,11 @@ def test_neither_engine_answers_from_a_cache_and_both_have_room_for_the_load() -
     assert vllm["load_format"] == sglang["load_format"] == "dummy"
 
 
+def test_each_engine_of_vllms_asks_for_its_share_of_the_gpu() -> None:
+    assert _of("vllm")["gpu_memory_utilization"] == round(0.9 / 8, 3)
+    assert _of("vllm", floors=["no norms"])["gpu_memory_utilization"] == round(0.9 / 12, 3)
+
+
 def test_what_the_user_gives_wins() -> None:
     for engine in ("vllm", "sglang"):
         assert _of(engine, engine_args={"load_format": "auto"})["load_format"] == "auto"

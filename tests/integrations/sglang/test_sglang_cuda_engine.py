@@ -40,11 +40,11 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "hybrid": ("hybrid", {"enable_multimodal": False, "mm_attention_backend": "sdpa"}),
     "deterministic": ("dense", {"enable_deterministic_inference": True}),
 }
-OF_HEADS = "of heads (unless SGLang fuses them)"
+NARROW = "of narrow rows (unless SGLang fuses them)"
 LAYERS = {
-    "dense": {"RMSNorm": 5, f"RMSNorm {OF_HEADS}": 4},
-    "hybrid": {"GemmaRMSNorm": 9, f"GemmaRMSNorm {OF_HEADS}": 4, "RMSNormGated": 2},
-    "deterministic": {"RMSNorm": 5, f"RMSNorm {OF_HEADS}": 4},
+    "dense": {"RMSNorm": 5, f"RMSNorm {NARROW}": 4},
+    "hybrid": {"GemmaRMSNorm": 9, f"GemmaRMSNorm {NARROW}": 4, "RMSNormGated": 2},
+    "deterministic": {"RMSNorm": 5, f"RMSNorm {NARROW}": 4},
 }
 CALLED = {
     "dense": {"fused_add_rms_norm", "rms_norm"},

@@ -35,11 +35,16 @@ assert mixer2.forward_native(None, x, other) is mixer2.forward_cuda(None, x, oth
 launched = []
 floor._launch_nothing = launched.append
 floor.remove_sglangs_norms(floor.EMPTY_NORMS)
-for norm in classes("RMSNorm"):
-    assert norm(64)(x, other) == (x, other)
-for layer in built:
-    assert layer(x, other) is x
-assert launched == [x] * (len(list(classes("RMSNorm"))) + len(built))
+for kind in ("RMSNorm", "GemmaRMSNorm"):
+    for norm in classes(kind):
+        assert norm(64)(x, other) == (x, other)
+        assert launched.pop() is x
+for kind in ("RMSNormGated", "FusedRMSNormGated"):
+    for norm in classes(kind):
+        assert norm(64)(x, other) is x
+        assert launched.pop() is x
+assert mixer2.forward_cuda(None, x, other) is x
+assert launched == [x]
 """
 
 

@@ -315,7 +315,7 @@ def test_while_sglang_compiles_the_norms_of_heads_are_left_to_the_compiler() -> 
     assert calls_of(lambda: layer(q)) == {"rms_norm": 1}
 
 
-def test_on_cuda_the_line_counts_norms_of_heads_apart_that_sglang_may_fuse() -> None:
+def test_on_cuda_the_line_counts_norms_of_narrow_rows_apart_which_sglang_may_fuse() -> None:
     apart = {adapter.kind for adapter in layers.ADAPTERS if layers._kind(adapter, True).endswith(layers.UNLESS_FUSED)}
     assert apart == {"RMSNorm", "GemmaRMSNorm"}
     assert all(layers._kind(adapter, False) == adapter.kind for adapter in layers.ADAPTERS)

@@ -21,7 +21,7 @@ constants = {constants!r}
 types = {{"num_rows": "i32", "inner": "i32", "eps": "fp32", "weight_offset": "fp32"}}
 types |= {{"partial_ptr": "*fp32", "moments_ptr": "*fp32", "num_parts": "i32", "size": "i32"}}
 signature = {{
-    name: "constexpr" if name in constants else types.get(name, "*bf16" if name.endswith("_ptr") else "i64")
+    name: "constexpr" if name in constants else types.get(name, "{pointer}" if name.endswith("_ptr") else "i64")
     for name in kernel.arg_names
 }}
 places = {{(kernel.arg_names.index(name),): value for name, value in constants.items()}}
@@ -31,6 +31,17 @@ compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 copies = re.findall(r"cp\\.async\\.c[ag]\\.shared\\.global \\[[^]]*\\], \\[[^]]*\\], 0x10", compiled.asm["ptx"])
 accesses = set(re.findall(r"(?:ld|st)\\.global[.\\w:]*", compiled.asm["ptx"]))
 print(*sorted(accesses), *("ld.by.cp.async.v4.b32" for _ in copies[:1]))
+"""
+
+LOCAL_LOADS = """
+import subprocess, tempfile, triton
+with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+    file.write(compiled.asm["cubin"])
+    file.flush()
+    tool = triton.__path__[0] + "/backends/nvidia/bin/cuobjdump"
+    sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+assert "LDG" in sass
+print("local loads:", sass.count("LDL"))
 """
 
 SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
@@ -66,13 +77,6 @@ KERNELS = {
 
 
 OTHER_KERNELS = {
-    "norm_backward_wide kept of some": (
-        "norm_backward_wide_kernel",
-        WIDE_BACKWARD
-        | {"N": 32768, "BLOCK_N": plan_backward.WIDE_BLOCK, "KEPT": plan_backward.WIDE_KEPT, "FETCH": False}
-        | {"HINTS": True, "ALIGNED": True},
-        plan_backward.WIDE_WARPS,
-    ),
     "norm_backward_columns moments": (
         "row_moments_kernel",
         {"N": 65536, "BLOCK_N": plan_backward.MOMENTS_BLOCK, "HAS_WEIGHT": True, "ALIGNED": True},
@@ -86,15 +90,35 @@ OTHER_KERNELS = {
 }
 """That a thread moves fewer bytes at a time in, or that do not read and write rows."""
 
+FEW_LOCAL_LOADS = 8
+"""A row, of a pointer or so: blocks that do not fit registers give 28 and more."""
 
-def compiled(module: str, name: str, constants: dict[str, object], num_warps: int) -> set[str]:
-    """The kinds of global access in the code for Hopper."""
-    program = PROGRAM.format(module=module.split()[0], name=name, constants=constants, num_warps=num_warps)
+
+def _output(program: str) -> str:
     command = [sys.executable, "-W", "ignore", "-c", program]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ran.returncode == 0, ran.stderr
-    return set(ran.stdout.split())
+    return ran.stdout
+
+
+def compiled(module: str, name: str, constants: dict[str, object], num_warps: int) -> set[str]:
+    """The kinds of global access in the code for Hopper."""
+    described = {"module": module.split()[0], "name": name, "constants": constants, "num_warps": num_warps}
+    return set(_output(PROGRAM.format(**described, pointer="*bf16")).split())
+
+
+@pytest.mark.parametrize("size", [16384, 32768])
+@pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
+@pytest.mark.parametrize("has_more", [False, True])
+def test_wide_rows_and_their_sums_stay_in_registers(size: int, pointer: str, has_more: bool) -> None:
+    plan = plan_backward.plan_norm_backward(size, 2 if pointer == "*bf16" else 4, has_more)
+    constants = {"N": size, "BLOCK_N": plan.block_n, "KEPT": plan.kept, "FETCH": plan.fetch}
+    constants |= {"FETCH_MORE": plan.fetch_more, "HINTS": plan.hints, "ALIGNED": True, "HAS_MORE": has_more}
+    constants |= {"HAS_WEIGHT": True, "PDL": True}
+    described = {"name": "norm_backward_wide_kernel", "constants": constants, "num_warps": plan.num_warps}
+    output = _output(PROGRAM.format(module="norm_backward_wide", pointer=pointer, **described) + LOCAL_LOADS)
+    assert int(output.rpartition("local loads:")[2]) <= FEW_LOCAL_LOADS
 
 
 @pytest.mark.parametrize("module", OTHER_KERNELS)
