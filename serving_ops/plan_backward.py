@@ -76,18 +76,15 @@ GATED_PROGRAMS = 4
 """As NARROW_TILE_BYTES, in elements, for gated groups: 200000 heads of 128 take 66.3 us, 49152 take 20.3; twice the
 elements, with twice the warps and half the programs, 67.7 and 21.1."""
 
-GATED_FEW = ((4096, 256, 1), (2**20, GATED_TILE, GATED_WARPS))
-GATED_FEW_PROGRAMS = 2
-"""For up to so many elements in all: elements a program holds at a time, and its warps; programs an SM. 24 heads of
-128 take 2.4 us, 768 take 3.1, 6144 take 6.9."""
+GATED_FEW = ((4096, 256, 1, 2), (2**20, 1024, 2, 2))
+"""For up to so many elements in all: elements a program holds at a time, its warps, and programs an SM. 24 heads of 128
+take 2.4 us, 768 take 3.1, 6144 take 6.9."""
 
-GATED_WIDE_N = 2048
-GATED_WIDE_WARPS = (4, 16)
-GATED_WIDE_PROGRAMS = (2, 1)
-"""For one group a program: warps and programs an SM, of groups up to so many elements and of wider ones. Not measured
+GATED_WIDE = ((2048, 4, 2), (8192, 16, 1))
+"""Of groups wider than GATED_TILE, one at a time, up to so many elements: warps, and programs an SM. Not measured
 against others."""
 
-GATED_MAX_N = 8192
+GATED_MAX_N = GATED_WIDE[-1][0]
 """Elements of the widest gated group."""
 
 MAX_ROWS = 2**30
@@ -135,8 +132,9 @@ class BackwardPlan:
 
 def gated_may_start_early(num_programs: int, num_sms: int) -> bool:
     """Whether a gated gradient's kernel is launched as a programmatic dependent, so that it may start while the kernel
-    before runs. Not where it has to share SMs with that one, and its programs come to lie unevenly: 6144 heads, forward
-    and backward, take 12.5 us so and 9.8 us otherwise. 24 heads, backward, take 2.4 us so and 2.6 us otherwise."""
+    before runs. Not where it has to share SMs with that one, probably since its programs come to lie unevenly: 6144
+    heads, forward and backward, take 12.5 us so and 9.8 us otherwise. 24 heads, backward, take 2.4 us so and 2.6 us
+    otherwise."""
     return num_programs < num_sms
 
 
@@ -168,9 +166,9 @@ def plan_gated_backward(group_size: int, num_groups: int) -> BackwardPlan | None
     if block_n > GATED_MAX_N:
         return None
     if block_n > GATED_TILE:
-        wider = int(block_n > GATED_WIDE_N)
-        return BackwardPlan("tile", block_n, 1, GATED_WIDE_WARPS[wider], GATED_WIDE_PROGRAMS[wider])
-    for most, tile, warps in GATED_FEW:
+        warps, programs = next(launch for most, *launch in GATED_WIDE if block_n <= most)
+        return BackwardPlan("tile", block_n, 1, warps, programs)
+    for most, tile, warps, programs in GATED_FEW:
         if num_groups * block_n <= most and block_n <= tile:
-            return BackwardPlan("tile", block_n, tile // block_n, warps, GATED_FEW_PROGRAMS)
+            return BackwardPlan("tile", block_n, tile // block_n, warps, programs)
     return BackwardPlan("tile", block_n, min(32, GATED_TILE // block_n), GATED_WARPS, GATED_PROGRAMS)

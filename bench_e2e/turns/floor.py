@@ -25,14 +25,14 @@ def _gate_nothing(layer: Any, x: Any, z: Any = None, *more: Any, **others: Any) 
     return x
 
 
-def _norm_empty(layer: Any, x: Any, residual: Any = None, *more: Any, **others: Any) -> Any:
+def _norm_empty(layer: Any, x: Any, *more: Any, **others: Any) -> Any:
     _launch_nothing(x)
-    return x if residual is None else (x, residual)
+    return _norm_nothing(layer, x, *more, **others)
 
 
-def _gate_empty(layer: Any, x: Any, z: Any = None, *more: Any, **others: Any) -> Any:
+def _gate_empty(layer: Any, x: Any, *more: Any, **others: Any) -> Any:
     _launch_nothing(x)
-    return x
+    return _gate_nothing(layer, x, *more, **others)
 
 
 def _launch_nothing(x: Any) -> None:

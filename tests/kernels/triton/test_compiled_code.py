@@ -48,7 +48,6 @@ SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
 NORM = SHARED | {"HAS_RESIDUAL": True, "WEIGHT_IN_FP32": False}
 TILE = {"BLOCK_N": 128, "LOG2_BLOCK_N": 7, "ROWS": 16}
 GATED = TILE | {"GROUP": 128, "PAIRWISE": True, "HAS_GATE": True, "HAS_BIAS": True, "GATE_FIRST": False}
-WIDE_BACKWARD = {"FETCH_MORE": True, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True}
 BACKWARD = {"STAGES": 3, "FLAT": False, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True}
 KERNELS = {
     "norm_row": ("norm_row_kernel", NORM | {"N": 4096, "BLOCK_N": 4096}, 4),
@@ -58,8 +57,8 @@ KERNELS = {
     "norm_backward": ("norm_backward_kernel", BACKWARD | {"N": 8192, "BLOCK_N": 8192, "ROWS": 1}, 8),
     "norm_backward_wide fetched": (
         "norm_backward_wide_kernel",
-        WIDE_BACKWARD
-        | {"N": 16384, "BLOCK_N": plan_backward.WIDE_BLOCK_ADDED, "KEPT": 0, "FETCH": True, "HINTS": False},
+        {"N": 16384, "BLOCK_N": plan_backward.WIDE_BLOCK_ADDED, "KEPT": 0, "FETCH": True, "FETCH_MORE": True}
+        | {"HINTS": False, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True},
         plan_backward.WIDE_WARPS,
     ),
     "norm_backward_columns": (
@@ -91,7 +90,7 @@ OTHER_KERNELS = {
 """That a thread moves fewer bytes at a time in, or that do not read and write rows."""
 
 FEW_LOCAL_LOADS = 8
-"""A row, of a pointer or so: blocks that do not fit registers give 28 and more."""
+"""A row, of a pointer or so: twice the columns a block, or twice the blocks kept, of 32768 give 50 and more."""
 
 
 def _output(program: str) -> str:
