@@ -11,35 +11,50 @@ from functools import cache
 from pathlib import Path
 
 import serving_ops
-from serving_ops import settings
+from serving_ops import extension, settings
 from serving_ops.integrations.vllm import features
 
 VARIABLE = "SERVING_OPS"
 
 
-def _source_files() -> list[Path]:
+APART = {"bench_e2e", "integrations", "kernels"}
+"""Folders that a regular install has inside the package, and a checkout beside it."""
+
+FOLDERS = ("integrations/common", "integrations/vllm", "kernels/triton")
+"""Those of them that a compiled graph of vLLM's depends on."""
+
+
+def sources() -> dict[str, Path]:
+    """The Python files that compiled graphs depend on, by their path inside an installed package."""
     package = Path(serving_ops.__file__).parent
-    here = Path(__file__).parent
-    folders = [package, here, here.with_name("common")]
-    folders += [Path(root) / "kernels" / "triton" for root in serving_ops.__path__]
-    return sorted({file for folder in folders for file in folder.rglob("*.py")}, key=lambda file: file.parts[-2:])
+    inside = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
+    found = {name: file for name, file in inside.items() if name.split("/")[0] not in APART}
+    for root in map(Path, serving_ops.__path__):
+        for folder in FOLDERS:
+            found |= {file.relative_to(root).as_posix(): file for file in (root / folder).rglob("*.py")}
+    return found
 
 
 @cache
 def source_hash() -> str:
-    """A hash of the Python sources that compiled graphs depend on; the same on every rank of one version."""
+    """A hash of those files: the same on every rank of one version, however it was installed."""
     digest = hashlib.sha256()
-    for file in _source_files():
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
+    for name, file in sorted(sources().items()):
+        digest.update(f"{name}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
 def compile_key() -> str:
-    """What vLLM hashes for `VARIABLE`: version, source hash, mode, ops, how RMSNorm is reached, what stays vLLM's."""
+    """What vLLM hashes for `VARIABLE`: version, source hash, mode, ops, how RMSNorm is reached, what stays vLLM's.
+
+    Graphs call the operators by name, so the C++ library's code is not part of it. Whether there is a library is: it
+    decides which of vLLM's classes are replaced.
+    """
     reached = "ir" if features.has_ir() else "class"
+    library = "python" if extension.cpp_library() is None else "cpp"
     native = sorted(features.native_ops | set(features.failures))
-    parts = [serving_ops.__version__, source_hash(), settings.choice(), reached, *native]
+    parts = [serving_ops.__version__, source_hash(), settings.choice(), reached, library, *native]
     return "-".join(parts)
 
 
