@@ -14,9 +14,21 @@ from torch import Tensor
 _ops = torch.ops.serving_ops
 
 
+increment_version = torch._C._increment_version
+"""Tells autograd that tensors, given as a tuple, were written: it then refuses a backward that saved them before.
+
+Our operators do not, so that engines, which call them directly, do not pay. Inference tensors have no version: they are
+passed over. PyTorch's public function of this name takes twice the time.
+"""
+
+
 def wanted(*tensors: Tensor | None) -> bool:
     """Whether a call on these tensors is to be differentiated."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:

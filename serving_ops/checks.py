@@ -22,9 +22,7 @@ def _fail(argument: str, value: object, allowed: str) -> None:
 
 
 def not_differentiated(instead: str, **tensors: Tensor | None) -> None:
-    """Autograd does not notice what our operators write into the caller's tensors, and would give wrong gradients."""
-    if not torch.is_grad_enabled():
-        return
+    """Of a call that writes and is to be differentiated: say which tensor asks for it, and what to call instead."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.requires_grad:
             allowed = f"this call writes in place and does not differentiate; {instead} does, or use torch.no_grad()"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import checks, counters, cuda, extension, reference, support
+from serving_ops import autograd, checks, counters, cuda, extension, reference, support
 from serving_ops.schemas import library
 
 NAME = "fused_add_rms_norm"
@@ -35,8 +35,10 @@ def fused_add_rms_norm(
     requires grad: `serving_ops.add_rms_norm` differentiates. What the kernels do not take runs on
     `serving_ops.reference`; `serving_ops.explain` says why.
     """
-    checks.not_differentiated("serving_ops.add_rms_norm", x=x, residual=residual, weight=weight)
+    if autograd.wanted(x, residual, weight):
+        checks.not_differentiated("serving_ops.add_rms_norm", x=x, residual=residual, weight=weight)
     torch.ops.serving_ops.fused_add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
+    autograd.increment_version((x, residual))
     return x, residual
 
 

@@ -40,8 +40,10 @@ def rms_norm(
             return autograd.rms_norm(x, weight, eps, weight_offset)
         result: Tensor = torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset=weight_offset)
         return result
-    checks.not_differentiated("it without out", x=x, weight=weight, out=out)
+    if autograd.wanted(x, weight, out):
+        checks.not_differentiated("it without out", x=x, weight=weight, out=out)
     torch.ops.serving_ops.rms_norm.out(x, weight, eps, weight_offset=weight_offset, out=out)
+    autograd.increment_version((out,))
     return out
 
 

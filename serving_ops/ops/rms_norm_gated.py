@@ -74,7 +74,8 @@ def rms_norm_gated(
             group_size=group_size,
         )
         return result
-    checks.not_differentiated("it without out", x=x, z=z, weight=weight, bias=bias, out=out)
+    if autograd.wanted(x, z, weight, bias, out):
+        checks.not_differentiated("it without out", x=x, z=z, weight=weight, bias=bias, out=out)
     _out(
         x,
         z,
@@ -86,6 +87,7 @@ def rms_norm_gated(
         group_size=group_size,
         out=out,
     )
+    autograd.increment_version((out,))
     return out
 
 
