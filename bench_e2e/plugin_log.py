@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# "serving_ops 0.1.0 (auto, cpu): on for 13 of 13 RMSNorm; ...", behind the prefix of the engine's logger.
-STARTUP = re.compile(r"\bserving_ops \S+ \(\w+, [^)]+\): on for .*")
+# "serving_ops 0.1.0 (auto, cpu): on for 13 of 13 RMSNorm; ...", behind the prefix of the engine's logger. Where
+# SERVING_OPS names ops, "auto for rms_norm, rms_norm_gated alone" stands in the place of "auto".
+STARTUP = re.compile(r"\bserving_ops \S+ \([^)]+\): on for .*")
 NOTHING_ON = ": on for no layer"
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.plugin_log import is_active, startup_line
 from serving_ops.bench_e2e.report import disturbed, print_result
 from serving_ops.bench_e2e.result import Result, load_result
+from serving_ops.integrations.common.line import describe
 
 ON = "serving_ops 0.1.0 (auto, cuda:0): on for 13 of 13 RMSNorm; prewarmed 2"
 
@@ -122,6 +124,15 @@ def test_startup_line_is_found_behind_the_engines_prefix() -> None:
     ]
     assert startup_line(log) == ON
     assert is_active(ON)
+
+
+@pytest.mark.parametrize("switch", ["auto", "strict", "rms_norm", "strict,rms_norm,rms_norm_gated"])
+def test_the_line_that_the_plugin_writes_is_found_whatever_is_switched_on(
+    switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVING_OPS", switch)
+    written = describe([SimpleNamespace(kind="RMSNorm", native_because=None)], "cuda:0", "prewarmed 2 (3 s)")
+    assert startup_line([f"INFO [x.py:1] {written}"]) == written
 
 
 def test_a_plugin_that_took_no_layer_is_not_active() -> None:
