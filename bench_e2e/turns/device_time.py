@@ -7,7 +7,7 @@ busy time is taken from a profile; a profiler keeps kernels from overlapping as 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ Decode = Callable[[int], object]
 
 
 class Gpu(Protocol):
-    """What the process that has the GPU is asked, in pairs around the serving of requests."""
+    """What the processes that have the GPUs are asked, in pairs around the serving of requests."""
 
     def count_replays(self) -> None: ...
 
@@ -87,6 +87,40 @@ class OwnGpu:
         on_device = torch.autograd.DeviceType.CUDA
         events = [event for event in self.profiler.events() if event.device_type == on_device]
         return union_length(sorted((event.time_range.start, event.time_range.end) for event in events)) / 1e3
+
+
+_own = OwnGpu()
+
+
+def ask_own_gpu(worker: object, question: str) -> Any:
+    """Calls a method of `Gpu` by its name, in a worker process of an engine, which hands itself over first."""
+    return getattr(_own, question)()
+
+
+class WorkersGpus:
+    """The GPUs of an engine's workers, one or several that share each step: the slowest decides.
+
+    ask: asks every worker at once, with `ask_own_gpu`; what they answer. A graph that holds collectives can only be
+    replayed by all of them together.
+    """
+
+    def __init__(self, ask: Callable[[str], Sequence[Any]]) -> None:
+        self.ask = ask
+
+    def count_replays(self) -> None:
+        self.ask("count_replays")
+
+    def replays(self) -> int:
+        return int(max(self.ask("replays")))
+
+    def replayed_ms(self) -> float:
+        return float(max(self.ask("replayed_ms")))
+
+    def profile(self) -> None:
+        self.ask("profile")
+
+    def busy_ms(self) -> float:
+        return float(max(self.ask("busy_ms")))
 
 
 def decode_step_ms(decode: Decode, gpu: Gpu) -> float:

@@ -1,4 +1,4 @@
-"""SGLang's own offline engine. Its scheduler, which has the GPU, is a process of its own; see `sglang_scheduler`."""
+"""SGLang's own offline engine. Its schedulers, one for each GPU, are processes; see `sglang_scheduler`."""
 
 from __future__ import annotations
 
@@ -7,33 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from serving_ops.bench_e2e.turns.device_time import WorkersGpus
 from serving_ops.bench_e2e.turns.sglang_scheduler import METHOD
-
-
-class SchedulersGpu:
-    """The scheduler's GPU, asked through SGLang's remote calls; those answer nothing, so a file does."""
-
-    def __init__(self, engine: Any, folder: Path) -> None:
-        self.engine, self.answer = engine, folder / "answer.json"
-
-    def _ask(self, question: str) -> Any:
-        self.engine.collective_rpc(METHOD, question=question, answer=str(self.answer))
-        return json.loads(self.answer.read_text())
-
-    def count_replays(self) -> None:
-        self._ask("count_replays")
-
-    def replays(self) -> int:
-        return int(self._ask("replays"))
-
-    def replayed_ms(self) -> float:
-        return float(self._ask("replayed_ms"))
-
-    def profile(self) -> None:
-        self._ask("profile")
-
-    def busy_ms(self) -> float:
-        return float(self._ask("busy_ms"))
 
 
 class SglangEngine:
@@ -43,7 +18,14 @@ class SglangEngine:
         import sglang
 
         self.engine = sglang.Engine(**options)
-        self.gpu = SchedulersGpu(self.engine, folder)
+        self.answers = folder / "answers"
+        self.answers.mkdir()
+        self.gpu = WorkersGpus(self._ask)
+
+    def _ask(self, question: str) -> list[Any]:
+        """SGLang's remote calls answer nothing, so files do: one of each scheduler, all there when the call is over."""
+        self.engine.collective_rpc(METHOD, question=question, answers=str(self.answers))
+        return [json.loads(answer.read_text()) for answer in self.answers.iterdir()]
 
     def serve(self, prompts: list[list[int]], output_len: int) -> float:
         """Milliseconds until each of these prompts has so many greedy tokens."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e.turns import floor
-from serving_ops.bench_e2e.turns.device_time import OwnGpu
+from serving_ops.bench_e2e.turns.device_time import ask_own_gpu
 
 NAME = "serving_ops_bench"
 METHOD = "serving_ops_bench"
@@ -19,8 +19,6 @@ METHOD = "serving_ops_bench"
 
 VARIANT = "SERVING_OPS_BENCH_VARIANT"
 """The environment variable that names the variant."""
-
-_gpu = OwnGpu()
 
 
 def register() -> None:
@@ -43,8 +41,8 @@ def _register() -> None:
         floor.remove_sglangs_norms(variant)
 
 
-def _answer(scheduler: Any, question: str, answer: str) -> None:
-    Path(answer).write_text(json.dumps(getattr(_gpu, question)()))
+def _answer(scheduler: Any, question: str, answers: str) -> None:
+    Path(answers, str(os.getpid())).write_text(json.dumps(ask_own_gpu(scheduler, question)))
 
 
 def write_entry_point(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""vLLM's own offline engine, its scheduler in this process."""
+"""vLLM's own offline engine, its scheduler in this process. Under tensor parallelism, its workers are processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e.turns import floor
-from serving_ops.bench_e2e.turns.device_time import OwnGpu
+from serving_ops.bench_e2e.turns.device_time import WorkersGpus, ask_own_gpu
 
 
 class VllmEngine:
@@ -16,7 +16,8 @@ class VllmEngine:
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
 
-        self.llm, self.gpu = LLM(**options), OwnGpu()
+        self.llm = LLM(**options)
+        self.gpu = WorkersGpus(lambda question: self.llm.collective_rpc(ask_own_gpu, args=(question,)))
 
     def serve(self, prompts: list[list[int]], output_len: int) -> float:
         """Milliseconds until each of these prompts has so many greedy tokens."""

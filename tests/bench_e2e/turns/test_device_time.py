@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from serving_ops.bench_e2e.turns import device_time
-from serving_ops.bench_e2e.turns.device_time import OwnGpu, decode_step_ms, union_length
+from serving_ops.bench_e2e.turns import device_time, sglang_engine, sglang_scheduler, vllm_engine
+from serving_ops.bench_e2e.turns.device_time import OwnGpu, WorkersGpus, decode_step_ms, union_length
 
 
 def test_the_union_of_intervals_counts_what_overlaps_once() -> None:
@@ -99,6 +103,46 @@ def test_replays_are_counted_and_the_class_is_left_as_it_was(monkeypatch: pytest
     graph.replay()
     assert (gpu.replays(), gpu.last) == (2, graph)
     assert Graph.replay is original
+
+
+def test_the_slowest_of_an_engines_gpus_decides() -> None:
+    gpus = [
+        SimpleNamespace(replays=lambda: 17, replayed_ms=lambda ms=ms: ms, busy_ms=lambda ms=ms: ms) for ms in (2, 3)
+    ]
+    workers = WorkersGpus(lambda question: [getattr(gpu, question)() for gpu in gpus])
+    assert (workers.replays(), workers.replayed_ms(), workers.busy_ms()) == (17, 3.0, 3.0)
+
+
+def test_vllms_workers_are_asked_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of vLLM's gets what is called by pickle, as its executor of several processes sends it."""
+
+    class LLM:
+        def __init__(self, **options: object) -> None:
+            self.options = options
+
+        def collective_rpc(self, method: object, args: tuple[object, ...]) -> list[object]:
+            sent = pickle.dumps(method)
+            return [pickle.loads(sent)(worker, *args) for worker in ("rank 0", "rank 1")]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM))
+    monkeypatch.setattr(device_time, "_own", SimpleNamespace(busy_ms=lambda: 2.5))
+    engine = vllm_engine.start({"tensor_parallel_size": 2}, "native", Path())
+    assert engine.gpu.busy_ms() == 2.5
+
+
+def test_every_scheduler_of_sglangs_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        def __init__(self, **options: object) -> None:
+            pass
+
+        def collective_rpc(self, method: str, question: str, answers: str) -> None:
+            for pid, ms in ((11, 2.0), (12, 3.0)):
+                monkeypatch.setattr(device_time, "_own", SimpleNamespace(busy_ms=lambda ms=ms: ms))
+                monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+                sglang_scheduler._answer(None, question, answers)
+
+    monkeypatch.setitem(sys.modules, "sglang", SimpleNamespace(Engine=Engine))
+    assert sglang_engine.start({}, "native", tmp_path).gpu.busy_ms() == 3.0
 
 
 def _fails(tokens: int) -> None:
