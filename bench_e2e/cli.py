@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from serving_ops.bench_e2e import environment, options, presets, table
+from serving_ops.bench_e2e import environment, options, presets, redact, table
 from serving_ops.bench_e2e.load import Load
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
@@ -125,14 +125,14 @@ def _result(
     mode = "eager" if experiment.eager else "compiled"
     label = Path(chosen.model).name if chosen.model else chosen.preset
     stem = f"{now:%Y%m%d-%H%M}-{chosen.engine}-{experiment.device}-{label}-{mode}"
-    served = shlex.join(experiment.serve_command("PORT"))
+    served = shlex.join(redact.words(experiment.serve_command("PORT")))
     return Result(
         name=chosen.name or stem,
         date=now.isoformat(timespec="seconds"),
         command=environment.command_line(options.COMMAND, words),
         serve_command=served.replace(f"{work}/", "").replace(sys.executable, "python"),
         engine=chosen.engine,
-        model=chosen.model or f"preset {chosen.preset}",
+        model=redact.value_of("model", chosen.model or f"preset {chosen.preset}"),
         device=experiment.device,
         eager=experiment.eager,
         load=experiment.load,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from serving_ops import settings
+from serving_ops.bench_e2e import redact
 from serving_ops.bench_e2e.engines import ENGINES
 from serving_ops.version import __version__
 
-ENGINE_VARIABLES = ("VLLM_", "SGLANG_", "SERVING_OPS_")  # prefixes; SERVING_OPS itself counts where it names ops
+RECORDED = ("VLLM_", "SGLANG_", "SERVING_OPS")  # prefixes of the variables that decide figures
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,10 @@ def versions() -> dict[str, str]:
 
 
 def command_line(command: str, words: Sequence[str]) -> str:
-    """A command, and whatever its caller set for the engine: it decides the figures as much as an option."""
-    named = {"SERVING_OPS"} if settings.names_ops() else set()
-    names = sorted(name for name in os.environ if name in named or name.startswith(ENGINE_VARIABLES))
-    chosen = [f"{name}={os.environ[name]}" for name in names]
-    return shlex.join([*chosen, *command.split(), *words])
+    """A command with the variables its caller set, which decide the figures as options do. Secrets are left out."""
+    names = sorted(name for name in os.environ if name.startswith(RECORDED))
+    chosen = [f"{name}={redact.value_of(name, os.environ[name])}" for name in names]
+    return shlex.join([*chosen, *command.split(), *redact.words(words)])
 
 
 def engine_version(engine: str = "vllm") -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from serving_ops.bench_e2e import environment
 from serving_ops.bench_e2e.ops import cases, peers, report, table
 from serving_ops.bench_e2e.ops.cases import Shape
 from serving_ops.bench_e2e.ops.contestants import OURS, Contestant, eager, inductor, ours
 from serving_ops.bench_e2e.ops.session import Session
 
+COMMAND = "python -m serving_ops.bench_e2e --ops"
 WIDTH_WITHOUT_TERMINAL = 180  # columns: a log takes any, and a dozen contestants need them
 NOTHING_TO_MEASURE = 2  # exit status, as for a bad option
 
@@ -25,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["table"]:
         return table.main(arguments[1:])
-    return _run(_parse(arguments), "python -m serving_ops.bench_e2e --ops " + shlex.join(arguments))
+    return _run(_parse(arguments), environment.command_line(COMMAND, arguments))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e --ops", description=__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--regime", type=names, help=f"of {', '.join((*cases.CPU_REGIMES, *cases.CUDA_REGIMES))}")
     parser.add_argument("--op", type=names, default=cases.OPS, help=f"of {', '.join(cases.OPS)}")

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving_ops.bench_e2e import cli, environment, presets
+from serving_ops.bench_e2e import cli, environment, presets, redact
 from serving_ops.bench_e2e.plugin_log import is_active
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.progress import Progress
@@ -75,9 +75,9 @@ def _measure(chosen: argparse.Namespace, words: list[str], work: Path, console: 
         name=chosen.name or f"{now:%Y%m%d-%H%M}-turns-{chosen.engine}-{chosen.device}-{label}-{mode}",
         date=now.isoformat(timespec="seconds"),
         command=environment.command_line(options.COMMAND, words),
-        engine_options={key: value for key, value in engine_options.items() if value != model},
+        engine_options=redact.plain({key: value for key, value in engine_options.items() if value != model}),
         engine=chosen.engine,
-        model=chosen.model or f"preset {chosen.preset}",
+        model=redact.value_of("model", chosen.model or f"preset {chosen.preset}"),
         device=chosen.device,
         eager=chosen.eager,
         load=load,

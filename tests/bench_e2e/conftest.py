@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import serving_ops
-from serving_ops.bench_e2e.environment import ENGINE_VARIABLES, Hardware
+from serving_ops.bench_e2e.environment import RECORDED, Hardware
 from serving_ops.bench_e2e.load import METRICS, Load
 from serving_ops.bench_e2e.result import Result, Round
 
@@ -64,7 +64,7 @@ def stand_in(tmp_path: Path) -> dict[str, str]:
     checkout = Path(serving_ops.__file__).parents[1]
     ours = {"PYTHONPATH": os.pathsep.join([str(site), str(checkout)])}
     # vLLM sets variables of its own in the process that imports it, which another test may have done.
-    return {name: value for name, value in os.environ.items() if not name.startswith(ENGINE_VARIABLES)} | ours
+    return {name: value for name, value in os.environ.items() if not name.startswith(RECORDED)} | ours
 
 
 @pytest.fixture
