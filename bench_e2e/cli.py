@@ -23,6 +23,7 @@ from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.report import print_result
 from serving_ops.bench_e2e.result import Result, Round
 from serving_ops.bench_e2e.rounds import Experiment, run_rounds
+from serving_ops.bench_e2e.server import Address
 
 BUSY_SHARE = 0.25  # of the cores: on 2 cores, one compiler beside a server slows it by up to 3 times
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
@@ -125,7 +126,7 @@ def _result(
     mode = "eager" if experiment.eager else "compiled"
     label = Path(chosen.model).name if chosen.model else chosen.preset
     stem = f"{now:%Y%m%d-%H%M}-{chosen.engine}-{experiment.device}-{label}-{mode}"
-    served = shlex.join(redact.words(experiment.serve_command("PORT")))
+    served = shlex.join(redact.words(experiment.serve_command(Address("PORT", "NAME"))))
     return Result(
         name=chosen.name or stem,
         date=now.isoformat(timespec="seconds"),

@@ -10,22 +10,22 @@ from typing import Any
 from serving_ops.bench_e2e import sglang_server
 from serving_ops.bench_e2e.load import Load
 from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
-from serving_ops.bench_e2e.server import HOST, SERVED_NAME, VLLM
+from serving_ops.bench_e2e.server import HOST, VLLM, Address
 
 
 def client_command(
-    engine: str, load: Load, port: int, tokenizer: str, seed: int, patience: int, result: Path
+    engine: str, load: Load, address: Address, tokenizer: str, seed: int, patience: int, result: Path
 ) -> list[str]:
     """`patience`: seconds during which it asks every few seconds whether the server is ready; that request is not
     measured. So it may start with the server, its own 8 s of imports beside the server's."""
     of_engine = sglang_server.client_command if engine == "sglang" else _vllm_command
-    return of_engine(load, port, tokenizer, seed, patience, result)
+    return of_engine(load, address, tokenizer, seed, patience, result)
 
 
-def _vllm_command(load: Load, port: int, tokenizer: str, seed: int, patience: int, result: Path) -> list[str]:
+def _vllm_command(load: Load, address: Address, tokenizer: str, seed: int, patience: int, result: Path) -> list[str]:
     return [
         *VLLM,
-        *("bench", "serve", "--host", HOST, "--port", str(port), "--model", SERVED_NAME),
+        *("bench", "serve", "--host", HOST, "--port", str(address.port), "--model", address.name),
         *("--tokenizer", tokenizer, "--dataset-name", "random", "--seed", str(seed)),
         *("--random-input-len", str(load.input_len), "--random-output-len", str(load.output_len)),
         *("--num-prompts", str(load.num_prompts), "--max-concurrency", str(load.concurrency)),

@@ -1,4 +1,4 @@
-"""A command in a process group of its own, its output in a file, gone for certain when we leave."""
+"""Commands in process groups of their own, their output in files, gone for certain when we leave."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
+KEEPER = [sys.executable, "-IS", str(Path(__file__).with_name("keeper.py"))]
 STOP_SECONDS = 15.0  # vLLM needs 2 to 4 s to shut its engine core down; after this it is killed
 POLL_SECONDS = 0.25  # seldom, since we share the cores with what is measured
 TAIL_BYTES = 64 * 1024  # how far back a tail looks
@@ -26,37 +28,79 @@ class ChildFailed(RuntimeError):
         super().__init__(f"{what}\n\nlast lines of {child.log}:\n{child.tail(25)}")
 
 
-class Child:
-    """Starts on entry; on exit the whole process group is stopped, workers included, whatever happened."""
+class Children:
+    """On exit every command that was started here is stopped, workers included, whatever happened.
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> None:
-        self.command, self.environment, self.log, self.cwd = list(command), dict(environment), log, cwd
+    A bench that is killed leaves none either: see `keeper`.
+    """
 
-    def __enter__(self) -> Child:
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                self.command,
-                env=self.environment,
-                cwd=self.cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # its process group is its pid
-            )
+    def __init__(self) -> None:
+        self.started: list[Child] = []
+
+    def __enter__(self) -> Children:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_SECONDS)
+            for child in self.started:
+                child.send(signal.SIGTERM)
+            deadline = time.monotonic() + STOP_SECONDS
+            for child in self.started:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.process.wait(max(0.0, deadline - time.monotonic()))
         finally:
-            self._signal(signal.SIGKILL)  # also workers that outlived their parent
-            self.process.wait()
+            for child in self.started:
+                child.send(signal.SIGKILL)  # also workers that outlived their parent
+            for child in self.started:
+                child.process.wait()
 
-    def _signal(self, number: int) -> None:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> Child:
+        keeper = [*KEEPER, str(os.getpid()), str(STOP_SECONDS)]
+        with log.open("wb") as output, _signals_held():  # one that came now would leave a process unknown to us
+            process = subprocess.Popen(
+                [*keeper, *command],
+                env=dict(environment),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # its process group is its pid
+            )
+            self.started.append(Child(process, log))
+        return self.started[-1]
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals that would interrupt us come when the block is over."""
+    arrived: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    held = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for number in held:
+            signal.signal(number, hold)
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+    for number in arrived:
+        signal.raise_signal(number)
+
+
+class Child:
+    """A command that runs or ran."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process, self.log = process, log
+
+    def send(self, number: int) -> None:
+        """Sends it to the whole process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 

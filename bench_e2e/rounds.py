@@ -10,10 +10,10 @@ from serving_ops.bench_e2e import sglang_server
 from serving_ops.bench_e2e.client import await_client, client_command
 from serving_ops.bench_e2e.load import METRICS, Load
 from serving_ops.bench_e2e.plugin_log import is_active, startup_line
-from serving_ops.bench_e2e.process import Child
+from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import Round
-from serving_ops.bench_e2e.server import engine_environment, free_port, serve_command, wait_until_healthy
+from serving_ops.bench_e2e.server import Address, engine_environment, new_address, serve_command, wait_until_healthy
 
 SPARE_TOKENS = 64  # room in the context beside prompt and answer
 FIRST_SEED = 1000
@@ -34,14 +34,14 @@ class Experiment:
     serve_args: tuple[str, ...]
     offline: bool  # nothing is to come from the hub
 
-    def serve_command(self, port: int | str) -> list[str]:
+    def serve_command(self, address: Address) -> list[str]:
         context = self.load.input_len + self.load.output_len + SPARE_TOKENS
         if self.engine == "sglang":
             on_cpu = 2 * context * self.load.concurrency if self.device == "cpu" else None
             return sglang_server.serve_command(
-                self.model, self.tokenizer, port, context, self.eager, on_cpu, self.serve_args
+                self.model, self.tokenizer, address, context, self.eager, on_cpu, self.serve_args
             )
-        return serve_command(self.model, port, context, self.eager, self.serve_args)
+        return serve_command(self.model, address, context, self.eager, self.serve_args)
 
 
 def turns(variants: Sequence[str], rounds: int) -> Iterator[tuple[int, int, str]]:
@@ -66,19 +66,18 @@ def run_rounds(experiment: Experiment, work: Path, progress: Progress) -> dict[s
 
 def _one_turn(experiment: Experiment, work: Path, progress: Progress, variant: str, number: int, place: int) -> Round:
     stem = f"round{number}-{variant}"
-    port = experiment.port or free_port()
+    address = new_address(experiment.port)
     seed = FIRST_SEED + number  # the same prompts for both variants of a round
     result = work / f"{stem}-client.json"
     engine, load = experiment.engine, experiment.load
     environment = engine_environment(variant, experiment.device, work, experiment.offline, engine)
-    served = experiment.serve_command(port)
-    asked = client_command(engine, load, port, experiment.tokenizer, seed, experiment.start_timeout, result)
-    with (
-        Child(served, environment, work / f"{stem}-server.log", cwd=work) as server,
-        Child(asked, environment | {"SERVING_OPS": "off"}, work / f"{stem}-client.log", cwd=work) as client,
-    ):
+    served = experiment.serve_command(address)
+    asked = client_command(engine, load, address, experiment.tokenizer, seed, experiment.start_timeout, result)
+    with Children() as children:
+        server = children.start(served, environment, work / f"{stem}-server.log", cwd=work)
+        client = children.start(asked, environment | {"SERVING_OPS": "off"}, work / f"{stem}-client.log", cwd=work)
         progress.phase("server starting")
-        start_s = wait_until_healthy(server, port, experiment.start_timeout, progress.tick)
+        start_s = wait_until_healthy(server, address, experiment.start_timeout, progress.tick)
         progress.phase("client running")
         saved = await_client(engine, load, client, server, result, progress.tick)
         progress.phase("server stopping")

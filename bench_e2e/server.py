@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
+import secrets
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from serving_ops import settings
@@ -16,7 +19,6 @@ from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
 from serving_ops.bench_e2e.result import BASELINE, OURS
 
 HOST = "127.0.0.1"
-SERVED_NAME = "bench"
 VARIANTS = {BASELINE: "off", OURS: "auto"}  # value of SERVING_OPS
 HEALTH_SECONDS = 2.0  # one health check may take this long
 ENGINE_DEFAULTS = {"vllm": {"VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": HOST}, "sglang": {}}
@@ -29,18 +31,30 @@ CPU_DEFAULTS = {
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]  # the console script may lie in no PATH
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and the model's name, which no other server on this machine answers to."""
+
+    port: int | str
+    name: str
+
+
+def new_address(port: int | None = None) -> Address:
+    return Address(port or free_port(), f"bench-{secrets.token_hex(4)}")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
-def serve_command(model: str, port: int | str, max_model_len: int, eager: bool, extra: Sequence[str]) -> list[str]:
+def serve_command(model: str, address: Address, max_model_len: int, eager: bool, extra: Sequence[str]) -> list[str]:
     """`extra` comes last, so that it wins over what stands here. Prefixes are not cached: a prompt that was
     warmed up would be answered without its prefill."""
     return [
         *VLLM,
-        *("serve", model, "--host", HOST, "--port", str(port), "--served-model-name", SERVED_NAME),
+        *("serve", model, "--host", HOST, "--port", str(address.port), "--served-model-name", address.name),
         *("--max-model-len", str(max_model_len), "--no-enable-prefix-caching"),
         *(["--enforce-eager"] if eager else []),
         *extra,
@@ -48,11 +62,14 @@ def serve_command(model: str, port: int | str, max_model_len: int, eager: bool, 
 
 
 def engine_environment(variant: str, device: str, work: Path, offline: bool, engine: str = "vllm") -> dict[str, str]:
-    """The caller's environment, made local and quiet; what the caller set wins, and so do ops named in SERVING_OPS."""
+    """The caller's environment, made local and quiet; what the caller set wins, and so do ops named in SERVING_OPS.
+
+    Keys for APIs are left out: with one in its environment, the server would refuse the bench's own client.
+    """
     defaults = {"HF_HUB_OFFLINE": "1" if offline else "0", **ENGINE_DEFAULTS[engine]}
     if device == "cpu":
         defaults |= CPU_DEFAULTS[engine]
-    inherited = {**defaults, **os.environ}
+    inherited = {name: value for name, value in {**defaults, **os.environ}.items() if not name.endswith("API_KEY")}
     return {
         **inherited,
         "SERVING_OPS": _switch(variant),
@@ -72,10 +89,10 @@ def _switch(variant: str) -> str:
     return ",".join(word for word in words if word.strip().lower() != "off")
 
 
-def wait_until_healthy(server: Child, port: int, timeout: float, tick: Callable[[str], None]) -> float:
-    """Seconds until /health answers; `tick` gets the log's last line. Raises ChildFailed: dead, or late."""
+def wait_until_healthy(server: Child, address: Address, timeout: float, tick: Callable[[str], None]) -> float:
+    """Seconds until this server answers; `tick` gets the log's last line. Raises ChildFailed: dead, or late."""
     started = time.monotonic()
-    while not _healthy(port):
+    while not _healthy(address):
         if server.ended() is not None:
             raise ChildFailed(f"the server ended with status {server.ended()} while starting", server)
         if time.monotonic() - started > timeout:
@@ -85,13 +102,24 @@ def wait_until_healthy(server: Child, port: int, timeout: float, tick: Callable[
     return time.monotonic() - started
 
 
-def _healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=HEALTH_SECONDS)
+def _healthy(address: Address) -> bool:
+    """Another program on the port may be healthy, too, but does not know the model's name."""
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
+        _get(address, "/health")
+        models = json.loads(_get(address, "/v1/models"))["data"]
+        return address.name in [model["id"] for model in models]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return False
+
+
+def _get(address: Address, path: str) -> bytes:
+    connection = http.client.HTTPConnection(HOST, int(address.port), timeout=HEALTH_SECONDS)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        if response.status != http.client.OK:
+            raise http.client.HTTPException(f"{path} answers {response.status}")
+        return response.read()
     finally:
         connection.close()
 

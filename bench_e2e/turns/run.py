@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e.plugin_log import startup_line
-from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
+from serving_ops.bench_e2e.process import Child, ChildFailed, Children, wait_a_little
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import BASELINE
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
@@ -37,9 +36,9 @@ def run(
     """So many engines of each variant, over `rounds`; `settings` is what engine.py reads. Raises ChildFailed."""
     places = range(1, engines + 1)
     names = [(variant, place) for place in places for variant in variants]
-    with contextlib.ExitStack() as alive:
+    with Children() as children:
         running: Running = {}
-        for name in _started(names, settings, work, alive, running):
+        for name in _started(names, settings, work, children, running):
             _await(running, name, 0, start_timeout, progress)
         turns = [_round(running, number, progress) for number in range(1, rounds + 1)]
         lines = {name: startup_line(child.lines()) for name, (child, _) in running.items()}
@@ -48,18 +47,18 @@ def run(
 
 
 def _started(
-    names: list[Name], settings: dict[str, Any], work: Path, alive: contextlib.ExitStack, running: Running
+    names: list[Name], settings: dict[str, Any], work: Path, children: Children, running: Running
 ) -> Iterator[Name]:
     """Engines whose answer is to be awaited: on CUDA all start at once; on CPU each takes all the cores."""
     for name in names:
-        running[name] = _start(name, settings, work, alive)
+        running[name] = _start(name, settings, work, children)
         if settings["device"] == "cpu":
             yield name
     if settings["device"] != "cpu":
         yield from names
 
 
-def _start(name: Name, settings: dict[str, Any], work: Path, alive: contextlib.ExitStack) -> tuple[Child, Mailbox]:
+def _start(name: Name, settings: dict[str, Any], work: Path, children: Children) -> tuple[Child, Mailbox]:
     variant, place = name
     folder = work / f"{variant.replace(' ', '-')}-{place}"
     folder.mkdir()
@@ -69,7 +68,7 @@ def _start(name: Name, settings: dict[str, Any], work: Path, alive: contextlib.E
     variables = engine_environment(switched_as, settings["device"], work, offline, settings["engine"])
     prepare = _for_sglang if settings["engine"] == "sglang" else _for_vllm
     prepare(variables, variant, work)
-    child = alive.enter_context(Child([*ENGINE, str(folder)], variables, folder / "log", cwd=work))
+    child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
     return child, Mailbox(folder)
 
 

@@ -23,8 +23,9 @@ def option(name):
 
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        self.send_response(401 if "VLLM_API_KEY" in os.environ and self.path.startswith("/v1") else 200)
         self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"id": option("--served-model-name")}]}).encode())
 
 if sys.argv[1] == "serve":
     behaviour = os.environ.get("STAND_IN", "works")

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e.process import Child, ChildFailed
-from serving_ops.bench_e2e.server import VARIANTS, engine_environment, free_port, wait_until_healthy
+from serving_ops.bench_e2e import process
+from serving_ops.bench_e2e.process import Child, ChildFailed, Children
+from serving_ops.bench_e2e.server import VARIANTS, Address, engine_environment, new_address, wait_until_healthy
 
 # Both write to one log, so each line is one write: two prints may mix where Python does not buffer.
 STUBBORN = """
@@ -23,8 +28,14 @@ time.sleep(600)
 """
 
 
-def child(code: str, folder: Path) -> Child:
-    return Child([sys.executable, "-c", code], os.environ, folder / "server.log", cwd=folder)
+@contextlib.contextmanager
+def child(code: str, folder: Path) -> Iterator[Child]:
+    with Children() as children:
+        yield start(children, code, folder)
+
+
+def start(children: Children, code: str, folder: Path, log: str = "server.log") -> Child:
+    return children.start([sys.executable, "-c", code], os.environ, folder / log, cwd=folder)
 
 
 def running(pid: int) -> bool:
@@ -45,7 +56,7 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log_and_its_path(tmp
         child("print('made of cheese'); raise SystemExit(3)", tmp_path) as server,
         pytest.raises(ChildFailed, match="status 3") as failure,
     ):
-        wait_until_healthy(server, free_port(), 20, lambda line: None)
+        wait_until_healthy(server, new_address(), 20, lambda line: None)
     assert "made of cheese" in str(failure.value)
     assert str(tmp_path / "server.log") in str(failure.value)
 
@@ -56,7 +67,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
         child("import time; print('thinking', flush=True); time.sleep(600)", tmp_path) as server,
         pytest.raises(ChildFailed, match="not up after 5 s"),
     ):
-        wait_until_healthy(server, free_port(), 5, seen.append)
+        wait_until_healthy(server, new_address(), 5, seen.append)
     assert seen[-1] == "thinking"
     assert server.ended() is not None
 
@@ -69,6 +80,97 @@ def test_workers_that_ignore_the_signal_are_gone_too(tmp_path: Path) -> None:
     wait_for(lambda: not running(pids["worker"]))
     assert not running(pids["worker"])
     assert not running(pids["parent"])
+
+
+BENCH = """
+import os, pathlib, sys
+from serving_ops.bench_e2e.process import Children
+folder = pathlib.Path(sys.argv[1])
+with Children() as children:
+    started = children.start([sys.executable, "-c", sys.argv[2]], os.environ, folder / "server.log", cwd=folder)
+    while len(started.lines()) < 2:
+        pass
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_bench_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", BENCH, str(tmp_path), STUBBORN], timeout=60)
+    pids = [int(line.split()[1]) for line in (tmp_path / "server.log").read_text().splitlines()]
+    assert len(pids) == 2
+    wait_for(lambda: not any(map(running, pids)))
+    assert not any(map(running, pids))
+
+
+def test_a_command_whose_bench_is_gone_before_the_start_does_not_run(tmp_path: Path) -> None:
+    keeper = [*process.KEEPER, str(os.getpid() + 1), "1", sys.executable, "-c", "print('here')"]
+    done = subprocess.run(keeper, capture_output=True, timeout=20)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_a_signal_that_comes_while_a_command_starts_finds_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)  # type: ignore[call-overload]
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(process.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), child("import time; time.sleep(600)", tmp_path):
+        raise AssertionError("the signal was lost")
+    assert started[0].poll() is not None
+
+
+def test_commands_are_stopped_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "STOP_SECONDS", 1.0)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+    with Children() as children:
+        logs = [start(children, deaf, tmp_path, f"{number}.log") for number in range(3)]
+        wait_for(lambda: all(log.lines() for log in logs))
+        left = time.monotonic()
+    assert 1.0 <= time.monotonic() - left < 2.5
+
+
+def test_the_status_of_a_command_is_told(tmp_path: Path) -> None:
+    for code, status in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 128 + 9)):
+        with child(code, tmp_path) as server:
+            wait_for(lambda server=server: server.ended() is not None)
+        assert server.ended() == status
+
+
+ANOTHER_SERVER = """
+import http.server
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "bench"}, {"id": "bench-00000000"}]}')
+http.server.HTTPServer(("127.0.0.1", %d), Healthy).serve_forever()
+"""
+
+
+def test_another_programs_server_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    address = new_address()
+    with child(ANOTHER_SERVER % address.port, tmp_path) as other:
+        wait_until_healthy(other, Address(address.port, "bench-00000000"), 20, lambda line: None)
+        with pytest.raises(ChildFailed, match="not up after 1 s"):
+            wait_until_healthy(other, address, 1, lambda line: None)
+
+
+def test_keys_for_apis_stay_out_of_a_servers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("VLLM_API_KEY", "SGLANG_API_KEY", "OPENAI_API_KEY")
+    for name in (*keys, "HF_TOKEN"):
+        monkeypatch.setenv(name, "secret")
+    found = engine_environment("native", "cpu", tmp_path, offline=True)
+    assert not set(keys) & set(found)
+    assert found["HF_TOKEN"] == "secret"  # hidden models are loaded with it
 
 
 def test_a_progress_bar_counts_as_lines(tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ import pytest
 
 from serving_ops.bench_e2e import environment, options, sglang_server
 from serving_ops.bench_e2e.load import Load
+from serving_ops.bench_e2e.server import Address
 from serving_ops.bench_e2e.turns import options as turns_options
 
+ADDRESS = Address(1, "bench")
 LOAD = Load(num_prompts=4, input_len=64, output_len=8, concurrency=2, num_warmups=1)
 
 
 def test_what_the_user_gives_comes_last_and_nothing_is_answered_from_a_cache() -> None:
-    words = sglang_server.serve_command("model", "tokenizer", 1, 136, False, None, ("--context-length", "256"))
+    words = sglang_server.serve_command("model", "tokenizer", ADDRESS, 136, False, None, ("--context-length", "256"))
     assert words[-2:] == ["--context-length", "256"]
     assert "--disable-radix-cache" in words
     assert "--disable-cuda-graph" not in words
@@ -26,7 +28,7 @@ def test_what_the_user_gives_comes_last_and_nothing_is_answered_from_a_cache() -
 
 def test_only_on_cpu_the_caches_size_is_said() -> None:
     on_gpu, on_cpu = (
-        sglang_server.serve_command("model", "tokenizer", 1, 136, True, tokens, ()) for tokens in (None, 544)
+        sglang_server.serve_command("model", "tokenizer", ADDRESS, 136, True, tokens, ()) for tokens in (None, 544)
     )
     assert "--max-total-tokens" not in on_gpu
     assert on_cpu[on_cpu.index("--max-total-tokens") + 1] == "544"
@@ -34,7 +36,7 @@ def test_only_on_cpu_the_caches_size_is_said() -> None:
 
 
 def test_prompts_have_exact_lengths() -> None:
-    words = sglang_server.client_command(LOAD, 1, "tokenizer", 7, 60, Path("out"))
+    words = sglang_server.client_command(LOAD, ADDRESS, "tokenizer", 7, 60, Path("out"))
     asked = dict(itertools.pairwise(words))
     assert asked["--random-range-ratio"] == "1"
     assert (asked["--random-input-len"], asked["--random-output-len"]) == ("64", "8")
