@@ -4,6 +4,8 @@ import os
 
 import pytest
 import torch
+from skips import pytest_make_collect_report as pytest_make_collect_report
+from skips import pytest_runtest_makereport as pytest_runtest_makereport
 
 if not torch.cuda.is_available():
     # Triton asks when a kernel is defined whether to interpret it, so this must come before any test's own import.

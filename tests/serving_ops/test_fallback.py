@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -19,16 +20,23 @@ def reference_calls(op: str) -> int:
     return sum(serving_ops.counters.snapshot()[op]["reference"].values())
 
 
+def _as_tuple(results: Any) -> tuple[Any, ...]:
+    return results if isinstance(results, tuple) else (results,)
+
+
 @pytest.mark.parametrize("op", ["fused_add_rms_norm", "rms_norm", "rms_norm_gated"])
 def test_float64_runs_on_the_reference_in_float64(device: torch.device, op: str) -> None:
     x, other = rows((3, 65), torch.float64, device, 1), rows((3, 65), torch.float64, device, 2)
     weight = rows((65,), torch.float64, device, 3)
     before = reference_calls(op)
-    args = (x.clone(), weight) if op == "rms_norm" else (x.clone(), other.clone(), weight)
-    expected = getattr(reference, op)(x, weight) if op == "rms_norm" else getattr(reference, op)(x, other, weight)
-    result = getattr(serving_ops, op)(*args)
-    for got, want in zip(result if isinstance(result, tuple) else [result], expected, strict=False):
-        assert torch.equal(got, want) or torch.equal(got[0], want)
+    given = (x,) if op == "rms_norm" else (x, other)
+    results, expected = (
+        getattr(module, op)(*(tensor.clone() for tensor in given), weight) for module in (serving_ops, reference)
+    )
+    assert type(results) is type(expected)
+    for result, want in zip(*map(_as_tuple, (results, expected)), strict=True):
+        assert result.dtype == torch.float64
+        assert torch.equal(result, want)
     assert reference_calls(op) == before + 1
 
 

@@ -132,12 +132,14 @@ def test_several_threads_get_the_bits_of_one(device: torch.device) -> None:
     assert not wrong
 
 
-def test_importing_twice_registers_once() -> None:
+def test_a_reload_of_the_package_registers_nothing_again() -> None:
     program = (
-        "import sys, serving_ops, torch\n"
-        "first = serving_ops\n"
-        "import importlib; importlib.import_module('serving_ops')\n"
-        "serving_ops.rms_norm(torch.ones(1, 4), None)\n"
+        "import importlib, serving_ops, torch\n"
+        "op, folders = torch.ops.serving_ops.rms_norm.default, list(serving_ops.__path__)\n"
+        "again = importlib.reload(serving_ops)\n"
+        "assert torch.ops.serving_ops.rms_norm.default is op\n"
+        "assert sorted(again.__path__) == sorted(set(folders))\n"
+        "assert torch.equal(again.rms_norm(torch.ones(1, 4), None, 0.0), torch.ones(1, 4))\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, capture_output=True, text=True)
     assert not done.stderr

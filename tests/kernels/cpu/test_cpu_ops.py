@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,16 +208,41 @@ def test_a_refused_call_changes_nothing() -> None:
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "portable"])
 def test_each_instruction_set_can_be_asked_for(isa: str) -> None:
-    program = (
-        "import torch, serving_ops; from serving_ops import extension, reference; print(extension.instruction_set());"
-        "x = torch.randn(5, 1001); torch.testing.assert_close("
-        "torch.ops.serving_ops.rms_norm(x, None), reference.rms_norm(x, None, 1e-6))"
-    )
-    environment = {**os.environ, "SERVING_OPS_CPU_ISA": isa}
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    if ran.stdout.strip() != isa:
+    if not _has(isa):
         pytest.skip(f"this processor has no {isa}")
+    environment = {**os.environ, "SERVING_OPS_CPU_ISA": isa}
+    command = [sys.executable, "-c", EVERY_OP_AND_DTYPE]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == isa
+
+
+EVERY_OP_AND_DTYPE = """
+import torch, serving_ops
+from serving_ops import extension, reference
+print(extension.instruction_set())
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    x, other, weight = torch.randn(5, 1001).to(dtype), torch.randn(5, 1001).to(dtype), torch.randn(1001).to(dtype)
+    close = {"rtol": 2**-7, "atol": 1e-3} if dtype != torch.float32 else {"rtol": 1e-5, "atol": 1e-6}
+    for op, given in (("rms_norm", (x,)), ("rms_norm_gated", (x, other)), ("fused_add_rms_norm", (x, other))):
+        results, expected = (
+            getattr(module, op)(*(tensor.clone() for tensor in given), weight) for module in (serving_ops, reference)
+        )
+        torch.testing.assert_close(results, expected, **close)
+assert not any(calls["reference"] for calls in serving_ops.counters.snapshot().values())
+"""
+
+
+def _has(isa: str) -> bool:
+    """Whether this processor has what the kernels of that name are compiled for."""
+    flags = set(re.findall(r"[a-z0-9_]+", Path("/proc/cpuinfo").read_text()))
+    needed = {
+        "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
+        "avx2": {"avx2", "fma", "f16c"},
+        "neon": {"asimd"},
+        "portable": set(),
+    }
+    return needed[isa] <= flags
 
 
 def test_a_result_too_large_to_allocate_is_an_error_that_keeps_no_argument() -> None:
