@@ -11,12 +11,13 @@ from typing import Any
 from serving_ops import extension
 from serving_ops.settings import OPS as OPS
 
-_cuda_calls: dict[str, int] = dict.fromkeys(OPS, 0)
+_launched_from_python: dict[str, int] = dict.fromkeys(OPS, 0)
 _reference_calls: Counter[tuple[str, str]] = Counter()
 
 
 def count_kernel(op: str) -> None:
-    _cuda_calls[op] += 1
+    """Count a launch from Python; the C++ library counts what it runs."""
+    _launched_from_python[op] += 1
 
 
 def count_reference(op: str, reason: str) -> None:
@@ -24,10 +25,15 @@ def count_reference(op: str, reason: str) -> None:
 
 
 def snapshot() -> dict[str, dict[str, Any]]:
-    """`{op: {"kernel": calls, "reference": {reason: calls}}}` since the process started."""
+    """`{op: {"kernel": calls, "from_python": calls, "reference": {reason: calls}}}` since the process started.
+
+    "from_python" is how many of the "kernel" calls Python launched, at several times the host time of C++: with the
+    C++ library, the first call of each compiled variant.
+    """
     return {
         op: {
-            "kernel": _cuda_calls[op] + extension.kernel_calls(index),
+            "kernel": _launched_from_python[op] + extension.kernel_calls(index),
+            "from_python": _launched_from_python[op],
             "reference": {reason: n for (name, reason), n in _reference_calls.items() if name == op},
         }
         for index, op in enumerate(OPS)

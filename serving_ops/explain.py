@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import cuda, extension, support
+from serving_ops import cuda, support
 from serving_ops.ops import fused_add_rms_norm, rms_norm, rms_norm_gated
 from serving_ops.plan import Plan
 from serving_ops.settings import OPS
@@ -49,19 +49,21 @@ def _bind(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
     return call.arguments
 
 
-def _explain_fused(x: Tensor, residual: Tensor, weight: Tensor | None, **_: Any) -> Explanation:
+def _explain_fused(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Explanation:
     fused_add_rms_norm.check(x, residual, weight)
     if x.is_cuda:
         return _on_cuda(cuda.norm_route(x, residual, weight, x))
-    return _elsewhere((("x", x), ("residual", residual)), (("weight", weight),))
+    return _elsewhere(fused_add_rms_norm.NAME, x, residual, weight, eps, weight_offset)
 
 
-def _explain_plain(x: Tensor, weight: Tensor | None, out: Tensor | None, **_: Any) -> Explanation:
+def _explain_plain(
+    x: Tensor, weight: Tensor | None, eps: float, weight_offset: float, out: Tensor | None
+) -> Explanation:
     target = _new(x) if out is None else out
     rms_norm.check(x, weight, target)
     if x.is_cuda:
         return _on_cuda(cuda.norm_route(x, None, weight, target))
-    return _elsewhere((("x", x), ("out", target)), (("weight", weight),))
+    return _elsewhere(rms_norm.NAME, x, weight, eps, weight_offset, target)
 
 
 def _explain_gated(
@@ -72,7 +74,7 @@ def _explain_gated(
     rms_norm_gated.check(x, z, weight, given, target)
     if x.is_cuda:
         return _on_cuda(cuda.gated_route(x, z, weight, given.bias, target, given.group_size or x.shape[-1]))
-    return _elsewhere((("x", x), ("z", z), ("out", target)), (("weight", weight), ("bias", given.bias)))
+    return _elsewhere(rms_norm_gated.NAME, x, z, weight, eps, *given, target)
 
 
 def _new(x: Tensor) -> Tensor:
@@ -85,10 +87,6 @@ def _on_cuda(route: Any) -> Explanation:
     return Explanation(f"triton.{route[1].kernel}", plan=route[1])
 
 
-def _elsewhere(rows: tuple[support.Named, ...], per_channel: tuple[support.Named, ...]) -> Explanation:
-    x = rows[0][1]
-    assert x is not None
-    if x.device.type != "cpu":
-        return Explanation("reference", support.no_kernels_for(x))
-    reason = extension.why_missing() or support.why_not_layout(*rows, *per_channel)
-    return Explanation("cpu" if reason is None else "reference", reason)
+def _elsewhere(op: str, x: Tensor, *call: Any) -> Explanation:
+    reason = support.why_not_cpu(op, x, *call) if x.device.type == "cpu" else support.no_kernels_for(x)
+    return Explanation("reference", reason) if reason else Explanation("cpu")

@@ -5,9 +5,12 @@ that return fresh tensors, but not results that alias arguments.
 
 The `_..._fallback` operators serve the C++ kernels: what those do not take goes there, and the text that comes
 back is empty, or the message of an error (exceptions cross LibTorch's stable ABI only from torch 2.13 on).
+The `_..._refusal` operators take the same arguments and ask C++ why it would hand them over; empty where it would not.
 """
 
 from __future__ import annotations
+
+import re
 
 import torch
 
@@ -47,3 +50,4 @@ for _schema in (*SCHEMAS, *BACKWARD_SCHEMAS):
     library.define(_schema, tags=_TAGS)
 for _schema in FALLBACK_SCHEMAS:
     library.define(_schema)
+    library.define(re.sub(r"\(\w!\)", "", _schema).replace("_fallback", "_refusal"))

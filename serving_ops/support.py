@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import importlib.util
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from serving_ops import extension
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TOO_MANY_DIMENSIONS = "leading dimensions that merge into more than two"
 TOO_MANY_ROWS = "more rows than the kernels count"
-OTHER_LAYOUT = "a layout that the C++ kernels do not take"
 TOO_WIDE = "rows longer than the kernels count"
 TOO_MANY_GROUPS = "more groups a row than a CUDA grid holds"
 GROUP_TOO_WIDE = "a gated group too wide for registers"
@@ -40,9 +40,12 @@ def why_not_layout(*tensors: Named) -> str | None:
     return None
 
 
-def why_not_cpu(*tensors: Named) -> str:
-    """Why the C++ kernels handed this call back."""
-    return extension.why_missing() or why_not_layout(*tensors) or OTHER_LAYOUT
+def why_not_cpu(op: str, *call: Any) -> str:
+    """Why the C++ kernels do not take a checked call on CPU, in the words of the code that decides; empty if they do.
+
+    call: the arguments of the op's fallback.
+    """
+    return extension.why_missing() or str(getattr(torch.ops.serving_ops, f"_{op}_refusal")(*call))
 
 
 def no_kernels_for(x: Tensor) -> str:

@@ -23,6 +23,15 @@ inline T unboxed(StableIValue value) {
   return result;
 }
 
+// A string result.
+inline StableIValue boxed_text(const std::string& text) {
+  StringHandle handle;
+  check(torch_new_string_handle(text.data(), text.size(), &handle), "making a string");
+  StableIValue value = 0;
+  std::memcpy(&value, &handle, sizeof handle);
+  return value;
+}
+
 // Reads the arguments in place and frees them when it ends, unless they were handed over. `kinds` has a letter an
 // argument: t Tensor, o Tensor?, i int?, s str, . a plain value, b a Tensor that the caller keeps.
 class Arguments {

@@ -1,5 +1,5 @@
 // A call that the kernels take: its tensors, its numbers and its rows. Reading one is the eligibility test of every
-// device; false means that the Python fallback decides, and nothing has been written.
+// device. What it refuses goes to the Python fallback, and nothing has been written.
 #pragma once
 
 #include "row_space.h"
@@ -9,6 +9,12 @@ namespace serving_ops {
 
 enum Op { kFusedAddRmsNorm, kRmsNorm, kRmsNormGated, kNumOps };
 
+// The tests of memory are cheap, and so may refuse a layout whose elements lie apart.
+constexpr char kMayBeWritten[] = " may share memory with a tensor that is written";
+constexpr char kMayOverlapItself[] = " is written, and two of its elements may share memory";
+constexpr Refusal kTooManyDims{"", "leading dimensions that merge into more than 6"};
+static_assert(RowSpace<1>::kMaxDims == 6);
+
 struct NormCall {
   Op op;
   NormSpec spec{};
@@ -17,38 +23,44 @@ struct NormCall {
   RowSpace<2> space;  // of x and other
 
   // fused_add_rms_norm(x, residual, weight, eps, weight_offset)
-  bool read_fused_add(const Arguments& arguments) {
+  Refusal read_fused_add(const Arguments& arguments) {
     op = kFusedAddRmsNorm;
-    if (!read_rows(arguments.tensor(0), arguments.tensor(1), arguments.number(3), arguments.number(4))) return false;
-    if (x.overlaps(other) || !x.is_writable()) return false;
-    return read_weight(arguments.optional_tensor(2)) && build_space();
+    spec.eps = arguments.number(3);
+    spec.weight_offset = static_cast<float>(arguments.number(4));
+    if (const Refusal refusal = read_rows(arguments.tensor(0), arguments.tensor(1), "residual")) return refusal;
+    if (!x.is_writable()) return {"x", kMayOverlapItself};
+    if (x.overlaps(other)) return {"residual", kMayBeWritten};
+    return read_weight(arguments.optional_tensor(2));
   }
 
   // rms_norm(x, weight, eps, weight_offset, out)
-  bool read_rms_norm(const Arguments& arguments) {
+  Refusal read_rms_norm(const Arguments& arguments) {
     op = kRmsNorm;
-    if (!read_rows(arguments.tensor(0), arguments.tensor(4), arguments.number(2), arguments.number(3))) return false;
-    if (other.overlaps(x) && !other.is_same_view(x)) return false;
-    return read_weight(arguments.optional_tensor(1)) && build_space();
+    spec.eps = arguments.number(2);
+    spec.weight_offset = static_cast<float>(arguments.number(3));
+    if (const Refusal refusal = read_rows(arguments.tensor(0), arguments.tensor(4), "out")) return refusal;
+    if (other.overlaps(x) && !other.is_same_view(x)) return {"x", kMayBeWritten};
+    return read_weight(arguments.optional_tensor(1));
   }
 
  private:
-  bool read_rows(AtenTensorHandle rows, AtenTensorHandle others, double eps, double weight_offset) {
+  Refusal read_rows(AtenTensorHandle rows, AtenTensorHandle others, const char* others_name) {
     x = TensorView(rows);
     other = TensorView(others);
-    if (!x.is_rows(&spec.dtype) || !other.is_rows_like(x)) return false;
+    if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
+    if (const Refusal refusal = other.read_rows_like(others_name, x)) return refusal;
     spec.size = x.row_size();
-    spec.eps = eps;
-    spec.weight_offset = static_cast<float>(weight_offset);
-    return other.is_writable();
+    if (!other.is_writable()) return {others_name, kMayOverlapItself};
+    return {};
   }
-  bool read_weight(AtenTensorHandle tensor) {
-    if (tensor == nullptr) return true;
-    const TensorView weight(tensor);
-    return weight.is_param_of(x, spec.dtype, &spec.weight) && !weight.overlaps(other) &&
-           (op == kRmsNorm || !weight.overlaps(x));
+  Refusal read_weight(AtenTensorHandle tensor) {
+    if (tensor != nullptr) {
+      const TensorView weight(tensor);
+      if (const Refusal refusal = weight.read_param("weight", x, spec.dtype, &spec.weight)) return refusal;
+      if (weight.overlaps(other) || (op == kFusedAddRmsNorm && weight.overlaps(x))) return {"weight", kMayBeWritten};
+    }
+    return space.build(x.num_dims - 1, x.sizes, {x.strides, other.strides}) ? Refusal{} : kTooManyDims;
   }
-  bool build_space() { return space.build(x.num_dims - 1, x.sizes, {x.strides, other.strides}); }
 };
 
 struct GatedCall {
@@ -58,36 +70,46 @@ struct GatedCall {
   RowSpace<3> space;  // of x, z and out
 
   // rms_norm_gated(x, z, weight, eps, bias, norm_before_gate, activation, group_size, out)
-  bool read(const Arguments& arguments) {
+  Refusal read(const Arguments& arguments) {
     x = TensorView(arguments.tensor(0));
     out = TensorView(arguments.tensor(8));
-    if (!x.is_rows(&spec.dtype) || !out.is_rows_like(x)) return false;
-    spec.size = x.row_size();
-    spec.eps = arguments.number(3);
-    spec.norm_before_gate = arguments.boolean(5);
-    spec.group_size = arguments.optional_int(7, spec.size);
-    if (spec.group_size <= 0 || spec.size % spec.group_size != 0) return false;
-    if (!out.is_writable() || (out.overlaps(x) && !out.is_same_view(x))) return false;
-    return read_activation(arguments.text(6)) && read_gate(arguments.optional_tensor(1)) &&
-           read_param(arguments.optional_tensor(2), &spec.weight) &&
-           read_param(arguments.optional_tensor(4), &spec.bias) &&
-           space.build(x.num_dims - 1, x.sizes, {x.strides, z.strides, out.strides});
+    if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
+    if (const Refusal refusal = out.read_rows_like("out", x)) return refusal;
+    if (const Refusal refusal = read_options(arguments, 3, x.row_size(), &spec)) return refusal;
+    if (!out.is_writable()) return {"out", kMayOverlapItself};
+    if (out.overlaps(x) && !out.is_same_view(x)) return {"x", kMayBeWritten};
+    if (const Refusal refusal = read_gate(arguments.optional_tensor(1))) return refusal;
+    if (const Refusal refusal = read_param("weight", arguments.optional_tensor(2), &spec.weight)) return refusal;
+    if (const Refusal refusal = read_param("bias", arguments.optional_tensor(4), &spec.bias)) return refusal;
+    return space.build(x.num_dims - 1, x.sizes, {x.strides, z.strides, out.strides}) ? Refusal{} : kTooManyDims;
+  }
+
+  // eps, bias, norm_before_gate, activation, group_size, from argument `first` on; not the bias.
+  static Refusal read_options(const Arguments& arguments, int first, int64_t size, GatedNormSpec* spec) {
+    spec->size = size;
+    spec->eps = arguments.number(first);
+    spec->norm_before_gate = arguments.boolean(first + 2);
+    const std::string_view activation = arguments.text(first + 3);
+    spec->silu = activation == "silu" || activation == "swish";
+    if (!spec->silu && activation != "sigmoid") return {"activation", " is not known"};
+    spec->group_size = arguments.optional_int(first + 4, size);
+    if (spec->group_size <= 0 || size % spec->group_size != 0) return {"group_size", " does not divide N"};
+    return {};
   }
 
  private:
-  bool read_activation(std::string_view activation) {
-    spec.silu = activation == "silu" || activation == "swish";
-    return spec.silu || activation == "sigmoid";
-  }
-  bool read_gate(AtenTensorHandle tensor) {
+  Refusal read_gate(AtenTensorHandle tensor) {
     has_gate = tensor != nullptr;
     z = has_gate ? TensorView(tensor) : x;
-    return !has_gate || (z.is_rows_like(x) && (!z.overlaps(out) || out.is_same_view(z)));
+    if (!has_gate) return {};
+    if (const Refusal refusal = z.read_rows_like("z", x)) return refusal;
+    return z.overlaps(out) && !out.is_same_view(z) ? Refusal{"z", kMayBeWritten} : Refusal{};
   }
-  bool read_param(AtenTensorHandle tensor, Param* param) {
-    if (tensor == nullptr) return true;
+  Refusal read_param(const char* name, AtenTensorHandle tensor, Param* param) {
+    if (tensor == nullptr) return {};
     const TensorView view(tensor);
-    return view.is_param_of(x, spec.dtype, param) && !view.overlaps(out);
+    if (const Refusal refusal = view.read_param(name, x, spec.dtype, param)) return refusal;
+    return view.overlaps(out) ? Refusal{name, kMayBeWritten} : Refusal{};
   }
 };
 

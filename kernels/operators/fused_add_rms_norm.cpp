@@ -10,11 +10,12 @@ namespace {
 using OnCpu = Operator<NormCall, &NormCall::read_fused_add, &cpu::run>;
 using OnCuda = Operator<NormCall, &NormCall::read_fused_add, &cuda::run>;
 
+constexpr char kArgumentKinds[] = "tto..";
 constexpr char kFallback[] = "serving_ops::_fused_add_rms_norm_fallback";
 
 template <class Device>
 void in_place(StableIValue* stack) {
-  Arguments arguments(stack, "tto..");
+  Arguments arguments(stack, kArgumentKinds);
   Device::call(arguments, kFallback);
 }
 
@@ -22,5 +23,6 @@ void in_place(StableIValue* stack) {
 
 void fused_add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) { in_place<OnCpu>(stack); }
 void fused_add_rms_norm_cuda(StableIValue* stack, uint64_t, uint64_t) { in_place<OnCuda>(stack); }
+void fused_add_rms_norm_refusal(StableIValue* stack, uint64_t, uint64_t) { OnCpu::refusal(stack, kArgumentKinds); }
 
 }  // namespace serving_ops

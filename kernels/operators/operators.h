@@ -5,15 +5,10 @@
 
 namespace serving_ops {
 
-void fused_add_rms_norm_cpu(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void fused_add_rms_norm_cuda(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void rms_norm_cpu(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void rms_norm_cuda(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void rms_norm_out_cpu(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void rms_norm_out_cuda(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void rms_norm_gated_cpu(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void rms_norm_gated_cuda(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void rms_norm_gated_out_cpu(StableIValue* stack, uint64_t num_args, uint64_t num_results);
-void rms_norm_gated_out_cuda(StableIValue* stack, uint64_t num_args, uint64_t num_results);
+using Boxed = void(StableIValue* stack, uint64_t num_args, uint64_t num_results);
+
+Boxed fused_add_rms_norm_cpu, fused_add_rms_norm_cuda, fused_add_rms_norm_refusal;
+Boxed rms_norm_cpu, rms_norm_cuda, rms_norm_out_cpu, rms_norm_out_cuda, rms_norm_refusal;
+Boxed rms_norm_gated_cpu, rms_norm_gated_cuda, rms_norm_gated_out_cpu, rms_norm_gated_out_cuda, rms_norm_gated_refusal;
 
 }  // namespace serving_ops

@@ -11,12 +11,13 @@ namespace {
 using OnCpu = Operator<NormCall, &NormCall::read_rms_norm, &cpu::run>;
 using OnCuda = Operator<NormCall, &NormCall::read_rms_norm, &cuda::run>;
 
+constexpr char kArgumentKinds[] = "to..t";
 constexpr char kFallback[] = "serving_ops::_rms_norm_fallback";
 constexpr int kArguments = 4;
 
 template <class Device>
 void into(StableIValue* stack) {
-  Arguments arguments(stack, "to..t");
+  Arguments arguments(stack, kArgumentKinds);
   Device::call(arguments, kFallback);
 }
 
@@ -31,5 +32,6 @@ void rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) { into_new<OnCpu>(sta
 void rms_norm_cuda(StableIValue* stack, uint64_t, uint64_t) { into_new<OnCuda>(stack); }
 void rms_norm_out_cpu(StableIValue* stack, uint64_t, uint64_t) { into<OnCpu>(stack); }
 void rms_norm_out_cuda(StableIValue* stack, uint64_t, uint64_t) { into<OnCuda>(stack); }
+void rms_norm_refusal(StableIValue* stack, uint64_t, uint64_t) { OnCpu::refusal(stack, kArgumentKinds); }
 
 }  // namespace serving_ops

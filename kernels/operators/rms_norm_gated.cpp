@@ -11,12 +11,13 @@ namespace {
 using OnCpu = Operator<GatedCall, &GatedCall::read, &cpu::run>;
 using OnCuda = Operator<GatedCall, &GatedCall::read, &cuda::run>;
 
+constexpr char kArgumentKinds[] = "too.o.sit";
 constexpr char kFallback[] = "serving_ops::_rms_norm_gated_fallback";
 constexpr int kArguments = 8;
 
 template <class Device>
 void into(StableIValue* stack) {
-  Arguments arguments(stack, "too.o.sit");
+  Arguments arguments(stack, kArgumentKinds);
   Device::call(arguments, kFallback);
 }
 
@@ -31,5 +32,6 @@ void rms_norm_gated_cpu(StableIValue* stack, uint64_t, uint64_t) { into_new<OnCp
 void rms_norm_gated_cuda(StableIValue* stack, uint64_t, uint64_t) { into_new<OnCuda>(stack); }
 void rms_norm_gated_out_cpu(StableIValue* stack, uint64_t, uint64_t) { into<OnCpu>(stack); }
 void rms_norm_gated_out_cuda(StableIValue* stack, uint64_t, uint64_t) { into<OnCuda>(stack); }
+void rms_norm_gated_refusal(StableIValue* stack, uint64_t, uint64_t) { OnCpu::refusal(stack, kArgumentKinds); }
 
 }  // namespace serving_ops

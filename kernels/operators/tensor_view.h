@@ -2,11 +2,22 @@
 #pragma once
 
 #include <numeric>
+#include <string>
 
 #include "arguments.h"
 #include "spec.h"
 
 namespace serving_ops {
+
+// Why the kernels do not take a call: an argument and what is wrong with it. False where they take the call.
+struct Refusal {
+  const char* argument = "";
+  const char* reason = nullptr;
+
+  explicit operator bool() const { return reason != nullptr; }
+  // For a person; empty where there is no reason.
+  std::string text() const { return reason == nullptr ? "" : std::string(argument) + reason; }
+};
 
 struct TensorView {
   AtenTensorHandle handle;
@@ -59,22 +70,30 @@ struct TensorView {
     return true;
   }
 
-  // Rows of a dtype that the kernels know, the elements of a row side by side.
-  bool is_rows(Dtype* result) const {
-    return num_dims > 0 && row_size() > 0 && (strides[num_dims - 1] == 1 || row_size() == 1) &&
-           element_type(result);
+  // Whether these are rows of a dtype that the kernels know, the elements of a row side by side.
+  Refusal read_rows(const char* name, Dtype* result) const {
+    if (num_dims == 0 || row_size() == 0) return {name, ".shape is not (..., N)"};
+    if (!element_type(result)) return {name, ".dtype is not float16, bfloat16 or float32"};
+    if (strides[num_dims - 1] != 1 && row_size() != 1) return {name, ".stride(-1) is not 1"};
+    return {};
   }
-  bool is_rows_like(const TensorView& x) const {
-    Dtype same;
-    return num_dims == x.num_dims && dtype == x.dtype && std::memcmp(sizes, x.sizes, num_dims * sizeof *sizes) == 0 &&
-           is_rows(&same) && on_device_of(x);
+  // The same, of x's shape, dtype and device.
+  Refusal read_rows_like(const char* name, const TensorView& x) const {
+    if (num_dims != x.num_dims || dtype != x.dtype || std::memcmp(sizes, x.sizes, num_dims * sizeof *sizes) != 0 ||
+        !on_device_of(x))
+      return {name, " is not like x"};
+    if (strides[num_dims - 1] != 1 && row_size() != 1) return {name, ".stride(-1) is not 1"};
+    return {};
   }
-  // A weight or bias of (N,), in x's dtype or float32.
-  bool is_param_of(const TensorView& x, Dtype x_dtype, Param* param) const {
+  // Whether this is a weight or a bias of (N,), in x's dtype or float32.
+  Refusal read_param(const char* name, const TensorView& x, Dtype x_dtype, Param* param) const {
     param->data = data;
     const int64_t size = x.row_size();
-    return num_dims == 1 && on_device_of(x) && sizes[0] == size && (strides[0] == 1 || size == 1) &&
-           element_type(&param->dtype) && (param->dtype == x_dtype || param->dtype == Dtype::float32);
+    if (num_dims != 1 || sizes[0] != size || !on_device_of(x)) return {name, " is not (N,) on x's device"};
+    if (!element_type(&param->dtype) || (param->dtype != x_dtype && param->dtype != Dtype::float32))
+      return {name, ".dtype is neither x's nor float32"};
+    if (strides[0] != 1 && size != 1) return {name, ".stride(0) is not 1"};
+    return {};
   }
 
   // One past the last element, from the first.

@@ -81,7 +81,7 @@ def _fallback(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, we
             _cuda(x, residual, weight, eps, weight_offset=weight_offset)
             return ""
         check(x, residual, weight)
-        reason = support.why_not_cpu(("x", x), ("residual", residual), ("weight", weight))
+        reason = support.why_not_cpu(NAME, x, residual, weight, eps, weight_offset)
         _run_reference(x, residual, weight, eps, weight_offset, reason)
     except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
         return support.text_of(error)

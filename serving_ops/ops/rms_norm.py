@@ -106,7 +106,7 @@ def _fallback(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float
             _cuda_out(x, weight, eps, weight_offset=weight_offset, out=out)
             return ""
         check(x, weight, out)
-        reason = support.why_not_cpu(("x", x), ("out", out), ("weight", weight))
+        reason = support.why_not_cpu(NAME, x, weight, eps, weight_offset, out)
         _run_reference(x, weight, eps, weight_offset, out, reason)
     except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
         return support.text_of(error)

@@ -166,7 +166,7 @@ def _fallback(
             _cuda_out(x, z, weight, eps, **options._asdict(), out=out)
             return ""
         check(x, z, weight, options, out)
-        reason = support.why_not_cpu(("x", x), ("z", z), ("out", out), ("weight", weight), ("bias", bias))
+        reason = support.why_not_cpu(NAME, x, z, weight, eps, *options, out)
         _run_reference(x, z, weight, eps, options, out, reason)
     except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
         return support.text_of(error)

@@ -79,6 +79,16 @@ def test_explain_agrees_with_what_ran(device: torch.device, view: str, dtype: to
         assert (serving_ops.explain(op, *call).path == "reference") == ran_on_reference
 
 
+def test_a_launch_from_python_is_counted_apart() -> None:
+    before = serving_ops.counters.snapshot()["rms_norm"]
+    serving_ops.rms_norm(torch.ones(2, 8), None)
+    serving_ops.counters.count_kernel("rms_norm")
+    after = serving_ops.counters.snapshot()["rms_norm"]
+    from_cpp = 0 if serving_ops.cpp_library() is None else 1
+    assert after["from_python"] == before["from_python"] + 1
+    assert after["kernel"] == before["kernel"] + 1 + from_cpp
+
+
 WITHOUT_THE_LIBRARY = """
 import pathlib
 _is_file = pathlib.Path.is_file

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import counters, extension
+from serving_ops import counters
 
 BF16 = torch.bfloat16
 Call = Callable[[], object]
@@ -53,7 +53,12 @@ def calls_of_every_kind() -> dict[str, Call]:
 
 
 def launched_from_cpp() -> int:
-    return sum(extension.kernel_calls(index) for index in range(len(counters.OPS)))
+    calls = counters.snapshot().values()
+    return sum(of_op["kernel"] - of_op["from_python"] for of_op in calls)
+
+
+def launched_from_python() -> int:
+    return sum(of_op["from_python"] for of_op in counters.snapshot().values())
 
 
 def on_the_same_numbers(call: Call) -> list[Tensor]:
@@ -64,9 +69,10 @@ def on_the_same_numbers(call: Call) -> list[Tensor]:
 
 def main() -> None:
     for kind, call in calls_of_every_kind().items():
-        before = launched_from_cpp()
+        before, by_python = launched_from_cpp(), launched_from_python()
         expected = on_the_same_numbers(call)
         assert launched_from_cpp() == before, f"{kind}: compiled before"
+        assert launched_from_python() == by_python + 1, f"{kind}: not counted as launched from Python"
         results = on_the_same_numbers(call)
         assert launched_from_cpp() == before + 1, f"{kind}: launched from Python again"
         assert all(map(torch.equal, results, expected)), f"{kind}: C++ gives the kernel other arguments"
