@@ -19,12 +19,18 @@ def main() -> int:
     command.add_argument("--eager", action="store_true", help="with --model: as with vLLM's --enforce-eager")
     arguments = parser.parse_args()
     report = doctor.examine()
-    for_model = {} if arguments.model is None else {"model": _examine_model(arguments.model, arguments.eager)}
+    for_model, failed = {}, False
+    if arguments.model is not None:
+        try:
+            for_model["model"] = _examine_model(arguments.model, arguments.eager)
+        except Exception as error:  # whatever vLLM raises for a model, or for itself
+            failed = True
+            for_model["model"] = f"{arguments.model} cannot be examined: {type(error).__name__}: {error}"
     if arguments.json:
         print(json.dumps(report.as_dict() | for_model, indent=2))
     else:
         print(report.as_text(), *for_model.values(), sep="\n")
-    return 0 if report.active else 1
+    return 0 if report.active and not failed else 1
 
 
 def _examine_model(model: str, eager: bool) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +28,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """`kernels` and `engines` by name; `active` if any kernel is."""
+    """`kernels` and `engines` by name; `active` if any kernel is. settings: "errors" and "warnings" about variables."""
 
     versions: dict[str, str]
     kernels: dict[str, Finding]
     engines: dict[str, Finding]
+    settings: dict[str, list[str]]
 
     @property
     def active(self) -> bool:
@@ -41,6 +44,7 @@ class Report:
         return {
             "active": self.active,
             "versions": self.versions,
+            "settings": self.settings,
             **{part: {name: vars(finding) for name, finding in found.items()} for part, found in parts.items()},
         }
 
@@ -48,6 +52,8 @@ class Report:
         lines = ["serving_ops doctor: " + ", ".join(f"{name} {v}" for name, v in self.versions.items())]
         for name, finding in (self.kernels | self.engines).items():
             lines.append(f"  {name:<8}{'on ' if finding.active else 'off'}  {finding.detail}")
+        for kind, found in self.settings.items():
+            lines += [f"  {kind.removesuffix('s')}: {line}" for line in found]
         return "\n".join(lines)
 
 
@@ -55,9 +61,19 @@ def examine() -> Report:
     """Look at this machine and this environment. Starts no engine; initialises CUDA only where there is a device."""
     versions = {"serving_ops": __version__, "torch": torch.__version__}
     if importlib.util.find_spec("triton"):
-        versions["triton"] = importlib.metadata.version("triton")
-    engines = {name: _engine(name, group) for name, group in PLUGIN_GROUPS.items()}
-    return Report(versions, {"cpu": _cpu(), "cuda": _cuda()}, engines)
+        versions["triton"] = _version("triton") or "of unknown version"
+    kernels = {"cpu": _look(_cpu), "cuda": _look(_cuda)}
+    engines = {name: _look(partial(_engine, name, group)) for name, group in PLUGIN_GROUPS.items()}
+    wrong = {"errors": settings.errors(), "warnings": settings.unknown()}
+    return Report(versions, kernels, engines, wrong)
+
+
+def _look(part: Callable[[], Finding]) -> Finding:
+    """What breaks under examination is a finding too."""
+    try:
+        return part()
+    except Exception as error:
+        return Finding(False, f"{type(error).__name__}: {error}")
 
 
 def _cpu() -> Finding:
@@ -91,7 +107,10 @@ def _engine(name: str, group: str) -> Finding:
     allowed = os.environ.get({"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}[name])
     if allowed is not None and "serving_ops" not in allowed.split(","):
         return Finding(False, f"{name} {version}: its own plugin filter leaves serving_ops out: {allowed!r}")
-    mode = settings.mode()
+    try:
+        mode = settings.mode()
+    except ValueError as error:
+        return Finding(False, f"{name} {version} would load the plugin, which stays off: {error}")
     if mode == "off":
         return Finding(False, f"{name} {version} would load the plugin: set SERVING_OPS=auto")
     return Finding(True, f"{name} {version} loads the plugin, SERVING_OPS={mode}")

@@ -1,24 +1,126 @@
-"""What a user sets in the environment. Every variable starts with `SERVING_OPS`; the README lists them."""
+"""What a user sets in the environment: `VARIABLES` describes each variable, and this file alone says what it may hold.
+
+Only the readers of `SERVING_OPS` raise: the engine plugins stay off where they do. A wrong value of another variable
+means its default, and is an error line in the log.
+"""
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
-from typing import Literal, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 Mode = Literal["off", "auto", "strict"]
 MODES = ("off", "auto", "strict")
 OPS = ("fused_add_rms_norm", "rms_norm", "rms_norm_gated")
+CPU_ISAS = ("avx512", "avx2", "neon", "portable")
+"""The instruction sets that the C++ library has kernels for, by the names it knows them by."""
+
+YES = ("1", "true", "on", "yes")
+NO = ("0", "false", "off", "no")
 
 
-def _words() -> list[str]:
-    """Of `SERVING_OPS`. Raises ValueError for an unknown one, and for two modes."""
-    value = os.environ.get("SERVING_OPS", "")
-    words = [word.strip().lower() for word in value.split(",") if word.strip()]
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable.
+
+    meaning: for the README and `doctor`.
+    default: what stands for an empty value or none at all, in the README's words.
+    read: what a value means; given in lower case and without surrounding space, not empty. Raises ValueError, which
+        says what is allowed.
+    """
+
+    name: str
+    meaning: str
+    default: str
+    read: Callable[[str], Any]
+
+
+def _read_choice(value: str) -> list[str]:
+    words = [word.strip() for word in value.split(",") if word.strip()]
     if set(words) - {*MODES, *OPS}:
-        raise ValueError(f"SERVING_OPS={value!r} is not known: allowed are {', '.join(MODES)}, and {', '.join(OPS)}")
+        raise ValueError(f"is not known: allowed are {', '.join(MODES)}, and {', '.join(OPS)}")
     if sum(word in MODES for word in words) > 1:
-        raise ValueError(f"SERVING_OPS={value!r} names two modes: allowed is one of {', '.join(MODES)}")
+        raise ValueError(f"names two modes: allowed is one of {', '.join(MODES)}")
     return words
+
+
+def _read_switch(value: str) -> bool:
+    return _read_one_of(*YES, *NO)(value) in YES
+
+
+def _read_one_of(*allowed: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"is not known: allowed are {', '.join(allowed)}")
+        return value
+
+    return read
+
+
+CHOICE = Variable(
+    "SERVING_OPS",
+    "`off`, `auto`, or `strict`: a fallback or failure stops the engine's start-up, with the reason. Names of ops, "
+    "alone or behind a mode and separated by commas, leave the others to the engine: `rms_norm,fused_add_rms_norm`",
+    "off",
+    _read_choice,
+)
+PREWARM = Variable("SERVING_OPS_PREWARM", "`0` turns prewarming at engine start-up off", "1", _read_switch)
+PDL = Variable("SERVING_OPS_PDL", "`0` turns programmatic dependent launch off", "1", _read_switch)
+CPU_ISA = Variable(
+    "SERVING_OPS_CPU_ISA",
+    "`avx512`, `avx2`, `neon` or `portable`: the instruction set of the CPU kernels",
+    "the best that the CPU has",
+    _read_one_of(*CPU_ISAS),
+)
+BUILD = Variable(
+    "SERVING_OPS_BUILD",
+    "`required`: an install that cannot build the C++ library fails. Read by `pip install` alone",
+    "off",
+    _read_one_of("required", *NO),
+)
+VARIABLES = (CHOICE, PREWARM, PDL, CPU_ISA, BUILD)
+
+_logger = logging.getLogger("serving_ops")
+_refused: dict[Variable, str] = {}
+_said: set[str] = set()
+
+
+def _value(variable: Variable) -> str:
+    return os.environ.get(variable.name, "").strip().lower()
+
+
+def _read(variable: Variable) -> Any:
+    """What a variable means; None where it is empty or not set. Raises ValueError for a value that is not allowed."""
+    value = _value(variable)
+    try:
+        return variable.read(value) if value else None
+    except ValueError as error:
+        raise ValueError(f"{variable.name}={os.environ[variable.name]!r} {error}") from None
+
+
+def _read_or_default(variable: Variable) -> Any:
+    """The same, with None and a line in the log for a value that is not allowed."""
+    try:
+        return _read(variable)
+    except ValueError as error:
+        _say_once(_line(variable, str(error)))
+        return None
+
+
+def _say_once(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        _logger.error(line)
+
+
+def _line(variable: Variable, error: str) -> str:
+    if variable is CHOICE:
+        return f"serving_ops is off: {error}"
+    return f"serving_ops: {error}. The default is used: {variable.default}"
 
 
 def mode() -> Mode:
@@ -29,18 +131,18 @@ def mode() -> Mode:
 
     Raises ValueError for any other value.
     """
-    words = _words()
+    words = _read(CHOICE) or []
     return cast(Mode, next((word for word in words if word in MODES), "auto" if words else "off"))
 
 
 def ops() -> frozenset[str]:
     """The ops that the engine plugins may take: those that `SERVING_OPS` names, or all. Raises as `mode`."""
-    return frozenset(word for word in _words() if word in OPS) or frozenset(OPS)
+    return frozenset(word for word in _read(CHOICE) or [] if word in OPS) or frozenset(OPS)
 
 
 def names_ops() -> bool:
     """Whether `SERVING_OPS` names ops at all. Raises as `mode`."""
-    return any(word in OPS for word in _words())
+    return any(word in OPS for word in _read(CHOICE) or [])
 
 
 def choice() -> str:
@@ -50,10 +152,51 @@ def choice() -> str:
 
 
 def prewarm_enabled() -> bool:
-    """Whether engines prewarm the kernels at start-up: yes, unless `SERVING_OPS_PREWARM=0`."""
-    return os.environ.get("SERVING_OPS_PREWARM", "1").strip() != "0"
+    """Whether engines prewarm the kernels at start-up: yes, unless `SERVING_OPS_PREWARM` says no."""
+    return _read_or_default(PREWARM) is not False
 
 
 def pdl_enabled() -> bool:
-    """Whether kernels use programmatic dependent launch where the device has it: `SERVING_OPS_PDL=0` turns it off."""
-    return os.environ.get("SERVING_OPS_PDL", "1").strip() != "0"
+    """Whether kernels use programmatic dependent launch where the device has it: `SERVING_OPS_PDL` may say no."""
+    return _read_or_default(PDL) is not False
+
+
+def cpu_isa() -> str | None:
+    """The instruction set that `SERVING_OPS_CPU_ISA` asks for, one of `CPU_ISAS`; None for the best there is."""
+    return cast("str | None", _read_or_default(CPU_ISA))
+
+
+def refuse(variable: Variable, reason: str) -> None:
+    """Count an allowed value among the errors, because this machine cannot do what it asks for."""
+    _refused[variable] = f"{variable.name}={os.environ[variable.name]!r} {reason}"
+    _say_once(_line(variable, _refused[variable]))
+
+
+def errors() -> list[str]:
+    """A line for each variable whose value is not allowed, or that this machine cannot follow."""
+    found = [_line(variable, reason) for variable, reason in _refused.items()]
+    for variable in VARIABLES:
+        try:
+            _read(variable)
+        except ValueError as error:
+            found.append(_line(variable, str(error)))
+    return found
+
+
+def unknown() -> list[str]:
+    """A line for each variable that starts as ours do and is none of them, with the name that it may have meant."""
+    names = [variable.name for variable in VARIABLES]
+    strangers = sorted(name for name in os.environ if name.startswith("SERVING_OPS_") and name not in names)
+    return [
+        f"serving_ops knows no {name}: did you mean {difflib.get_close_matches(name, names, n=1, cutoff=0)[0]}?"
+        for name in strangers
+    ]
+
+
+def report(logger: logging.Logger) -> None:
+    """Log what is wrong with the variables: an engine's plugin does at start-up."""
+    for line in errors():
+        _said.add(line)
+        logger.error(line)
+    for line in unknown():
+        logger.warning(line)

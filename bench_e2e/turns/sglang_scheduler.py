@@ -17,8 +17,8 @@ NAME = "serving_ops_bench"
 METHOD = "serving_ops_bench"
 """Of the scheduler, for `Engine.collective_rpc`."""
 
-VARIANT = "SERVING_OPS_BENCH_VARIANT"
-"""The environment variable that names the variant."""
+VARIANT = "BENCH_E2E_VARIANT"
+"""The environment variable that names the variant. A user sets none, so it does not start with `SERVING_OPS`."""
 
 
 def register() -> None:

@@ -22,10 +22,10 @@ def register() -> None:
     lets nothing else stop the start.
     """
     flag.install(_install_as_chosen)  # first: it must be known to the command line whatever the variable says
+    settings.report(_logger)
     try:
         mode = settings.mode()
-    except ValueError as error:  # an unknown mode
-        _logger.error("serving_ops is off: %s", error)
+    except ValueError:  # in the report
         return
     if mode != "off":
         _install(strict=mode == "strict")

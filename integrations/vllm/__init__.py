@@ -19,10 +19,10 @@ def register() -> None:
 
     Repeated calls change nothing. Raises RuntimeError only where `SERVING_OPS=strict`: vLLM does not start then.
     """
+    settings.report(_logger)
     try:
         mode = settings.mode()
-    except ValueError as error:  # an unknown mode
-        _logger.error("serving_ops is off: %s", error)
+    except ValueError:  # in the report
         return
     if mode != "off":
         _install(strict=mode == "strict")

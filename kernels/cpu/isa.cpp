@@ -1,6 +1,6 @@
 #include "isa.h"
 
-#include <cstdlib>
+#include <atomic>
 #include <cstring>
 
 namespace serving_ops::cpu {
@@ -24,12 +24,9 @@ struct Usable {
   }
 };
 
-const Kernels& choose() {
-  const Kernels* const* usable = usable_kernels();
-  const char* wanted = std::getenv("SERVING_OPS_CPU_ISA");
-  for (const Kernels* const* k = usable; wanted != nullptr && *k != nullptr; ++k)
-    if (std::strcmp((*k)->isa, wanted) == 0) return **k;
-  return **usable;
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> kernels{*usable_kernels()};
+  return kernels;
 }
 
 }  // namespace
@@ -39,9 +36,15 @@ const Kernels* const* usable_kernels() {
   return usable.best_first;
 }
 
-const Kernels& chosen_kernels() {
-  static const Kernels& chosen = choose();
-  return chosen;
+const Kernels& chosen_kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+bool use_kernels(const char* isa) {
+  for (const Kernels* const* k = usable_kernels(); *k != nullptr; ++k)
+    if (std::strcmp((*k)->isa, isa) == 0) {
+      chosen().store(*k, std::memory_order_relaxed);
+      return true;
+    }
+  return false;
 }
 
 }  // namespace serving_ops::cpu

@@ -10,8 +10,10 @@ extern const Kernels avx512_kernels, avx2_kernels, neon_kernels, portable_kernel
 // The kernels of this build that this processor can run, best first, ended by null.
 const Kernels* const* usable_kernels();
 
-// The best of them, or the one that the environment variable SERVING_OPS_CPU_ISA names; a name that is not among them is
-// ignored. Chosen once.
+// The best of them, or what use_kernels chose.
 const Kernels& chosen_kernels();
+
+// Chooses those of an instruction set from here on. False, and nothing changes, where they are not among the usable ones.
+bool use_kernels(const char* isa);
 
 }  // namespace serving_ops::cpu

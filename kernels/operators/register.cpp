@@ -37,6 +37,8 @@ SERVING_OPS_EXPORT uint64_t serving_ops_kernel_calls(int op) {
   return op < 0 || op >= serving_ops::kNumOps ? 0 : serving_ops::kernel_calls[op].load(std::memory_order_relaxed);
 }
 
+SERVING_OPS_EXPORT int serving_ops_cpu_use(const char* isa) { return serving_ops::cpu::use_kernels(isa); }
+
 SERVING_OPS_EXPORT const char* serving_ops_cpu_isa() { return serving_ops::cpu::chosen_kernels().isa; }
 
 SERVING_OPS_EXPORT void serving_ops_cuda_add_variant(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows,

@@ -35,6 +35,19 @@ def test_an_unknown_mode_is_an_error_in_the_log_and_raises_nothing(
     assert "'stirct' is not known" in caplog.text
 
 
+def test_wrong_variables_are_lines_of_sglangs_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SERVING_OPS", "off")
+    monkeypatch.setenv("SERVING_OPS_CPU_ISA", "sse4")
+    monkeypatch.setenv("SERVING_OPS_PREWARN", "0")
+    register()
+    assert [(record.name, record.levelname) for record in caplog.records] == [
+        ("sglang.serving_ops", "ERROR"),
+        ("sglang.serving_ops", "WARNING"),
+    ]
+
+
 def test_without_hooks_auto_is_off_and_one_line_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -50,6 +51,23 @@ def test_an_unknown_mode_installs_nothing_and_raises_nothing(
     monkeypatch.setenv("SERVING_OPS", "stirct")
     register()
     assert installed == []
+
+
+@pytest.mark.parametrize("mode", ["off", "auto"])
+def test_wrong_variables_are_lines_of_vllms_log_and_install_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, installed: list[str], mode: str
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    monkeypatch.setenv("SERVING_OPS", mode)
+    monkeypatch.setenv("SERVING_OPS_PDL", "maybe")
+    monkeypatch.setenv("SERVING_OPS_PREWARN", "0")
+    register()
+    assert [(record.name, record.levelname) for record in caplog.records] == [
+        ("vllm.serving_ops", "ERROR"),
+        ("vllm.serving_ops", "WARNING"),
+    ]
+    assert "SERVING_OPS_PDL='maybe' is not known" in caplog.text
+    assert installed == (WITH_IR if mode == "auto" else [])
 
 
 @pytest.mark.parametrize("mode", ["auto", "strict"])
