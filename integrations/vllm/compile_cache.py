@@ -1,7 +1,7 @@
 """vLLM's compile-cache keys tell engines with serving_ops from those without, and its versions apart.
 
 vLLM hashes its known environment variables into every compile-cache key, but neither plugins nor out-of-tree
-classes. Registered under the name of our own switch, the variable also travels to Ray workers.
+classes. It also copies the variables that it knows to its Ray workers, so all of ours become known to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import serving_ops
 from serving_ops import extension, settings
 from serving_ops.integrations.vllm import features
 
-VARIABLE = "SERVING_OPS"
+VARIABLE = settings.CHOICE.name
+"""Its factor stands for all that changes compiled code."""
 
 
 APART = {"bench_e2e", "integrations", "kernels"}
@@ -46,22 +47,29 @@ def source_hash() -> str:
 
 
 def compile_key() -> str:
-    """What vLLM hashes for `VARIABLE`: version, source hash, mode, ops, how RMSNorm is reached, what stays vLLM's.
+    """What vLLM hashes for `VARIABLE`: version, source hash, settings, how RMSNorm is reached, what stays vLLM's.
 
     Graphs call the operators by name, so the C++ library's code is not part of it. Whether there is a library is: it
     decides which of vLLM's classes are replaced.
     """
     reached = "ir" if features.has_ir() else "class"
     library = "python" if extension.cpp_library() is None else "cpp"
+    launch = "pdl" if settings.pdl_enabled() else "plain"
     native = sorted(features.native_ops | set(features.failures))
-    parts = [serving_ops.__version__, source_hash(), settings.choice(), reached, library, *native]
+    parts = [serving_ops.__version__, source_hash(), settings.choice(), reached, library, launch, *native]
     return "-".join(parts)
 
 
 def install() -> None:
-    """Make `compile_key` a factor of vLLM's compile-cache keys."""
+    """Make `compile_key` a factor of vLLM's compile-cache keys, and our variables ones that it copies."""
     from vllm import envs
 
     if not hasattr(envs, "compile_factors"):
         raise RuntimeError("this vLLM does not hash vllm.envs.environment_variables into its compile-cache keys")
+    for variable in settings.VARIABLES:
+        envs.environment_variables[variable.name] = _no_factor
     envs.environment_variables[VARIABLE] = compile_key
+
+
+def _no_factor() -> None:
+    """The same for every value: `compile_key` holds what matters of it."""

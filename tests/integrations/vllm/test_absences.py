@@ -18,7 +18,7 @@ pytest.importorskip("vllm")
 import vllm
 from in_process import DEVICE, HEAD, HIDDEN, rows
 
-from serving_ops import extension
+from serving_ops import extension, settings
 from serving_ops.integrations.vllm import features, ir_providers, priority, register, startup
 
 pytestmark = pytest.mark.skipif(
@@ -37,7 +37,8 @@ def _unregistered(registered: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(WorkerBase, "__init__", inspect.unwrap(WorkerBase.__init__))
     wrapped = getattr(type(current_platform), priority._METHOD).__func__
     monkeypatch.setattr(type(current_platform), priority._METHOD, classmethod(inspect.unwrap(wrapped)))
-    monkeypatch.delitem(envs.environment_variables, "SERVING_OPS")
+    for variable in settings.VARIABLES:
+        monkeypatch.delitem(envs.environment_variables, variable.name)
     for op in priority.OPS:
         for provider in ir_providers.OURS & getattr(ir.ops, op).impls.keys():
             monkeypatch.delitem(getattr(ir.ops, op).impls, provider)
@@ -55,7 +56,8 @@ def _nothing_is_installed() -> bool:
     ours = [name for name in op_registry_oot if op_registry_oot[name].__name__.startswith("ServingOps")]
     providers = [op for op in priority.OPS if ir_providers.OURS & getattr(ir.ops, op).impls.keys()]
     hooked = getattr(WorkerBase.__init__, "by_serving_ops", False)
-    return not (ours or providers or hooked or "SERVING_OPS" in envs.environment_variables)
+    known = {variable.name for variable in settings.VARIABLES} & envs.environment_variables.keys()
+    return not (ours or providers or hooked or known)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 
 from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, rows, survey
 
-from serving_ops import Explanation, NormSpec, PrewarmReport, counters, extension
+from serving_ops import Explanation, NormSpec, PrewarmReport, counters, extension, settings
 from serving_ops.integrations.vllm import (
     compile_cache,
     features,
@@ -110,6 +110,26 @@ def test_a_class_is_replaced_where_none_of_its_ops_is_left_out(monkeypatch: pyte
     monkeypatch.setenv("SERVING_OPS", "rms_norm,rms_norm_gated")
     wanted = {feature for feature in features.FEATURES if features._is_wanted(feature)}
     assert wanted == {*features.FEATURES} - {features.GEMMA_RMS_NORM, features.RMS_NORM}
+
+
+def test_vllm_copies_all_our_variables_to_its_ray_workers() -> None:
+    from vllm.ray.ray_env import get_env_vars_to_copy
+    from vllm.v1.executor.ray_utils import WORKER_SPECIFIC_ENV_VARS
+
+    assert {variable.name for variable in settings.VARIABLES} <= get_env_vars_to_copy(WORKER_SPECIFIC_ENV_VARS)
+
+
+def test_the_compile_cache_key_changes_with_dependent_launch_and_not_with_prewarming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm import envs
+
+    before = envs.compile_factors()
+    monkeypatch.setenv("SERVING_OPS_PREWARM", "off")
+    monkeypatch.setenv("SERVING_OPS_PDL", "yes")
+    assert envs.compile_factors() == before
+    monkeypatch.setenv("SERVING_OPS_PDL", "no")
+    assert envs.compile_factors() != before
 
 
 @pytest.mark.parametrize("other", ["strict", "off", "rms_norm"])
