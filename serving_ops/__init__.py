@@ -13,7 +13,7 @@ _beside = _Path(__file__).resolve().parent.parent
 if (_beside / "pyproject.toml").is_file() and str(_beside) not in __path__:
     __path__.append(str(_beside))
 
-from serving_ops import counters, reference, settings  # noqa: E402
+from serving_ops import counters, installation, reference, settings  # noqa: E402
 from serving_ops.explain import Explanation, explain  # noqa: E402
 from serving_ops.extension import cpp_library  # noqa: E402
 from serving_ops.ops import backward as _backward  # noqa: E402, F401 (registers)
@@ -23,6 +23,8 @@ from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
 from serving_ops.prewarm import NormSpec, PrewarmReport, prewarm  # noqa: E402
 from serving_ops.version import __version__  # noqa: E402
+
+installation.warn_without_library()
 
 __all__ = [
     "Explanation",

@@ -13,14 +13,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+PIP_WHEEL = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w")
+NO_COMPILER = {"CXX": "/no/compiler/here"}
+
+
 def build(directory: Path, **environment: str) -> Path:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", directory, ROOT],
-        check=True,
-        env=os.environ | environment,
-    )
+    subprocess.run([*PIP_WHEEL, directory, ROOT], check=True, env=os.environ | environment)
     (wheel,) = directory.glob("*.whl")
     return wheel
+
+
+def refuse_to_build(directory: Path, **environment: str) -> str:
+    """What pip says where it builds no wheel."""
+    done = subprocess.run(
+        [*PIP_WHEEL, directory, ROOT], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert not list(directory.glob("*.whl"))
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pure_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("pure"), CXX="/no/compiler/here")
+    return build(tmp_path_factory.mktemp("pure"), **NO_COMPILER, SERVING_OPS_BUILD="off")
 
 
 def names(wheel: Path) -> list[str]:
@@ -83,7 +93,25 @@ def test_without_a_compiler_a_pure_wheel_is_built_that_works(pure_wheel: Path, t
     # -S keeps the editable install's import hook, which a .pth file loads, out of the way.
     site_packages = [path for path in sys.path if path.endswith("site-packages")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *site_packages])}
-    subprocess.run([sys.executable, "-S", "-c", program], check=True, cwd=tmp_path, env=environment)
+    command = [sys.executable, "-S", "-c", program]
+    done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr.count("SERVING_OPS_BUILD=required pip install --no-build-isolation") == 1
+
+
+def test_where_the_library_is_required_a_missing_compiler_is_an_error(tmp_path: Path) -> None:
+    said = refuse_to_build(tmp_path, **NO_COMPILER, SERVING_OPS_BUILD="Required")
+    assert "/no/compiler/here" in said
+
+
+def test_where_the_library_is_required_a_missing_torch_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not here')\n")
+    said = refuse_to_build(tmp_path, PYTHONPATH=str(tmp_path), SERVING_OPS_BUILD="required")
+    assert "torch is not here" in said
+
+
+def test_a_misspelt_requirement_is_an_error_too(tmp_path: Path) -> None:
+    said = " ".join(refuse_to_build(tmp_path, SERVING_OPS_BUILD="requird").split())  # CMake wraps lines
+    assert "SERVING_OPS_BUILD='requird' is not known: allowed are required, 0, false, off, no" in said
 
 
 def test_a_checkout_does_not_shadow_the_published_kernels_package(tmp_path: Path) -> None:
