@@ -24,7 +24,12 @@ Named = tuple[str, Tensor | None]
 
 @cache
 def no_triton() -> str | None:
-    """Why Triton kernels cannot run in this process at all, or None."""
+    """Why our Triton kernels cannot run in this process at all, or None.
+
+    On ROCm tensors say that they are on CUDA, but the kernels hold PTX and ask for dependent launches.
+    """
+    if torch.version.hip is not None:
+        return "no kernels for ROCm"
     return None if importlib.util.find_spec("triton") else "Triton is not installed"
 
 
