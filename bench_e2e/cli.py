@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +16,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from serving_ops.bench_e2e import environment, options, presets, redact, table
+from serving_ops.bench_e2e.arguments import model_label
 from serving_ops.bench_e2e.load import Load
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
@@ -23,6 +24,7 @@ from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.report import print_result
 from serving_ops.bench_e2e.result import Result, Round
 from serving_ops.bench_e2e.rounds import Experiment, run_rounds
+from serving_ops.bench_e2e.saving import save
 from serving_ops.bench_e2e.server import Address
 
 BUSY_SHARE = 0.25  # of the cores: on 2 cores, one compiler beside a server slows it by up to 3 times
@@ -56,38 +58,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve_and_measure(words: list[str]) -> int:
     chosen = options.parse(words)
     console = Console(highlight=False)
-    end_as_if_interrupted()
     work = Path(tempfile.mkdtemp(prefix="serving-ops-bench-"))
-    keep_work = True
-    try:
-        experiment = _experiment(chosen, work)
-        servers = len(chosen.variants) * chosen.rounds
-        console.print(f"{servers} servers, one after another; logs in {work}", soft_wrap=True)
-        if environment.busy_cores() > BUSY_SHARE * environment.hardware().cores:
-            console.print("[yellow]the machine is busy with other work: the figures will be noisy[/yellow]")
+    experiment = _experiment(chosen, work)
+    rounds: dict[str, list[Round]] = {variant: [] for variant in chosen.variants}
+    servers = len(chosen.variants) * chosen.rounds
+    console.print(f"{servers} servers, one after another; logs in {work}", soft_wrap=True)
+    if environment.busy_cores() > BUSY_SHARE * environment.hardware().cores:
+        console.print("[yellow]the machine is busy with other work: the figures will be noisy[/yellow]")
+
+    def measure() -> None:
         with Progress(console, servers) as progress:
-            rounds = run_rounds(experiment, work, progress)
-        result = _result(chosen, experiment, words, rounds, work)
+            run_rounds(experiment, work, progress, rounds)
+
+    status = run_to_the_end(measure, console, work)
+    whole = min(map(len, rounds.values()))
+    if whole:
+        measured = {variant: entries[:whole] for variant, entries in rounds.items()}
+        result = _result(chosen, experiment, words, measured, work)
         _publish(result, chosen.out, console)
-        keep_work = chosen.keep_logs or not result.active()
-        return 0 if result.active() else INACTIVE
+        status = status or (0 if result.active() else INACTIVE)
+    if status == 0 and not chosen.keep_logs:
+        shutil.rmtree(work, ignore_errors=True)
+    return status
+
+
+def run_to_the_end(measure: Callable[[], None], console: Console, work: Path) -> int:
+    """The exit status, and in words what ended `measure` early. What was measured until then can still be saved."""
+    end_as_if_interrupted()
+    try:
+        measure()
     except ChildFailed as error:
-        console.print(f"[bold red]failed[/bold red] in {progress.label}: ", end="")
+        console.print("[bold red]failed[/bold red]: ", end="")
         console.print(str(error), markup=False, soft_wrap=True)
         return FAILED
     except KeyboardInterrupt:
-        console.print(f"[bold]interrupted[/bold]; no server is left, the logs are in {work}", soft_wrap=True)
+        console.print(f"[bold]interrupted[/bold]; no process is left, the logs are in {work}", soft_wrap=True)
         return INTERRUPTED
-    finally:
-        if not keep_work:
-            shutil.rmtree(work, ignore_errors=True)
+    return 0
 
 
 def _experiment(chosen: argparse.Namespace, work: Path) -> Experiment:
-    serve_args = [word for words in chosen.serve_args for word in shlex.split(words)]
+    serve_args = chosen.serve_args
     if chosen.model:
-        local = Path(chosen.model).expanduser()
-        model = tokenizer = str(local.resolve()) if local.is_dir() else chosen.model
+        model = tokenizer = chosen.model
     else:
         folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device)
         model, tokenizer = str(folder), str(presets.tokenizer_of(folder))
@@ -133,7 +146,7 @@ def _result(
         command=environment.command_line(options.COMMAND, words),
         serve_command=served.replace(f"{work}/", "").replace(sys.executable, "python"),
         engine=chosen.engine,
-        model=redact.value_of("model", chosen.model or f"preset {chosen.preset}"),
+        model=redact.value_of("model", model_label(chosen)),
         device=experiment.device,
         eager=experiment.eager,
         load=experiment.load,
@@ -144,11 +157,13 @@ def _result(
 
 
 def _publish(result: Result, out: Path, console: Console) -> None:
+    written = save(result.to_json(), out / f"{result.name}.json")
+    console.print(f"wrote {written}", soft_wrap=True)
     print_result(result, console)
-    out.mkdir(parents=True, exist_ok=True)
-    written = out / f"{result.name}.json"
-    written.write_text(result.to_json())
-    console.print(f"wrote {written} and {write_plot(result, written.with_suffix('.png'))}", soft_wrap=True)
+    try:
+        console.print(f"wrote {write_plot(result, written.with_suffix('.png'))}", soft_wrap=True)
+    except Exception as error:  # the drawing library is another project's, and may be missing
+        console.print(f"no picture: {error!r}", markup=False, soft_wrap=True)
 
 
 def end_as_if_interrupted() -> None:

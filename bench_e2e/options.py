@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.bench_e2e import environment, presets
+from serving_ops.bench_e2e import arguments, environment, presets
+from serving_ops.bench_e2e.arguments import (
+    at_least_1,
+    at_least_2,
+    check_length,
+    check_writable,
+    file_name,
+    port,
+    server_words,
+)
 from serving_ops.bench_e2e.engines import ENGINES
 from serving_ops.bench_e2e.result import OURS
+from serving_ops.bench_e2e.rounds import SPARE_TOKENS
 from serving_ops.bench_e2e.server import VARIANTS
 
 COMMAND = "python -m serving_ops.bench_e2e"
@@ -41,6 +51,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     for option, value in {**DEFAULTS[options.device], **EVERYWHERE, **quick}.items():
         if getattr(options, option) is None:
             setattr(options, option, value)
+    check_length(parser, options, options.input_len + options.output_len + SPARE_TOKENS)
+    check_writable(parser, *(options.out / f"{options.name or 'result'}{ending}" for ending in (".json", ".png")))
     return options
 
 
@@ -57,15 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=at_least_1, help="servers of each variant (default: 5)")
     add("--num-prompts", type=at_least_1, help="measured requests a round (default: 12 on CPU, 64 on CUDA)")
     add("--input-len", type=at_least_1, help="tokens (default: 512)")
-    add("--output-len", type=_at_least_2, help="tokens (default: 32 on CPU, 128 on CUDA)")
+    add("--output-len", type=at_least_2, help="tokens (default: 32 on CPU, 128 on CUDA)")
     add("--concurrency", type=at_least_1, help="requests in flight (default: 1)")
     add("--num-warmups", type=at_least_1, help="unmeasured requests (default: 2)")
     add("--quick", action="store_true", help="one tiny round: does it work at all?")
-    add("--port", type=_port, metavar="auto|N", help="of the server (default: a free one)")
-    add("--serve-args", action="append", default=[], metavar="ARGS", help="more for the server, quoted")
+    add("--port", type=port, metavar="auto|N", help="of the server (default: a free one)")
+    add("--serve-args", type=server_words, action="extend", default=[], metavar="ARGS", help="more for the server")
     add("--start-timeout", type=at_least_1, default=600, help="seconds a server may take (default: 600)")
     add("--out", type=Path, default=Path("bench_results"), help="for JSON and PNG (default: %(default)s)")
-    add("--name", help="of both files (default: date, engine, device, model and mode)")
+    add("--name", type=file_name, help="of both files (default: date, engine, device, model and mode)")
     add("--keep-logs", action="store_true", help="keep the servers' logs; after a failure they stay anyway")
     return parser
 
@@ -74,7 +86,7 @@ def add_model_and_mode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="vllm", help="default: %(default)s")
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
-    model.add_argument("--model", help="a folder or a hub name instead of a preset")
+    model.add_argument("--model", type=arguments.model, help="a folder or a hub name instead of a preset")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
     mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
@@ -125,21 +137,3 @@ def check_sglang(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     """What SGLang has no second mode for."""
     if options.engine == "sglang" and options.device == "cpu" and options.eager is False:
         parser.error("--compiled: SGLang compiles nothing on CPU")
-
-
-def at_least_1(text: str) -> int:
-    return _at_least(text, 1)
-
-
-def _at_least_2(text: str) -> int:
-    return _at_least(text, 2)  # TPOT is the time between tokens
-
-
-def _at_least(text: str, least: int) -> int:
-    if not text.isdigit() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: whole numbers from {least}")
-    return int(text)
-
-
-def _port(text: str) -> int | None:
-    return None if text == "auto" else _at_least(text, 1)

@@ -33,12 +33,12 @@ def print_result(result: Result, console: Console) -> None:
     table.add_column("ms", no_wrap=True)
     for variant in result.rounds:
         table.add_column(variant, justify="right", no_wrap=True)
-    if result.ratio(ROWS[0][1]):
+    if result.compared:
         table.add_column(f"{OURS} / {BASELINE}", justify="right", no_wrap=True)
     for label, metric in ROWS:
         cells = [Text(spread_text(result.spread(variant, metric))) for variant in result.rounds]
-        ratio = result.ratio(metric)
-        table.add_row(label, *cells, *([_coloured(ratio)] if ratio else []), end_section=label.startswith("TTFT p99"))
+        ratio = [_coloured(result.ratio(metric))] if result.compared else []
+        table.add_row(label, *cells, *ratio, end_section=label.startswith("TTFT p99"))
     console.print(table)
     if disturbed(result):
         console.print(
@@ -101,14 +101,16 @@ def spread_text(value: Spread) -> str:
     return f"{value.median:.{digits}f} [{value.low:.{digits}f}-{value.high:.{digits}f}]"
 
 
-def ratio_text(value: Ratio) -> str:
+def ratio_text(value: Ratio | None) -> str:
+    if value is None:
+        return "none"
     if value.low is None:
         return f"{value.ratio:.3f} [1 round]"
     return f"{value.ratio:.3f} [{value.low:.3f}-{value.high:.3f}]"
 
 
-def _coloured(value: Ratio) -> Text:
-    if value.low is None or value.high is None or value.low <= 1 <= value.high:
+def _coloured(value: Ratio | None) -> Text:
+    if value is None or value.low is None or value.high is None or value.low <= 1 <= value.high:
         style = ""
     else:
         style = "green" if value.high < 1 else "red"

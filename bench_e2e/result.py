@@ -50,9 +50,14 @@ class Result:
     def spread(self, variant: str, metric: str) -> Spread:
         return spread(self.times(variant, metric))
 
+    @property
+    def compared(self) -> bool:
+        """Whether both were measured."""
+        return {BASELINE, OURS} <= set(self.rounds)
+
     def ratio(self, metric: str) -> Ratio | None:
-        """serving_ops over native, None if only one of them was measured."""
-        if not {BASELINE, OURS} <= set(self.rounds):
+        """serving_ops over native; None if only one of them was measured, or a time is not positive."""
+        if not self.compared:
             return None
         return paired_ratio(self.times(BASELINE, metric), self.times(OURS, metric))
 

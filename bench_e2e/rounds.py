@@ -52,16 +52,14 @@ def turns(variants: Sequence[str], rounds: int) -> Iterator[tuple[int, int, str]
             yield number, place, variant
 
 
-def run_rounds(experiment: Experiment, work: Path, progress: Progress) -> dict[str, list[Round]]:
-    """Measure everything; logs and the client's own JSON stay in `work`. Raises ChildFailed."""
-    measured: dict[str, list[Round]] = {variant: [] for variant in experiment.variants}
+def run_rounds(experiment: Experiment, work: Path, progress: Progress, measured: dict[str, list[Round]]) -> None:
+    """Add every round to those of its variant; logs and the client's own JSON stay in `work`. Raises ChildFailed."""
     for number, place, variant in turns(experiment.variants, experiment.rounds):
         progress.begin(f"round {number} of {experiment.rounds}, {variant}")
         entry = _one_turn(experiment, work, progress, variant, number, place)
         measured[variant].append(entry)
         times = entry.times_ms
         progress.end(f"TTFT {times['median_ttft_ms']:.1f} ms, TPOT {times['median_tpot_ms']:.2f} ms (medians)")
-    return measured
 
 
 def _one_turn(experiment: Experiment, work: Path, progress: Progress, variant: str, number: int, place: int) -> Round:

@@ -40,15 +40,16 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
+def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio | None:
     """`other / baseline`, round by round: what a slow minute of the machine does to both cancels.
 
-    Raises ValueError if the rounds do not pair up, there are none, or a value is not positive.
+    None where a value is not positive: a short load's noise can be larger than its time per token. Raises ValueError
+    if the rounds do not pair up, or there are none.
     """
     if len(baseline) != len(other) or not baseline:
         raise ValueError(f"rounds do not pair up: {len(baseline)} against {len(other)}")
     if min(*baseline, *other) <= 0:
-        raise ValueError(f"times have to be positive: {[*baseline, *other]}")
+        return None
     logs = [math.log(b / a) for a, b in zip(baseline, other, strict=True)]
     centre = statistics.fmean(logs)
     if len(logs) == 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serving_ops.bench_e2e.report import ROWS, load, machine, ratio_text, rounds, spread_text
@@ -26,12 +26,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result JSON")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
     arguments = parser.parse_args(argv)
+    return write_all(arguments.files, lambda path: markdown(load_result(path)), arguments.readme)
+
+
+def write_all(files: Sequence[Path], render: Callable[[Path], str], page: Path | None, ending: str = "") -> int:
+    """The tables of result files; `ending` is that of their markers' names. Exit status 1, with a sentence, for a file
+    that is no result, and for a page without its marker."""
     try:
-        write({path.stem: markdown(load_result(path)) for path in arguments.files}, arguments.readme)
+        write({f"{path.stem}{ending}": _rendered(render, path) for path in files}, page)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _rendered(render: Callable[[Path], str], path: Path) -> str:
+    try:
+        return render(path)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        known = isinstance(error, ValueError) and str(path) in str(error)
+        raise error if known else ValueError(f"{path} is no result of this bench: {error!r}") from error
 
 
 def write(tables: dict[str, str], page: Path | None) -> None:
@@ -44,7 +58,7 @@ def write(tables: dict[str, str], page: Path | None) -> None:
 
 def markdown(result: Result) -> str:
     variants = list(result.rounds)
-    ratio_column = [f"{OURS} / {BASELINE}, 95% interval"] if result.ratio(ROWS[0][1]) else []
+    ratio_column = [f"{OURS} / {BASELINE}, 95% interval"] if result.compared else []
     header = ["ms", *variants, *ratio_column]
     rows = [_row(result, label, metric) for label, metric in ROWS]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
@@ -70,9 +84,8 @@ def _literal(text: str) -> str:
 
 
 def _row(result: Result, label: str, metric: str) -> list[str]:
-    ratio = result.ratio(metric)
     cells = [spread_text(result.spread(variant, metric)) for variant in result.rounds]
-    return [label, *cells, *([ratio_text(ratio)] if ratio else [])]
+    return [label, *cells, *([ratio_text(result.ratio(metric))] if result.compared else [])]
 
 
 def _heading(result: Result) -> str:

@@ -11,10 +11,13 @@ import torch
 from rich.console import Console
 
 from serving_ops.bench_e2e import environment
+from serving_ops.bench_e2e.arguments import check_writable, names, numbers, shapes
+from serving_ops.bench_e2e.cli import FAILED, INTERRUPTED, end_as_if_interrupted
 from serving_ops.bench_e2e.ops import cases, peers, report, table
-from serving_ops.bench_e2e.ops.cases import Shape
+from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import OURS, Contestant, eager, inductor, ours
 from serving_ops.bench_e2e.ops.session import Session
+from serving_ops.bench_e2e.options import check_switch
 
 COMMAND = "python -m serving_ops.bench_e2e --ops"
 WIDTH_WITHOUT_TERMINAL = 180  # columns: a log takes any, and a dozen contestants need them
@@ -42,12 +45,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/ops-<device>.json")
     options = parser.parse_args(arguments)
+    check_switch(parser)
+    check_gpu(parser, options.device)
     known = cases.regimes_for(options.device)
     options.regime = options.regime or (cases.CUDA_STANDARD if options.device == "cuda" else known)
     for given, allowed in ((options.regime, known), (options.op, cases.OPS)):
         unknown = [name for name in given if name not in allowed]
         if unknown:
             parser.error(f"{', '.join(unknown)}: on {options.device} choose from {', '.join(allowed)}")
+    options.out = options.out or report.default_path(options.device)
+    check_writable(parser, options.out)
     return options
 
 
@@ -65,8 +72,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     wanted = {OURS, *(options.contestants or [entrant.name for entrant in available])}
     entrants = [entrant for entrant in available if entrant.name in wanted]
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    path = options.out or report.default_path(options.device)
-    session = Session(console, options.device, command, entrants, absent, path, options.quick)
+    session = Session(console, options.device, command, entrants, absent, options.out, options.quick)
     for adapter, reason in absent.items():
         session.say(f"left out: {adapter} ({reason})")
     not_here = sorted(wanted - {entrant.name for entrant in entrants})
@@ -75,22 +81,25 @@ def _run(options: argparse.Namespace, command: str) -> int:
         fault = f"not here: {', '.join(not_here)}; there are {there_are}" if not_here else "no such size here"
         session.say(fault)
         return NOTHING_TO_MEASURE
-    session.run(planned)
-    return 1 if any(OURS in result.problems for result in session.results) else 0
+    return measure_all(session, planned)
+
+
+def measure_all(session: Session, planned: Sequence[Case]) -> int:
+    """The exit status of a run of these cases."""
+    end_as_if_interrupted()
+    try:
+        session.run(planned)
+    except KeyboardInterrupt:
+        session.say(f"interrupted; what was measured is in {session.path}")
+        return INTERRUPTED
+    return FAILED if any(OURS in result.problems for result in session.results) else 0
+
+
+def check_gpu(parser: argparse.ArgumentParser, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU on this machine")
 
 
 def _available(options: argparse.Namespace) -> tuple[list[Contestant], dict[str, str]]:
     others, absent = peers.load(peers.adapters_for(options.device, libraries=options.peers))
     return [ours(), eager(), inductor(), *others], absent
-
-
-def names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in names(text))
-
-
-def shapes(text: str) -> tuple[Shape, ...]:
-    return tuple(tuple(int(extent) for extent in shape.split("x")) for shape in names(text))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from serving_ops.bench_e2e import environment
 from serving_ops.bench_e2e.ops.results import CaseResult
+from serving_ops.bench_e2e.saving import save
 
 FORMAT = 1
 
@@ -45,9 +46,8 @@ def make_report(
     }
 
 
-def write(report: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+def write(report: dict[str, Any], path: Path) -> Path:
+    return save(json.dumps(report, indent=1) + "\n", path)
 
 
 def default_path(device: str, what: str = "ops") -> Path:

@@ -55,10 +55,11 @@ class Session:
         return table.blocks(report)
 
     def save(self) -> dict[str, Any]:
+        """The report; `path` is where it lies from now on."""
         made = report.make_report(
             self.device, self.command, self.contestants, self.absent, self.results, self.copy_tb_s
         )
-        report.write(made, self.path)
+        self.path = report.write(made, self.path)
         return made
 
     def say(self, line: str) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving_ops.bench_e2e.ops.contestants import OURS
-from serving_ops.bench_e2e.table import write
+from serving_ops.bench_e2e.table import write_all
 
 Result = dict[str, Any]  # one element of the JSON's "results"
 NOT_A_PEER = "eager"  # nobody serves with it; its times at large sizes are page faults
@@ -51,15 +51,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
     parser.add_argument("--summary", action="store_true", help="a line a regime and op instead of a line a size")
     arguments = parser.parse_args(argv)
-    reports = {path.stem: json.loads(path.read_text()) for path in arguments.files}
     if arguments.summary:
         from serving_ops.bench_e2e.ops import summary
 
-        tables = {f"{name}-summary": summary.render(report) for name, report in reports.items()}
+        render, ending = summary.render, "-summary"
     else:
-        tables = {name: render_markdown(report) for name, report in reports.items()}
-    write(tables, arguments.readme)
-    return 0
+        render, ending = render_markdown, ""
+    return write_all(arguments.files, lambda path: render(json.loads(path.read_text())), arguments.readme, ending)
 
 
 def blocks(report: dict[str, Any]) -> list[Block]:

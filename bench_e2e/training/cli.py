@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 
 from serving_ops.bench_e2e import environment
+from serving_ops.bench_e2e.arguments import check_writable, names, numbers, shapes
 from serving_ops.bench_e2e.ops import report
 from serving_ops.bench_e2e.ops.cases import DTYPES
-from serving_ops.bench_e2e.ops.cli import NOTHING_TO_MEASURE, WIDTH_WITHOUT_TERMINAL, names, numbers, shapes
+from serving_ops.bench_e2e.ops.cli import NOTHING_TO_MEASURE, WIDTH_WITHOUT_TERMINAL, check_gpu, measure_all
 from serving_ops.bench_e2e.ops.contestants import OURS
 from serving_ops.bench_e2e.options import check_switch
 from serving_ops.bench_e2e.training import cases, peers, table
@@ -49,11 +50,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/training-<device>.json")
     options = parser.parse_args(arguments)
     check_switch(parser)
+    check_gpu(parser, options.device)
     known = {"op": cases.OPS, "regime": cases.regimes_for(options.device), "dtype": tuple(DTYPES)}
     for option, allowed in known.items():
         unknown = [name for name in getattr(options, option) if name not in allowed]
         if unknown:
             parser.error(f"{', '.join(unknown)}: on {options.device} choose from {', '.join(allowed)}")
+    options.out = options.out or report.default_path(options.device, "training")
+    check_writable(parser, options.out)
     return options
 
 
@@ -72,13 +76,11 @@ def _run(options: argparse.Namespace, command: str) -> int:
     wanted = {OURS, *(options.contestants or [entrant.name for entrant in available])}
     entrants = [entrant for entrant in available if entrant.name in wanted]
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    path = options.out or report.default_path(options.device, "training")
-    session = Session(console, options.device, command, entrants, absent, path, options.quick)
+    session = Session(console, options.device, command, entrants, absent, options.out, options.quick)
     for project, reason in absent.items():
         session.say(f"left out: {project} ({reason})")
     not_here = sorted(wanted - {entrant.name for entrant in available})
     if not planned or not_here:
         session.say(f"not here: {', '.join(not_here)}" if not_here else "no such size here")
         return NOTHING_TO_MEASURE
-    session.run(planned)
-    return 1 if any(OURS in result.problems for result in session.results) else 0
+    return measure_all(session, planned)

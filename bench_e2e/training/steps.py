@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,11 +21,15 @@ import torch
 
 from serving_ops import nn
 from serving_ops.bench_e2e import environment, presets
-from serving_ops.bench_e2e.options import at_least_1, check_switch
+from serving_ops.bench_e2e.arguments import at_least_1, check_writable
+from serving_ops.bench_e2e.cli import INTERRUPTED, end_as_if_interrupted
+from serving_ops.bench_e2e.ops.cli import check_gpu
+from serving_ops.bench_e2e.options import check_switch
 from serving_ops.bench_e2e.report import ratio_text, spread_text
 from serving_ops.bench_e2e.result import BASELINE, OURS
+from serving_ops.bench_e2e.saving import save
 from serving_ops.bench_e2e.stats import RATIO_METHOD, paired_ratio, spread
-from serving_ops.bench_e2e.table import write
+from serving_ops.bench_e2e.table import write_all
 
 COMMAND = "python -m serving_ops.bench_e2e --training steps"
 WARM_UP = 3  # steps: the first ones compile, and allocate what later ones reuse
@@ -36,13 +41,26 @@ def main(argv: Sequence[str]) -> int:
     if list(argv[:1]) == ["table"]:
         return _table(argv[1:])
     options = _parse(argv)
-    report = measure(options, environment.command_line(COMMAND, argv))
-    path = options.out or Path("bench_results") / f"steps-{options.device}-{options.preset}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    report: dict[str, Any] = {}
+    end_as_if_interrupted()
+    try:
+        measure(options, environment.command_line(COMMAND, argv), report)
+    except KeyboardInterrupt:
+        print("interrupted")
+        return INTERRUPTED
+    finally:
+        if all(report.get("step_ms", {"": []}).values()):
+            path = save(json.dumps(_whole_rounds(report), indent=1) + "\n", options.out)
+            print(f"written to {path}; for a page: {COMMAND} table {path} --readme PAGE\n")
     print(markdown(report))
-    print(f"\nwritten to {path}; for a page: {COMMAND} table {path} --readme PAGE")
     return 0
+
+
+def _whole_rounds(report: dict[str, Any]) -> dict[str, Any]:
+    """Without the step that only one of the models took before it was interrupted."""
+    times = report["step_ms"]
+    whole = min(map(len, times.values()))
+    return {**report, "step_ms": {name: taken[:whole] for name, taken in times.items()}}
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -58,6 +76,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/steps-<device>-<preset>.json")
     options = parser.parse_args(argv)
     check_switch(parser)
+    check_gpu(parser, options.device)
+    if not importlib.util.find_spec("transformers"):
+        parser.error("transformers is not installed: pip install transformers")
+    options.out = options.out or Path("bench_results") / f"steps-{options.device}-{options.preset}.json"
+    check_writable(parser, options.out)
     options.batch = options.batch or _batch(BATCH[options.device])
     return options
 
@@ -67,15 +90,15 @@ def _batch(text: str) -> tuple[int, int]:
     return at_least_1(sequences), at_least_1(tokens)
 
 
-def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
+def measure(options: argparse.Namespace, command: str, report: dict[str, Any]) -> None:
+    """Fills `report`; its times grow while the steps are taken."""
     native = _build(options.preset, options.device, options.layers)
     ours = copy.deepcopy(native)
     replaced = nn.replace_norms(ours)
     torch.manual_seed(1)
     tokens = torch.randint(native.config.vocab_size, options.batch, device=options.device)
     steps = {name: _step(m, tokens, options.compiled) for name, m in ((BASELINE, native), (OURS, ours))}
-    taken = _in_turns(steps, options.rounds)
-    return {
+    report |= {
         "format": 1,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,
@@ -88,8 +111,10 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
         "replaced": replaced,
         "hardware": asdict(environment.hardware()),
         "versions": environment.versions(),
-        **taken,
+        "step_ms": {name: [] for name in steps},
+        "losses": {name: [] for name in steps},
     }
+    _in_turns(steps, options.rounds, report["step_ms"], report["losses"])
 
 
 def _build(preset: str, device: str, layers: int | None) -> Any:
@@ -117,10 +142,10 @@ def _step(model: Any, tokens: torch.Tensor, compiled: bool) -> Callable[[], floa
     return step
 
 
-def _in_turns(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
+def _in_turns(
+    steps: dict[str, Callable[[], float]], rounds: int, times: dict[str, list[float]], losses: dict[str, list[float]]
+) -> None:
     """Milliseconds a step, everyone once a round and first in turn; the losses of all steps."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    losses: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for number in range(-WARM_UP, rounds):
         for name in names if number % 2 else names[::-1]:
@@ -128,7 +153,6 @@ def _in_turns(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, A
             losses[name].append(steps[name]())
             if number >= 0:
                 times[name].append(1000 * (perf_counter() - start))
-    return {"step_ms": times, "losses": losses}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -161,5 +185,4 @@ def _table(argv: Sequence[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of a run")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
     arguments = parser.parse_args(argv)
-    write({path.stem: markdown(json.loads(path.read_text())) for path in arguments.files}, arguments.readme)
-    return 0
+    return write_all(arguments.files, lambda path: markdown(json.loads(path.read_text())), arguments.readme)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e.ops.contestants import OURS
 from serving_ops.bench_e2e.ops.table import Block, Result, columns, fastest, format_us, markdown, tb_s
-from serving_ops.bench_e2e.table import write
+from serving_ops.bench_e2e.table import write_all
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,13 +21,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of a run")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
     arguments = parser.parse_args(argv)
-    try:
-        reports = {path.stem: json.loads(path.read_text()) for path in arguments.files}
-        write({name: markdown(report, blocks(report)) for name, report in reports.items()}, arguments.readme)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return write_all(arguments.files, lambda path: render(json.loads(path.read_text())), arguments.readme)
+
+
+def render(report: dict[str, Any]) -> str:
+    return markdown(report, blocks(report))
 
 
 def blocks(report: dict[str, Any]) -> list[Block]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from serving_ops.bench_e2e.arguments import (
+    above_0,
+    at_least_1,
+    check_length,
+    check_writable,
+    engine_arguments,
+    file_name,
+    numbers,
+)
 from serving_ops.bench_e2e.options import (
     add_model_and_mode,
-    at_least_1,
     check_device,
     check_installed,
     check_preset,
@@ -18,6 +25,7 @@ from serving_ops.bench_e2e.options import (
 )
 from serving_ops.bench_e2e.result import OURS
 from serving_ops.bench_e2e.turns import floor
+from serving_ops.bench_e2e.turns.load import Load
 
 COMMAND = "python -m serving_ops.bench_e2e --turns"
 
@@ -38,11 +46,20 @@ def parse(words: list[str]) -> argparse.Namespace:
     check_sglang(parser, options)
     if floor.EMPTY_NORMS in options.floors and (options.engine, options.device) != ("sglang", "cuda"):
         parser.error(f"--launch-floor is for SGLang on CUDA, this is {options.engine} on {options.device}")
+    if options.floors and options.engine == "vllm" and _has_workers(options.engine_args):
+        parser.error("--floor: norms are taken from vLLM in one process, and with these --engine-args it has several")
     options.floors = [variant for variant in floor.VARIANTS if variant in options.floors]
     for option, value in DEFAULTS[options.device].items():
         if getattr(options, option) is None:
             setattr(options, option, value)
+    load = Load(options.batch_sizes, options.prompt_lens, options.decode_steps)
+    check_length(parser, options, load.context)
+    check_writable(parser, options.out / f"{options.name or 'result'}.json")
     return options
+
+
+def _has_workers(engine_args: dict[str, Any]) -> bool:
+    return engine_args.get("tensor_parallel_size", 1) != 1 or "distributed_executor_backend" in engine_args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,14 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--engines", type=at_least_1, help="of each variant (default: 3 on CPU, 4 on CUDA)")
     _add_floors(parser)
     add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")
-    add("--batch-sizes", type=_numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
-    add("--prompt-lens", type=_numbers, help="tokens (default: 512; on CUDA 512,8192)")
+    add("--batch-sizes", type=numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
+    add("--prompt-lens", type=numbers, help="tokens (default: 512; on CUDA 512,8192)")
     add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
-    add("--kv-cache-gib", type=float, default=4.0, help="of each vLLM on CUDA (default: %(default)s)")
-    add("--engine-args", type=json.loads, default={}, metavar="JSON", help="more for `vllm.LLM` or `sglang.Engine`")
+    add("--kv-cache-gib", type=above_0, default=4.0, help="of each vLLM on CUDA (default: %(default)s)")
+    add(
+        "--engine-args",
+        type=engine_arguments,
+        default={},
+        metavar="JSON",
+        help="more for `vllm.LLM` or `sglang.Engine`",
+    )
     add("--start-timeout", type=at_least_1, default=600, help="seconds the engines may take (default: %(default)s)")
     add("--out", type=Path, default=Path("bench_results"), help="for the JSON (default: %(default)s)")
-    add("--name", help="of the JSON (default: date, engine, device, model and mode)")
+    add("--name", type=file_name, help="of the JSON (default: date, engine, device, model and mode)")
     add("--keep-logs", action="store_true", help="keep the engines' logs; after a failure they stay anyway")
     return parser
 
@@ -76,7 +99,3 @@ def _add_floors(parser: argparse.ArgumentParser) -> None:
     }
     for (option, text), variant in zip(helps.items(), floor.VARIANTS, strict=True):
         parser.add_argument(option, action="append_const", dest="floors", const=variant, default=[], help=text)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(at_least_1(word) for word in text.split(","))

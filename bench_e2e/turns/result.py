@@ -54,8 +54,8 @@ class TurnsResult:
     def spread(self, variant: str, figure: str) -> Spread:
         return spread([run.typical(figure) for run in self.engines[variant]])
 
-    def ratio(self, figure: str, variant: str = OURS) -> Ratio:
-        """A variant over native."""
+    def ratio(self, figure: str, variant: str = OURS) -> Ratio | None:
+        """A variant over native; None if a time is not positive."""
         native, other = ([run.typical(figure) for run in self.engines[name]] for name in (BASELINE, variant))
         return paired_ratio(native, other)
 
@@ -68,11 +68,13 @@ class TurnsResult:
         plain |= {"load": asdict(self.load), "hardware": asdict(self.hardware)}
         plain["engines"] = {variant: [asdict(run) for run in runs] for variant, runs in self.engines.items()}
         others = [variant for variant in self.engines if variant != BASELINE]
-        ratios = {
-            variant: {figure: asdict(self.ratio(figure, variant)) for figure in self.figures()} for variant in others
-        }
+        ratios = {variant: self._ratios(variant) for variant in others}
         head = {"schema": SCHEMA, "kind": KIND}
         return json.dumps({**head, **plain, "ratio_method": RATIO_METHOD, "ratios": ratios}, indent=2) + "\n"
+
+    def _ratios(self, variant: str) -> dict[str, Any]:
+        found = {figure: self.ratio(figure, variant) for figure in self.figures()}
+        return {figure: asdict(ratio) for figure, ratio in found.items() if ratio}
 
 
 def load_result(path: Path) -> TurnsResult:

@@ -32,18 +32,23 @@ def run(
     work: Path,
     start_timeout: float,
     progress: Progress,
-) -> dict[str, list[EngineRun]]:
-    """So many engines of each variant, over `rounds`; `settings` is what engine.py reads. Raises ChildFailed."""
+    measured: dict[str, list[EngineRun]],
+) -> None:
+    """So many engines of each variant, over `rounds`; `settings` is what engine.py reads. Raises ChildFailed.
+
+    measured: gets the engines once all are up, and every whole round as it is over.
+    """
     places = range(1, engines + 1)
     names = [(variant, place) for place in places for variant in variants]
     with Children() as children:
         running: Running = {}
         for name in _started(names, settings, work, children, running):
             _await(running, name, 0, start_timeout, progress)
-        turns = [_round(running, number, progress) for number in range(1, rounds + 1)]
-        lines = {name: startup_line(child.lines()) for name, (child, _) in running.items()}
-    runs = {name: EngineRun(lines[name], [figures[name] for figures in turns]) for name in names}
-    return {variant: [runs[variant, place] for place in places] for variant in variants}
+        runs = {name: EngineRun(startup_line(child.lines()), []) for name, (child, _) in running.items()}
+        measured |= {variant: [runs[variant, place] for place in places] for variant in variants}
+        for number in range(1, rounds + 1):
+            for name, figures in _round(running, number, progress).items():
+                runs[name].rounds.append(figures)
 
 
 def _started(

@@ -33,15 +33,19 @@ def test_every_round_serves_each_variant_and_the_order_alternates() -> None:
 
 def test_a_run_prints_the_table_and_writes_json_and_png(bench, tmp_path: Path) -> None:
     words = ("--rounds", "2", "--num-prompts", "3", "--out", "out", "--name", "sample")
-    done = bench(*words, VLLM_LOGGING_LEVEL="INFO")
+    done = bench(*words, VLLM_LOGGING_LEVEL="INFO", VLLM_API_KEY="hidden")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT p99" in done.stdout
     assert "round 2 of 2, native: server starting" in done.stdout
-    plain = json.loads((tmp_path / "out" / "sample.json").read_text())
+    saved = (tmp_path / "out" / "sample.json").read_text()
+    assert "hidden" not in saved + done.stdout
+    plain = json.loads(saved)
     assert [entry["place"] for entry in plain["variants"]["native"]["rounds"]] == [1, 2]
     assert plain["plugin_active"] is True
     assert "on for 5 of 5" in plain["variants"]["serving_ops"]["rounds"][0]["plugin_line"]
-    assert plain["command"].endswith(f"VLLM_LOGGING_LEVEL=INFO python -m serving_ops.bench_e2e {' '.join(words)}")
+    assert plain["command"].endswith(
+        f"VLLM_API_KEY=REDACTED VLLM_LOGGING_LEVEL=INFO python -m serving_ops.bench_e2e {' '.join(words)}"
+    )
     assert plain["versions"]["vllm"] == "0.0.1+cpu"
     assert (tmp_path / "out" / "sample.png").read_bytes().startswith(b"\x89PNG")
 
@@ -79,31 +83,6 @@ def test_an_interrupted_run_leaves_no_server(stand_in: dict[str, str], tmp_path:
     assert "interrupted" in shown
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--engine", "sglang"], "SGLang is not installed"),
-        (["--variants", "native,fast"], "allowed: one or both of native, serving_ops"),
-        (["--rounds", "0"], "'0'; allowed: whole numbers from 1"),
-        (["--output-len", "1"], "'1'; allowed: whole numbers from 2"),
-        (["--device", "cuda"], "runs on cpu"),
-        (["--preset", "dense", "--model", "x"], "not allowed with"),
-        (["--eager", "--compiled"], "not allowed with"),
-    ],
-)
-def test_options_that_cannot_work_end_before_a_server_starts(bench, words: list[str], message: str) -> None:
-    done = bench(*words)
-    assert done.returncode == 2
-    assert message in done.stderr
-
-
-@pytest.mark.parametrize("words", [(), ("--turns",), ("--training",), ("--training", "steps")])
-def test_a_switch_that_is_not_known_is_refused_with_a_sentence(bench, words: tuple[str, ...]) -> None:
-    done = bench(*words, SERVING_OPS="stirct")
-    assert done.returncode == 2
-    assert "error: SERVING_OPS='stirct' is not known: allowed are" in done.stderr
 
 
 def test_a_missing_plugin_is_said_before_a_server_starts(bench, stand_in: dict[str, str]) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import environment, options, sglang_server
+from serving_ops.bench_e2e import options, sglang_server
 from serving_ops.bench_e2e.load import Load
 from serving_ops.bench_e2e.server import Address
-from serving_ops.bench_e2e.turns import options as turns_options
 
 ADDRESS = Address(1, "bench")
 LOAD = Load(num_prompts=4, input_len=64, output_len=8, concurrency=2, num_warmups=1)
@@ -49,34 +47,7 @@ def test_the_last_line_that_the_generator_appended_counts(tmp_path: Path) -> Non
     assert sglang_server.saved(file) == {"completed": 4}
 
 
-@pytest.mark.parametrize(("preset", "device"), [("hybrid", "cpu"), ("mamba2", "cuda")])
-def test_a_preset_that_has_nothing_to_compare_with_is_refused(
-    preset: str, device: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chosen = argparse.Namespace(engine="sglang", model=None, preset=preset, device=device)
-    with pytest.raises(SystemExit):
-        options.check_preset(argparse.ArgumentParser(), chosen)
-    assert f"--preset {preset}" in capsys.readouterr().err
-
-
-def test_a_mode_that_sglang_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = argparse.Namespace(engine="sglang", device="cpu", eager=False)
-    with pytest.raises(SystemExit):
-        options.check_sglang(argparse.ArgumentParser(), chosen)
-    assert "--compiled: SGLang compiles nothing on CPU" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(("device", "eager"), [("cpu", None), ("cuda", False), ("cuda", None), ("cuda", True)])
 def test_the_others_are_measured(device: str, eager: bool | None) -> None:
     chosen = argparse.Namespace(engine="sglang", device=device, eager=eager)
     options.check_sglang(argparse.ArgumentParser(), chosen)
-
-
-@pytest.mark.parametrize("parse", [options.parse, turns_options.parse])
-def test_both_command_lines_ask(parse: Callable[[list[str]], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "engine_version", lambda engine="vllm": "0.5.23")
-    monkeypatch.setattr(environment, "plugin_installed", lambda engine="vllm": True)
-    monkeypatch.setattr(environment, "detect_device", lambda engine="vllm": "cpu")
-    parse(["--engine", "sglang"])
-    with pytest.raises(SystemExit):
-        parse(["--engine", "sglang", "--compiled"])

@@ -28,12 +28,6 @@ def test_a_run_writes_what_was_measured_and_on_what(
     assert "best peer / ours" in shown
 
 
-def test_an_unknown_regime_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        ops.main(["--device", "cpu", "--regime", "decode"])
-    assert "rows, variants, gated" in capsys.readouterr().err
-
-
 def test_sizes_that_fit_no_regime_are_an_error() -> None:
     assert ops.main(["--device", "cpu", "--regime", "gated", "--sizes", "4x64"]) == 2
 

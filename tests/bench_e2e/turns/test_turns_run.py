@@ -52,8 +52,10 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def _run(
     settings: dict[str, Any], work: Path, *, engines: int, rounds: int, variants: tuple[str, ...] = tuple(VARIANTS)
 ) -> dict[str, Any]:
+    measured: dict[str, Any] = {}
     with Progress(Console(quiet=True), 1) as progress:
-        return turns.run(settings, variants, engines, rounds, work, 60, progress)
+        turns.run(settings, variants, engines, rounds, work, 60, progress, measured)
+    return measured
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
