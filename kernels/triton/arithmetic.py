@@ -1,4 +1,4 @@
-"""What the kernels share: where rows lie, their sum, the weight, the gate, the wait for the kernel before."""
+"""What the kernels share: where rows lie, how they are summed, and the wait for the kernel before."""
 
 import triton
 import triton.language as tl
@@ -109,21 +109,3 @@ def _add_both(a, b, other_a, other_b):
 def sums_of_two(a, b):
     """The row sums of two tiles, with one wait for the other warps instead of two."""
     return tl.reduce((a, b), 1, _add_both)
-
-
-@triton.jit
-def weighted(normed, weight, weight_offset, IN_FP32: tl.constexpr, dtype: tl.constexpr):
-    """`normed` (fp32) times the weight: in fp32, or, for a weight of x's dtype, rounded to that dtype first."""
-    if IN_FP32:
-        return normed * (weight.to(tl.float32) + weight_offset)
-    return normed.to(dtype).to(tl.float32) * weight.to(tl.float32)
-
-
-@triton.jit
-def gate(z, SIGMOID: tl.constexpr):
-    """Sigmoid or SiLU of z in fp32."""
-    z = z.to(tl.float32)
-    sigmoid = 1.0 / (1.0 + tl.exp(-z))
-    if SIGMOID:
-        return sigmoid
-    return z * sigmoid

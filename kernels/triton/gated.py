@@ -8,12 +8,13 @@ import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
     columns_at,
-    gate,
     pairwise_sum,
     split_rows,
     tile_at,
     wait_for_kernel_before,
 )
+from serving_ops.kernels.triton.epilogue import put_rounded
+from serving_ops.kernels.triton.finish import finish_gated, gate_of
 from serving_ops.kernels.triton.launch import Launcher, Plan
 from serving_ops.kernels.triton.norm import Rows, strides_of
 from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
@@ -64,13 +65,15 @@ def gated_kernel(
     weight_columns = columns_at(weight_ptr, group, ALIGNED)
     wait_for_kernel_before(PDL, OVERLAP)
     x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, group, ALIGNED), mask=mask, other=0.0)
-    dtype = x.dtype
     y = x.to(tl.float32)
+    gate = None
     if HAS_GATE:
         z_rows = tile_at(z_ptr, outer, z_outer_stride, row, z_row_stride, group, ALIGNED)
-        g = gate(tl.load(z_rows, mask=mask, other=0.0), SIGMOID)
+        gate = gate_of(tl.load(z_rows, mask=mask, other=0.0), SIGMOID)
         if GATE_FIRST:
-            y *= g
+            y *= gate
+            gate = None
+    weight = None
     if HAS_WEIGHT:
         weight = tl.load(weight_columns, mask=in_group, other=0.0).to(tl.float32)
     if PAIRWISE:
@@ -78,14 +81,8 @@ def gated_kernel(
     else:
         squares = tl.sum(y * y, axis=1)
     y *= tl.rsqrt(squares / GROUP + eps)[:, None]
-    if HAS_WEIGHT:
-        y *= weight[None, :]
-    if HAS_BIAS:
-        y += tl.load(columns_at(bias_ptr, group, ALIGNED), mask=in_group, other=0.0).to(tl.float32)[None, :]
-    if HAS_GATE and not GATE_FIRST:
-        y *= g
-    out_rows = tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, group, ALIGNED)
-    tl.store(out_rows, y.to(dtype), mask=mask)
+    y = finish_gated(y, weight, bias_ptr if HAS_BIAS else None, group, in_group, gate, ALIGNED)
+    put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, group, ALIGNED), y, mask)
 
 
 _launcher = Launcher(gated_kernel, 5, ("i32", "i32", *["i64"] * 6, "fp32"), enable_fp_fusion=False)  # as norm_tile

@@ -8,8 +8,9 @@ from serving_ops.kernels.triton.arithmetic import (
     prefetch_row,
     split_rows,
     wait_for_kernel_before,
-    weighted,
 )
+from serving_ops.kernels.triton.epilogue import put_rounded
+from serving_ops.kernels.triton.finish import finish
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -52,12 +53,11 @@ def norm_row_kernel(
         residual_offset = outer * residual_outer_stride + row * residual_row_stride
         residual = tl.load(columns_at(residual_ptr + residual_offset, columns, ALIGNED), mask=mask, other=0.0)
         s += residual.to(tl.float32)
+    weight = None
     if HAS_WEIGHT:
         weight = tl.load(weight_columns, mask=mask, other=0.0)
     normed = s * tl.rsqrt(tl.sum(s * s, axis=0) / N + eps)
     if HAS_RESIDUAL:
-        tl.store(columns_at(total_ptr + residual_offset, columns, ALIGNED), s.to(residual.dtype), mask=mask)
-    if HAS_WEIGHT:
-        normed = weighted(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype)
-    out_columns = columns_at(out_ptr + outer * out_outer_stride + row * out_row_stride, columns, ALIGNED)
-    tl.store(out_columns, normed.to(x.dtype), mask=mask)
+        put_rounded(columns_at(total_ptr + residual_offset, columns, ALIGNED), s, mask)
+    normed = finish(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype)
+    put_rounded(columns_at(out_ptr + outer * out_outer_stride + row * out_row_stride, columns, ALIGNED), normed, mask)

@@ -9,8 +9,9 @@ from serving_ops.kernels.triton.arithmetic import (
     split_rows,
     tile_at,
     wait_for_kernel_before,
-    weighted,
 )
+from serving_ops.kernels.triton.epilogue import put_rounded
+from serving_ops.kernels.triton.finish import finish
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -54,14 +55,13 @@ def norm_tile_kernel(
         residual_tile = tile_at(residual_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
         residual = tl.load(residual_tile, mask=mask, other=0.0)
         s += residual.to(tl.float32)
+    weight = None
     if HAS_WEIGHT:
         weight = tl.load(weight_columns, mask=columns < N, other=0.0)[None, :]
     rstd = tl.rsqrt(pairwise_sum(s * s, ROWS, BLOCK_N, LOG2_BLOCK_N) / N + eps)
     normed = s * rstd[:, None]
     if HAS_RESIDUAL:
         total_tile = tile_at(total_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
-        tl.store(total_tile, s.to(residual.dtype), mask=mask)
-    if HAS_WEIGHT:
-        normed = weighted(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype)
-    out_tile = tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, columns, ALIGNED)
-    tl.store(out_tile, normed.to(x.dtype), mask=mask)
+        put_rounded(total_tile, s, mask)
+    normed = finish(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype)
+    put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, columns, ALIGNED), normed, mask)

@@ -11,8 +11,9 @@ from serving_ops.kernels.triton.arithmetic import (
     columns_at,
     split_rows,
     wait_for_kernel_before,
-    weighted,
 )
+from serving_ops.kernels.triton.epilogue import put_rounded
+from serving_ops.kernels.triton.finish import finish
 
 
 @triton.jit
@@ -43,14 +44,14 @@ def _store(
     HAS_WEIGHT: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
 ):
-    dtype = out_row.dtype.element_ty
+    weight = None
     normed = s * rstd
     if HAS_WEIGHT:
         weight = _load(weight_ptr, columns, mask, ALIGNED, "evict_last")
-        normed = weighted(normed, weight, weight_offset, WEIGHT_IN_FP32, dtype)
+    normed = finish(normed, weight, weight_offset, WEIGHT_IN_FP32, out_row.dtype.element_ty)
     if HAS_RESIDUAL:
-        tl.store(columns_at(total_row, columns, ALIGNED), s.to(dtype), mask=mask, cache_modifier=".cs")
-    tl.store(columns_at(out_row, columns, ALIGNED), normed.to(dtype), mask=mask, cache_modifier=".cs")
+        put_rounded(columns_at(total_row, columns, ALIGNED), s, mask, ".cs")
+    put_rounded(columns_at(out_row, columns, ALIGNED), normed, mask, ".cs")
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
