@@ -41,7 +41,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """
     parser = _parser()
     options = parser.parse_args(words)
-    check_switch(parser)
+    check_variables(parser)
     options.variants = _variants(parser, options.variants)
     check_installed(parser, options.engine, options.variants)
     options.device = check_device(parser, options.engine, options.device)
@@ -125,12 +125,10 @@ def check_preset(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--preset hybrid: SGLang alone cannot run gated norms on CPU, so nothing can be compared")
 
 
-def check_switch(parser: argparse.ArgumentParser) -> None:
-    """SERVING_OPS as the caller has it: it may name the ops that are measured."""
-    try:
-        settings.mode()
-    except ValueError as error:
-        parser.error(str(error))
+def check_variables(parser: argparse.ArgumentParser) -> None:
+    """A variable of ours that says nothing would be recorded beside figures that it did not decide."""
+    if faults := [*settings.wrong().values(), *settings.unknown()]:
+        parser.error("; ".join(faults))
 
 
 def check_sglang(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

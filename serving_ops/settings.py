@@ -172,15 +172,20 @@ def refuse(variable: Variable, reason: str) -> None:
     _say_once(_line(variable, _refused[variable]))
 
 
-def errors() -> list[str]:
-    """A line for each variable whose value is not allowed, or that this machine cannot follow."""
-    found = [_line(variable, reason) for variable, reason in _refused.items()]
+def wrong() -> dict[Variable, str]:
+    """The reason for each variable whose value is not allowed, or that this machine cannot follow."""
+    found = dict(_refused)
     for variable in VARIABLES:
         try:
             _read(variable)
         except ValueError as error:
-            found.append(_line(variable, str(error)))
+            found[variable] = str(error)
     return found
+
+
+def errors() -> list[str]:
+    """The same as lines of a log, which say what holds instead."""
+    return [_line(variable, reason) for variable, reason in wrong().items()]
 
 
 def unknown() -> list[str]:

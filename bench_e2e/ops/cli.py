@@ -17,7 +17,7 @@ from serving_ops.bench_e2e.ops import cases, peers, report, table
 from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import OURS, Contestant, eager, inductor, ours
 from serving_ops.bench_e2e.ops.session import Session
-from serving_ops.bench_e2e.options import check_switch
+from serving_ops.bench_e2e.options import check_variables
 
 COMMAND = "python -m serving_ops.bench_e2e --ops"
 WIDTH_WITHOUT_TERMINAL = 180  # columns: a log takes any, and a dozen contestants need them
@@ -45,7 +45,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/ops-<device>.json")
     options = parser.parse_args(arguments)
-    check_switch(parser)
+    check_variables(parser)
     check_gpu(parser, options.device)
     known = cases.regimes_for(options.device)
     options.regime = options.regime or (cases.CUDA_STANDARD if options.device == "cuda" else known)

@@ -16,7 +16,7 @@ from serving_ops.bench_e2e.ops import report
 from serving_ops.bench_e2e.ops.cases import DTYPES
 from serving_ops.bench_e2e.ops.cli import NOTHING_TO_MEASURE, WIDTH_WITHOUT_TERMINAL, check_gpu, measure_all
 from serving_ops.bench_e2e.ops.contestants import OURS
-from serving_ops.bench_e2e.options import check_switch
+from serving_ops.bench_e2e.options import check_variables
 from serving_ops.bench_e2e.training import cases, peers, table
 from serving_ops.bench_e2e.training.contestants import eager, inductor, ours
 from serving_ops.bench_e2e.training.session import Session
@@ -49,7 +49,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="every second size; on the CPU, fewer rounds")
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/training-<device>.json")
     options = parser.parse_args(arguments)
-    check_switch(parser)
+    check_variables(parser)
     check_gpu(parser, options.device)
     known = {"op": cases.OPS, "regime": cases.regimes_for(options.device), "dtype": tuple(DTYPES)}
     for option, allowed in known.items():

@@ -24,7 +24,7 @@ from serving_ops.bench_e2e import environment, presets
 from serving_ops.bench_e2e.arguments import at_least_1, check_writable
 from serving_ops.bench_e2e.cli import INTERRUPTED, end_as_if_interrupted
 from serving_ops.bench_e2e.ops.cli import check_gpu
-from serving_ops.bench_e2e.options import check_switch
+from serving_ops.bench_e2e.options import check_variables
 from serving_ops.bench_e2e.report import ratio_text, spread_text
 from serving_ops.bench_e2e.result import BASELINE, OURS
 from serving_ops.bench_e2e.saving import save
@@ -75,7 +75,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compiled", action="store_true", help="both models under torch.compile")
     parser.add_argument("--out", type=Path, help="the JSON; default bench_results/steps-<device>-<preset>.json")
     options = parser.parse_args(argv)
-    check_switch(parser)
+    check_variables(parser)
     check_gpu(parser, options.device)
     if not importlib.util.find_spec("transformers"):
         parser.error("transformers is not installed: pip install transformers")

@@ -21,7 +21,7 @@ from serving_ops.bench_e2e.options import (
     check_installed,
     check_preset,
     check_sglang,
-    check_switch,
+    check_variables,
 )
 from serving_ops.bench_e2e.result import OURS
 from serving_ops.bench_e2e.turns import floor
@@ -39,7 +39,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """The options, complete: nothing is left to a default. Exits with status 2 and a sentence for what cannot work."""
     parser = _parser()
     options = parser.parse_args(words)
-    check_switch(parser)
+    check_variables(parser)
     check_installed(parser, options.engine, (OURS,))
     options.device = check_device(parser, options.engine, "auto")
     check_preset(parser, options)

@@ -130,11 +130,24 @@ def test_what_cannot_work_is_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize("bench", BENCHES)
-def test_a_switch_that_is_not_known_is_refused(
-    bench: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("SERVING_OPS", "stirct", "error: SERVING_OPS='stirct' is not known: allowed are"),
+        ("SERVING_OPS_PDL", "never", "error: SERVING_OPS_PDL='never' is not known: allowed are"),
+        ("SERVING_OPS_CPU_ISO", "avx2", "SERVING_OPS_CPU_ISO: did you mean SERVING_OPS_CPU_ISA?"),
+    ],
+)
+def test_a_variable_that_says_nothing_is_refused(
+    bench: str,
+    name: str,
+    value: str,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SERVING_OPS", "stirct")
-    refused(BENCHES[bench], "error: SERVING_OPS='stirct' is not known: allowed are", capsys)
+    monkeypatch.setenv(name, value)
+    refused(BENCHES[bench], sentence, capsys)
 
 
 def test_a_port_that_another_program_listens_on_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from serving_ops.bench_e2e.turns import floor, options
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for check in ("check_switch", "check_installed", "check_preset", "check_sglang"):
+    for check in ("check_variables", "check_installed", "check_preset", "check_sglang"):
         monkeypatch.setattr(options, check, lambda *_: None)
     return monkeypatch
 
