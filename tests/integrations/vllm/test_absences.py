@@ -128,6 +128,23 @@ def test_strict_mode_raises_with_that_reason(monkeypatch: pytest.MonkeyPatch, sa
     assert _nothing_is_installed()
 
 
+class AnotherPlugins:
+    """What another plugin puts behind a class of vLLM's after us."""
+
+
+def test_another_plugin_can_register_a_class_only_where_its_ops_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.custom_op import CustomOp, op_registry_oot
+
+    register()
+    with pytest.raises(AssertionError, match="Duplicate op name: RMSNormGated"):
+        CustomOp.register_oot(name="RMSNormGated")(AnotherPlugins)
+    monkeypatch.delitem(op_registry_oot, "RMSNormGated")
+    monkeypatch.setenv("SERVING_OPS", "rms_norm,fused_add_rms_norm")
+    register()
+    CustomOp.register_oot(name="RMSNormGated")(AnotherPlugins)
+    assert op_registry_oot["RMSNormGated"] is AnotherPlugins
+
+
 def _keys_made_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import envs
 
