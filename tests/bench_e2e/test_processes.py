@@ -104,7 +104,7 @@ def test_a_bench_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
 
 def test_a_command_whose_bench_is_gone_before_the_start_does_not_run(tmp_path: Path) -> None:
     keeper = [*process.KEEPER, str(os.getpid() + 1), "1", sys.executable, "-c", "print('here')"]
-    done = subprocess.run(keeper, capture_output=True, timeout=20)
+    done = subprocess.run(keeper, capture_output=True, timeout=20, start_new_session=True)
     assert (done.returncode, done.stdout) == (1, b"")
 
 
