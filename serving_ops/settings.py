@@ -28,9 +28,9 @@ class Variable:
     """An environment variable.
 
     meaning: for the README and `doctor`.
-    default: what stands for an empty value or none at all, in the README's words.
-    read: what a value means; given in lower case and without surrounding space, not empty. Raises ValueError, which
-        says what is allowed.
+    default: what an empty or missing value means, in the README's words.
+    read: says what a value means. It gets lower case without surrounding space, never an empty value, and raises
+        ValueError, which says what is allowed.
     """
 
     name: str
@@ -94,7 +94,10 @@ def _value(variable: Variable) -> str:
 
 
 def _read(variable: Variable) -> Any:
-    """What a variable means; None where it is empty or not set. Raises ValueError for a value that is not allowed."""
+    """Say what a variable means, or None where it is empty or not set.
+
+    Raises ValueError for a value that is not allowed.
+    """
     value = _value(variable)
     try:
         return variable.read(value) if value else None
@@ -103,7 +106,7 @@ def _read(variable: Variable) -> Any:
 
 
 def _read_or_default(variable: Variable) -> Any:
-    """The same, with None and a line in the log for a value that is not allowed."""
+    """Read the same, but log a value that is not allowed, and return None for it."""
     try:
         return _read(variable)
     except ValueError as error:
@@ -199,7 +202,7 @@ def unknown() -> list[str]:
 
 
 def report(logger: logging.Logger) -> None:
-    """Log what is wrong with the variables: an engine's plugin does at start-up."""
+    """Log what is wrong with the variables. The engines' plugins call it at start-up."""
     for line in errors():
         _said.add(line)
         logger.error(line)

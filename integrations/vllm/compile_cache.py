@@ -72,4 +72,4 @@ def install() -> None:
 
 
 def _no_factor() -> None:
-    """The same for every value: `compile_key` holds what matters of it."""
+    """Give the same factor for every value: `compile_key` holds those that change compiled code."""
