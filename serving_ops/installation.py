@@ -8,7 +8,7 @@ import sys
 from serving_ops import extension
 
 REMEDY = (
-    "install it beside torch and a C++ compiler with `SERVING_OPS_BUILD=required pip install --no-build-isolation`, "
+    "install serving_ops again beside torch and a C++ compiler, with `SERVING_OPS_BUILD=required pip install .`, "
     "which shows what goes wrong in the build"
 )
 

@@ -9,6 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from cmake import CMAKE_BIN_DIR
+
+from serving_ops import installation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,7 +98,7 @@ def test_without_a_compiler_a_pure_wheel_is_built_that_works(pure_wheel: Path, t
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *site_packages])}
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stderr.count("SERVING_OPS_BUILD=required pip install --no-build-isolation") == 1
+    assert done.stderr.count(installation.REMEDY) == 1
 
 
 def test_where_the_library_is_required_a_missing_compiler_is_an_error(tmp_path: Path) -> None:
@@ -104,9 +107,24 @@ def test_where_the_library_is_required_a_missing_compiler_is_an_error(tmp_path: 
 
 
 def test_where_the_library_is_required_a_missing_torch_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('torch is not here')\n")
+    (tmp_path / "torch.py").write_text("")  # found first, and not the package
     said = refuse_to_build(tmp_path, PYTHONPATH=str(tmp_path), SERVING_OPS_BUILD="required")
-    assert "torch is not here" in said
+    assert "no torch in " in said
+
+
+HIDE_SITE_PACKAGES = "import sys; sys.path = [path for path in sys.path if not path.endswith('site-packages')]\n"
+
+
+def test_an_isolated_build_finds_the_torch_of_the_environment_that_it_installs_into(tmp_path: Path) -> None:
+    """pip hides site-packages from the isolated build's Python in this way."""
+    (tmp_path / "sitecustomize.py").write_text(HIDE_SITE_PACKAGES)
+    isolated = os.environ | {"PYTHONPATH": str(tmp_path)}
+    hidden = subprocess.run([sys.executable, "-c", "import torch"], env=isolated, capture_output=True, check=False)
+    assert hidden.returncode != 0
+    cmake = Path(CMAKE_BIN_DIR) / "cmake"  # the script of that name imports from site-packages
+    command = [cmake, "-S", ROOT / "kernels", "-B", tmp_path / "build", f"-DPython_EXECUTABLE={sys.executable}"]
+    configured = subprocess.run(command, env=isolated, capture_output=True, text=True, check=False)
+    assert configured.returncode == 0, configured.stderr
 
 
 def test_a_misspelt_requirement_is_an_error_too(tmp_path: Path) -> None:
