@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from serving_ops import extension, settings, support
-from serving_ops.integrations.vllm import guard
+from serving_ops.integrations.vllm import guard, quantization
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -121,10 +121,19 @@ def install_all(*, strict: bool) -> None:
         guard.warn_off(failures[STARTUP])
 
 
-def install_for(model_config: Any, *, strict: bool) -> None:
-    """The same for what a model needs beyond that, before vLLM builds its layers."""
-    if getattr(model_config, "has_inner_state", False):
+def install_for(vllm_config: Any, *, strict: bool) -> None:
+    """The same for what a model needs beyond that, before vLLM builds its layers.
+
+    Where the norms' consumers quantize, vLLM builds its own classes.
+    """
+    from serving_ops.integrations.vllm import out_of_tree
+
+    if getattr(vllm_config.model_config, "has_inner_state", False):
         _install_each(STATE_SPACE_FEATURES, strict=strict)
+    if quantization.why_norms_stay(vllm_config) is None:
+        out_of_tree.put_back()
+    else:
+        out_of_tree.withdraw()
 
 
 def _install_each(features: Iterable[str], *, strict: bool) -> None:

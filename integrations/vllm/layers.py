@@ -11,7 +11,7 @@ import torch
 
 from serving_ops import NormSpec, extension, settings
 from serving_ops.integrations.common.norm_specs import VIEW_SPACING, as_view, sample_arguments, why_reference
-from serving_ops.integrations.vllm import features
+from serving_ops.integrations.vllm import features, quantization
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
 from serving_ops.prewarm import Op
 
@@ -29,7 +29,8 @@ BATCH_INVARIANT = "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
 HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
 LEFT_OUT = "left out by SERVING_OPS"
 BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT}
-"""Reasons that are no fallback: vLLM's own code is the better one there, or ours does not exist."""
+"""Reasons that are no fallback, with those of `quantization`: vLLM's own code is the better one there, or ours does not
+exist."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class NormLayer:
     kind: str
     specs: tuple[NormSpec, ...]
     native_because: str | None
+
+    def fell_back(self) -> bool:
+        """Whether it was to be ours, and is not."""
+        reason = self.native_because
+        return reason is not None and reason not in BY_CHOICE and not reason.startswith(quantization.CONSUMER)
 
 
 def models_of(worker: Any) -> Iterator[torch.nn.Module]:
@@ -251,10 +257,17 @@ def _norm_layer(layer: torch.nn.Module, x: _Activations) -> NormLayer | None:
     return NormLayer(kind, (), _why_kept_out(kind)) if "RMSNorm" in kind else None
 
 
-def norm_layers(
-    models: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device, hidden_size: int, head_size: int
-) -> list[NormLayer]:
-    """Every norm layer in the models; activations are of `dtype` on `device`, sizes in elements."""
-    x = _Activations(dtype, device, hidden_size, head_size)
+def norm_layers(models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[NormLayer]:
+    """Every norm layer in the models that vLLM built by this configuration."""
+    model = vllm_config.model_config
+    x = _Activations(model.dtype, device, model.get_hidden_size(), model.get_head_size())
     found = (_norm_layer(layer, x) for model in models for layer in model.modules())
-    return [layer for layer in found if layer is not None]
+    stays = quantization.why_norms_stay(vllm_config)
+    return [_that_stays(layer, stays) for layer in found if layer is not None]
+
+
+def _that_stays(layer: NormLayer, because: str | None) -> NormLayer:
+    """The layer, native because its consumer quantizes, unless the user's own IR priority has it on all the same."""
+    if because is None or layer.native_because is None:
+        return layer
+    return dataclasses.replace(layer, native_because=because)

@@ -28,10 +28,9 @@ def examine(model: str, *, eager: bool) -> str:
     config = _engine_config(model, eager)
     if features.has_ir():
         config.kernel_config.ir_op_priority.set_default()
-    features.install_for(config.model_config, strict=False)
+    features.install_for(config, strict=False)
     device = torch.device(config.device_config.device)
-    sizes = (config.model_config.get_hidden_size(), config.model_config.get_head_size())
-    found = layers.norm_layers([_build(config)], config.model_config.dtype, device, *sizes)
+    found = layers.norm_layers([_build(config)], config, device)
     return startup.describe(found, str(device), f"as vLLM would serve it {'eager' if eager else 'compiled'}")
 
 

@@ -48,3 +48,21 @@ def replace(in_tree: type[CustomOp], ours: type[CustomOp]) -> None:
         raise RuntimeError(reason)
     CustomOp.register_oot(name=name)(ours)
     ours.name = flag  # register_oot overwrote it, and custom_ops flags go by it
+
+
+_withdrawn: dict[str, type[CustomOp]] = {}
+
+
+def withdraw() -> None:
+    """Have vLLM build its own classes where it would build ours, until `put_back`."""
+    ours = {name: cls for name, cls in op_registry_oot.items() if issubclass(cls, OnServingOps)}
+    _withdrawn.update(ours)
+    for name in ours:
+        del op_registry_oot[name]
+
+
+def put_back() -> None:
+    """Have vLLM build those of ours again that were withdrawn."""
+    for name, ours in _withdrawn.items():
+        op_registry_oot.setdefault(name, ours)
+    _withdrawn.clear()

@@ -1,5 +1,8 @@
 """Our place in vLLM's default order of IR providers; an order that the user gave stays as it is.
 
+Where the norms' consumers quantize, vLLM's order stays too (see `quantization`). And vLLM's other defaults never see
+ours: it turns a fusion pass on where another provider than its native one comes first.
+
 First, but for rms_norm of heads in compiled CUDA graphs, which are left to Inductor (see ir_providers.ROWS_PROVIDER).
 Eager on an H200 (vLLM 0.25.1, Qwen3-0.6B, 2026-11-21), ours before vLLM's C kernels take 0.97 of vLLM's time a token
 and 0.92 of its time to the first one at 8192 tokens. Without the C++ library calls are launched from Python, which
@@ -8,12 +11,14 @@ took 38 us of host time where vLLM's C kernels took 8.8, so eager what those tak
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from serving_ops import extension, settings
-from serving_ops.integrations.vllm import guard
+from serving_ops.integrations.vllm import guard, quantization
 from serving_ops.integrations.vllm.ir_providers import OURS, PROVIDER, ROWS_PROVIDER
 
 OPS = ("rms_norm", "fused_add_rms_norm")
@@ -21,6 +26,7 @@ VLLM_C = "vllm_c"
 """On CUDA in vLLM's default order in eager mode alone."""
 
 _METHOD = "get_default_ir_op_priority"
+_DEFAULTS_METHOD = "_apply_optimization_level_defaults"
 
 
 def _user_chose(vllm_config: Any, op: str) -> bool:
@@ -39,17 +45,52 @@ def with_ours(op: str, providers: list[str], *, cuda: bool) -> list[str]:
 
 
 def _add(priority: Any, vllm_config: Any, *, cuda: bool) -> None:
+    if quantization.why_norms_stay(vllm_config) is not None:
+        return
     for op in OPS:
         providers = getattr(priority, op)
         if op in settings.ops() and OURS.isdisjoint(providers) and not _user_chose(vllm_config, op):
             setattr(priority, op, with_ours(op, providers, cuda=cuda))
 
 
+@contextlib.contextmanager
+def _hidden(priority: Any) -> Iterator[None]:
+    """vLLM's own order within, ours again afterwards."""
+    kept = {op: getattr(priority, op) for op in OPS}
+    for op, providers in kept.items():
+        setattr(priority, op, [provider for provider in providers if provider not in OURS])
+    try:
+        yield
+    finally:
+        for op, providers in kept.items():
+            setattr(priority, op, providers)
+
+
+def _hide_from_defaults() -> None:
+    """Have vLLM choose its fusion passes by its own order. Raises RuntimeError where it chooses them elsewhere."""
+    from vllm.config import VllmConfig
+
+    original = getattr(VllmConfig, _DEFAULTS_METHOD, None)
+    if original is None:
+        raise RuntimeError(f"VllmConfig has no {_DEFAULTS_METHOD}")
+    if getattr(original, "by_serving_ops", False):
+        return
+
+    @functools.wraps(original)
+    def without_serving_ops(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _hidden(self.kernel_config.ir_op_priority):
+            return original(self, *args, **kwargs)
+
+    without_serving_ops.by_serving_ops = True  # type: ignore[attr-defined]
+    setattr(VllmConfig, _DEFAULTS_METHOD, without_serving_ops)
+
+
 def install() -> None:
-    """Wrap the platform's default priority.
+    """Wrap the platform's default priority, and the choice of defaults that depend on it.
 
     Raises RuntimeError where no provider of ours is registered, or vLLM asks for the priority in another way.
     """
+    _hide_from_defaults()
     from vllm import ir
     from vllm.platforms import current_platform
 

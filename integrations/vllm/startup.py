@@ -47,7 +47,7 @@ def _then_report(worker: Any, load_model: Any) -> Any:
     def load_and_report(*args: Any, **kwargs: Any) -> Any:
         strict = settings.mode() == "strict"
         with guard.unless_strict("prepare for the model"):
-            features.install_for(worker.vllm_config.model_config, strict=strict)
+            features.install_for(worker.vllm_config, strict=strict)
         result = load_model(*args, **kwargs)
         with guard.unless_strict("look at the model, whose norms stay vLLM's own"):
             _report_or_give_back(worker, strict=strict)
@@ -66,13 +66,10 @@ def _report_or_give_back(worker: Any, *, strict: bool) -> None:
 
 def on_model_loaded(worker: Any, *, strict: bool) -> None:
     """Prewarm the model's norms and log the line. Raises RuntimeError in strict mode if a layer fell back."""
-    model = worker.vllm_config.model_config
-    sizes = (model.get_hidden_size(), model.get_head_size())
-    found = layers.norm_layers(layers.models_of(worker), model.dtype, worker.device, *sizes)
+    found = layers.norm_layers(layers.models_of(worker), worker.vllm_config, worker.device)
     outcome = prewarm.run(found)
     found = [prewarm.after_failures(layer, outcome) for layer in found]
     line = describe(found, str(worker.device), outcome.summary)
-    fell_back = [layer for layer in found if layer.native_because not in (None, *layers.BY_CHOICE)]
-    if strict and fell_back:
+    if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
     _logger.info(line)

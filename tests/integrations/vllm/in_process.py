@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 
 from serving_ops import NormSpec
@@ -19,5 +22,15 @@ def rows(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
 
 
-def survey(model: torch.nn.Module) -> list[NormLayer]:
-    return layers.norm_layers([model], torch.bfloat16, DEVICE, HIDDEN, HEAD)
+def model_config(**more: Any) -> Any:
+    sizes = {"get_hidden_size": lambda: HIDDEN, "get_head_size": lambda: HEAD}
+    return SimpleNamespace(dtype=torch.bfloat16, quantization=None, **sizes, **more)
+
+
+def vllm_config(quant_config: Any = None, **more: Any) -> Any:
+    """What the plugin reads of a VllmConfig."""
+    return SimpleNamespace(model_config=model_config(**more), quant_config=quant_config)
+
+
+def survey(model: torch.nn.Module, quant_config: Any = None) -> list[NormLayer]:
+    return layers.norm_layers([model], vllm_config(quant_config), DEVICE)

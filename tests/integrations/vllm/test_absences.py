@@ -218,7 +218,7 @@ def _built(in_vllm: Any) -> tuple[Any, Any]:
         get_model=lambda: layer,
         model_runner=SimpleNamespace(),
         device=DEVICE,
-        vllm_config=SimpleNamespace(model_config=configuration),
+        vllm_config=SimpleNamespace(model_config=configuration, quant_config=None),
     )
     return layer, worker
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, SPEC, rows, survey
+from in_process import DEVICE, SPEC, rows, survey, vllm_config
 
 from serving_ops import NormSpec, PrewarmReport, counters, extension
 from serving_ops.integrations.vllm import features, layers, prewarm, priority, startup
@@ -106,7 +105,7 @@ def mixer2(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> Any:
     """mixer2(groups=, ranks=, norm=): a layer of 512 columns in all, on the first of that many ranks."""
     from vllm.model_executor.layers.mamba import mamba_mixer2
 
-    features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
+    features.install_for(vllm_config(has_inner_state=True), strict=True)
     monkeypatch.setattr(mamba_mixer2, "get_tensor_model_parallel_rank", lambda: 0)
 
     def build(groups: int = 4, ranks: int = 1, norm: bool = True) -> Any:
@@ -160,7 +159,7 @@ def test_mixer2_layers_are_counted_and_prewarmed_on_a_gate_in_widerrows(
 @pytest.fixture
 def kda(in_vllm: Any) -> Any:
     """kda(activation=, eps=, ...): a layer that norms heads of 128, as its models build it."""
-    features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
+    features.install_for(vllm_config(has_inner_state=True), strict=True)
 
     def build(**options: Any) -> Any:
         layer = _vllms_kda_class()(128, **{"activation": "sigmoid", "dtype": torch.bfloat16, **options})
@@ -284,7 +283,7 @@ def test_a_kda_layer_is_vllms_where_the_user_left_the_gated_norm_out(
 
     monkeypatch.setenv("SERVING_OPS", "strict,rms_norm,fused_add_rms_norm")
     monkeypatch.delitem(op_registry_oot, "FusedRMSNormGated", raising=False)
-    features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
+    features.install_for(vllm_config(has_inner_state=True), strict=True)
     assert "FusedRMSNormGated" not in op_registry_oot
     layer = _vllms_kda_class()(128, dtype=torch.bfloat16)
     assert survey(layer)[0].native_because == layers.LEFT_OUT
@@ -292,4 +291,4 @@ def test_a_kda_layer_is_vllms_where_the_user_left_the_gated_norm_out(
 
 def test_models_without_state_space_layers_do_not_import_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "_install", lambda feature: pytest.fail(f"{feature} was installed"))
-    features.install_for(SimpleNamespace(has_inner_state=False), strict=True)
+    features.install_for(vllm_config(has_inner_state=False), strict=True)

@@ -12,12 +12,25 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import resolved_configs
+
 from serving_ops import extension
 
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "SERVING_OPS": "off", "VLLM_NO_USAGE_STATS": "1"}
+
+
+WRITE = "import sys; sys.path.insert(0, sys.argv[1]); import models; models.CONFIGS[sys.argv[2]]().save_pretrained('.')"
+
+
+def _line(folder: Path) -> str:
+    command = [sys.executable, "-m", "serving_ops", "doctor", "--json", "--eager", "--model", str(folder)]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    line: str = json.loads(done.stdout)["model"]
+    return line
 
 
 @pytest.mark.parametrize(
@@ -28,12 +41,14 @@ ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "SERVING_OPS":
     ],
 )
 def test_it_counts_the_layers_that_an_engine_would_put_on_ours(tmp_path: Path, name: str, expected: set[str]) -> None:
-    write = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import models; models.CONFIGS[sys.argv[2]]().save_pretrained('.')"
-    )
-    subprocess.run([sys.executable, "-c", write, str(HERE), name], cwd=tmp_path, check=True)
-    command = [sys.executable, "-m", "serving_ops", "doctor", "--json", "--eager", "--model", str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    on = json.loads(done.stdout)["model"].partition("on for ")[2].partition("; ")[0]
+    subprocess.run([sys.executable, "-c", WRITE, str(HERE), name], cwd=tmp_path, check=True)
+    on = _line(tmp_path).partition("on for ")[2].partition("; ")[0]
     assert set(on.split(", ")) == expected
+
+
+def test_it_says_that_the_norms_of_a_quantized_model_stay_vllms(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", WRITE, str(HERE), "dense"], cwd=tmp_path, check=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    quantization = resolved_configs.CHECKPOINTS["compressed int8 token"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    assert "on for no layer; native: 9 RMSNorm (its consumer quantizes to INT8)" in _line(tmp_path)

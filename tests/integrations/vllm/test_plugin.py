@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, rows, survey
+from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, rows, survey, vllm_config
 
 from serving_ops import Explanation, NormSpec, PrewarmReport, counters, extension, settings
 from serving_ops.integrations.vllm import (
@@ -41,7 +41,8 @@ def _default_priority(**chosen: list[str]) -> Any:
 
     user = IrOpPriorityConfig(**chosen)
     compilation = SimpleNamespace(backend="eager", mode=0)
-    config = SimpleNamespace(kernel_config=SimpleNamespace(ir_op_priority=user), compilation_config=compilation)
+    kernel = SimpleNamespace(ir_op_priority=user)
+    config = SimpleNamespace(kernel_config=kernel, compilation_config=compilation, quant_config=None)
     return current_platform.get_default_ir_op_priority(config)
 
 
@@ -294,12 +295,8 @@ def _model(in_vllm: Any) -> torch.nn.Module:
 
 
 def _worker(model: torch.nn.Module) -> Any:
-    configuration = SimpleNamespace(dtype=torch.bfloat16, get_hidden_size=lambda: HIDDEN, get_head_size=lambda: HEAD)
     return SimpleNamespace(
-        get_model=lambda: model,
-        model_runner=SimpleNamespace(),
-        device=DEVICE,
-        vllm_config=SimpleNamespace(model_config=configuration),
+        get_model=lambda: model, model_runner=SimpleNamespace(), device=DEVICE, vllm_config=vllm_config()
     )
 
 

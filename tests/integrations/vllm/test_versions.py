@@ -40,7 +40,8 @@ import json
 from types import SimpleNamespace
 from serving_ops.integrations.vllm import features, register
 register()
-features.install_for(SimpleNamespace(has_inner_state=True), strict=True)
+model_config = SimpleNamespace(has_inner_state=True)
+features.install_for(SimpleNamespace(model_config=model_config, quant_config=None), strict=True)
 import vllm
 from vllm.platforms import current_platform
 every = features.FEATURES + features.STATE_SPACE_FEATURES

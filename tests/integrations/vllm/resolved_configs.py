@@ -1,0 +1,226 @@
+"""What vLLM makes of many configurations on a GPU that is pretended, with the plugin off and then on.
+
+Run by path, in a process that imports the vLLM to look at: prints JSON, one entry of CASES each. vLLM is imported as on
+CPU; the platform turns into a Hopper's once that is done, so none of CUDA's libraries is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+MODEL: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "num_hidden_layers": 2,
+    "vocab_size": 1024,
+    "max_position_embeddings": 2048,
+    "dtype": "bfloat16",
+}
+
+
+def _compressed(weights: dict[str, Any], inputs: dict[str, Any] | None, form: str) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+
+
+def _scheme(kind: str, bits: int, strategy: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "num_bits": bits, "strategy": strategy, "symmetric": True, "dynamic": False, **more}
+
+
+FP8, INT8 = ("float", 8), ("int", 8)
+TOKEN: dict[str, Any] = {"dynamic": True}
+GROUP: dict[str, Any] = {"group_size": 128}
+NVFP4: dict[str, Any] = {"group_size": 16}
+FP8_BLOCK = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+QUARK = {"dtype": "fp8_e4m3", "is_dynamic": False, "qscheme": "per_tensor", "symmetric": True}
+MODELOPT = {"quant_method": "modelopt", "kv_cache_quant_algo": None, "exclude_modules": []}
+AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int"}
+
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "fp8 static": {"quant_method": "fp8", "activation_scheme": "static"},
+    "fp8 dynamic": {"quant_method": "fp8", "activation_scheme": "dynamic"},
+    "fp8 block": FP8_BLOCK,
+    "fbgemm_fp8": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": []},
+    "compressed fp8 static": _compressed(_scheme(*FP8, "tensor"), _scheme(*FP8, "tensor"), "float-quantized"),
+    "compressed fp8 token": _compressed(_scheme(*FP8, "channel"), _scheme(*FP8, "token", **TOKEN), "float-quantized"),
+    "compressed fp8 block": _compressed(
+        _scheme(*FP8, "block", block_structure=[128, 128]),
+        _scheme(*FP8, "group", **TOKEN, **GROUP),
+        "float-quantized",
+    ),
+    "compressed fp8 weights": _compressed(_scheme(*FP8, "channel"), None, "float-quantized"),
+    "compressed int8 token": _compressed(_scheme(*INT8, "channel"), _scheme(*INT8, "token", **TOKEN), "int-quantized"),
+    "compressed int8 static": _compressed(_scheme(*INT8, "tensor"), _scheme(*INT8, "tensor"), "int-quantized"),
+    "compressed int4 fp8": _compressed(
+        _scheme("int", 4, "group", **GROUP), _scheme(*FP8, "token", **TOKEN), "pack-quantized"
+    ),
+    "compressed int4 weights": _compressed(_scheme("int", 4, "group", **GROUP), None, "pack-quantized"),
+    "compressed nvfp4": _compressed(
+        _scheme("float", 4, "tensor_group", **NVFP4),
+        _scheme("float", 4, "tensor_group", **NVFP4) | {"dynamic": "local"},
+        "nvfp4-pack-quantized",
+    ),
+    "modelopt": {**MODELOPT, "quant_algo": "FP8"},
+    "modelopt fp8 block": {**MODELOPT, "quant_algo": "FP8_PB_WO"},
+    "modelopt_fp4": {**MODELOPT, "quant_algo": "NVFP4", "group_size": 16},
+    "modelopt_mxfp8": {**MODELOPT, "quant_algo": "MXFP8"},
+    "modelopt_mixed": {
+        **MODELOPT,
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": {"model.layers.0.mlp.down_proj": {"quant_algo": "FP8"}},
+    },
+    "mxfp4": {"quant_method": "mxfp4"},
+    "mxfp8": {"quant_method": "mxfp8"},
+    "awq": AWQ,
+    "gptq": GPTQ,
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "bitsandbytes int8": {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False},
+    "inc": {**AUTO_ROUND, "packing_format": "auto_round:auto_gptq"},
+    "quark": {
+        "quant_method": "quark",
+        "global_quant_config": {"weight": QUARK, "input_tensors": QUARK, "output_tensors": None},
+        "layer_quant_config": {},
+        "layer_type_quant_config": {},
+        "export": {"kv_cache_group": [], "pack_method": "reorder"},
+        "exclude": [],
+    },
+    "gpt_oss_mxfp4": {"quant_method": "gpt_oss_mxfp4"},
+    "deepseek_v4_fp8": {
+        "quant_method": "deepseek_v4_fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128] * 2,
+    },
+}
+"""Name -> `quantization_config` of a checkpoint."""
+
+ON_THE_COMMAND_LINE = (
+    "fp8",
+    "fp8_per_tensor",
+    "fp8_per_block",
+    "fp8_per_channel",
+    "mxfp8",
+    "nvfp4_per_token",
+    "int8_per_channel_weight_only",
+    "experts_int8",
+)
+"""`--quantization` of a checkpoint that is not quantized."""
+
+CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "unquantized": (None, {}),
+    "unquantized, level 0": (None, {"optimization_level": 0}),
+    "unquantized, pass on": (None, {"compilation_config": {"pass_config": {"fuse_norm_quant": True}}}),
+    "unquantized, pass off": (None, {"compilation_config": {"pass_config": {"fuse_norm_quant": False}}}),
+    "unquantized, custom norm": (None, {"compilation_config": {"custom_ops": ["+rms_norm"]}}),
+    **{name: (config, {}) for name, config in CHECKPOINTS.items()},
+    **{f"online {name}": (None, {"quantization": name}) for name in ON_THE_COMMAND_LINE},
+    "moe_wna16": (GPTQ, {"quantization": "moe_wna16"}),
+    "humming": (GPTQ, {"quantization": "humming"}),
+}
+"""Name -> the checkpoint's `quantization_config`, and more for the engine."""
+
+
+def _resolve(folder: Path, case: str, *, eager: bool) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    quantization, arguments = CASES[case]
+    config = MODEL if quantization is None else {**MODEL, "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(config))
+    shared = {"model": str(folder), "skip_tokenizer_init": True, "max_model_len": 1024, "enforce_eager": eager}
+    return EngineArgs(**shared, allow_deprecated_quantization=True, **arguments).create_engine_config()
+
+
+def _facts(config: Any, classes: list[str]) -> dict[str, Any]:
+    compilation, priority = config.compilation_config, config.kernel_config.ir_op_priority
+    return {
+        "pass_config": {name: repr(value) for name, value in vars(compilation.pass_config).items()},
+        "custom_ops": compilation.custom_ops,
+        "ir_op_priority": {name: list(value) for name, value in vars(priority).items() if isinstance(value, list)},
+        "classes": classes,
+    }
+
+
+def _look(folder: Path, case: str, *, eager: bool, on: bool) -> dict[str, Any]:
+    from vllm.model_executor.custom_op import op_registry_oot
+
+    from serving_ops.integrations.vllm import features, quantization
+
+    try:
+        config = _resolve(folder, case, eager=eager)
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
+    if on:
+        features.install_for(config, strict=True)
+    facts = _facts(config, sorted(op_registry_oot))
+    return {**facts, "class": type(config.quant_config).__name__, "why": quantization.why_norms_stay(config)}
+
+
+def _pretend_a_hopper() -> None:
+    from vllm.platforms import current_platform
+
+    sys.modules["vllm._C_stable_libtorch"] = types.ModuleType("vllm._C_stable_libtorch")
+    from vllm.platforms.cuda import NonNvmlCudaPlatform
+    from vllm.platforms.interface import DeviceCapability
+
+    class Hopper(NonNvmlCudaPlatform):  # type: ignore[misc]
+        @classmethod
+        def get_device_capability(cls, device_id: int = 0) -> Any:
+            return DeviceCapability(9, 0)
+
+        @classmethod
+        def get_device_name(cls, device_id: int = 0) -> str:
+            return "pretended"
+
+        @classmethod
+        def get_device_total_memory(cls, device_id: int = 0) -> int:
+            return 80 * 2**30
+
+    current_platform.__class__ = Hopper  # other modules hold the object
+
+
+def _look_at_all(folder: Path) -> dict[str, Any]:
+    os.environ["SERVING_OPS"] = "off"
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+
+    _resolve(folder, "unquantized", eager=True)  # this and the next import what vLLM needs, on CPU
+    get_quantization_config("fp8")
+    _pretend_a_hopper()
+    from serving_ops.integrations.vllm import features, register
+
+    methods = {name: get_quantization_config(name).__name__ for name in QUANTIZATION_METHODS}
+    found: dict[str, Any] = {}
+    modes = {"compiled": False, "eager": True}
+    for switch in ("off", "auto"):
+        os.environ["SERVING_OPS"] = switch
+        register()
+        found[switch] = {
+            case: {mode: _look(folder, case, eager=eager, on=switch == "auto") for mode, eager in modes.items()}
+            for case in CASES
+        }
+    return {"methods": methods, "failures": features.failures, **found}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        result = _look_at_all(Path(scratch))
+    print(json.dumps(result))

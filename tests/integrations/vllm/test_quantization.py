@@ -1,0 +1,227 @@
+"""What a quantized model keeps of vLLM's, on each vLLM that is tested, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import other_versions
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, survey, vllm_config
+from resolved_configs import CASES
+
+from serving_ops import extension
+from serving_ops.integrations.vllm import features, ir_providers, layers, priority, quantization
+
+pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
+
+SCRIPT = Path(__file__).with_name("resolved_configs.py")
+SECONDS = 300
+INSTALLED = "installed"
+
+on_each = pytest.mark.parametrize(
+    "vllm",
+    [INSTALLED, *(pytest.param(version, marks=other_versions.needs(version)) for version in other_versions.VERSIONS)],
+)
+
+ACTIVATIONS_AS_THEY_ARE = {
+    "compressed fp8 weights",
+    "compressed int4 weights",
+    "awq",
+    "gptq",
+    "bitsandbytes",
+    "inc",
+    "online int8_per_channel_weight_only",
+    "online experts_int8",
+    "moe_wna16",
+    *(case for case in CASES if case.startswith("unquantized")),
+}
+"""Cases in which nothing quantizes what a norm computes."""
+
+UNKNOWN_TO_SOME = {"bitsandbytes", "bitsandbytes int8", "online nvfp4_per_token"}
+"""Cases that not every version has."""
+
+NOT_MADE = {"TorchAOConfig", "FPQuantConfig"}
+"""Classes of configurations that vLLM makes with a package that may be missing, or for a Blackwell alone."""
+
+REASONS = {
+    "fp8 block": "its consumer quantizes to FP8",
+    "compressed int8 token": "its consumer quantizes to INT8",
+    "compressed int4 fp8": "its consumer quantizes to FP8",
+    "modelopt_fp4": "its consumer quantizes to NVFP4",
+    "mxfp4": "its consumer quantizes to MXFP4",
+    "online mxfp8": "its consumer quantizes to MXFP8",
+    "online fp8_per_tensor": "its consumer quantizes to FP8",
+    "quark": "its consumer may quantize: quark",
+}
+
+
+@pytest.fixture(scope="module")
+def resolved() -> Callable[[str], dict[str, Any]]:
+    """resolved(vllm): what resolved_configs.py found in that version, of a Hopper."""
+
+    @cache
+    def look(vllm: str) -> dict[str, Any]:
+        ours = {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        version = {} if vllm == INSTALLED else other_versions.environment(vllm)
+        command = [sys.executable, str(SCRIPT)]
+        environment = os.environ | version | ours
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        assert found["failures"] == {}
+        return found
+
+    return look
+
+
+def _pairs(found: dict[str, Any], *, ours: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """What vLLM resolved without the plugin and with it, of the cases in which norms are or are not ours."""
+    cases = [case for case in found["off"] if (case in ACTIVATIONS_AS_THEY_ARE) == ours]
+    pairs = {
+        f"{case}, {mode}": (found["off"][case][mode], found["auto"][case][mode])
+        for case in cases
+        for mode in found["off"][case]
+    }
+    return {case: pair for case, pair in pairs.items() if "refused" not in pair[0]}
+
+
+def _differing(pairs: dict[str, tuple[dict[str, Any], dict[str, Any]]], *names: str) -> dict[str, list[str]]:
+    differing = {case: [name for name in names if off[name] != on[name]] for case, (off, on) in pairs.items()}
+    return {case: found for case, found in differing.items() if found}
+
+
+@on_each
+def test_a_quantized_model_is_configured_and_built_as_without_the_plugin(
+    vllm: str, resolved: Callable[[str], dict[str, Any]]
+) -> None:
+    pairs = _pairs(resolved(vllm), ours=False)
+    assert _differing(pairs, "pass_config", "custom_ops", "ir_op_priority", "classes") == {}
+    assert {case for case, (_, on) in pairs.items() if on["why"] is None} == set()
+
+
+@on_each
+def test_where_norms_are_ours_vllm_chooses_its_passes_as_without_the_plugin(
+    vllm: str, resolved: Callable[[str], dict[str, Any]]
+) -> None:
+    pairs = _pairs(resolved(vllm), ours=True)
+    assert _differing(pairs, "pass_config", "custom_ops") == {}
+    assert all(on["why"] is None for _, on in pairs.values())
+    first = {on["ir_op_priority"][op][0] for _, on in pairs.values() for op in priority.OPS}
+    assert first <= ir_providers.OURS
+    assert all("RMSNormGated" in on["classes"] for _, on in pairs.values())
+
+
+@on_each
+def test_a_pass_that_the_user_chose_stays_as_chosen(vllm: str, resolved: Callable[[str], dict[str, Any]]) -> None:
+    found = resolved(vllm)["auto"]
+    for case, chosen in (("unquantized, pass on", "True"), ("unquantized, pass off", "False")):
+        assert found[case]["compiled"]["pass_config"]["fuse_norm_quant"] == chosen
+
+
+@on_each
+def test_the_reason_names_what_the_consumer_quantizes_to(vllm: str, resolved: Callable[[str], dict[str, Any]]) -> None:
+    found = resolved(vllm)["auto"]
+    assert {case: found[case]["compiled"]["why"] for case in REASONS} == REASONS
+
+
+@on_each
+def test_every_quantization_that_vllm_has_is_among_the_cases(
+    vllm: str, resolved: Callable[[str], dict[str, Any]]
+) -> None:
+    found = resolved(vllm)
+    looked_at = [on for modes in found["auto"].values() for on in modes.values()]
+    refused = {case for case, modes in found["auto"].items() if "refused" in modes["compiled"]}
+    assert refused <= UNKNOWN_TO_SOME
+    seen = {on["class"] for on in looked_at if "refused" not in on}
+    assert set(found["methods"].values()) - seen <= NOT_MADE
+
+
+def _quantized(name: str, **more: Any) -> Any:
+    return SimpleNamespace(get_name=lambda: name, **more)
+
+
+class Int4WeightOnlyConfig:
+    """Named as torchao's."""
+
+
+class Float8DynamicActivationFloat8WeightConfig:
+    """Named as torchao's."""
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (None, None),
+        (_quantized("gguf"), None),
+        (_quantized("torchao", torchao_config=Int4WeightOnlyConfig()), None),
+        (
+            _quantized("torchao", torchao_config=Float8DynamicActivationFloat8WeightConfig()),
+            "its consumer may quantize: torchao",
+        ),
+        (_quantized("fp_quant"), "its consumer may quantize: fp_quant"),
+        (_quantized("one of another plugin"), "its consumer may quantize: one of another plugin"),
+    ],
+)
+def test_what_is_not_known_to_leave_activations_as_they_are_may_quantize(config: Any, reason: str | None) -> None:
+    assert quantization.why_norms_stay(vllm_config(config)) == reason
+
+
+def test_weight_only_kernels_that_are_told_to_quantize_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MARLIN_INPUT_DTYPE", "int8")
+    assert quantization.why_norms_stay(vllm_config(_quantized("auto_gptq"))) == "its consumer quantizes to INT8"
+
+
+def test_layers_quantized_while_loading_beside_a_weight_only_checkpoint_count() -> None:
+    config = vllm_config(_quantized("auto_awq"), quantization_config=SimpleNamespace())
+    assert quantization.why_norms_stay(config) == "its consumer may quantize: auto_awq with a quantization_config"
+
+
+FP8 = _quantized("fp8")
+
+
+def _norms() -> torch.nn.Module:
+    from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm, RMSNormGated
+
+    norms = [RMSNorm(HIDDEN), RMSNorm(HIDDEN, var_hidden_size=128), GemmaRMSNorm(HIDDEN), RMSNormGated(HEAD)]
+    return torch.nn.ModuleList([*norms]).to(DEVICE, torch.bfloat16)
+
+
+def test_every_norm_of_a_quantized_model_is_vllms_and_that_is_no_fallback(registered: None, in_vllm: Any) -> None:
+    from vllm import ir
+
+    features.install_for(vllm_config(FP8), strict=True)
+    for op in priority.OPS:
+        getattr(ir.ops, op).set_default(["native"])
+    found = survey(_norms(), FP8)
+    assert [layer.kind for layer in found] == ["RMSNorm", "RMSNorm", "GemmaRMSNorm", "RMSNormGated"]
+    assert {layer.native_because for layer in found} == {"its consumer quantizes to FP8"}
+    assert not any(layer.fell_back() for layer in found)
+
+
+def test_the_next_model_of_the_process_gets_our_classes_again(registered: None, in_vllm: Any) -> None:
+    features.install_for(vllm_config(FP8), strict=True)
+    assert layers.OF_OURS.keys().isdisjoint(type(layer).__name__ for layer in _norms())
+    features.install_for(vllm_config(), strict=True)
+    assert {"ServingOpsGemmaRMSNorm", "ServingOpsRMSNormGated"} <= {type(layer).__name__ for layer in _norms()}
+
+
+def test_an_ir_priority_that_the_user_gave_holds_for_a_quantized_model_too(registered: None, in_vllm: Any) -> None:
+    from vllm import ir
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    for op in priority.OPS:
+        getattr(ir.ops, op).set_default(OURS_FIRST)
+    (layer,) = survey(RMSNorm(HIDDEN).to(DEVICE, torch.bfloat16), FP8)
+    assert layer.native_because is None
