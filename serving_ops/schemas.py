@@ -45,9 +45,18 @@ FALLBACK_SCHEMAS = (
     "_rms_norm_gated_fallback(Tensor x, Tensor? z, Tensor? weight, float eps, Tensor? bias, "
     "bool norm_before_gate, str activation, int? group_size, Tensor(a!) out) -> str",
 )
+BACKWARD_FALLBACK_SCHEMAS = (
+    "_rms_norm_backward_fallback(Tensor dout, Tensor s, Tensor? weight, float eps, float weight_offset, "
+    "Tensor? ds_more, Tensor(a!) ds, Tensor(b!) dweight) -> str",
+    "_rms_norm_gated_backward_fallback(Tensor dout, Tensor x, Tensor? z, Tensor? weight, float eps, Tensor? bias, "
+    "bool norm_before_gate, str activation, int? group_size, Tensor(a!) dx, Tensor(b!) dz, Tensor(c!) dweight, "
+    "Tensor(d!) dbias) -> str",
+)
 
 for _schema in (*SCHEMAS, *BACKWARD_SCHEMAS):
     library.define(_schema, tags=_TAGS)
+for _schema in BACKWARD_FALLBACK_SCHEMAS:
+    library.define(_schema)
 for _schema in FALLBACK_SCHEMAS:
     library.define(_schema)
     library.define(re.sub(r"\(\w!\)", "", _schema).replace("_fallback", "_refusal"))

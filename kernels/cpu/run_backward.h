@@ -4,11 +4,9 @@
 
 #include <cstring>
 #include <memory>
+#include <new>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/c/shim.h>
-
-#include "../operators/row_space.h"
+#include "../operators/backward_calls.h"
 #include "isa.h"
 
 namespace serving_ops::cpu {
@@ -24,12 +22,6 @@ inline int64_t num_blocks(int64_t num_rows, int64_t size) {
   return blocks < 1 ? 1 : blocks;
 }
 
-// A tensor of a call: strides of the leading dimensions, in elements; data may be null.
-struct Operand {
-  void* data;
-  const int64_t* strides;
-};
-
 // Sums over rows that a call wants, in blocks: gradients[k].data null for one that it does not.
 template <int Vectors>
 class BlockSums {
@@ -41,7 +33,9 @@ class BlockSums {
       place_[k] = gradients[k].data == nullptr ? -1 : block_;
       if (gradients[k].data != nullptr) block_ += 2 * size;  // as much again to work in
     }
-    data_.reset(block_ == 0 ? nullptr : new float[block_ * num_blocks]);
+    if (block_ == 0) return;
+    data_.reset(new (std::nothrow) float[block_ * num_blocks]);
+    if (data_ == nullptr) throw std::runtime_error("serving_ops: allocating the sums over rows failed (out of memory?)");
   }
   void clear(int64_t block) const {
     if (block_ != 0) std::memset(data_.get() + block * block_, 0, block_ * sizeof(float));
@@ -65,81 +59,66 @@ class BlockSums {
   std::unique_ptr<float[]> data_;
 };
 
-// run(rows, count, block) for every run of rows of constant strides, blocks on torch's threads. 0 where it ran.
+// run(rows, count, block) for every run of rows of constant strides, blocks on torch's threads. tensors[k] is null for an
+// operand that the call lacks.
 template <int Operands, int Vectors, class Run>
-inline int for_each_block_of_rows(const RowSpace<Operands>& space, const Operand (&operands)[Operands], Dtype dtype,
-                                  int64_t num_blocks, const BlockSums<Vectors>& sums, const Run& run) {
+inline void for_each_block_of_rows(const RowSpace<Operands>& space, const TensorView* const (&tensors)[Operands],
+                                   Dtype dtype, int64_t num_blocks, const BlockSums<Vectors>& sums, const Run& run) {
   const auto one = [&](int64_t block) {
     sums.clear(block);
     const int64_t first = block * space.num_rows() / num_blocks, last = (block + 1) * space.num_rows() / num_blocks;
+    if (first == last) return;
     space.for_each_run(first, last, [&](const int64_t(&offsets)[Operands], int64_t count) {
       Rows rows[Operands];
       for (int k = 0; k < Operands; ++k)
-        if (operands[k].data != nullptr)
-          rows[k] = {static_cast<char*>(operands[k].data) + offsets[k] * element_bytes(dtype), space.row_stride(k),
-                     space.ahead(k)};
+        if (tensors[k] != nullptr)
+          rows[k] = {tensors[k]->data + offsets[k] * element_bytes(dtype), space.row_stride(k), space.ahead(k)};
       run(rows, count, block);
     });
   };
   const auto blocks = [](int64_t begin, int64_t end, void* context) {
     for (int64_t block = begin; block < end; ++block) (*static_cast<const decltype(one)*>(context))(block);
   };
-  if (num_blocks == 1) return one(0), 0;
-  return torch_parallel_for(0, num_blocks, 1, blocks, const_cast<void*>(static_cast<const void*>(&one)));
+  if (num_blocks == 1) return one(0);
+  check(torch_parallel_for(0, num_blocks, 1, blocks, const_cast<void*>(static_cast<const void*>(&one))),
+        "torch_parallel_for");
 }
 
-// What does not collapse to RowSpace::kMaxDims dimensions.
-constexpr int kTooManyDims = -1;
+inline Gradient gradient_of(const Param& param, const TensorView& result) {
+  return {param.data == nullptr ? nullptr : result.data, param.dtype};
+}
 
-struct BackwardCall {
-  NormSpec spec;
-  int64_t num_dims;
-  const int64_t* sizes;
-  Operand dout, s, more, ds;
-  Gradient dweight;
-};
-
-inline int run(const BackwardCall& call) {
-  const Operand operands[] = {call.dout, call.s, call.more, call.ds};
-  RowSpace<4> space;
-  if (!space.build(call.num_dims, call.sizes, {call.dout.strides, call.s.strides, call.more.strides, call.ds.strides}))
-    return kTooManyDims;
-  const int64_t blocks = num_blocks(space.num_rows(), call.spec.size);
-  const BlockSums<1> sums({call.dweight}, whole_blocks(call.spec.size), blocks);
+inline bool run(const NormBackwardCall& call) {
+  if (!call.s.on_cpu()) return false;
+  const Gradient dweight = gradient_of(call.spec.weight, call.dweight);
+  const int64_t blocks = num_blocks(call.space.num_rows(), call.spec.size);
+  const BlockSums<1> sums({dweight}, whole_blocks(call.spec.size), blocks);
   const auto kernel = chosen_kernels().rms_norm_backward;
-  const int failed = for_each_block_of_rows(
-      space, operands, call.spec.dtype, blocks, sums, [&](const Rows(&rows)[4], int64_t count, int64_t block) {
+  for_each_block_of_rows<4>(
+      call.space, {&call.dout, &call.s, call.has_more ? &call.more : nullptr, &call.ds}, call.spec.dtype, blocks, sums,
+      [&](const Rows(&rows)[4], int64_t count, int64_t block) {
         kernel(call.spec, rows[0], rows[1], rows[2], rows[3], sums.of(0, block), count);
       });
-  sums.add_up(call.spec.dtype, 0, call.spec.size, call.dweight);
-  return failed;
+  sums.add_up(call.spec.dtype, 0, call.spec.size, dweight);
+  return true;
 }
 
-struct GatedBackwardCall {
-  GatedNormSpec spec;
-  int64_t num_dims;
-  const int64_t* sizes;
-  Operand dout, x, z, dx, dz;
-  Gradient dweight, dbias;
-};
-
-inline int run(const GatedBackwardCall& call) {
-  const Operand operands[] = {call.dout, call.x, call.z, call.dx, call.dz};
-  RowSpace<5> space;
-  if (!space.build(call.num_dims, call.sizes,
-                   {call.dout.strides, call.x.strides, call.z.strides, call.dx.strides, call.dz.strides}))
-    return kTooManyDims;
-  const int64_t blocks = num_blocks(space.num_rows(), call.spec.size);
-  const int64_t groups = call.spec.size / call.spec.group_size;
-  const BlockSums<2> sums({call.dweight, call.dbias}, groups * whole_blocks(call.spec.group_size), blocks);
+inline bool run(const GatedBackwardCall& call) {
+  if (!call.x.on_cpu()) return false;
+  const GatedNormSpec& spec = call.spec;
+  const Gradient dweight = gradient_of(spec.weight, call.dweight), dbias = gradient_of(spec.bias, call.dbias);
+  const int64_t blocks = num_blocks(call.space.num_rows(), spec.size);
+  const BlockSums<2> sums({dweight, dbias}, spec.size / spec.group_size * whole_blocks(spec.group_size), blocks);
   const auto kernel = chosen_kernels().rms_norm_gated_backward;
-  const int failed = for_each_block_of_rows(
-      space, operands, call.spec.dtype, blocks, sums, [&](const Rows(&rows)[5], int64_t count, int64_t block) {
-        kernel(call.spec, rows[0], rows[1], rows[2], rows[3], rows[4], sums.of(0, block), sums.of(1, block), count);
+  for_each_block_of_rows<5>(
+      call.space,
+      {&call.dout, &call.x, call.has_gate ? &call.z : nullptr, &call.dx, call.has_gate ? &call.dz : nullptr},
+      spec.dtype, blocks, sums, [&](const Rows(&rows)[5], int64_t count, int64_t block) {
+        kernel(spec, rows[0], rows[1], rows[2], rows[3], rows[4], sums.of(0, block), sums.of(1, block), count);
       });
-  sums.add_up(call.spec.dtype, 0, call.spec.group_size, call.dweight);
-  sums.add_up(call.spec.dtype, 1, call.spec.group_size, call.dbias);
-  return failed;
+  sums.add_up(spec.dtype, 0, spec.group_size, dweight);
+  sums.add_up(spec.dtype, 1, spec.group_size, dbias);
+  return true;
 }
 
 }  // namespace serving_ops::cpu

@@ -46,6 +46,8 @@ class Arguments {
   AtenTensorHandle tensor(int i) const { return unboxed<AtenTensorHandle>(stack_[i]); }
   // Null for None.
   AtenTensorHandle optional_tensor(int i) const { return stack_[i] == 0 ? nullptr : unboxed<AtenTensorHandle>(*inner(i)); }
+  // A Tensor, or a Tensor?.
+  AtenTensorHandle any_tensor(int i) const { return kinds_[i] == 'o' ? optional_tensor(i) : tensor(i); }
   int64_t optional_int(int i, int64_t otherwise) const {
     return stack_[i] == 0 ? otherwise : unboxed<int64_t>(*inner(i));
   }
@@ -100,22 +102,20 @@ class NewTensor {
   static NewTensor empty_like(AtenTensorHandle like) {
     constexpr int64_t kMaxDims = 64;
     int64_t num_dims, *sizes, strides[kMaxDims];
-    int32_t dtype, device_type, device_index;
     check(aoti_torch_get_dim(like, &num_dims), "reading a tensor");
     check(aoti_torch_get_sizes(like, &sizes), "reading a tensor");
-    check(aoti_torch_get_dtype(like, &dtype), "reading a tensor");
-    check(aoti_torch_get_device_type(like, &device_type), "reading a tensor");
-    check(aoti_torch_get_device_index(like, &device_index), "reading a tensor");
     if (num_dims > kMaxDims) throw std::runtime_error("serving_ops: x has more than 64 dimensions");
     int64_t stride = 1;
     for (int64_t d = num_dims - 1; d >= 0; --d) {
       strides[d] = stride;
       if (sizes[d] > 1) stride *= sizes[d];
     }
-    NewTensor made;
-    check(aoti_torch_empty_strided(num_dims, sizes, strides, dtype, device_type, device_index, &made.handle_),
-          "allocating the result (out of memory?)");
-    return made;
+    return empty(like, num_dims, sizes, strides);
+  }
+  // (0,), of the given tensor's dtype and device.
+  static NewTensor without_elements(AtenTensorHandle like) {
+    const int64_t size = 0, stride = 1;
+    return empty(like, 1, &size, &stride);
   }
   NewTensor(NewTensor&& other) : handle_(other.handle_) { other.handle_ = nullptr; }
   ~NewTensor() {
@@ -136,6 +136,16 @@ class NewTensor {
 
  private:
   NewTensor() = default;
+  static NewTensor empty(AtenTensorHandle like, int64_t num_dims, const int64_t* sizes, const int64_t* strides) {
+    int32_t dtype, device_type, device_index;
+    check(aoti_torch_get_dtype(like, &dtype), "reading a tensor");
+    check(aoti_torch_get_device_type(like, &device_type), "reading a tensor");
+    check(aoti_torch_get_device_index(like, &device_index), "reading a tensor");
+    NewTensor made;
+    check(aoti_torch_empty_strided(num_dims, sizes, strides, dtype, device_type, device_index, &made.handle_),
+          "allocating the result (out of memory?)");
+    return made;
+  }
   AtenTensorHandle handle_ = nullptr;
 };
 

@@ -16,6 +16,20 @@ struct Operator {
     if ((call.*read)(arguments) || !run(call)) arguments.hand_over(fallback);
   }
 
+  // The same into new tensors, each like one of the arguments, and without elements where that argument is None. The call
+  // takes them behind the operator's arguments, and the operator returns them.
+  template <int... kLike, size_t kKinds>
+  static void call_new(StableIValue* stack, const char (&kinds)[kKinds], const char* fallback) {
+    constexpr int kResults = sizeof...(kLike), kArguments = static_cast<int>(kKinds) - 1 - kResults;
+    StableIValue with_results[kArguments + kResults];
+    std::copy_n(stack, kArguments, with_results);
+    Arguments arguments(with_results, kinds);
+    NewTensor results[] = {new_like(arguments, kLike)...};
+    for (int i = 0; i < kResults; ++i) with_results[kArguments + i] = results[i].boxed();
+    call(arguments, fallback);
+    for (int i = 0; i < kResults; ++i) stack[i] = results[i].release();
+  }
+
   // Returns why `call` would hand over instead of running, as a text; empty where the kernels take the call.
   static void refusal(StableIValue* stack, const char* kinds) {
     std::string why;
@@ -27,16 +41,10 @@ struct Operator {
     stack[0] = boxed_text(why);
   }
 
-  // The same into a new tensor like the first of kArguments, which the call takes behind them and the operator returns.
-  template <int kArguments>
-  static void call_new(StableIValue* stack, const char* kinds, const char* fallback) {
-    StableIValue with_out[kArguments + 1];
-    std::copy_n(stack, kArguments, with_out);
-    Arguments arguments(with_out, kinds);
-    NewTensor out = NewTensor::empty_like(arguments.tensor(0));
-    with_out[kArguments] = out.boxed();
-    call(arguments, fallback);
-    stack[0] = out.release();
+ private:
+  static NewTensor new_like(const Arguments& arguments, int i) {
+    const AtenTensorHandle like = arguments.any_tensor(i);
+    return like != nullptr ? NewTensor::empty_like(like) : NewTensor::without_elements(arguments.tensor(0));
   }
 };
 

@@ -20,6 +20,8 @@ STABLE_TORCH_LIBRARY_IMPL(serving_ops, CPU, library) {
   library.impl("rms_norm.out", &serving_ops::rms_norm_out_cpu);
   library.impl("rms_norm_gated", &serving_ops::rms_norm_gated_cpu);
   library.impl("rms_norm_gated.out", &serving_ops::rms_norm_gated_out_cpu);
+  library.impl("rms_norm_backward", &serving_ops::rms_norm_backward_cpu);
+  library.impl("rms_norm_gated_backward", &serving_ops::rms_norm_gated_backward_cpu);
   library.impl("_fused_add_rms_norm_refusal", &serving_ops::fused_add_rms_norm_refusal);
   library.impl("_rms_norm_refusal", &serving_ops::rms_norm_refusal);
   library.impl("_rms_norm_gated_refusal", &serving_ops::rms_norm_gated_refusal);

@@ -13,7 +13,7 @@ using OnCuda = Operator<NormCall, &NormCall::read_rms_norm, &cuda::run>;
 
 constexpr char kArgumentKinds[] = "to..t";
 constexpr char kFallback[] = "serving_ops::_rms_norm_fallback";
-constexpr int kArguments = 4;
+constexpr int kX = 0;
 
 template <class Device>
 void into(StableIValue* stack) {
@@ -23,7 +23,7 @@ void into(StableIValue* stack) {
 
 template <class Device>
 void into_new(StableIValue* stack) {
-  Device::template call_new<kArguments>(stack, "to..b", kFallback);
+  Device::template call_new<kX>(stack, "to..b", kFallback);
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ using OnCuda = Operator<GatedCall, &GatedCall::read, &cuda::run>;
 
 constexpr char kArgumentKinds[] = "too.o.sit";
 constexpr char kFallback[] = "serving_ops::_rms_norm_gated_fallback";
-constexpr int kArguments = 8;
+constexpr int kX = 0;
 
 template <class Device>
 void into(StableIValue* stack) {
@@ -23,7 +23,7 @@ void into(StableIValue* stack) {
 
 template <class Device>
 void into_new(StableIValue* stack) {
-  Device::template call_new<kArguments>(stack, "too.o.sib", kFallback);
+  Device::template call_new<kX>(stack, "too.o.sib", kFallback);
 }
 
 }  // namespace

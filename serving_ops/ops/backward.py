@@ -15,21 +15,19 @@ rstd is not kept from the forward but computed anew from the row that has to be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from serving_ops import checks, cuda_backward, extension, reference
+from serving_ops import checks, cuda_backward, reference, support
 from serving_ops.schemas import library
 
 NAME = "rms_norm_backward"
 GATED_NAME = "rms_norm_gated_backward"
 
-Kernels = Callable[..., str | None]
-"""Writes gradients, or says why not: `cuda_backward.norm`, for one."""
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def _normed(s: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -67,7 +65,7 @@ def _rms_norm_backward(
     return _rounded(ds, s), _over_rows(dy * n, weight, s)
 
 
-def _dense_rows(tensor: Tensor | None) -> Tensor | None:
+def _dense_rows(tensor: MaybeTensor) -> MaybeTensor:
     """Elements of a row side by side; rows where they lie."""
     return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -76,55 +74,60 @@ def _dense(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
 
 
-def _new(like: Tensor | None) -> Tensor | None:
+def _new(like: Tensor) -> Tensor:
     """For a gradient: contiguous, to be written."""
-    return None if like is None else torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _takes_cpp(x: Tensor) -> bool:
-    return x.dtype in extension.DTYPES and x.dim() <= extension.MOST_DIMS and extension.cpp_library() is not None
+def _or_empty(gradient: Tensor | None, x: Tensor) -> Tensor:
+    """Operators have no optional results: an empty tensor stands for the gradient of what is None."""
+    return x.new_empty(0) if gradient is None else gradient
 
 
-def _on_cpu(run: Callable[..., None], *arguments: Any) -> str | None:
-    """As the functions of `cuda_backward`, for those of `extension`; the second argument is x."""
-    if not _takes_cpp(arguments[1]):
-        return "not for C++"
-    run(*arguments)
-    return None
+def _rms_norm_backward_cuda(
+    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`rms_norm_backward` on Triton's kernels, or the formula where they say why not, or there are no rows."""
+    checks.norm_metadata(s, dout, "dout", weight)
+    checks.norm_metadata(s, ds_more, "ds_more", None)
+    if s.numel():
+        ds, dweight = _new(s), None if weight is None else _new(weight)
+        rows = _dense_rows(dout), _dense_rows(s), _dense_rows(ds_more)
+        if cuda_backward.norm(*rows, _dense(weight), eps, weight_offset, ds, dweight) is None:
+            return ds, _or_empty(dweight, s)
+    return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
 
 
-def _norm_through(
-    kernels: Kernels,
+def _rms_norm_backward_fallback(
     dout: Tensor,
     s: Tensor,
     weight: Tensor | None,
     eps: float,
-    *,
     weight_offset: float,
     ds_more: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`rms_norm_backward` on kernels, or the formula where they say why not, or there are no rows."""
-    checks.norm_metadata(s, dout, "dout", weight)
-    checks.norm_metadata(s, ds_more, "ds_more", None)
-    if s.numel():
-        ds, dweight = _new(s), _new(weight)
-        rows = _dense_rows(dout), _dense_rows(s), _dense_rows(ds_more)
-        if kernels(*rows, _dense(weight), eps, weight_offset, ds, dweight) is None:
-            return _or_empty((ds, dweight), s)  # type: ignore[return-value]
-    return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
+    ds: Tensor,
+    dweight: Tensor,
+) -> str:
+    """What C++ does not take: again with dense rows where they were not, or the formula; or the text of the error."""
+    try:
+        checks.norm_metadata(s, dout, "dout", weight)
+        checks.norm_metadata(s, ds_more, "ds_more", None)
+        dense = _dense_rows(dout), _dense_rows(s), _dense(weight), _dense_rows(ds_more)
+        as_given = _same((dout, s, weight, ds_more), dense)
+        op = _rms_norm_backward if as_given else torch.ops.serving_ops.rms_norm_backward.default
+        _copy((ds, dweight), op(*dense[:3], eps, weight_offset=weight_offset, ds_more=dense[3]))
+    except BaseException as error:  # an interrupt included: none crosses into C++
+        return support.text_of(error)
+    return ""
 
 
-def _or_empty(gradients: Iterable[Tensor | None], x: Tensor) -> tuple[Tensor, ...]:
-    """Operators have no optional results: an empty tensor stands for the gradient of what is None."""
-    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+def _same(given: Iterable[Tensor | None], dense: Iterable[Tensor | None]) -> bool:
+    return all(a is b for a, b in zip(given, dense, strict=True))
 
 
-def _rms_norm_backward_cpu(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    return _norm_through(partial(_on_cpu, extension.cpu_rms_norm_backward), *arguments, **options)
-
-
-def _rms_norm_backward_cuda(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    return _norm_through(cuda_backward.norm, *arguments, **options)
+def _copy(results: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
+    for result, gradient in zip(results, gradients, strict=True):
+        result.copy_(gradient)
 
 
 def _gate(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -169,8 +172,7 @@ def _rms_norm_gated_backward(
     return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
 
 
-def _gated_through(
-    kernels: Kernels,
+def _rms_norm_gated_backward_cuda(
     dout: Tensor,
     x: Tensor,
     z: Tensor | None,
@@ -182,24 +184,42 @@ def _gated_through(
     activation: str,
     group_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_norm_through`, for `rms_norm_gated_backward`."""
+    """As `_rms_norm_backward_cuda`, for `rms_norm_gated_backward`."""
     checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
     if x.numel():
-        gradients = [_new(tensor) for tensor in (x, z, weight, bias)]
-        tensors = *(_dense_rows(tensor) for tensor in (dout, x, z)), _dense(weight), _dense(bias)
+        dx = _new(x)
+        dz, dweight, dbias = (None if tensor is None else _new(tensor) for tensor in (z, weight, bias))
+        tensors = _dense_rows(dout), _dense_rows(x), _dense_rows(z), _dense(weight), _dense(bias)
         numbers = eps, norm_before_gate, activation != "sigmoid", group_size or x.shape[-1]
-        if kernels(*tensors, *numbers, *gradients) is None:
-            return _or_empty(gradients, x)  # type: ignore[return-value]
+        if cuda_backward.gated(*tensors, *numbers, dx, dz, dweight, dbias) is None:
+            return dx, _or_empty(dz, x), _or_empty(dweight, x), _or_empty(dbias, x)
     options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
     return _rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
 
 
-def _rms_norm_gated_backward_cpu(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _gated_through(partial(_on_cpu, extension.cpu_rms_norm_gated_backward), *arguments, **options)
-
-
-def _rms_norm_gated_backward_cuda(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _gated_through(cuda_backward.gated, *arguments, **options)
+def _rms_norm_gated_backward_fallback(
+    dout: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    bias: Tensor | None,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int | None,
+    *results: Tensor,
+) -> str:
+    """As `_rms_norm_backward_fallback`."""
+    try:
+        checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
+        dense = _dense_rows(dout), _dense_rows(x), _dense_rows(z), _dense(weight), _dense(bias)
+        as_given = _same((dout, x, z, weight, bias), dense)
+        op: Any = _rms_norm_gated_backward if as_given else torch.ops.serving_ops.rms_norm_gated_backward.default
+        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
+        _copy(results, op(*dense[:4], eps, bias=dense[4], **options))
+    except BaseException as error:  # an interrupt included: none crosses into C++
+        return support.text_of(error)
+    return ""
 
 
 def _like(tensor: Tensor | None, x: Tensor) -> Tensor:
@@ -230,11 +250,11 @@ def _gated_fake(
     return _like(x, x), _like(z, x), _like(weight, x), _like(bias, x)
 
 
-library.impl(NAME, _rms_norm_backward_cpu, "CPU")
 library.impl(NAME, _rms_norm_backward_cuda, "CUDA")
 library.impl(NAME, _rms_norm_backward, "CompositeExplicitAutograd")
-library.impl(GATED_NAME, _rms_norm_gated_backward_cpu, "CPU")
 library.impl(GATED_NAME, _rms_norm_gated_backward_cuda, "CUDA")
 library.impl(GATED_NAME, _rms_norm_gated_backward, "CompositeExplicitAutograd")
+library.impl(f"_{NAME}_fallback", _rms_norm_backward_fallback, "CompositeExplicitAutograd")
+library.impl(f"_{GATED_NAME}_fallback", _rms_norm_gated_backward_fallback, "CompositeExplicitAutograd")
 torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)
 torch.library.register_fake(f"serving_ops::{GATED_NAME}", _gated_fake, lib=library)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -108,6 +110,7 @@ def test_columns_of_a_projection_are_read_where_they_lie(monkeypatch: pytest.Mon
             torch.testing.assert_close(mine, other)  # rows are added up in runs of one stride
 
 
+PLAIN_OPTIONS: dict[str, Any] = {"eps": 1e-6, "weight_offset": 0.0, "ds_more": None}
 GATED_OPTIONS: dict[str, Any] = {"norm_before_gate": True, "activation": "silu", "group_size": None}
 
 
@@ -171,11 +174,80 @@ def test_a_rows_gradient_has_the_same_bits_in_any_batch() -> None:
 
 
 def test_what_cpp_does_not_take_is_computed_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cpu_rms_norm_backward", "cpu_rms_norm_gated_backward"):
-        monkeypatch.setattr(extension, name, lambda *_, **__: pytest.fail("C++ was asked"))
-    nothing, deep = torch.empty(0, 8), torch.ones((1,) * extension.MOST_DIMS + (8,))
-    for x in (rows((3, 8), torch.float64), nothing, deep):
-        dx, _ = torch.ops.serving_ops.rms_norm_backward(x, x, None, 1e-6, weight_offset=0.0, ds_more=None)
+    asked: list[str] = []
+    for name in ("_rms_norm_backward", "_rms_norm_gated_backward"):
+        formula = getattr(backward, name)
+        monkeypatch.setattr(backward, name, lambda *a, f=formula, n=name, **o: (asked.append(n), f(*a, **o))[1])
+    deep = rows((3,) * 7 + (8,), torch.float32)[:, :2, :2, :2, :2, :2, :2]
+    for x, taken in ((rows((3, 8), torch.float64), False), (deep, False), (torch.empty(0, 2, 8), True)):
+        asked.clear()
+        dx, dweight = torch.ops.serving_ops.rms_norm_backward(x, x, x.new_ones(8), **PLAIN_OPTIONS)
+        dense = torch.ops.serving_ops.rms_norm_backward(*[_dense(x)] * 2, x.new_ones(8), **PLAIN_OPTIONS)
         assert (dx.dtype, dx.shape) == (x.dtype, x.shape)
+        torch.testing.assert_close((dx, dweight), dense)
         gated = torch.ops.serving_ops.rms_norm_gated_backward(x, x, x, None, 1e-6, bias=None, **GATED_OPTIONS)
-        assert (gated[0].dtype, gated[1].shape) == (x.dtype, x.shape)
+        assert (gated[0].dtype, gated[1].shape, gated[2].shape) == (x.dtype, x.shape, (0,))
+        assert ("_rms_norm_gated_backward" not in asked) == taken
+
+
+def test_rows_and_weights_with_gaps_are_copied_for_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of a sum has strides of 0."""
+    for name in ("_rms_norm_backward", "_rms_norm_gated_backward"):
+        monkeypatch.setattr(backward, name, lambda *_, **__: pytest.fail("the formula was asked"))
+    x, weight = rows((5, 32), torch.float32)[:, ::2], rows((32,), torch.float32)[::2]
+    dout = torch.ones(()).expand(5, 16)
+    for op, args, options in (
+        ("rms_norm_backward", (dout, x, weight), PLAIN_OPTIONS),
+        ("rms_norm_gated_backward", (dout, x, x, weight, 1e-6), {"bias": weight} | GATED_OPTIONS),
+    ):
+        strided = getattr(torch.ops.serving_ops, op)(*args, **options)
+        dense = getattr(torch.ops.serving_ops, op)(*map(_dense, args), **{k: _dense(v) for k, v in options.items()})
+        assert all(map(torch.equal, strided, dense))
+
+
+WITH_LITTLE_MEMORY = """
+import os
+import resource
+import sys
+import torch
+import serving_ops
+
+torch.set_num_threads(1)  # threads do not live on in a child
+size = 2**20
+x = torch.ones(1, size, dtype=torch.bfloat16).expand(64, size)
+weight = torch.ones(size)
+ops = torch.ops.serving_ops
+plain = {"weight_offset": 0.0, "ds_more": None}
+gated = {"bias": None, "norm_before_gate": True, "activation": "silu", "group_size": None}
+calls = (
+    lambda: ops.rms_norm_backward(x, x, weight, 1e-6, **plain),
+    lambda: ops.rms_norm_gated_backward(x, x, None, weight, 1e-6, **gated),
+)
+
+
+def in_child(call, megabytes):
+    used = 4096 * int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20,) * 2)
+    try:
+        call()
+    except RuntimeError as error:
+        print(error, flush=True)
+    os._exit(0)
+
+
+for call in calls:
+    for megabytes in (64, 140):  # the gradient of the rows takes 128, that of the weight 4, the sums over rows 16
+        child = os.fork()
+        if child == 0:
+            in_child(call, megabytes)
+        if os.waitpid(child, 0)[1] != 0:
+            sys.exit("a child died")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_too_little_memory_is_an_error_wherever_it_ends() -> None:
+    ran = subprocess.run([sys.executable, "-c", WITH_LITTLE_MEMORY], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("allocating the result") == 2
+    assert ran.stdout.count("allocating the sums over rows") == 2
