@@ -13,7 +13,7 @@ from rich.console import Console
 from serving_ops.bench_e2e import environment
 from serving_ops.bench_e2e.arguments import check_writable, names, numbers, shapes
 from serving_ops.bench_e2e.cli import FAILED, INTERRUPTED, end_as_if_interrupted
-from serving_ops.bench_e2e.ops import cases, peers, report, table
+from serving_ops.bench_e2e.ops import cases, peers, report
 from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import OURS, Contestant, eager, inductor, ours
 from serving_ops.bench_e2e.ops.session import Session
@@ -27,8 +27,6 @@ NOTHING_TO_MEASURE = 2  # exit status, as for a bad option
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1 if ours failed or was wrong at any size, 2 if there was nothing to measure."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["table"]:
-        return table.main(arguments[1:])
     return _run(_parse(arguments), environment.command_line(COMMAND, arguments))
 
 

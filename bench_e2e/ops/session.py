@@ -15,6 +15,7 @@ from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import variants
 from serving_ops.bench_e2e.ops.results import CaseResult
 from serving_ops.bench_e2e.ops.runner import measure
+from serving_ops.bench_e2e.table import COMMAND
 
 SAVE_EVERY = 10  # cases: a run that is killed leaves what it had
 
@@ -30,7 +31,6 @@ class Session:
     quick: bool = False
     copy_tb_s: float | None = None
     results: list[CaseResult] = field(default_factory=list)
-    table_command = "python -m serving_ops.bench_e2e.ops table"
 
     def run(self, planned: Sequence[Case]) -> dict[str, Any]:
         """Measures, reports and writes; the report."""
@@ -44,7 +44,7 @@ class Session:
         disturbed = sum(result.disturbed for result in self.results)
         if disturbed:
             self.say(f"{disturbed} of {len(self.results)} were timed while other programs used the machine: run again")
-        self.say(f"written to {self.path}; as Markdown: {self.table_command} {self.path}")
+        self.say(f"written to {self.path}; as Markdown: {COMMAND} {self.path}")
         return written
 
     def measure_case(self, case: Case) -> list[CaseResult]:

@@ -17,19 +17,17 @@ from serving_ops.bench_e2e.ops.cases import DTYPES
 from serving_ops.bench_e2e.ops.cli import NOTHING_TO_MEASURE, WIDTH_WITHOUT_TERMINAL, check_gpu, measure_all
 from serving_ops.bench_e2e.ops.contestants import OURS
 from serving_ops.bench_e2e.options import check_variables
-from serving_ops.bench_e2e.training import cases, peers, table
+from serving_ops.bench_e2e.training import cases, peers
 from serving_ops.bench_e2e.training.contestants import eager, inductor, ours
 from serving_ops.bench_e2e.training.session import Session
 
 COMMAND = "python -m serving_ops.bench_e2e --training"
-EPILOG = "`... table FILE...` renders results as Markdown; `... steps` times training steps of a Hugging Face model."
+EPILOG = "`... steps` times training steps of a Hugging Face model."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1 if ours failed or was wrong at any size, 2 if there was nothing to measure."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["table"]:
-        return table.main(arguments[1:])
     if arguments[:1] == ["steps"]:
         from serving_ops.bench_e2e.training import steps
 

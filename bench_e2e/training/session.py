@@ -16,8 +16,6 @@ from serving_ops.bench_e2e.training.runner import measure
 class Session(session.Session):
     """The same for `training.contestants`."""
 
-    table_command = "python -m serving_ops.bench_e2e --training table"
-
     def measure_case(self, case: Case) -> list[CaseResult]:
         assert isinstance(case, TrainingCase)
         return measure(case, self.contestants, self.device, quick=self.quick)

@@ -31,8 +31,6 @@ from serving_ops.bench_e2e.turns.run import run
 def main(argv: Sequence[str]) -> int:
     """Exit status 1 if an engine failed, 3 if serving_ops was not active: the figures are there then."""
     words = list(argv)
-    if words[:1] == ["table"]:
-        return table.main(words[1:])
     chosen = options.parse(words)
     console = Console(highlight=False)
     work = Path(tempfile.mkdtemp(prefix="serving-ops-turns-"))
