@@ -23,7 +23,7 @@ from serving_ops import nn
 from serving_ops.bench_e2e import environment, presets, table
 from serving_ops.bench_e2e.arguments import at_least_1, check_writable
 from serving_ops.bench_e2e.cli import INTERRUPTED, end_as_if_interrupted
-from serving_ops.bench_e2e.ops.cli import check_gpu
+from serving_ops.bench_e2e.ops.bench import check_gpu
 from serving_ops.bench_e2e.options import check_variables
 from serving_ops.bench_e2e.report import ratio_text, spread_text
 from serving_ops.bench_e2e.result import BASELINE, OURS
