@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from serving_ops import plan_backward
 
-# In a process of its own: where there is no GPU, this one has the kernels in Triton's interpreter.
-PROGRAM = """
-import re, sys
+# In a process of its own: where there is no GPU, this one has the kernels in Triton's interpreter. It compiles each
+# description that it reads, a line each, and answers with a line: importing Triton takes longer than a kernel.
+COMPILER = """
+import ast, importlib, json, re, subprocess, sys, tempfile
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from serving_ops.kernels.triton.{module} import {name} as kernel
 
-constants = {constants!r}
-types = {{"num_rows": "i32", "inner": "i32", "eps": "fp32", "weight_offset": "fp32"}}
-types |= {{"partial_ptr": "*fp32", "moments_ptr": "*fp32", "num_parts": "i32", "size": "i32"}}
-signature = {{
-    name: "constexpr" if name in constants else types.get(name, "{pointer}" if name.endswith("_ptr") else "i64")
-    for name in kernel.arg_names
-}}
-places = {{(kernel.arg_names.index(name),): value for name, value in constants.items()}}
-source = ASTSource(fn=kernel, signature=signature, constexprs=places)
-options = {{"num_warps": {num_warps}, "enable_fp_fusion": True}}
-compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-copies = re.findall(r"cp\\.async\\.c[ag]\\.shared\\.global \\[[^]]*\\], \\[[^]]*\\], 0x10", compiled.asm["ptx"])
-accesses = set(re.findall(r"(?:ld|st)\\.global[.\\w:]*", compiled.asm["ptx"]))
-print(*sorted(accesses), *("ld.by.cp.async.v4.b32" for _ in copies[:1]))
-"""
+TYPES = {"num_rows": "i32", "inner": "i32", "eps": "fp32", "weight_offset": "fp32"}
+TYPES |= {"partial_ptr": "*fp32", "moments_ptr": "*fp32", "num_parts": "i32", "size": "i32"}
 
-LOCAL_LOADS = """
-import subprocess, tempfile, triton
-with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-    file.write(compiled.asm["cubin"])
-    file.flush()
-    tool = triton.__path__[0] + "/backends/nvidia/bin/cuobjdump"
-    sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-assert "LDG" in sass
-print("local loads:", sass.count("LDL"))
+def compiled(module, name, constants, num_warps, pointer):
+    kernel = getattr(importlib.import_module("serving_ops.kernels.triton." + module), name)
+    signature = {
+        name: "constexpr" if name in constants else TYPES.get(name, pointer if name.endswith("_ptr") else "i64")
+        for name in kernel.arg_names
+    }
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+    options = {"num_warps": num_warps, "enable_fp_fusion": True}
+    return compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
+
+def accesses(ptx):
+    copies = re.findall(r"cp\\.async\\.c[ag]\\.shared\\.global \\[[^]]*\\], \\[[^]]*\\], 0x10", ptx)
+    return sorted({*re.findall(r"(?:ld|st)\\.global[.\\w:]*", ptx), *(["ld.by.cp.async.v4.b32"] if copies else [])})
+
+def local_loads(cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.__path__[0] + "/backends/nvidia/bin/cuobjdump"
+        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    assert "LDG" in sass
+    return sass.count("LDL")
+
+for line in sys.stdin:
+    try:
+        asm = compiled(**ast.literal_eval(line))
+        answer = {"accesses": accesses(asm["ptx"]), "local_loads": local_loads(asm["cubin"])}
+    except Exception as error:
+        answer = {"error": repr(error)}
+    print(json.dumps(answer), flush=True)
 """
 
 SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
@@ -93,42 +106,52 @@ FEW_LOCAL_LOADS = 8
 """A row, of a pointer or so: twice the columns a block, or twice the blocks kept, of 32768 give 50 and more."""
 
 
-def _output(program: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", program]
+Compile = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Compile]:
+    """compiled(module, name, constants, num_warps): kinds of global access, and local loads, in the code for Hopper."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    command = [sys.executable, "-W", "ignore", "-c", COMPILER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
 
+        def ask(module: str, name: str, constants: Any, num_warps: int, pointer: str = "*bf16") -> dict[str, Any]:
+            asked = {"module": module.split()[0], "name": name, "constants": constants}
+            print(asked | {"num_warps": num_warps, "pointer": pointer}, file=process.stdin, flush=True)
+            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            assert "error" not in answer, answer["error"]
+            return answer
 
-def compiled(module: str, name: str, constants: dict[str, object], num_warps: int) -> set[str]:
-    """The kinds of global access in the code for Hopper."""
-    described = {"module": module.split()[0], "name": name, "constants": constants, "num_warps": num_warps}
-    return set(_output(PROGRAM.format(**described, pointer="*bf16")).split())
+        yield ask
+        process.stdin.close()
 
 
 @pytest.mark.parametrize("size", [16384, 32768])
 @pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("has_more", [False, True])
-def test_wide_rows_and_their_sums_stay_in_registers(size: int, pointer: str, has_more: bool) -> None:
+def test_wide_rows_and_their_sums_stay_in_registers(compiled: Compile, size: int, pointer: str, has_more: bool) -> None:
     plan = plan_backward.plan_norm_backward(size, 2 if pointer == "*bf16" else 4, has_more)
     constants = {"N": size, "BLOCK_N": plan.block_n, "KEPT": plan.kept, "FETCH": plan.fetch}
     constants |= {"FETCH_MORE": plan.fetch_more, "HINTS": plan.hints, "ALIGNED": True, "HAS_MORE": has_more}
     constants |= {"HAS_WEIGHT": True, "PDL": True}
-    described = {"name": "norm_backward_wide_kernel", "constants": constants, "num_warps": plan.num_warps}
-    output = _output(PROGRAM.format(module="norm_backward_wide", pointer=pointer, **described) + LOCAL_LOADS)
-    assert int(output.rpartition("local loads:")[2]) <= FEW_LOCAL_LOADS
+    code = compiled("norm_backward_wide", "norm_backward_wide_kernel", constants, plan.num_warps, pointer)
+    assert code["local_loads"] <= FEW_LOCAL_LOADS
 
 
 @pytest.mark.parametrize("module", OTHER_KERNELS)
-def test_the_other_kernels_compile_for_hopper(module: str) -> None:
-    assert {access[:2] for access in compiled(module, *OTHER_KERNELS[module])} >= {"ld", "st"}
+def test_the_other_kernels_compile_for_hopper(compiled: Compile, module: str) -> None:
+    accesses = compiled(module, *OTHER_KERNELS[module])["accesses"]
+    assert {access[:2] for access in accesses} >= {"ld", "st"}
 
 
 @pytest.mark.parametrize("module", KERNELS)
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_thread_moves_16_bytes_at_a_time_where_rows_are_aligned(module: str, aligned: bool) -> None:
+def test_a_thread_moves_16_bytes_at_a_time_where_rows_are_aligned(
+    compiled: Compile, module: str, aligned: bool
+) -> None:
     name, constants, num_warps = KERNELS[module]
-    accesses = compiled(module, name, constants | {"ALIGNED": aligned}, num_warps)
+    accesses = compiled(module, name, constants | {"ALIGNED": aligned}, num_warps)["accesses"]
     widest = {access[:2] for access in accesses if "v4.b32" in access}
     assert widest == ({"ld", "st"} if aligned else set())
