@@ -1,8 +1,9 @@
-# make test    set up and run every test that this machine can run
-# make bench   set up, serve a small model with and without serving_ops, print TTFT and TPOT
-# make ops     set up, time the ops alone
-# make lint    ruff and mypy
-# make clean   remove what these made
+# make test      set up and run the tests of the ops, the kernels and the plugins, and serve with one engine of each kind
+# make test-all  set up and run every test that this machine can run
+# make bench     set up, serve a small model with and without serving_ops, print TTFT and TPOT
+# make ops       set up, time the ops alone
+# make lint      ruff and mypy
+# make clean     remove what these made
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,10 +18,17 @@ OTHER_VLLMS := tests/integrations/vllm/other_versions.py
 SGLANGS := tests/integrations/sglang/sglang_versions.py
 SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
 
-.PHONY: test bench ops lint setup clean
+.PHONY: test test-all bench ops lint setup clean
+
+# Tests on a GPU share it, so one process runs them; on CPU two do, each a group of tests at a time, the longest first.
+WORKERS ?= $(if $(HAS_CUDA),0,2)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: lint
+	$(PYTEST) $(ARGS)
 
 bench: setup
 	$(BIN)/python -m serving_ops.bench_e2e $(ARGS)

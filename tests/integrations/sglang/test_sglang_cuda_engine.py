@@ -51,7 +51,9 @@ CALLED = {
     "hybrid": {"fused_add_rms_norm", "rms_norm", "rms_norm_gated"},
     "deterministic": {"fused_add_rms_norm", "rms_norm"},
 }
-of_each = pytest.mark.parametrize("name", ENGINES)
+of_each = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "dense" else pytest.mark.slow) for name in ENGINES]
+)
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def test_greedy_tokens_equal_sglangs_own(ran: Callable[[str, str], Ran], name: s
     assert [one["tokens"] for one in ours] == [one["tokens"] for one in native]
 
 
+@pytest.mark.slow
 def test_in_deterministic_mode_a_prompt_gets_the_same_bits_alone_as_in_a_batch(ran: Callable[[str, str], Ran]) -> None:
     result = ran("deterministic", "auto").succeeded().result
     assert result["together"] == result["alone"]

@@ -36,13 +36,29 @@ WARMED = {
 }
 """Calls at start-up, each norm with one token and with two: hidden states, heads, and heads in a view."""
 
-each_version = [pytest.param(version, marks=sglang_versions.needs(version)) for version in sglang_versions.SERVED]
-on_each = pytest.mark.parametrize("version", each_version)
-of_each_model = pytest.mark.parametrize("model", LAYERS)
+
+def _marks(model: str, version: str) -> list[pytest.MarkDecorator]:
+    """One model in the newest version is served in `make test`."""
+    slow = [pytest.mark.slow] if (model, version) != ("dense", sglang_versions.SERVED[-1]) else []
+    return [sglang_versions.needs(version), *slow]
 
 
-@on_each
-@of_each_model
+def _in_each_version(model: str) -> list[Any]:
+    return [pytest.param(version, marks=_marks(model, version)) for version in sglang_versions.SERVED]
+
+
+on_each_model_and_version = pytest.mark.parametrize(
+    ("model", "version"),
+    [
+        pytest.param(model, version, id=f"{model}-{version}", marks=_marks(model, version))
+        for model in LAYERS
+        for version in sglang_versions.SERVED
+    ],
+)
+on_each_version_of_dense = pytest.mark.parametrize("version", _in_each_version("dense"))
+
+
+@on_each_model_and_version
 def test_one_line_says_that_it_is_on_for_every_norm(served: Callable[..., Any], model: str, version: str) -> None:
     run = served(model, version, "auto")
     assert run.returncode == 0, run.output[-6000:]
@@ -54,8 +70,7 @@ def test_one_line_says_that_it_is_on_for_every_norm(served: Callable[..., Any], 
     assert "native" not in line
 
 
-@on_each
-@of_each_model
+@on_each_model_and_version
 def test_every_step_calls_each_norm_once_in_the_scheduler_and_never_the_reference(
     served: Callable[..., Any], model: str, version: str
 ) -> None:
@@ -69,7 +84,7 @@ def test_every_step_calls_each_norm_once_in_the_scheduler_and_never_the_referenc
     }
 
 
-@on_each
+@on_each_version_of_dense
 def test_without_the_switch_the_engine_is_sglangs_own(served: Callable[..., Any], version: str) -> None:
     run = served("dense", version, "off")
     assert run.returncode == 0, run.output[-6000:]
@@ -78,7 +93,7 @@ def test_without_the_switch_the_engine_is_sglangs_own(served: Callable[..., Any]
     assert all(count == {"kernel": 0, "reference": {}} for count in run.scheduler["calls"].values())
 
 
-@on_each
+@on_each_version_of_dense
 def test_a_dense_models_greedy_tokens_equal_native_ones(served: Callable[..., Any], version: str) -> None:
     ours, native = (served("dense", version, switch).result["tokens"] for switch in ("auto", "off"))
     assert len(ours) == 4
@@ -95,7 +110,7 @@ print(json.dumps([model.generate(row, attention_mask=row * 0 + 1, **more)[0, row
 """
 
 
-@on_each
+@pytest.mark.parametrize("version", _in_each_version("hybrid"))
 def test_a_hybrids_greedy_tokens_equal_those_of_transformers(
     served: Callable[..., Any], written_model: Callable[[str], Path], version: str
 ) -> None:
@@ -109,7 +124,8 @@ def test_a_hybrids_greedy_tokens_equal_those_of_transformers(
     assert ours == json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("version", each_version[-1:])
+@pytest.mark.slow
+@pytest.mark.parametrize("version", _in_each_version("dense")[-1:])
 def test_a_fallback_in_strict_mode_stops_the_engine_with_the_line(served: Callable[..., Any], version: str) -> None:
     run = served("dense", version, "strict", HIDE_LIBRARY="1")
     assert run.returncode != 0

@@ -93,6 +93,7 @@ def test_a_user_who_keeps_an_op_back_keeps_vllms_kernels(
 
 @pytest.mark.gpu
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
 def test_a_prompt_gets_the_same_bits_alone_as_in_a_batch(served: Callable[..., Any], mode: str) -> None:
     run = served("dense", mode, "auto", "batch-invariant")

@@ -49,13 +49,21 @@ where Inductor's native norms round elsewhere than ours."""
 
 SERVED_BY = {"installed": MODELS, "without IR": ("dense",), **dict.fromkeys(other_versions.VERSIONS, ("dense",))}
 
+
+def _marks(model: str, mode: str, vllm: str) -> list[pytest.MarkDecorator]:
+    """One engine is served in `make test`. Those that are compared with one native engine run in one worker."""
+    group = f"{model} in vLLM {vllm if vllm in other_versions.VERSIONS else 'installed'}"
+    slow = [pytest.mark.slow] if (model, mode, vllm) != ("dense", "eager", "installed") else []
+    return [other_versions.needs(vllm), pytest.mark.xdist_group(group), *slow]
+
+
 runs = [
     pytest.param(
         model,
         mode,
         vllm,
         id=f"{model}-{mode}" + (f"-{vllm}" if vllm != "installed" else ""),
-        marks=other_versions.needs(vllm),
+        marks=_marks(model, mode, vllm),
     )
     for vllm, models in SERVED_BY.items()
     for model in models
@@ -104,11 +112,13 @@ def test_without_the_switch_the_engine_is_vllms_own(
     assert all(count == {"kernel": 0, "reference": {}} for count in run.calls().values())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=_marks("dense", mode, "without IR")) for mode in MODES])
 def test_without_an_ir_vllm_builds_our_class_for_each_norm(served: Callable[..., Any], mode: str) -> None:
     assert served("dense", mode, "auto", "without IR").result["after"][0]["norms"] == {"ServingOpsRMSNorm": 9}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("dense in vLLM installed")
 def test_where_workers_are_not_found_the_engine_is_vllms_own_and_a_line_says_so(served: Callable[..., Any]) -> None:
     run = served("dense", "eager", "auto", "without workers")
     assert run.start_up_lines() == []
