@@ -32,9 +32,9 @@ def snapshot() -> dict[str, dict[str, Any]]:
     """
     return {
         op: {
-            "kernel": _launched_from_python[op] + extension.kernel_calls(index),
+            "kernel": _launched_from_python[op] + extension.kernel_calls(op),
             "from_python": _launched_from_python[op],
             "reference": {reason: n for (name, reason), n in _reference_calls.items() if name == op},
         }
-        for index, op in enumerate(OPS)
+        for op in OPS
     }

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import re
 from pathlib import Path
 
 import torch
 
 from serving_ops import schemas as schemas  # the operators must be defined before functions register for them
 from serving_ops import settings
+from serving_ops.kernels import contract
+from serving_ops.version import __version__
 
 LIBRARY_NAME = "_C.abi3.so"
 
@@ -38,11 +41,31 @@ def _find() -> Path | None:
     return None
 
 
+def _why_refused(path: Path) -> str | None:
+    """What a library and this package do not agree on, or None.
+
+    Read from the file, since loading a library registers its functions.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return str(error)
+    found = re.search(rb"serving_ops contract: version (\S+)([^\0]*)\0", content)
+    if found is None:
+        return "it says neither its version nor what it was built for"
+    version, agreed = (part.decode(errors="replace") for part in found.groups())
+    if version != __version__:
+        return f"its version is {version}, this package's is {__version__}"
+    if agreed != contract.text():
+        return "it was built from another kernels/contract.def: build it again"
+    return None
+
+
 def _declare(handle: ctypes.CDLL) -> None:
     handle.serving_ops_kernel_calls.restype = ctypes.c_uint64
     handle.serving_ops_kernel_calls.argtypes = [ctypes.c_int]
     handle.serving_ops_cpu_isa.restype = ctypes.c_char_p
-    handle.serving_ops_cuda_add_variant.restype = None
+    handle.serving_ops_cuda_add_variant.restype = ctypes.c_int
     handle.serving_ops_cuda_add_variant.argtypes = [
         ctypes.c_uint64,
         *[ctypes.c_int64] * 5,
@@ -58,6 +81,10 @@ def _load() -> None:
     path = _find()
     if path is None:
         _why_missing = "the C++ library was not built (no compiler or no torch at install time)"
+        return
+    refused = _why_refused(path)
+    if refused is not None:
+        _why_missing = f"{path} is not this package's library: {refused}"
         return
     try:
         torch.ops.load_library(str(path))
@@ -91,9 +118,11 @@ def instruction_set() -> str | None:
     return None if _handle is None else _handle.serving_ops_cpu_isa().decode()
 
 
-def kernel_calls(op_index: int) -> int:
-    """Calls that the library ran on kernels, of either device, by the op's place in `counters.OPS`."""
-    return 0 if _handle is None else int(_handle.serving_ops_kernel_calls(op_index))
+def kernel_calls(op: str) -> int:
+    """Calls of an op that the library ran on kernels, of either device; 0 for an op that it does not know."""
+    if _handle is None or op not in contract.OPS:
+        return 0
+    return int(_handle.serving_ops_kernel_calls(contract.OPS.index(op)))
 
 
 def add_cuda_variant(
@@ -109,19 +138,22 @@ def add_cuda_variant(
     dependent: bool,
 ) -> None:
     """Let the library launch a kernel that Triton has compiled: `kernels/cuda/variants.h` says what each means."""
-    if _handle is not None:
-        _handle.serving_ops_cuda_add_variant(
-            flags,
-            size,
-            group_size,
-            min_rows,
-            max_rows,
-            rows_per_program,
-            function,
-            num_warps,
-            shared_bytes,
-            int(dependent),
-        )
+    if _handle is None:
+        return
+    failed = _handle.serving_ops_cuda_add_variant(
+        flags,
+        size,
+        group_size,
+        min_rows,
+        max_rows,
+        rows_per_program,
+        function,
+        num_warps,
+        shared_bytes,
+        int(dependent),
+    )
+    if failed:
+        raise MemoryError("serving_ops: no memory for a compiled kernel's key")
 
 
 _load()

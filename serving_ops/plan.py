@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from serving_ops.kernels import contract
+
 TILE_MAX_N = 512
 """Elements. Rows up to here fit one warp, so a program can take several; wider ones get a program each."""
 
@@ -73,7 +75,7 @@ them: 4096 x 65536 takes 542 us, nothing kept 592; 2048 x 131072 takes 673 us.""
 
 WIDE_WARPS = 32
 
-MAX_ROWS = 2**31 - 1024
+MAX_ROWS: int = contract.LIMITS["max_rows"]
 """Rows a call. The kernels count them in 32 bits (offsets have 64): no H200 holds more of 32 elements."""
 
 MAX_N = 2**30

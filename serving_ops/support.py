@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from serving_ops import extension
+from serving_ops.kernels import contract
 
-KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+KERNEL_DTYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in contract.DTYPES)
 TOO_MANY_DIMENSIONS = "leading dimensions that merge into more than two"
 TOO_MANY_ROWS = "more rows than the kernels count"
 TOO_WIDE = "rows longer than the kernels count"

@@ -10,7 +10,8 @@
 namespace serving_ops::cuda {
 namespace {
 
-constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1024;  // the kernels count rows in 32 bits; serving_ops.plan.MAX_ROWS
+#define LIMIT(symbol, name, value) constexpr int64_t symbol = value;
+#include "../contract.def"
 constexpr int kScratchBuffers = 2;  // that Triton appends to a kernel's parameters; these kernels do not use them
 constexpr uint64_t kAlignment = 16;                      // bytes
 
@@ -19,12 +20,12 @@ bool takes(const TensorView& x, const RowSpace<Operands>& space) {
   return x.on_cuda() && space.num_rows() <= kMaxRows && space.num_dims() <= 2;
 }
 
-uint64_t flag(bool on, Flags bit) { return on ? static_cast<uint64_t>(bit) : 0; }
+uint64_t flag(bool on, Flag bit) { return static_cast<uint64_t>(on) << bit; }
 
-uint64_t parameter_flags(const Param& param, Dtype x_dtype, int shift) {
+uint64_t parameter_flags(const Param& param, Dtype x_dtype, Flag bit) {
   if (param.data == nullptr) return 0;
   const Parameter kind = param.dtype == x_dtype ? kDtypeOfX : kFloat32;
-  return static_cast<uint64_t>(kind) << shift;
+  return static_cast<uint64_t>(kind) << bit;
 }
 
 // Of the dtype and the rows. `parameters` are the addresses of weight and bias, ored together.
@@ -164,7 +165,7 @@ bool run(const GatedCall& call) {
   const int64_t rows = call.space.num_rows();
   if (rows == 0) return count(kRmsNormGated), true;
   const GatedNormSpec& spec = call.spec;
-  const uint64_t flags = kGated |
+  const uint64_t flags = flag(true, kGated) |
                          row_flags<3>(call.space, {&call.x, &call.z, &call.out}, spec.dtype, spec.group_size,
                                       address(spec.weight) | address(spec.bias)) |
                          parameter_flags(spec.weight, spec.dtype, kWeight) |

@@ -10,21 +10,15 @@
 
 namespace serving_ops::cuda {
 
-// What Python packs in kernels/triton/variant.py, bit for bit.
-enum Flags : uint64_t {
-  kGated = 1 << 0,
-  kXDtype = 1,    // 2 bits at 1: a Dtype
-  kWeight = 3,    // 2 bits at 3: a Parameter
-  kBias = 5,      // 2 bits at 5: a Parameter
-  kSecond = 1 << 7,       // has a residual, or a gate
-  kWeightInFp32 = 1 << 8,  // plain norms: the weight is applied before rounding
-  kGateFirst = 1 << 9,
-  kSigmoid = 1 << 10,
-  kFlat = 1 << 11,     // one leading dimension
-  kAligned = 1 << 12,  // every row starts on 16 bytes
-  kDevice = 16,        // the device's index, from here on
+// The lowest bit of each flag; Python packs the same (kernels/triton/variant.py).
+enum Flag : int {
+#define FLAG(symbol, name, bit) symbol = bit,
+#include "../contract.def"
 };
-enum Parameter : uint64_t { kAbsent, kDtypeOfX, kFloat32 };
+enum Parameter : uint64_t {
+#define PARAMETER(symbol, name) symbol,
+#include "../contract.def"
+};
 
 struct Key {
   uint64_t flags;

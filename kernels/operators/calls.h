@@ -7,7 +7,11 @@
 
 namespace serving_ops {
 
-enum Op { kFusedAddRmsNorm, kRmsNorm, kRmsNormGated, kNumOps };
+enum Op {
+#define OP(symbol, name) symbol,
+#include "../contract.def"
+  kNumOps
+};
 
 // The tests of memory are cheap, and so may refuse a layout whose elements lie apart.
 constexpr char kMayBeWritten[] = " may share memory with a tensor that is written";

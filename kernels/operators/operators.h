@@ -7,9 +7,8 @@ namespace serving_ops {
 
 using Boxed = void(StableIValue* stack, uint64_t num_args, uint64_t num_results);
 
-Boxed fused_add_rms_norm_cpu, fused_add_rms_norm_cuda, fused_add_rms_norm_refusal;
-Boxed rms_norm_cpu, rms_norm_cuda, rms_norm_out_cpu, rms_norm_out_cuda, rms_norm_refusal;
-Boxed rms_norm_gated_cpu, rms_norm_gated_cuda, rms_norm_gated_out_cpu, rms_norm_gated_out_cuda, rms_norm_gated_refusal;
-Boxed rms_norm_backward_cpu, rms_norm_gated_backward_cpu;
+#define CPU(name, function) Boxed function;
+#define CUDA(name, function) Boxed function;
+#include "../contract.def"
 
 }  // namespace serving_ops

@@ -2,6 +2,8 @@
 // (serving_ops/schemas.py). On a build of torch without CUDA the latter are never called.
 #include <torch/csrc/stable/library.h>
 
+#include <exception>
+
 #include "../cpu/isa.h"
 #include "../cuda/run.h"
 #include "count.h"
@@ -15,24 +17,13 @@ std::atomic<uint64_t> kernel_calls[kNumOps];
 }  // namespace serving_ops
 
 STABLE_TORCH_LIBRARY_IMPL(serving_ops, CPU, library) {
-  library.impl("fused_add_rms_norm", &serving_ops::fused_add_rms_norm_cpu);
-  library.impl("rms_norm", &serving_ops::rms_norm_cpu);
-  library.impl("rms_norm.out", &serving_ops::rms_norm_out_cpu);
-  library.impl("rms_norm_gated", &serving_ops::rms_norm_gated_cpu);
-  library.impl("rms_norm_gated.out", &serving_ops::rms_norm_gated_out_cpu);
-  library.impl("rms_norm_backward", &serving_ops::rms_norm_backward_cpu);
-  library.impl("rms_norm_gated_backward", &serving_ops::rms_norm_gated_backward_cpu);
-  library.impl("_fused_add_rms_norm_refusal", &serving_ops::fused_add_rms_norm_refusal);
-  library.impl("_rms_norm_refusal", &serving_ops::rms_norm_refusal);
-  library.impl("_rms_norm_gated_refusal", &serving_ops::rms_norm_gated_refusal);
+#define CPU(name, function) library.impl(#name, &serving_ops::function);
+#include "../contract.def"
 }
 
 STABLE_TORCH_LIBRARY_IMPL(serving_ops, CUDA, library) {
-  library.impl("fused_add_rms_norm", &serving_ops::fused_add_rms_norm_cuda);
-  library.impl("rms_norm", &serving_ops::rms_norm_cuda);
-  library.impl("rms_norm.out", &serving_ops::rms_norm_out_cuda);
-  library.impl("rms_norm_gated", &serving_ops::rms_norm_gated_cuda);
-  library.impl("rms_norm_gated.out", &serving_ops::rms_norm_gated_out_cuda);
+#define CUDA(name, function) library.impl(#name, &serving_ops::function);
+#include "../contract.def"
 }
 
 SERVING_OPS_EXPORT uint64_t serving_ops_kernel_calls(int op) {
@@ -43,10 +34,29 @@ SERVING_OPS_EXPORT int serving_ops_cpu_use(const char* isa) { return serving_ops
 
 SERVING_OPS_EXPORT const char* serving_ops_cpu_isa() { return serving_ops::cpu::chosen_kernels().isa; }
 
-SERVING_OPS_EXPORT void serving_ops_cuda_add_variant(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows,
-                                                     int64_t max_rows, int64_t rows_per_program, void* function,
-                                                     uint32_t num_warps, uint32_t shared_bytes, int dependent) {
-  serving_ops::cuda::variants().add(
-      {flags, size, group_size},
-      {min_rows, max_rows, rows_per_program, function, 32 * num_warps, shared_bytes, dependent != 0});
+// 0 where it was added; nothing that C++ throws may reach Python's C.
+SERVING_OPS_EXPORT int serving_ops_cuda_add_variant(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows,
+                                                    int64_t max_rows, int64_t rows_per_program, void* function,
+                                                    uint32_t num_warps, uint32_t shared_bytes, int dependent) {
+  try {
+    serving_ops::cuda::variants().add(
+        {flags, size, group_size},
+        {min_rows, max_rows, rows_per_program, function, 32 * num_warps, shared_bytes, dependent != 0});
+    return 0;
+  } catch (const std::exception&) {
+    return -1;
+  }
 }
+
+// Python reads this from the file before it loads it: loading registers the operators.
+#define CPU(name, function) " CPU(" #name ", " #function ")"
+#define CUDA(name, function) " CUDA(" #name ", " #function ")"
+#define OP(symbol, name) " OP(" #symbol ", " #name ")"
+#define DTYPE(name) " DTYPE(" #name ")"
+#define FLAG(symbol, name, bit) " FLAG(" #symbol ", " #name ", " #bit ")"
+#define PARAMETER(symbol, name) " PARAMETER(" #symbol ", " #name ")"
+#define LIMIT(symbol, name, value) " LIMIT(" #symbol ", " #name ", " #value ")"
+extern "C" __attribute__((visibility("default"), used)) const char serving_ops_contract[] =
+    "serving_ops contract: version " SERVING_OPS_VERSION
+#include "../contract.def"
+    ;

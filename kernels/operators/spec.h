@@ -6,7 +6,10 @@
 
 namespace serving_ops {
 
-enum class Dtype : uint8_t { float32, bfloat16, float16 };
+enum class Dtype : uint8_t {
+#define DTYPE(name) name,
+#include "../contract.def"
+};
 
 constexpr int64_t element_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 

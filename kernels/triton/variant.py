@@ -1,4 +1,4 @@
-"""What tells one compiled kernel from another, packed as the C++ launcher packs it (`kernels/cuda/variants.h`).
+"""What tells one compiled kernel from another, packed as the C++ launcher packs it (`kernels/cuda/run.cpp`).
 
 Triton's own specialisation is off: pointers, counts and strides are typed arguments, and one flag says whether every
 row starts on 16 bytes. So the variants are few, they can all be compiled before the first request, and the launcher in
@@ -8,16 +8,20 @@ C++ knows them without knowing Triton's rules.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from serving_ops.kernels import contract
+
 ALIGNMENT = 16
 """Bytes: the widest load of a thread."""
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ABSENT, _DTYPE_OF_X, _FLOAT32 = 0, 1, 2
+_DTYPES = {getattr(torch, name): place for place, name in enumerate(contract.DTYPES)}
+_ABSENT, _DTYPE_OF_X, _FLOAT32 = map(contract.PARAMETERS.index, ("absent", "dtype_of_x", "float32"))
+_BIT = SimpleNamespace(**contract.FLAGS)
 
 
 class Variant(NamedTuple):
@@ -61,17 +65,17 @@ def flags_of(
     flat: bool,
     aligned: bool,
 ) -> int:
-    """The bits of `Flags` in `kernels/cuda/variants.h`."""
+    """The flags of `kernels/contract.def`, packed."""
     return (
-        int(gated)
-        | _DTYPES[x.dtype] << 1
-        | _parameter(weight, x) << 3
-        | _parameter(bias, x) << 5
-        | second << 7
-        | weight_in_fp32 << 8
-        | gate_first << 9
-        | sigmoid << 10
-        | flat << 11
-        | aligned << 12
-        | max(0, x.get_device()) << 16
+        gated << _BIT.gated
+        | _DTYPES[x.dtype] << _BIT.x_dtype
+        | _parameter(weight, x) << _BIT.weight
+        | _parameter(bias, x) << _BIT.bias
+        | second << _BIT.second
+        | weight_in_fp32 << _BIT.weight_in_fp32
+        | gate_first << _BIT.gate_first
+        | sigmoid << _BIT.sigmoid
+        | flat << _BIT.flat
+        | aligned << _BIT.aligned
+        | max(0, x.get_device()) << _BIT.device
     )

@@ -61,6 +61,7 @@ def test_the_wheel_holds_the_folders_and_the_library(wheel: Path) -> None:
     held = set(names(wheel))
     for name in (
         "serving_ops/ops/rms_norm.py",
+        "serving_ops/kernels/contract.def",
         "serving_ops/kernels/triton/norm.py",
         "serving_ops/integrations/vllm/__init__.py",
         "serving_ops/bench_e2e/__main__.py",

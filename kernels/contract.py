@@ -1,0 +1,27 @@
+"""`contract.def`, which C++ includes, as Python reads it. Imports neither torch nor Triton."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_ENTRY = re.compile(r"^(CPU|CUDA|OP|DTYPE|FLAG|PARAMETER|LIMIT)\((.*?)\)", re.MULTILINE)
+_ENTRIES = [
+    (kind, words.split(", ")) for kind, words in _ENTRY.findall(Path(__file__).with_name("contract.def").read_text())
+]
+
+
+def _of(kind: str) -> list[list[str]]:
+    return [words for found, words in _ENTRIES if found == kind]
+
+
+OPS = tuple(name for _, name in _of("OP"))
+DTYPES = tuple(name for (name,) in _of("DTYPE"))
+FLAGS = {name: int(bit) for _, name, bit in _of("FLAG")}
+PARAMETERS = tuple(name for _, name in _of("PARAMETER"))
+LIMITS = {name: int(value) for _, name, value in _of("LIMIT")}
+
+
+def text() -> str:
+    """All of it, as `kernels/operators/register.cpp` puts it into the library."""
+    return "".join(f" {kind}({', '.join(words)})" for kind, words in _ENTRIES)
