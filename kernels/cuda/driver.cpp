@@ -16,7 +16,8 @@ bool load(Driver* driver) {
   return resolve("libcuda.so.1", "cuLaunchKernelEx", &driver->launch) &&
          resolve("libcuda.so.1", "cuCtxGetDevice", &driver->current_device) &&
          resolve("libcuda.so.1", "cuDevicePrimaryCtxRetain", &driver->retain_primary_context) &&
-         resolve("libcuda.so.1", "cuCtxSetCurrent", &driver->set_context) &&
+         resolve("libcuda.so.1", "cuCtxPushCurrent_v2", &driver->push_context) &&
+         resolve("libcuda.so.1", "cuCtxPopCurrent_v2", &driver->pop_context) &&
          resolve("libtorch_cuda.so", "aoti_torch_get_current_cuda_stream", &driver->current_stream);
 }
 

@@ -26,13 +26,12 @@ struct LaunchConfig {
   uint32_t num_attributes;
 };
 
-constexpr int kInvalidContext = 201;  // CUDA_ERROR_INVALID_CONTEXT
-
 struct Driver {
   int (*launch)(const LaunchConfig*, void* function, void** parameters, void** extra);  // cuLaunchKernelEx
   int (*current_device)(int* device);                                                  // cuCtxGetDevice
   int (*retain_primary_context)(void** context, int device);                           // cuDevicePrimaryCtxRetain
-  int (*set_context)(void* context);                                                   // cuCtxSetCurrent
+  int (*push_context)(void* context);                                                  // cuCtxPushCurrent
+  int (*pop_context)(void** context);                                                  // cuCtxPopCurrent
   int32_t (*current_stream)(int32_t device, void** stream);                            // of torch, on that device
 };
 

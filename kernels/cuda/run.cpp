@@ -1,5 +1,6 @@
 #include "run.h"
 
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -73,13 +74,33 @@ class Parameters {
   int count_ = 0;
 };
 
+// The context of a device where torch has its tensors, kept for as long as the process lives; null where there is none.
+void* primary_context(const Driver& driver, int32_t device) {
+  constexpr int kMaxDevices = 64;
+  static std::atomic<void*> contexts[kMaxDevices];
+  if (device < 0 || device >= kMaxDevices) return nullptr;
+  void* context = contexts[device].load(std::memory_order_acquire);
+  if (context == nullptr && driver.retain_primary_context(&context, device) == 0)
+    contexts[device].store(context, std::memory_order_release);
+  return context;
+}
+
+// A launch on x's device, which is the thread's current one for as long as this lives.
 class Launch {
  public:
-  // False where x's device is not this thread's current one, or there is no driver.
+  Launch() = default;
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+  ~Launch() {
+    void* context;
+    if (switched_) driver_->pop_context(&context);
+  }
+
+  // False where there is no driver, or no context.
   bool prepare(const TensorView& x) {
     driver_ = driver();
     device_ = x.device_index();
-    return driver_ != nullptr && is_current() && driver_->current_stream(device_, &stream_) == AOTI_TORCH_SUCCESS;
+    return driver_ != nullptr && make_current() && driver_->current_stream(device_, &stream_) == AOTI_TORCH_SUCCESS;
   }
 
   bool find(uint64_t flags, int64_t size, int64_t group_size, int64_t rows) {
@@ -106,17 +127,17 @@ class Launch {
   }
 
  private:
-  bool is_current() const {
+  // A thread that has not used CUDA yet has no current device.
+  bool make_current() {
     int current;
-    const int error = driver_->current_device(&current);
-    if (error != kInvalidContext) return error == 0 && current == device_;
-    // A thread that has not used CUDA yet: its device is the first. Python sets another, and sets it back.
-    void* context;
-    return device_ == 0 && driver_->retain_primary_context(&context, device_) == 0 &&
-           driver_->set_context(context) == 0;
+    if (driver_->current_device(&current) == 0 && current == device_) return true;
+    void* context = primary_context(*driver_, device_);
+    switched_ = context != nullptr && driver_->push_context(context) == 0;
+    return switched_;
   }
 
-  const Driver* driver_;
+  const Driver* driver_ = nullptr;
+  bool switched_ = false;
   int32_t device_;
   void* stream_;
   int64_t rows_, groups_;

@@ -164,5 +164,27 @@ def test_row_bits_do_not_depend_on_batch(size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_tensors_on_a_device_that_is_not_current() -> None:
-    x = rows((3, 128), BF16, "cuda:1", 1)
-    assert torch.equal(serving_ops.rms_norm(x, None).cpu(), serving_ops.rms_norm(x.to("cuda:0"), None).cpu())
+    x, other = rows((3, 128), BF16, "cuda:1", 1), rows((3, 128), BF16, "cuda:1", 2)
+    torch.cuda.set_device(0)
+    want = [
+        serving_ops.rms_norm(x.to("cuda:0"), None),
+        serving_ops.rms_norm_gated(x.to("cuda:0"), other.to("cuda:0"), None),
+    ]
+    for op, args, first in (("rms_norm", (x, None), want[0]), ("rms_norm_gated", (x, other, None), want[1])):
+        getattr(serving_ops, op)(*args)
+        before = serving_ops.counters.snapshot()[op]
+        result = getattr(serving_ops, op)(*args)
+        after = serving_ops.counters.snapshot()[op]
+        assert torch.equal(result.cpu(), first.cpu())
+        assert after["kernel"] == before["kernel"] + 1
+        if serving_ops.cpp_library() is not None:
+            assert after["from_python"] == before["from_python"]
+        assert torch.cuda.current_device() == 0
+    with torch.cuda.device(1):  # on a stream of that device
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(10**7)
+            x.fill_(1.0)
+            torch.cuda.set_device(0)
+            result = serving_ops.rms_norm(x, None)
+        torch.cuda.synchronize(1)
+    assert torch.equal(result, torch.full_like(result, 1.0))

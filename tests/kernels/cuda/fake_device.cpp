@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cstring>
+#include <vector>
 
 #include "../../../kernels/cpu/isa.h"
 #include "../../../kernels/cuda/driver.h"
@@ -18,7 +19,16 @@ constexpr int kParameters = 16;
 struct {
   uint64_t launches, function, grid_x, grid_y, block_x, shared_bytes, attributes;
   uint64_t parameters[kParameters];
+  uint64_t context, pushes;
 } last;
+
+// Where the tensors are, and the contexts: `fresh` is a thread's that has not used CUDA.
+constexpr int kFresh = -1;
+int device_of_tensors = 0, current = 0;
+std::vector<int> pushed;
+int result_of_launch = 0;
+
+void* context_of(int device) { return reinterpret_cast<void*>(static_cast<uintptr_t>(0x100 + device)); }
 
 int launch(const serving_ops::cuda::LaunchConfig* config, void* function, void** parameters, void**) {
   ++last.launches;
@@ -29,15 +39,36 @@ int launch(const serving_ops::cuda::LaunchConfig* config, void* function, void**
   last.shared_bytes = config->shared_bytes;
   last.attributes = config->num_attributes;
   for (int i = 0; i < kParameters; ++i) std::memcpy(&last.parameters[i], parameters[i], sizeof(uint64_t));
-  return 0;
+  last.context = reinterpret_cast<uintptr_t>(context_of(current));
+  return result_of_launch;
 }
 
-int current_device(int* device) { return *device = 0; }
+int current_device(int* device) {
+  constexpr int kInvalidContext = 201;
+  *device = current;
+  return current == kFresh ? kInvalidContext : 0;
+}
+int retain_primary_context(void** context, int device) { return *context = context_of(device), 0; }
+int push_context(void* context) {
+  ++last.pushes;
+  pushed.push_back(current);
+  current = static_cast<int>(reinterpret_cast<uintptr_t>(context) - 0x100);
+  return 0;
+}
+int pop_context(void** context) {
+  *context = context_of(current);
+  current = pushed.back();
+  pushed.pop_back();
+  return 0;
+}
 int32_t current_stream(int32_t, void** stream) { return *stream = nullptr, 0; }
 
 }  // namespace
 
-extern "C" AOTITorchError fake_get_device_index(AtenTensorHandle, int32_t* index) { return *index = 0; }
+extern "C" AOTITorchError fake_get_device_index(AtenTensorHandle, int32_t* index) {
+  *index = device_of_tensors;
+  return 0;
+}
 
 namespace serving_ops {
 
@@ -45,7 +76,8 @@ std::atomic<uint64_t> kernel_calls[kNumOps];
 
 namespace cuda {
 const Driver* driver() {
-  static const Driver remembering{launch, current_device, nullptr, nullptr, current_stream};
+  static const Driver remembering{launch,       current_device, retain_primary_context,
+                                  push_context, pop_context,    current_stream};
   return &remembering;
 }
 }  // namespace cuda
@@ -66,6 +98,12 @@ STABLE_TORCH_LIBRARY_IMPL(serving_ops_fake, CPU, library) {
 }
 
 extern "C" const void* fake_last() { return &last; }
+extern "C" void fake_devices(int of_tensors, int of_thread, int result) {
+  device_of_tensors = of_tensors;
+  current = of_thread;
+  result_of_launch = result;
+}
+extern "C" int fake_current() { return current; }
 
 extern "C" void fake_add(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows, int64_t max_rows,
                          int64_t rows_per_program, void* function, uint32_t num_warps, uint32_t shared_bytes,

@@ -11,7 +11,7 @@ import itertools
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from serving_ops import plan, schemas
+from serving_ops.kernels import contract
 from serving_ops.kernels.triton import gated, norm
 from serving_ops.layout import row_grid
 
@@ -43,6 +44,7 @@ class Last(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in ("launches", "function", "grid_x", "grid_y", "block_x", "shared_bytes")),
         ("attributes", ctypes.c_uint64),
         ("parameters", ctypes.c_uint64 * 16),
+        *((name, ctypes.c_uint64) for name in ("context", "pushes")),
     ]
 
 
@@ -194,3 +196,50 @@ def test_gated_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, 
         gated.run_gated(x, z, weight, bias, out, EPS, case["before"], sigmoid, group, grid, chosen, case["pdl"])
     ops = torch.ops.serving_ops_fake
     check_same(library, python, lambda: ops.rms_norm_gated.out(x, z, weight, EPS, bias=bias, **options, out=out))
+
+
+FRESH = -1
+"""The device of a thread that has not used CUDA."""
+
+INVALID_VALUE = 1
+
+
+@pytest.fixture
+def devices(library: ctypes.CDLL) -> Iterator[Callable[..., None]]:
+    """Puts tensors on one device and the thread on another, and adds a variant for `rms_norm` of (3, 64) fp32."""
+
+    def put(*, tensors: int, thread: int, result: int = 0) -> None:
+        library.fake_devices(tensors, thread, result)
+        flags = 1 << contract.FLAGS["flat"] | 1 << contract.FLAGS["aligned"] | tensors << contract.FLAGS["device"]
+        library.fake_add(flags, 64, 64, 1, plan.MAX_ROWS, 1, next(_functions), 1, 0, 0)
+
+    yield put
+    library.fake_devices(0, 0, 0)
+
+
+@pytest.mark.parametrize("thread", [0, 2, FRESH])
+def test_a_device_that_is_not_current_is_made_so_for_the_launch(
+    library: ctypes.CDLL, devices: Callable[..., None], thread: int
+) -> None:
+    devices(tensors=1, thread=thread)
+    last, x = library.fake_last().contents, torch.zeros(3, 64)
+    launches, pushes = last.launches, last.pushes
+    torch.ops.serving_ops_fake.rms_norm.out(x, None, out=torch.zeros(3, 64))
+    assert (last.launches, last.pushes) == (launches + 1, pushes + 1)
+    assert last.context == 0x101
+    assert library.fake_current() == thread
+
+
+def test_a_current_device_is_left_alone(library: ctypes.CDLL, devices: Callable[..., None]) -> None:
+    devices(tensors=1, thread=1)
+    last, x = library.fake_last().contents, torch.zeros(3, 64)
+    launches, pushes = last.launches, last.pushes
+    torch.ops.serving_ops_fake.rms_norm.out(x, None, out=torch.zeros(3, 64))
+    assert (last.launches, last.pushes) == (launches + 1, pushes)
+
+
+def test_a_failed_launch_gives_the_device_back(library: ctypes.CDLL, devices: Callable[..., None]) -> None:
+    devices(tensors=1, thread=0, result=INVALID_VALUE)
+    with pytest.raises(RuntimeError, match="CUresult 1"):
+        torch.ops.serving_ops_fake.rms_norm.out(torch.zeros(3, 64), None, out=torch.zeros(3, 64))
+    assert library.fake_current() == 0
