@@ -1,7 +1,12 @@
-"""The ops with gradients: the serving operators forward, `serving_ops.ops.backward` behind them.
+"""The ops differentiated, transformed or exported; with gradients, the serving operators forward, and
+`serving_ops.ops.backward` behind them.
 
 So a row gets the same bits in training as in serving. Autograd is here and not at the operators, whose calls would pay
 for it while serving: engines that run under `torch.no_grad()` still go through its dispatch key.
+
+A gradient that is differentiated again is computed by its formula in PyTorch (see `serving_ops.ops.backward`), and what
+`torch.func` or forward-mode AD transforms is computed by `serving_ops.reference`, so all of these have right values.
+An exported graph holds operators that autograd knows, `*_trainable`: it may be trained, whatever it was exported under.
 """
 
 from __future__ import annotations
@@ -11,24 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serving_ops import checks, modes, reference
+from serving_ops.ops import backward
+from serving_ops.schemas import library
+
 _ops = torch.ops.serving_ops
 
 
-increment_version = torch._C._increment_version
-"""Tells autograd that tensors, given as a tuple, were written: it then refuses a backward that saved them before.
-
-Our operators do not, so that engines, which call them directly, do not pay. Inference tensors have no version: they are
-passed over. PyTorch's public function of this name takes twice the time.
-"""
-
-
-def wanted(*tensors: Tensor | None) -> bool:
-    """Whether a call on these tensors is to be differentiated."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
+def _norm_backward() -> Any:
+    """The operator, or its formula in PyTorch where the gradient may be differentiated again."""
+    return backward.rms_norm_backward if torch.is_grad_enabled() else _ops.rms_norm_backward.default
 
 
 def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:
@@ -38,6 +35,11 @@ def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
     """See `serving_ops.rms_norm`."""
+    if modes.transformed():
+        checks.norm_metadata(x, None, "out", weight)
+        return reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
+    if torch.compiler.is_exporting():
+        return _ops.rms_norm_trainable(x, weight, eps, weight_offset)  # type: ignore[no-any-return]
     result: Tensor = RMSNorm.apply(x, weight, eps, weight_offset)  # type: ignore[no-untyped-call]
     return result
 
@@ -46,12 +48,33 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
 ) -> tuple[Tensor, Tensor]:
     """See `serving_ops.add_rms_norm`."""
+    if modes.transformed():
+        checks.norm_metadata(x, residual, "residual", weight)
+        return reference.add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
+    if torch.compiler.is_exporting():
+        return _ops.add_rms_norm_trainable(x, residual, weight, eps, weight_offset)  # type: ignore[no-any-return]
     out, total = AddRMSNorm.apply(x, residual, weight, eps, weight_offset)  # type: ignore[no-untyped-call]
     return out, total
 
 
-def rms_norm_gated(*arguments: Any) -> Tensor:
-    """See `serving_ops.rms_norm_gated`; arguments as `RMSNormGated.forward` has them."""
+def rms_norm_gated(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int | None,
+) -> Tensor:
+    """See `serving_ops.rms_norm_gated`."""
+    if modes.transformed():
+        checks.gated_metadata(x, z, weight, bias, activation, group_size, None)
+        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
+        return reference.rms_norm_gated(x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
+    arguments = (x, z, weight, bias, eps, norm_before_gate, activation, group_size)
+    if torch.compiler.is_exporting():
+        return _ops.rms_norm_gated_trainable(*arguments)  # type: ignore[no-any-return]
     result: Tensor = RMSNormGated.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
 
@@ -73,7 +96,7 @@ class RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         options = {"weight_offset": ctx.weight_offset, "ds_more": None}
-        dx, dweight = _ops.rms_norm_backward(dout, x, weight, ctx.eps, **options)
+        dx, dweight = _norm_backward()(dout, x, weight, ctx.eps, **options)
         return dx, _unless_empty(dweight, weight), None, None
 
 
@@ -96,7 +119,7 @@ class AddRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         total, weight = ctx.saved_tensors
         options = {"weight_offset": ctx.weight_offset, "ds_more": dtotal}
-        ds, dweight = _ops.rms_norm_backward(dout, total, weight, ctx.eps, **options)
+        ds, dweight = _norm_backward()(dout, total, weight, ctx.eps, **options)
         return ds, ds, _unless_empty(dweight, weight), None, None
 
 
@@ -126,7 +149,8 @@ class RMSNormGated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, z, weight, bias = ctx.saved_tensors
-        gradients = _ops.rms_norm_gated_backward(
+        run = backward.rms_norm_gated_backward if torch.is_grad_enabled() else _ops.rms_norm_gated_backward.default
+        gradients = run(
             dout,
             x,
             z,
@@ -138,3 +162,16 @@ class RMSNormGated(torch.autograd.Function):
             group_size=ctx.group_size,
         )
         return (*map(_unless_empty, gradients, (x, z, weight, bias)), None, None, None, None)
+
+
+def _register_trainable(name: str, function: type[torch.autograd.Function]) -> None:
+    library.impl(name, function.forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"serving_ops::{name}", function.forward, lib=library)
+    torch.library.register_autograd(
+        f"serving_ops::{name}", function.backward, setup_context=function.setup_context, lib=library
+    )
+
+
+_register_trainable("rms_norm_trainable", RMSNorm)
+_register_trainable("add_rms_norm_trainable", AddRMSNorm)
+_register_trainable("rms_norm_gated_trainable", RMSNormGated)

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from serving_ops import modes
+
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ACTIVATIONS = ("silu", "swish", "sigmoid")
 
@@ -22,11 +24,16 @@ def _fail(argument: str, value: object, allowed: str) -> None:
 
 
 def not_differentiated(instead: str, **tensors: Tensor | None) -> None:
-    """Of a call that writes and is to be differentiated: say which tensor asks for it, and what to call instead."""
+    """Refuse a call that writes where autograd, `torch.func` or forward-mode AD would follow one of its tensors."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
+        if tensor is None:
+            continue
+        if torch.is_grad_enabled() and tensor.requires_grad:
             allowed = f"this call writes in place and does not differentiate; {instead} does, or use torch.no_grad()"
             _fail(f"{name}.requires_grad", True, allowed)
+        if modes.transformed() and modes.is_transformed(tensor):
+            allowed = f"this call writes in place and is not transformed; {instead} is"
+            _fail(name, "transformed by torch.func or forward-mode AD", allowed)
 
 
 def _check_x(x: Tensor) -> None:

@@ -26,14 +26,20 @@ def _normalize(s: Tensor, weight: Tensor | None, eps: float, weight_offset: floa
     return (normed * (weight.to(s.dtype) + weight_offset)).to(dtype)
 
 
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """`(norm(x + residual), x + residual)`; normed is the sum before it is rounded."""
+    s = wide(x) + wide(residual)
+    return _normalize(s, weight, eps, weight_offset, x.dtype), s.to(x.dtype)
+
+
 def fused_add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """In place: `residual <- x + residual`, `x <- norm(x + residual)`, from the sum before it is rounded."""
-    s = wide(x) + wide(residual)
-    residual.copy_(s)
-    x.copy_(_normalize(s, weight, eps, weight_offset, x.dtype))
-    return x, residual
+    """`add_rms_norm` in place: `x <- norm(x + residual)`, `residual <- x + residual`."""
+    out, total = add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
+    return x.copy_(out), residual.copy_(total)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:

@@ -3,6 +3,8 @@
 The mutating overloads return nothing: PyTorch's functionalization takes operators that mutate, and operators
 that return fresh tensors, but not results that alias arguments.
 
+The `..._trainable` operators compute the same with gradients, for exported graphs (see `serving_ops.autograd`).
+
 The `_..._fallback` operators serve the C++ kernels: what those do not take goes there, and the text that comes
 back is empty, or the message of an error (exceptions cross LibTorch's stable ABI only from torch 2.13 on).
 The `_..._refusal` operators take the same arguments and ask C++ why it would hand them over; empty where it would not.
@@ -32,6 +34,13 @@ SCHEMAS = (
     f"rms_norm_gated({_GATED}) -> Tensor",
     f"rms_norm_gated.out({_GATED}, Tensor(a!) out) -> ()",
 )
+TRAINABLE_SCHEMAS = (
+    "rms_norm_trainable(Tensor x, Tensor? weight, float eps, float weight_offset) -> Tensor",
+    "add_rms_norm_trainable(Tensor x, Tensor residual, Tensor? weight, float eps, float weight_offset) "
+    "-> (Tensor, Tensor)",
+    "rms_norm_gated_trainable(Tensor x, Tensor? z, Tensor? weight, Tensor? bias, float eps, bool norm_before_gate, "
+    "str activation, int? group_size) -> Tensor",
+)
 BACKWARD_SCHEMAS = (
     "rms_norm_backward(Tensor dout, Tensor s, Tensor? weight, float eps, *, float weight_offset, "
     "Tensor? ds_more) -> (Tensor, Tensor)",
@@ -53,7 +62,7 @@ BACKWARD_FALLBACK_SCHEMAS = (
     "Tensor(d!) dbias) -> str",
 )
 
-for _schema in (*SCHEMAS, *BACKWARD_SCHEMAS):
+for _schema in (*SCHEMAS, *TRAINABLE_SCHEMAS, *BACKWARD_SCHEMAS):
     library.define(_schema, tags=_TAGS)
 for _schema in BACKWARD_FALLBACK_SCHEMAS:
     library.define(_schema)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, checks, counters, cuda
+from serving_ops import autograd, checks, counters, cuda, modes
 from serving_ops.ops.fused_add_rms_norm import NAME as IN_PLACE
 from serving_ops.schemas import library
 
@@ -18,11 +18,11 @@ def add_rms_norm(
     """`(rms_norm(x + residual) * (weight + weight_offset), x + residual)`, both new and contiguous.
 
     Args and arithmetic are those of `serving_ops.fused_add_rms_norm`, and so are the bits. Differentiates x, residual
-    and weight, from both results.
+    and weight, from both results, any number of times; `torch.func` and forward-mode AD run `serving_ops.reference`.
 
     Raises RuntimeError for input that `serving_ops.checks` calls wrong.
     """
-    if autograd.wanted(x, residual, weight):
+    if not modes.only_computed(x, residual, weight):
         return autograd.add_rms_norm(x, residual, weight, eps, weight_offset)
     out, total = torch.ops.serving_ops.add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
     return out, total

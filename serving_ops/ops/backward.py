@@ -50,7 +50,7 @@ def _rounded(gradient: Tensor, of: Tensor) -> Tensor:
     return gradient.to(of.dtype).contiguous()
 
 
-def _rms_norm_backward(
+def rms_norm_backward(
     dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of s and of weight (empty without one); `ds_more` is added to the first before it is rounded."""
@@ -95,7 +95,7 @@ def _rms_norm_backward_cuda(
         rows = _dense_rows(dout), _dense_rows(s), _dense_rows(ds_more)
         if cuda_backward.norm(*rows, _dense(weight), eps, weight_offset, ds, dweight) is None:
             return ds, _or_empty(dweight, s)
-    return _rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
+    return rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
 
 
 def _rms_norm_backward_fallback(
@@ -114,7 +114,7 @@ def _rms_norm_backward_fallback(
         checks.norm_metadata(s, ds_more, "ds_more", None)
         dense = _dense_rows(dout), _dense_rows(s), _dense(weight), _dense_rows(ds_more)
         as_given = _same((dout, s, weight, ds_more), dense)
-        op = _rms_norm_backward if as_given else torch.ops.serving_ops.rms_norm_backward.default
+        op = rms_norm_backward if as_given else torch.ops.serving_ops.rms_norm_backward.default
         _copy((ds, dweight), op(*dense[:3], eps, weight_offset=weight_offset, ds_more=dense[3]))
     except BaseException as error:  # an interrupt included: none crosses into C++
         return support.text_of(error)
@@ -138,7 +138,7 @@ def _gate(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
 
 
-def _rms_norm_gated_backward(
+def rms_norm_gated_backward(
     dout: Tensor,
     x: Tensor,
     z: Tensor | None,
@@ -194,7 +194,7 @@ def _rms_norm_gated_backward_cuda(
         if cuda_backward.gated(*tensors, *numbers, dx, dz, dweight, dbias) is None:
             return dx, _or_empty(dz, x), _or_empty(dweight, x), _or_empty(dbias, x)
     options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-    return _rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
+    return rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
 
 
 def _rms_norm_gated_backward_fallback(
@@ -214,7 +214,7 @@ def _rms_norm_gated_backward_fallback(
         checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
         dense = _dense_rows(dout), _dense_rows(x), _dense_rows(z), _dense(weight), _dense(bias)
         as_given = _same((dout, x, z, weight, bias), dense)
-        op: Any = _rms_norm_gated_backward if as_given else torch.ops.serving_ops.rms_norm_gated_backward.default
+        op: Any = rms_norm_gated_backward if as_given else torch.ops.serving_ops.rms_norm_gated_backward.default
         options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
         _copy(results, op(*dense[:4], eps, bias=dense[4], **options))
     except BaseException as error:  # an interrupt included: none crosses into C++
@@ -251,9 +251,9 @@ def _gated_fake(
 
 
 library.impl(NAME, _rms_norm_backward_cuda, "CUDA")
-library.impl(NAME, _rms_norm_backward, "CompositeExplicitAutograd")
+library.impl(NAME, rms_norm_backward, "CompositeExplicitAutograd")
 library.impl(GATED_NAME, _rms_norm_gated_backward_cuda, "CUDA")
-library.impl(GATED_NAME, _rms_norm_gated_backward, "CompositeExplicitAutograd")
+library.impl(GATED_NAME, rms_norm_gated_backward, "CompositeExplicitAutograd")
 library.impl(f"_{NAME}_fallback", _rms_norm_backward_fallback, "CompositeExplicitAutograd")
 library.impl(f"_{GATED_NAME}_fallback", _rms_norm_gated_backward_fallback, "CompositeExplicitAutograd")
 torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, checks, counters, cuda, extension, reference, support
+from serving_ops import checks, counters, cuda, extension, modes, reference, support
 from serving_ops.schemas import library
 
 NAME = "fused_add_rms_norm"
@@ -32,13 +32,13 @@ def fused_add_rms_norm(
     a weight in x's dtype without offset is applied after rounding to that dtype (vLLM's IR definition of this op).
 
     Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where a tensor
-    requires grad: `serving_ops.add_rms_norm` differentiates. What the kernels do not take runs on
-    `serving_ops.reference`; `serving_ops.explain` says why.
+    requires grad, or `torch.func` or forward-mode AD transforms it: `serving_ops.add_rms_norm` is differentiated. What
+    the kernels do not take runs on `serving_ops.reference`; `serving_ops.explain` says why.
     """
-    if autograd.wanted(x, residual, weight):
+    if not modes.only_computed(x, residual, weight):
         checks.not_differentiated("serving_ops.add_rms_norm", x=x, residual=residual, weight=weight)
     torch.ops.serving_ops.fused_add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
-    autograd.increment_version((x, residual))
+    modes.increment_version((x, residual))
     return x, residual
 
 

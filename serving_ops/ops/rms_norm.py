@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, checks, counters, cuda, extension, reference, support
+from serving_ops import autograd, checks, counters, cuda, extension, modes, reference, support
 from serving_ops.schemas import library
 
 NAME = "rms_norm"
@@ -32,18 +32,19 @@ def rms_norm(
     after rounding to that dtype (vLLM's IR definition of this op).
 
     Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where `out` is given
-    and a tensor requires grad; without `out`, x and weight are differentiated. What the kernels do not take runs on
-    `serving_ops.reference`; `serving_ops.explain` says why.
+    and a tensor requires grad, or `torch.func` or forward-mode AD transforms it; without `out`, x and weight are
+    differentiated, any number of times. What the kernels do not take runs on `serving_ops.reference`, and so do those
+    transforms; `serving_ops.explain` says why.
     """
     if out is None:
-        if autograd.wanted(x, weight):
+        if not modes.only_computed(x, weight):
             return autograd.rms_norm(x, weight, eps, weight_offset)
         result: Tensor = torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset=weight_offset)
         return result
-    if autograd.wanted(x, weight, out):
+    if not modes.only_computed(x, weight, out):
         checks.not_differentiated("it without out", x=x, weight=weight, out=out)
     torch.ops.serving_ops.rms_norm.out(x, weight, eps, weight_offset=weight_offset, out=out)
-    autograd.increment_version((out,))
+    modes.increment_version((out,))
     return out
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, checks, counters, cuda, extension, reference, support
+from serving_ops import autograd, checks, counters, cuda, extension, modes, reference, support
 from serving_ops.schemas import library
 
 NAME = "rms_norm_gated"
@@ -57,11 +57,12 @@ def rms_norm_gated(
     Returns `out`, or a new contiguous tensor. All arithmetic is fp32, rounded once at the end.
 
     Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where `out` is given
-    and a tensor requires grad; without `out`, x, z, weight and bias are differentiated. What the kernels do not take
-    runs on `serving_ops.reference`; `serving_ops.explain` says why.
+    and a tensor requires grad, or `torch.func` or forward-mode AD transforms it; without `out`, x, z, weight and bias
+    are differentiated, any number of times. What the kernels do not take runs on `serving_ops.reference`, and so do
+    those transforms; `serving_ops.explain` says why.
     """
     if out is None:
-        if autograd.wanted(x, z, weight, bias):
+        if not modes.only_computed(x, z, weight, bias):
             return autograd.rms_norm_gated(x, z, weight, bias, eps, norm_before_gate, activation, group_size)
         result: Tensor = _default(
             x,
@@ -74,7 +75,7 @@ def rms_norm_gated(
             group_size=group_size,
         )
         return result
-    if autograd.wanted(x, z, weight, bias, out):
+    if not modes.only_computed(x, z, weight, bias, out):
         checks.not_differentiated("it without out", x=x, z=z, weight=weight, bias=bias, out=out)
     _out(
         x,
@@ -87,7 +88,7 @@ def rms_norm_gated(
         group_size=group_size,
         out=out,
     )
-    autograd.increment_version((out,))
+    modes.increment_version((out,))
     return out
 
 
