@@ -1,9 +1,16 @@
-"""What becomes of an error of ours inside an engine: one line in auto mode; only strict mode stops the engine."""
+"""What becomes of an error of ours inside an engine: one line in auto mode; only strict mode stops the engine.
+
+`engine` is its name to a person, "vLLM" or "SGLang"; in lower case it is its package's.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
+
+from serving_ops import settings
 
 STRICT = "SERVING_OPS=strict:"
 
@@ -19,7 +26,26 @@ def strict_error(what: str, error: BaseException) -> RuntimeError:
     return RuntimeError(said if said.startswith(STRICT) else f"{STRICT} {what}: {said}")
 
 
-def warn_off(package: str, engine: str, reason: str) -> None:
-    """The one line that says that nothing of ours is in this engine, and why; `package` is its name to Python."""
-    version = getattr(sys.modules.get(package), "__version__", "of unknown version")
-    logging.getLogger(f"{package}.serving_ops").warning("serving_ops is off: %s (%s %s)", reason, engine, version)
+def warn_off(engine: str, reason: str) -> None:
+    """Log the one line that says that nothing of ours is in this engine, and why."""
+    version = getattr(sys.modules.get(engine.lower()), "__version__", "of unknown version")
+    _logger(engine).warning("serving_ops is off: %s (%s %s)", reason, engine, version)
+
+
+@contextlib.contextmanager
+def unless_strict(engine: str, what: str) -> Iterator[None]:
+    """Log an error inside as a line that says what could not be done.
+
+    Raises RuntimeError instead in strict mode.
+    """
+    try:
+        yield
+    except Exception as error:
+        if settings.mode() == "strict":
+            raise strict_error(f"could not {what}", error) from error
+        _logger(engine).warning("serving_ops could not %s: %s", what, reason_of(error))
+        _logger(engine).debug("serving_ops: details", exc_info=True)
+
+
+def _logger(engine: str) -> logging.Logger:
+    return logging.getLogger(f"{engine.lower()}.serving_ops")

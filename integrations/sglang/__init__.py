@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 
 from serving_ops import settings
-from serving_ops.integrations.sglang import flag, guard
+from serving_ops.integrations.common import guard
+from serving_ops.integrations.sglang import flag
 
 _logger = logging.getLogger("sglang.serving_ops")
 
@@ -48,4 +49,4 @@ def _install(*, strict: bool) -> None:
     except Exception as error:  # whatever a version of SGLang does differently, the engine must start
         if strict:
             raise SystemExit(str(guard.strict_error("could not hook SGLang", error))) from error
-        guard.warn_off(guard.reason_of(error))
+        guard.warn_off("SGLang", guard.reason_of(error))

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.integrations.common import prewarm
+from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.line import describe
-from serving_ops.integrations.sglang import guard, layers, switch
+from serving_ops.integrations.common.prewarm_layers import after_failures, prewarm_layers
+from serving_ops.integrations.sglang import layers, switch
 
 TARGET = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 
@@ -55,7 +56,7 @@ def load_then_report(load_model: Callable[..., Any], runner: Any, *args: Any, **
         switch.off(runner.model)
         if settings.mode() == "strict":
             raise guard.strict_error("could not take the model's norms", error) from error
-        guard.warn_off(guard.reason_of(error))
+        guard.warn_off("SGLang", guard.reason_of(error))
         _logger.debug("serving_ops: details", exc_info=True)
     return result
 
@@ -68,8 +69,8 @@ def on_model_loaded(runner: Any) -> None:
     if settings.mode() == "off":
         return
     found = layers.norm_layers(runner)
-    outcome = prewarm.run(found, _logger)
-    found = [prewarm.after_failures(layer, outcome) for layer in found]
+    outcome = prewarm_layers(found, _logger)
+    found = [after_failures(layer, outcome) for layer in found]
     model = ", draft model" if getattr(runner, "is_draft_worker", False) else ""
     line = describe(found, f"{runner.device}{model}", outcome.summary)
     fell_back = [layer for layer in found if layer.native_because not in (None, *layers.BY_CHOICE)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from serving_ops import settings
-from serving_ops.integrations.vllm import guard
+from serving_ops.integrations.common import guard
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -36,4 +36,4 @@ def _install(*, strict: bool) -> None:
     except Exception as error:
         if strict:
             raise guard.strict_error("could not register", error) from error
-        guard.warn_off(guard.reason_of(error))
+        guard.warn_off("vLLM", guard.reason_of(error))

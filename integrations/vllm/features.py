@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from serving_ops import extension, settings, support
-from serving_ops.integrations.vllm import guard, quantization
+from serving_ops.integrations.common import guard
+from serving_ops.integrations.vllm import quantization
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -118,7 +119,7 @@ def install_all(*, strict: bool) -> None:
     failures.clear()
     _install_each(FEATURES, strict=strict)
     if STARTUP in failures:
-        guard.warn_off(failures[STARTUP])
+        guard.warn_off("vLLM", failures[STARTUP])
 
 
 def install_for(vllm_config: Any, *, strict: bool) -> None:

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from serving_ops import extension, settings
-from serving_ops.integrations.vllm import guard, quantization
+from serving_ops.integrations.common import guard
+from serving_ops.integrations.vllm import quantization
 from serving_ops.integrations.vllm.ir_providers import OURS, PROVIDER, ROWS_PROVIDER
 
 OPS = ("rms_norm", "fused_add_rms_norm")
@@ -108,7 +109,7 @@ def install() -> None:
     @functools.wraps(original)
     def with_serving_ops(cls: Any, vllm_config: Any) -> Any:
         priority = original(cls, vllm_config)
-        with guard.unless_strict("add to vLLM's IR priority"):
+        with guard.unless_strict("vLLM", "add to vLLM's IR priority"):
             _add(priority, vllm_config, cuda=current_platform.is_cuda())
         return priority
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from serving_ops import settings
+from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.line import describe
-from serving_ops.integrations.vllm import features, guard, layers, prewarm
+from serving_ops.integrations.common.prewarm_layers import Outcome, after_failures, prewarm_layers
+from serving_ops.integrations.vllm import features, layers, priority
+from serving_ops.integrations.vllm.layers import NormLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -46,10 +50,10 @@ def _then_report(worker: Any, load_model: Any) -> Any:
     @functools.wraps(load_model)
     def load_and_report(*args: Any, **kwargs: Any) -> Any:
         strict = settings.mode() == "strict"
-        with guard.unless_strict("prepare for the model"):
+        with guard.unless_strict("vLLM", "prepare for the model"):
             features.install_for(worker.vllm_config, strict=strict)
         result = load_model(*args, **kwargs)
-        with guard.unless_strict("look at the model, whose norms stay vLLM's own"):
+        with guard.unless_strict("vLLM", "look at the model, whose norms stay vLLM's own"):
             _report_or_give_back(worker, strict=strict)
         return result
 
@@ -60,16 +64,35 @@ def _report_or_give_back(worker: Any, *, strict: bool) -> None:
     try:
         on_model_loaded(worker, strict=strict)
     except Exception:  # this vLLM's layers or models are not what ours were written for
-        prewarm.give_back(settings.OPS)
+        give_back(settings.OPS)
         raise
 
 
 def on_model_loaded(worker: Any, *, strict: bool) -> None:
     """Prewarm the model's norms and log the line. Raises RuntimeError in strict mode if a layer fell back."""
     found = layers.norm_layers(layers.models_of(worker), worker.vllm_config, worker.device)
-    outcome = prewarm.run(found)
-    found = [prewarm.after_failures(layer, outcome) for layer in found]
+    outcome = prewarm(found)
+    found = [after_failures(layer, outcome) for layer in found]
     line = describe(found, str(worker.device), outcome.summary)
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
     _logger.info(line)
+
+
+def prewarm(found: Sequence[NormLayer]) -> Outcome:
+    """Prewarm what the layers that are on may call; an operator that fails goes back to vLLM in this process."""
+    outcome = prewarm_layers(found, _logger)
+    give_back(outcome.failed)
+    return outcome
+
+
+def give_back(ops: Iterable[str]) -> None:
+    """Have vLLM's own code run in this process wherever it would call these operators."""
+    from serving_ops.integrations.vllm.out_of_tree import classes_calling
+
+    given_back = frozenset(ops)
+    features.native_ops.update(given_back)
+    for ours in (ours for op in given_back for ours in classes_calling(op)):
+        ours.stay_native = True
+    for op in sorted(given_back.intersection(layers.IR_OPS) if features.has_ir() else ()):
+        priority.drop(op)

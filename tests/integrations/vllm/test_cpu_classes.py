@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, SPEC, rows, survey, vllm_config
 
 from serving_ops import NormSpec, PrewarmReport, counters, extension
-from serving_ops.integrations.vllm import features, layers, prewarm, priority, startup
+from serving_ops.integrations.vllm import features, layers, priority, startup
 from serving_ops.integrations.vllm.layers import NormLayer
 
 pytestmark = [
@@ -95,7 +95,7 @@ def test_gemma_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.
     spec = dataclasses.replace(SPEC, weight_offset=1.0)
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
     layer = _gemma()
-    prewarm.run([NormLayer("GemmaRMSNorm", (spec,), None)])
+    startup.prewarm([NormLayer("GemmaRMSNorm", (spec,), None)])
     monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
     layer(*GEMMA_INPUTS["rows"])
 
@@ -149,7 +149,7 @@ def test_mixer2_layers_are_counted_and_prewarmed_on_a_gate_in_widerrows(
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
     found = survey(mixer2())
     assert "on for 1 of 1 Mixer2RMSNormGated" in startup.describe(found, DEVICE.type, "")
-    prewarm.run(found)
+    startup.prewarm(found)
     assert [(spec.op, spec.size, spec.group_size, spec.norm_before_gate) for spec in asked] == [
         ("rms_norm_gated", 512, 128, False)
     ]
@@ -257,7 +257,7 @@ def test_kda_layers_are_counted_and_prewarmed_on_a_gate_in_wider_rows_too(
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
     found = survey(torch.nn.ModuleList([kda(), kda(elementwise_affine=False)]))
     assert "on for 2 of 2 FusedRMSNormGated; " in startup.describe(found, DEVICE.type, "")
-    prewarm.run(found)
+    startup.prewarm(found)
     assert [(spec.size, spec.weight_dtype, spec.activation, spec.gate_token_stride is not None) for spec in asked] == [
         (128, torch.bfloat16, "sigmoid", False),
         (128, torch.bfloat16, "sigmoid", True),
@@ -270,7 +270,7 @@ def test_kda_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.Mo
     spec = dataclasses.replace(SPEC, op="rms_norm_gated")
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
     layer = kda()
-    prewarm.run([NormLayer("FusedRMSNormGated", (spec,), None)])
+    startup.prewarm([NormLayer("FusedRMSNormGated", (spec,), None)])
     monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
     layer(rows(1, 5, 16, 128), rows(5, 16, 128))
     assert survey(layer)[0].native_because == "its prewarm failed"

@@ -14,12 +14,12 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, rows, survey, vllm_config
 
 from serving_ops import Explanation, NormSpec, PrewarmReport, counters, extension, settings
+from serving_ops.integrations.common.prewarm_layers import after_failures
 from serving_ops.integrations.vllm import (
     compile_cache,
     features,
     ir_providers,
     layers,
-    prewarm,
     priority,
     register,
     startup,
@@ -401,7 +401,7 @@ def test_prewarm_asks_for_each_norm_of_the_layers_that_are_on_once(
     asked: list[NormSpec] = []
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: asked.extend(specs) or PrewarmReport())
     found = survey(_model(in_vllm))
-    prewarm.run([*found, *found])
+    startup.prewarm([*found, *found])
     assert [(spec.op, spec.size, spec.weight_dtype, spec.heads) for spec in asked] == [
         ("rms_norm", 256, torch.bfloat16, 1),
         ("fused_add_rms_norm", 256, torch.bfloat16, 1),
@@ -423,7 +423,7 @@ def test_a_norm_of_heads_is_prewarmed_on_views_of_wider_rows_too(in_vllm: Any) -
 def test_prewarm_asks_for_nothing_when_it_is_off(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
     monkeypatch.setenv("SERVING_OPS_PREWARM", "0")
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: pytest.fail("prewarm ran"))
-    assert prewarm.run(survey(_model(in_vllm))).summary == "prewarm off"
+    assert startup.prewarm(survey(_model(in_vllm))).summary == "prewarm off"
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "fused_add_rms_norm"])
@@ -433,9 +433,9 @@ def test_an_ir_op_whose_prewarm_failed_is_native_again(monkeypatch: pytest.Monke
     spec = dataclasses.replace(SPEC, op=op)
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
     layer = NormLayer("RMSNorm", (spec,), None)
-    outcome = prewarm.run([layer])
+    outcome = startup.prewarm([layer])
     assert getattr(ir.ops, op).get_priority() == ["native"]
-    assert prewarm.after_failures(layer, outcome).native_because == f"the prewarm of {op} failed"
+    assert after_failures(layer, outcome).native_because == f"the prewarm of {op} failed"
 
 
 def test_gated_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
@@ -444,7 +444,7 @@ def test_gated_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.
 
     monkeypatch.setattr("serving_ops.prewarm", break_down)
     layer = _gated()
-    prewarm.run(survey(torch.nn.ModuleList([layer])))
+    startup.prewarm(survey(torch.nn.ModuleList([layer])))
     monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
     layer(*GATED_INPUTS["contiguous"])
     assert survey(layer)[0].native_because == "its prewarm failed"

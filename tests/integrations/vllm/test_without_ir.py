@@ -16,7 +16,7 @@ import hidden
 from in_process import DEVICE, HEAD, HIDDEN, SPEC, rows, survey
 
 from serving_ops import PrewarmReport, counters, extension
-from serving_ops.integrations.vllm import features, layers, prewarm, priority, register, startup
+from serving_ops.integrations.vllm import features, layers, priority, register, startup
 from serving_ops.integrations.vllm.layers import NormLayer
 
 
@@ -181,7 +181,7 @@ def test_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.Monkey
     spec = dataclasses.replace(SPEC, op="fused_add_rms_norm")
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
     layer = _norm()
-    prewarm.run([NormLayer("RMSNorm", (spec,), None)])
+    startup.prewarm([NormLayer("RMSNorm", (spec,), None)])
     monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
     layer(rows(4, HIDDEN), rows(4, HIDDEN))
     assert survey(layer)[0].native_because == "its prewarm failed"
@@ -221,4 +221,4 @@ def test_compiled_cuda_graphs_leave_norms_of_heads_to_inductor(monkeypatch: pyte
 def test_an_ir_op_is_given_back_only_where_there_is_an_ir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(priority, "drop", lambda op: pytest.fail("vLLM's IR was asked"))
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={SPEC: "no compiler"}))
-    assert prewarm.run([NormLayer("RMSNorm", (SPEC,), None)]).failed == {"rms_norm": "no compiler"}
+    assert startup.prewarm([NormLayer("RMSNorm", (SPEC,), None)]).failed == {"rms_norm": "no compiler"}

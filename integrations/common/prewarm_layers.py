@@ -24,7 +24,7 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def run(found: Sequence[Any], logger: logging.Logger) -> Outcome:
+def prewarm_layers(found: Sequence[Any], logger: logging.Logger) -> Outcome:
     """Prewarm what the layers that are on may call; a failure is logged and reported."""
     if not settings.prewarm_enabled():
         return Outcome("prewarm off")
