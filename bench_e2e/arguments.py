@@ -143,8 +143,13 @@ def model(text: str) -> str:
 def model_label(chosen: argparse.Namespace) -> str:
     """The model to a reader: a folder by its last name alone."""
     if not chosen.model:
-        return f"preset {chosen.preset}"
+        return f"preset {preset_label(chosen)}"
     return Path(chosen.model).name if os.path.isabs(chosen.model) else str(chosen.model)
+
+
+def preset_label(chosen: argparse.Namespace) -> str:
+    """The preset with its quantization, as in the names of files."""
+    return "-".join(filter(None, (chosen.preset, chosen.quantization)))
 
 
 def check_length(parser: argparse.ArgumentParser, options: argparse.Namespace, tokens: int) -> None:

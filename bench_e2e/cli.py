@@ -16,7 +16,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from serving_ops.bench_e2e import environment, options, presets, redact, table
-from serving_ops.bench_e2e.arguments import model_label
+from serving_ops.bench_e2e.arguments import model_label, preset_label
 from serving_ops.bench_e2e.load import Load
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
@@ -102,9 +102,9 @@ def _experiment(chosen: argparse.Namespace, work: Path) -> Experiment:
     if chosen.model:
         model = tokenizer = chosen.model
     else:
-        folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device)
+        folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device, chosen.quantization)
         model, tokenizer = str(folder), str(presets.tokenizer_of(folder))
-        needed = presets.preset_serve_args(chosen.preset, chosen.device, chosen.engine)
+        needed = presets.preset_serve_args(chosen.preset, chosen.device, chosen.engine, chosen.quantization)
         serve_args = [*needed, *(["--tokenizer", tokenizer] if chosen.engine == "vllm" else []), *serve_args]
     return Experiment(
         engine=chosen.engine,
@@ -137,7 +137,7 @@ def _result(
 ) -> Result:
     now = datetime.now(UTC)
     mode = "eager" if experiment.eager else "compiled"
-    label = Path(chosen.model).name if chosen.model else chosen.preset
+    label = Path(chosen.model).name if chosen.model else preset_label(chosen)
     stem = f"{now:%Y%m%d-%H%M}-{chosen.engine}-{experiment.device}-{label}-{mode}"
     served = shlex.join(redact.words(experiment.serve_command(Address("PORT", "NAME"))))
     return Result(

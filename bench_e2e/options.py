@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.bench_e2e import arguments, environment, presets
+from serving_ops.bench_e2e import arguments, environment, presets, quantization
 from serving_ops.bench_e2e.arguments import (
     at_least_1,
     at_least_2,
@@ -87,6 +87,8 @@ def add_model_and_mode(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
     model.add_argument("--model", type=arguments.model, help="a folder or a hub name instead of a preset")
+    quantizations = quantization.QUANTIZATIONS
+    parser.add_argument("--quantization", choices=quantizations, help="of the preset's linear layers (default: none)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
     mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
@@ -117,12 +119,21 @@ def check_device(parser: argparse.ArgumentParser, engine: str, wanted: str) -> s
 
 def check_preset(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Without serving_ops SGLang has no gated norm on CPU: there is nothing to compare with."""
+    if options.quantization is not None:
+        _check_quantization(parser, options)
     if options.engine != "sglang" or options.model:
         return
     if options.preset == "mamba2":
         parser.error("--preset mamba2: for vLLM alone")
     if (options.preset, options.device) == ("hybrid", "cpu"):
         parser.error("--preset hybrid: SGLang alone cannot run gated norms on CPU, so nothing can be compared")
+
+
+def _check_quantization(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.model or options.preset not in presets.QUANTIZED:
+        parser.error(f"--quantization {options.quantization}: for --preset {' or '.join(presets.QUANTIZED)} alone")
+    if options.engine == "sglang" and options.device == "cpu":
+        parser.error(f"--quantization {options.quantization}: SGLang quantizes nothing on CPU")
 
 
 def check_variables(parser: argparse.ArgumentParser) -> None:

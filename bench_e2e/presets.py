@@ -9,7 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-PRESETS = ("dense", "hybrid", "mamba2")
+from serving_ops.bench_e2e import quantization
+
+PRESETS = ("dense", "dense-8b", "hybrid", "mamba2")
+QUANTIZED = ("dense", "dense-8b")  # with `quantization.QUANTIZATIONS`
 MAX_POSITIONS = 16384  # tokens; longer prompts need a real model
 
 # vLLM refuses a prompt with more characters than tokens fit, times the longest token's length. Each word brings a space
@@ -34,6 +37,19 @@ DENSE: dict[str, Any] = {
 DENSE_SIZE = {
     "cpu": {"num_hidden_layers": 6, "vocab_size": 32768},
     "cuda": {"num_hidden_layers": 28, "vocab_size": 151936},
+}
+
+# Qwen3-8B. On CPU 2 of its 36 layers.
+DENSE_8B: dict[str, Any] = {
+    **DENSE,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_attention_heads": 32,
+    "tie_word_embeddings": False,
+}
+DENSE_8B_SIZE = {
+    "cpu": {"num_hidden_layers": 2, "vocab_size": 32768},
+    "cuda": {"num_hidden_layers": 36, "vocab_size": 151936},
 }
 
 # Three gated-delta-net layers to one of full attention, as in Qwen3-Next and Qwen3.5.
@@ -119,13 +135,15 @@ MAMBA2: dict[str, Any] = {
 MAMBA2_LAYERS = {"cpu": 6, "cuda": 48}
 
 
-def write_preset(name: str, directory: Path, device: str = "cpu") -> Path:
+def write_preset(name: str, directory: Path, device: str = "cpu", quantized: str | None = None) -> Path:
     """Write preset `name` for `device` ("cpu" or "cuda") into `directory` and return it.
+
+    quantized: one of `quantization.QUANTIZATIONS`, for a preset in QUANTIZED.
 
     The tokenizer lies in a folder of its own, `tokenizer_of(directory)`: beside a Qwen3.5's config.json
     transformers reads it as that model's tokenizer class. Raises ValueError for a name not in PRESETS.
     """
-    config = preset_config(name, device)
+    config = preset_config(name, device) | quantization.of_checkpoint(quantized)
     tokenizer = tokenizer_of(directory)
     tokenizer.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
@@ -142,6 +160,8 @@ def tokenizer_of(directory: Path) -> Path:
 def preset_config(name: str, device: str) -> dict[str, Any]:
     if name == "dense":
         return {**DENSE, **DENSE_SIZE[device]}
+    if name == "dense-8b":
+        return {**DENSE_8B, **DENSE_8B_SIZE[device]}
     if name == "hybrid":
         return QWEN3_NEXT if device == "cpu" else QWEN3_5
     if name == "mamba2":
@@ -149,10 +169,10 @@ def preset_config(name: str, device: str) -> dict[str, Any]:
     raise ValueError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
 
 
-def preset_engine_args(name: str, device: str, engine: str = "vllm") -> dict[str, Any]:
+def preset_engine_args(name: str, device: str, engine: str = "vllm", quantized: str | None = None) -> dict[str, Any]:
     """What an engine has to be told beside the path: no weights on disk, and no pictures for the Qwen3.5."""
     on_language_alone = LANGUAGE_ALONE[engine] if (name, device) == ("hybrid", "cuda") else {}
-    return {"load_format": "dummy", **on_language_alone}
+    return {"load_format": "dummy", **on_language_alone, **quantization.of_engine(quantized)}
 
 
 LANGUAGE_ALONE: dict[str, dict[str, Any]] = {
@@ -173,9 +193,9 @@ SGLANG_ON_CPU: dict[str, Any] = {
 """What SGLang needs where the CPU has no AMX. Overlap is with a GPU's work; an idle scheduler would poll on a core."""
 
 
-def preset_serve_args(name: str, device: str, engine: str = "vllm") -> list[str]:
+def preset_serve_args(name: str, device: str, engine: str = "vllm", quantized: str | None = None) -> list[str]:
     """The same as words of the server's command line."""
-    return as_words(preset_engine_args(name, device, engine))
+    return as_words(preset_engine_args(name, device, engine, quantized))
 
 
 def as_words(arguments: dict[str, Any]) -> list[str]:

@@ -1,6 +1,8 @@
-"""The table on the terminal."""
+"""The tables of served models: on the terminal, and in Markdown."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -8,7 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from serving_ops.bench_e2e.result import BASELINE, OURS, Result
+from serving_ops.bench_e2e import table as markdown_table
+from serving_ops.bench_e2e.result import BASELINE, OURS, Result, load_result
 from serving_ops.bench_e2e.stats import RATIO_METHOD, Ratio, Spread
 
 DISTURBED = 1.25  # times a variant's median; of 22 servers on 2 cores, those left alone stayed within 1.11
@@ -115,3 +118,30 @@ def _coloured(value: Ratio | None) -> Text:
     else:
         style = "green" if value.high < 1 else "red"
     return Text(ratio_text(value), style=style)
+
+
+def render(path: Path) -> str:
+    """A result file as Markdown."""
+    return markdown(load_result(path))
+
+
+def markdown(result: Result) -> str:
+    ratio_column = [f"{OURS} / {BASELINE}, 95% interval"] if result.compared else []
+    header = ["ms", *result.rounds, *ratio_column]
+    lines = markdown_table.rows([header, *(_row(result, label, metric) for label, metric in ROWS)])
+    return f"{_heading(result)}\n\n{lines}\n\n{_note(result)}"
+
+
+def _row(result: Result, label: str, metric: str) -> list[str]:
+    cells = [spread_text(result.spread(variant, metric)) for variant in result.rounds]
+    return [label, *cells, *([ratio_text(result.ratio(metric))] if result.compared else [])]
+
+
+def _heading(result: Result) -> str:
+    head = f"**{result.model}, {result.mode}**: {result.engine} {result.versions[result.engine]}, torch "
+    head += f"{result.versions['torch']}, {machine(result)}, {result.date[:10]}"
+    return head if result.active() else f"{head}. **serving_ops was not active: this compares native with itself.**"
+
+
+def _note(result: Result) -> str:
+    return f"{load(result)}; median over {rounds(result)} [lowest-highest]; ratio: {RATIO_METHOD}. `{result.command}`"

@@ -1,4 +1,8 @@
-"""The statistics behind the tables: spread over rounds, a ratio with its confidence interval. All pure."""
+"""The statistics behind the tables, all pure.
+
+Of servers and engines, few and costly: the spread over rounds, and a ratio with its confidence interval. Of ops, which
+run hundreds of rounds: medians and quartiles, so that a round in which the machine did something else does not count.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,17 @@ class Ratio:
     rounds: int
 
 
+@dataclass(frozen=True)
+class Summary:
+    """One figure of an op over its rounds."""
+
+    median: float
+    p25: float
+    p75: float
+    best: float
+    rounds: int
+
+
 def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
@@ -61,3 +76,16 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio | N
 def t_quantile_95(degrees_of_freedom: int) -> float:
     """Past the table its last value, which errs by under 4% and on the careful side."""
     return T_95[min(degrees_of_freedom, len(T_95)) - 1]
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    if len(values) == 1:
+        return Summary(values[0], values[0], values[0], values[0], 1)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Summary(median, low, high, min(values), len(values))
+
+
+def ratio_to(ours: Sequence[float], other: Sequence[float]) -> Summary | None:
+    """`other / ours`, over the rounds that both ran: above 1 ours is faster. None without a positive pair."""
+    ratios = [b / a for a, b in zip(ours, other, strict=False) if a > 0]
+    return summarize(ratios) if ratios else None

@@ -1,69 +1,80 @@
-"""Markdown tables from result files, on standard output or between a README's markers:
+"""`python -m serving_ops.bench_e2e table`: Markdown tables from the result files of every bench.
+
+They go to standard output, or between a page's markers, where NAME is the result file's name without `.json`:
 
     <!-- table:NAME -->
     <!-- /table -->
-
-NAME is the result file's name without `.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
-from serving_ops.bench_e2e.report import ROWS, load, machine, ratio_text, rounds, spread_text
-from serving_ops.bench_e2e.result import BASELINE, OURS, Result, load_result
-from serving_ops.bench_e2e.stats import RATIO_METHOD
+COMMAND = "python -m serving_ops.bench_e2e table"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving_ops.bench_e2e table", description="Render result files as Markdown tables."
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result JSON")
+    """Exit status 1, with a sentence, for a file that is no result, and for a page without its marker."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Render result files as Markdown tables.")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result JSON of any bench")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
+    parser.add_argument("--summary", metavar="NAME", help="of --turns or --ops: one table, for the marker NAME-summary")
     arguments = parser.parse_args(argv)
-    return write_all(arguments.files, lambda path: markdown(load_result(path)), arguments.readme)
-
-
-def write_all(files: Sequence[Path], render: Callable[[Path], str], page: Path | None, ending: str = "") -> int:
-    """The tables of result files; `ending` is that of their markers' names. Exit status 1, with a sentence, for a file
-    that is no result, and for a page without its marker."""
     try:
-        write({f"{path.stem}{ending}": _rendered(render, path) for path in files}, page)
+        if arguments.summary:
+            tables = {f"{arguments.summary}-summary": _summary(arguments.files)}
+        else:
+            tables = {path.stem: _rendered(path) for path in arguments.files}
+        if arguments.readme is None:
+            print("\n\n".join(tables.values()))
+        else:
+            arguments.readme.write_text(fill(arguments.readme.read_text(), tables))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def _rendered(render: Callable[[Path], str], path: Path) -> str:
+def _rendered(path: Path) -> str:
     try:
-        return render(path)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        known = isinstance(error, ValueError) and str(path) in str(error)
-        raise error if known else ValueError(f"{path} is no result of this bench: {error!r}") from error
+        return str(_kind(path).render(path))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no result of this bench: {error!r}") from error
 
 
-def write(tables: dict[str, str], page: Path | None) -> None:
-    """Tables by name, to standard output or between a page's markers. Raises ValueError for one that has none."""
-    if page is None:
-        print("\n\n".join(tables.values()))
+def _summary(files: Sequence[Path]) -> str:
+    kinds = {_kind(path) for path in files}
+    if len(kinds) != 1 or not hasattr(kind := kinds.pop(), "summarize"):
+        raise ValueError("--summary is for results of --turns, or for results of --ops")
+    return str(kind.summarize(files))
+
+
+def _kind(path: Path) -> ModuleType:
+    """The module that renders a file, by what is in it. One that measures ops imports torch."""
+    plain = json.loads(path.read_text())
+    if plain.get("kind") == "turns":
+        from serving_ops.bench_e2e.turns import table as kind
+    elif "step_ms" in plain:
+        from serving_ops.bench_e2e.training import steps as kind
+    elif "results" not in plain:
+        from serving_ops.bench_e2e import report as kind
+    elif "passes" in plain["results"][0]:
+        from serving_ops.bench_e2e.training import table as kind
     else:
-        page.write_text(fill(page.read_text(), tables))
+        from serving_ops.bench_e2e.ops import table as kind
+    return kind
 
 
-def markdown(result: Result) -> str:
-    variants = list(result.rounds)
-    ratio_column = [f"{OURS} / {BASELINE}, 95% interval"] if result.compared else []
-    header = ["ms", *variants, *ratio_column]
-    rows = [_row(result, label, metric) for label, metric in ROWS]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{_heading(result)}\n\n{table}\n\n{_note(result)}"
+def rows(lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first line is its header."""
+    header, *body = lines
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ("---", *["---:"] * (len(header) - 1)), *body))
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
@@ -81,18 +92,3 @@ def fill(text: str, tables: dict[str, str]) -> str:
 def _literal(text: str) -> str:
     """For use as a replacement: no group references."""
     return text.replace("\\", r"\\")
-
-
-def _row(result: Result, label: str, metric: str) -> list[str]:
-    cells = [spread_text(result.spread(variant, metric)) for variant in result.rounds]
-    return [label, *cells, *([ratio_text(result.ratio(metric))] if result.compared else [])]
-
-
-def _heading(result: Result) -> str:
-    head = f"**{result.model}, {result.mode}**: {result.engine} {result.versions[result.engine]}, torch "
-    head += f"{result.versions['torch']}, {machine(result)}, {result.date[:10]}"
-    return head if result.active() else f"{head}. **serving_ops was not active: this compares native with itself.**"
-
-
-def _note(result: Result) -> str:
-    return f"{load(result)}; median over {rounds(result)} [lowest-highest]; ratio: {RATIO_METHOD}. `{result.command}`"

@@ -85,17 +85,22 @@ def regimes_for(device: str) -> tuple[str, ...]:
 
 def plan(
     device: str,
-    regimes: Sequence[str],
+    regimes: Sequence[str] = (),
     *,
     ops: Sequence[str] = OPS,
-    shapes: Sequence[Shape] | None = None,
-    dtype: str = "bfloat16",
+    shapes: Sequence[Shape] = (),
+    dtypes: Sequence[str] = ("bfloat16",),
     threads: Sequence[int] = (),
     quick: bool = False,
 ) -> list[Case]:
-    """Every case of the regimes, in the order measured; `shapes` replaces the regimes' own lists."""
+    """Every case of the regimes, in the order measured; without regimes, of those that say most on this device.
+
+    shapes: instead of the regimes' own lists.
+    """
+    regimes = regimes or (CUDA_STANDARD if device == "cuda" else CPU_REGIMES)
     cases = [
         replace(case, dtype=dtype)
+        for dtype in dtypes
         for regime in regimes
         for case in _regime_cases(device, regime, shapes, quick)
         if case.op in ops
@@ -105,14 +110,14 @@ def plan(
     return cases
 
 
-def _regime_cases(device: str, regime: str, shapes: Sequence[Shape] | None, quick: bool) -> list[Case]:
+def _regime_cases(device: str, regime: str, shapes: Sequence[Shape], quick: bool) -> list[Case]:
     if regime == "gated":
         own = CPU_GATED_SHAPES if device == "cpu" else CUDA_GATED_SHAPES
-        chosen = _of_rank(3, own if shapes is None else shapes)
+        chosen = _of_rank(3, shapes or own)
         contiguous = [Case(regime, GATED, shape, weight="float32") for shape in chosen]
         return contiguous + [replace(case, layout="strided") for case in contiguous]
     own = _plain_shapes(device, regime, quick)
-    chosen = _of_rank(2, own if shapes is None else shapes)
+    chosen = _of_rank(2, shapes or own)
     ops = (FUSED_ADD,) if regime == "gemm" else (FUSED_ADD, RMS_NORM)
     return [Case(regime, op, shape) for op in ops for shape in chosen]
 

@@ -9,7 +9,8 @@ from typing import Any
 from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import OURS
 from serving_ops.bench_e2e.ops.load import DISTURBING
-from serving_ops.bench_e2e.ops.rounds import Samples, Summary, ratio_to, summarize
+from serving_ops.bench_e2e.ops.rounds import Samples
+from serving_ops.bench_e2e.stats import Summary, ratio_to, summarize
 
 REASON_CHARACTERS = 160  # of an error's first line
 

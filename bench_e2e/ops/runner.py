@@ -12,7 +12,7 @@ from serving_ops.bench_e2e.ops import timing_cpu, timing_cuda
 from serving_ops.bench_e2e.ops.between_gemms import Chain, bind_chain, time_between_gemms
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.check import problem
-from serving_ops.bench_e2e.ops.contestants import OURS, Call, Contestant, Unsupported
+from serving_ops.bench_e2e.ops.contestants import OURS, Call, Contestant, Unsupported, variants
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs, make_inputs
 from serving_ops.bench_e2e.ops.load import DISTURBING, OtherLoad
 from serving_ops.bench_e2e.ops.results import CaseResult, case_result, first_line
@@ -32,6 +32,13 @@ class Field:
     def drop(self, name: str, reason: str) -> None:
         self.problems[name] = reason
         self.calls.pop(name, None)
+
+
+def measure_case(
+    case: Case, contestants: Sequence[Contestant], device: str, *, quick: bool = False
+) -> list[CaseResult]:
+    """Of ours alone in the regime that compares its own variants. Raises nothing for a contestant that fails."""
+    return [measure(case, variants() if case.regime == "variants" else contestants, device, quick=quick)]
 
 
 @torch.no_grad()

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
 from serving_ops.bench_e2e.ops import report, table, timing_cuda
 from serving_ops.bench_e2e.ops.cases import Case
-from serving_ops.bench_e2e.ops.contestants import variants
 from serving_ops.bench_e2e.ops.results import CaseResult
-from serving_ops.bench_e2e.ops.runner import measure
+from serving_ops.bench_e2e.table import COMMAND
 
 SAVE_EVERY = 10  # cases: a run that is killed leaves what it had
+
+
+class Measure(Protocol):
+    """Measures contestants at a case, for one result or several."""
+
+    def __call__(
+        self, case: Any, contestants: Sequence[Any], device: str, *, quick: bool = False
+    ) -> list[CaseResult]: ...
 
 
 @dataclass
@@ -24,13 +31,14 @@ class Session:
     console: Console
     device: str
     command: str
-    contestants: Sequence[Any]  # `contestants.Contestant` here
+    contestants: Sequence[Any]
     absent: dict[str, str]  # adapter -> why it could not be loaded
     path: Path
+    measure: Measure
+    blocks: Callable[[dict[str, Any]], list[table.Block]]
     quick: bool = False
     copy_tb_s: float | None = None
     results: list[CaseResult] = field(default_factory=list)
-    table_command = "python -m serving_ops.bench_e2e.ops table"
 
     def run(self, planned: Sequence[Case]) -> dict[str, Any]:
         """Measures, reports and writes; the report."""
@@ -44,15 +52,8 @@ class Session:
         disturbed = sum(result.disturbed for result in self.results)
         if disturbed:
             self.say(f"{disturbed} of {len(self.results)} were timed while other programs used the machine: run again")
-        self.say(f"written to {self.path}; as Markdown: {self.table_command} {self.path}")
+        self.say(f"written to {self.path}; as Markdown: {COMMAND} {self.path}")
         return written
-
-    def measure_case(self, case: Case) -> list[CaseResult]:
-        entrants = variants() if case.regime == "variants" else self.contestants
-        return [measure(case, entrants, self.device, quick=self.quick)]
-
-    def blocks(self, report: dict[str, Any]) -> list[table.Block]:
-        return table.blocks(report)
 
     def save(self) -> dict[str, Any]:
         """The report; `path` is where it lies from now on."""
@@ -68,7 +69,7 @@ class Session:
     def _measure_all(self, planned: Sequence[Case]) -> None:
         start = time.monotonic()
         for number, case in enumerate(planned, start=1):
-            measured = self.measure_case(case)
+            measured = self.measure(case, self.contestants, self.device, quick=self.quick)
             self.results += measured
             timing_cuda.release_memory()
             passed = time.monotonic() - start

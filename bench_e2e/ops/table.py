@@ -1,12 +1,7 @@
-"""The tables: the same cells for the terminal and for Markdown. Bold in Markdown is the fastest of a line.
-
-A file NAME.json fills the README's lines between `<!-- table:NAME -->` and `<!-- /table -->`; with --summary those of
-`<!-- table:NAME-summary -->`.
-"""
+"""The tables of ops: the same cells for the terminal and for Markdown. Bold in Markdown is the fastest of a line."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from serving_ops.bench_e2e.ops.contestants import OURS
-from serving_ops.bench_e2e.table import write_all
 
 Result = dict[str, Any]  # one element of the JSON's "results"
 NOT_A_PEER = "eager"  # nobody serves with it; its times at large sizes are page faults
@@ -45,19 +39,15 @@ class Block:
     winners: list[str | None]  # of each line: the header of its fastest column
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e.ops table", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of a run of the ops")
-    parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
-    parser.add_argument("--summary", action="store_true", help="a line a regime and op instead of a line a size")
-    arguments = parser.parse_args(argv)
-    if arguments.summary:
-        from serving_ops.bench_e2e.ops import summary
+def render(path: Path) -> str:
+    """A result file as Markdown."""
+    return render_markdown(json.loads(path.read_text()))
 
-        render, ending = summary.render, "-summary"
-    else:
-        render, ending = render_markdown, ""
-    return write_all(arguments.files, lambda path: render(json.loads(path.read_text())), arguments.readme, ending)
+
+def summarize(paths: Sequence[Path]) -> str:
+    from serving_ops.bench_e2e.ops import summary
+
+    return "\n\n".join(summary.render(json.loads(path.read_text())) for path in paths)
 
 
 def blocks(report: dict[str, Any]) -> list[Block]:

@@ -55,9 +55,9 @@ def regimes_for(device: str) -> tuple[str, ...]:
 
 def plan(
     device: str,
+    regimes: Sequence[str] = (),
     *,
     ops: Sequence[str] = OPS,
-    regimes: Sequence[str] = (),
     shapes: Sequence[Shape] = (),
     dtypes: Sequence[str] = ("bfloat16",),
     threads: Sequence[int] = (1,),

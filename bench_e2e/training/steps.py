@@ -1,7 +1,7 @@
 """`python -m serving_ops.bench_e2e --training steps`: training steps of a Hugging Face model, its own norms and ours.
 
 Two models with the same random weights, side by side and in turns: forward, backward and AdamW on one batch of random
-tokens. A file NAME.json of such a run fills a page's lines between `<!-- table:NAME -->` and `<!-- /table -->`.
+tokens.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from typing import Any
 import torch
 
 from serving_ops import nn
-from serving_ops.bench_e2e import environment, presets
+from serving_ops.bench_e2e import environment, presets, table
 from serving_ops.bench_e2e.arguments import at_least_1, check_writable
 from serving_ops.bench_e2e.cli import INTERRUPTED, end_as_if_interrupted
-from serving_ops.bench_e2e.ops.cli import check_gpu
+from serving_ops.bench_e2e.ops.bench import check_gpu
 from serving_ops.bench_e2e.options import check_variables
 from serving_ops.bench_e2e.report import ratio_text, spread_text
 from serving_ops.bench_e2e.result import BASELINE, OURS
 from serving_ops.bench_e2e.saving import save
 from serving_ops.bench_e2e.stats import RATIO_METHOD, paired_ratio, spread
-from serving_ops.bench_e2e.table import write_all
 
 COMMAND = "python -m serving_ops.bench_e2e --training steps"
 WARM_UP = 3  # steps: the first ones compile, and allocate what later ones reuse
@@ -38,8 +37,6 @@ LEARNING_RATE = 1e-4
 
 
 def main(argv: Sequence[str]) -> int:
-    if list(argv[:1]) == ["table"]:
-        return _table(argv[1:])
     options = _parse(argv)
     report: dict[str, Any] = {}
     end_as_if_interrupted()
@@ -51,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     finally:
         if all(report.get("step_ms", {"": []}).values()):
             path = save(json.dumps(_whole_rounds(report), indent=1) + "\n", options.out)
-            print(f"written to {path}; for a page: {COMMAND} table {path} --readme PAGE\n")
+            print(f"written to {path}; for a page: {table.COMMAND} {path} --readme PAGE\n")
     print(markdown(report))
     return 0
 
@@ -155,6 +152,11 @@ def _in_turns(
                 times[name].append(1000 * (perf_counter() - start))
 
 
+def render(path: Path) -> str:
+    """A result file as Markdown."""
+    return markdown(json.loads(path.read_text()))
+
+
 def markdown(report: dict[str, Any]) -> str:
     times, losses = report["step_ms"], report["losses"]
     versions, hardware = report["versions"], report["hardware"]
@@ -178,11 +180,3 @@ def markdown(report: dict[str, Any]) -> str:
         f"[lowest-highest]; ratio: {RATIO_METHOD}. `{report['command']}`",
     ]
     return "\n".join(lines)
-
-
-def _table(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog=f"{COMMAND} table")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of a run")
-    parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
-    arguments = parser.parse_args(argv)
-    return write_all(arguments.files, lambda path: markdown(json.loads(path.read_text())), arguments.readme)

@@ -1,11 +1,7 @@
-"""The tables: for each op, dtype and pass a line a size, with everyone's time and how it compares with ours.
-
-A file NAME.json fills a page's lines between `<!-- table:NAME -->` and `<!-- /table -->`.
-"""
+"""The tables: for each op, dtype and pass a line a size, with everyone's time and how it compares with ours."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +9,11 @@ from typing import Any
 
 from serving_ops.bench_e2e.ops.contestants import OURS
 from serving_ops.bench_e2e.ops.table import Block, Result, columns, fastest, format_us, markdown, tb_s
-from serving_ops.bench_e2e.table import write_all
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e --training table", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of a run")
-    parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
-    arguments = parser.parse_args(argv)
-    return write_all(arguments.files, lambda path: render(json.loads(path.read_text())), arguments.readme)
-
-
-def render(report: dict[str, Any]) -> str:
+def render(path: Path) -> str:
+    """A result file as Markdown."""
+    report = json.loads(path.read_text())
     return markdown(report, blocks(report))
 
 

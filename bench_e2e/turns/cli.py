@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving_ops.bench_e2e import cli, environment, presets, redact
-from serving_ops.bench_e2e.arguments import model_label
+from serving_ops.bench_e2e.arguments import model_label, preset_label
 from serving_ops.bench_e2e.plugin_log import is_active
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import OURS
@@ -31,13 +31,11 @@ from serving_ops.bench_e2e.turns.run import run
 def main(argv: Sequence[str]) -> int:
     """Exit status 1 if an engine failed, 3 if serving_ops was not active: the figures are there then."""
     words = list(argv)
-    if words[:1] == ["table"]:
-        return table.main(words[1:])
     chosen = options.parse(words)
     console = Console(highlight=False)
     work = Path(tempfile.mkdtemp(prefix="serving-ops-turns-"))
     load = Load(chosen.batch_sizes, chosen.prompt_lens, chosen.decode_steps)
-    model = chosen.model or str(presets.write_preset(chosen.preset, work / chosen.preset, chosen.device))
+    model = chosen.model or _preset(chosen, work)
     engine_options = engine_arguments.of(chosen, load, model)
     settings = {
         "engine": chosen.engine,
@@ -66,6 +64,10 @@ def main(argv: Sequence[str]) -> int:
     return status
 
 
+def _preset(chosen: argparse.Namespace, work: Path) -> str:
+    return str(presets.write_preset(chosen.preset, work / chosen.preset, chosen.device, chosen.quantization))
+
+
 def _result(
     chosen: argparse.Namespace,
     words: list[str],
@@ -74,7 +76,7 @@ def _result(
     engines: dict[str, list[EngineRun]],
 ) -> TurnsResult:
     now = datetime.now(UTC)
-    label = Path(chosen.model).name if chosen.model else chosen.preset
+    label = Path(chosen.model).name if chosen.model else preset_label(chosen)
     mode = "eager" if chosen.eager else "compiled"
     return TurnsResult(
         name=chosen.name or f"{now:%Y%m%d-%H%M}-turns-{chosen.engine}-{chosen.device}-{label}-{mode}",

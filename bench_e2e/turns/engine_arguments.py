@@ -16,8 +16,12 @@ MAX_NUM_SEQS = 256
 def of(chosen: argparse.Namespace, load: Load, model: str) -> dict[str, Any]:
     """Arguments of `vllm.LLM` or `sglang.Engine`; what the user gave comes last, and wins."""
     build = _of_sglang if chosen.engine == "sglang" else _of_vllm
-    preset = {} if chosen.model else presets.preset_engine_args(chosen.preset, chosen.device, chosen.engine)
+    preset = {} if chosen.model else _of_preset(chosen)
     return {**build(chosen, load, model), **preset, **chosen.engine_args}
+
+
+def _of_preset(chosen: argparse.Namespace) -> dict[str, Any]:
+    return presets.preset_engine_args(chosen.preset, chosen.device, chosen.engine, chosen.quantization)
 
 
 def _of_vllm(chosen: argparse.Namespace, load: Load, model: str) -> dict[str, Any]:

@@ -67,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
         prog=COMMAND,
         description="Compare engines with and without serving_ops, all alive at once, in turns: TPOT, TTFT, and the "
         "device time of a decode step.",
-        epilog="`... table FILE...` renders results as Markdown.",
     )
     add = parser.add_argument
     add_model_and_mode(parser)

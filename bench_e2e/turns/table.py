@@ -1,18 +1,13 @@
-"""Markdown tables from result files, on standard output or between a page's markers; see `bench_e2e/table.py`.
-
-With `--summary NAME`, one table of the ratios of all files, for the marker `NAME-summary`.
-"""
+"""The tables of engines in turns; in a summary, a line is a result and a column the ratio of a figure."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from serving_ops.bench_e2e.report import ratio_text, spread_text
 from serving_ops.bench_e2e.result import BASELINE, OURS
-from serving_ops.bench_e2e.table import write
+from serving_ops.bench_e2e.table import rows
 from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns.load import labels
 from serving_ops.bench_e2e.turns.result import RATIO_METHOD, TurnsResult, load_result
@@ -21,25 +16,13 @@ INVARIANT = {"VLLM_BATCH_INVARIANT=1": "VLLM_BATCH_INVARIANT=1", "enable_determi
 """Settings of engines, as a command has them and as a title: they change what every figure is compared with."""
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving_ops.bench_e2e --turns table", description="Render result files as Markdown tables."
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result JSON")
-    parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
-    parser.add_argument("--summary", metavar="NAME", help="one table of the ratios of all files")
-    arguments = parser.parse_args(argv)
-    try:
-        results = {path.stem: load_result(path) for path in arguments.files}
-        if arguments.summary:
-            tables = {f"{arguments.summary}-summary": summary(list(results.values()))}
-        else:
-            tables = {name: markdown(result) for name, result in results.items()}
-        write(tables, arguments.readme)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def render(path: Path) -> str:
+    """A result file as Markdown."""
+    return markdown(load_result(path))
+
+
+def summarize(paths: Sequence[Path]) -> str:
+    return summary([load_result(path) for path in paths])
 
 
 def header(result: TurnsResult) -> tuple[str, ...]:
@@ -61,10 +44,7 @@ def _line(result: TurnsResult, figure: str, label: str) -> tuple[str, ...]:
 
 
 def markdown(result: TurnsResult) -> str:
-    columns = header(result)
-    rows = [columns, ("---", *["---:"] * (len(columns) - 1)), *lines(result)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    return f"{heading(result)}\n\n{table}\n\n{note(result)} `{result.command}`"
+    return f"{heading(result)}\n\n{rows([header(result), *lines(result)])}\n\n{note(result)} `{result.command}`"
 
 
 def summary(results: Sequence[TurnsResult]) -> str:
@@ -72,8 +52,7 @@ def summary(results: Sequence[TurnsResult]) -> str:
     columns = {name: label for result in results for name, label in labels(result.load).items()}
     columns = {name: label for name, label in columns.items() if any(name in result.figures() for result in results)}
     body = [(title(result), *(_ratio_cell(result, name) for name in columns)) for result in results]
-    rows = [(f"{OURS} / {BASELINE}", *columns.values()), ("---", *["---:"] * len(columns)), *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return rows([(f"{OURS} / {BASELINE}", *columns.values()), *body])
 
 
 def _ratio_cell(result: TurnsResult, figure: str) -> str:

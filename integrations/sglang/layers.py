@@ -36,8 +36,8 @@ FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
 TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
 PINNED = "its model pins it to SGLang's code"
-BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED}
-"""Reasons that are no fallback: the user or the model wants SGLang's own code there, or ours does not exist."""
+BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED, rms_norm.QUANTIZES}
+"""Reasons that are no fallback: SGLang's own code is wanted there, or the better one, or ours does not exist."""
 
 
 UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"

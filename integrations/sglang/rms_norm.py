@@ -21,6 +21,9 @@ from serving_ops.prewarm import Op
 
 OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
 
+QUANTIZES = "its consumer quantizes to FP8"
+"""Of a norm that SGLang computes and quantizes in one kernel. Every other quantization is a kernel behind the norm."""
+
 BEYOND = {
     "variance_size_override": "its variance is over a part of the row",
     "cast_x_before_out_mul": "it rounds before its weight",
@@ -34,7 +37,7 @@ BEYOND = {
 def why_native(layer: Any) -> str | None:
     """What the layer does beyond a norm of whole rows, or None."""
     if _quantizes(layer):
-        return "it also quantizes what its projection reads"
+        return QUANTIZES
     return next((reason for name, reason in BEYOND.items() if getattr(layer, name, None)), None)
 
 

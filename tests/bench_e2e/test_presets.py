@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from serving_ops.bench_e2e.presets import (
     PRESETS,
+    QUANTIZED,
     preset_config,
     preset_serve_args,
     tokenizer_of,
     write_preset,
 )
+from serving_ops.bench_e2e.quantization import CHECKPOINTS, QUANTIZATIONS
 
 transformers = pytest.importorskip("transformers")
 
@@ -58,6 +61,23 @@ def test_weights_are_never_read_from_disk() -> None:
         assert preset_serve_args(name, "cpu")[:2] == ["--load-format", "dummy"]
 
 
+def test_a_quantized_checkpoint_says_so_and_nothing_else_changes(tmp_path: Path) -> None:
+    plain = json.loads((write_preset("dense", tmp_path / "plain") / "config.json").read_text())
+    for name in QUANTIZATIONS:
+        config = json.loads((write_preset("dense", tmp_path / name, quantized=name) / "config.json").read_text())
+        assert config.pop("quantization_config", None) == CHECKPOINTS.get(name)
+        assert config == plain
+
+
+@pytest.mark.parametrize("preset", QUANTIZED)
+def test_blocks_fit_the_presets_that_can_be_quantized(preset: str) -> None:
+    rows, columns = CHECKPOINTS["fp8-block"]["weight_block_size"]
+    config = preset_config(preset, "cuda")
+    heads = [config["head_dim"] * config[count] for count in ("num_attention_heads", "num_key_value_heads")]
+    sizes = [config["hidden_size"], config["intermediate_size"], *heads]
+    assert all(size % rows == size % columns == 0 for size in sizes)
+
+
 def test_an_unknown_preset_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'sparse'.*dense, hybrid"):
+    with pytest.raises(ValueError, match=r"'sparse'.*dense, dense-8b, hybrid"):
         write_preset("sparse", tmp_path)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from serving_ops.bench_e2e import table
+from serving_ops.bench_e2e import report, table
 from serving_ops.bench_e2e.load import METRICS
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.plugin_log import is_active, startup_line
@@ -81,7 +81,7 @@ def test_plot_works_with_one_variant(result: Result, tmp_path: Path) -> None:
 
 
 def test_markdown_table_has_a_row_for_each_figure(result: Result) -> None:
-    text = table.markdown(result)
+    text = report.markdown(result)
     rows = [line for line in text.splitlines() if line.startswith("| T")]
     assert [row.split("|")[1].strip() for row in rows] == [
         *("TTFT median", "TTFT p90", "TTFT p99"),
@@ -90,7 +90,7 @@ def test_markdown_table_has_a_row_for_each_figure(result: Result) -> None:
     assert "85.00 [80.00-90.00]" in rows[0]
     assert result.command in text
     assert "not active" not in text
-    assert "not active" in table.markdown(without_plugin(result))
+    assert "not active" in report.markdown(without_plugin(result))
 
 
 def test_table_replaces_what_stands_between_the_markers_and_nothing_else(result: Result, tmp_path: Path) -> None:

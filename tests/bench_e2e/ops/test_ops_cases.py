@@ -43,7 +43,7 @@ def test_given_sizes_go_to_the_regimes_whose_rank_they_have() -> None:
 
 
 def test_dtype_reaches_every_case() -> None:
-    assert {case.dtype for case in plan("cuda", ["decode", "gated", "gemm"], dtype="float16")} == {"float16"}
+    assert {case.dtype for case in plan("cuda", ["decode", "gated", "gemm"], dtypes=["float16"])} == {"float16"}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

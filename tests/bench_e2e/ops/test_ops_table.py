@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import json
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,18 +90,6 @@ def test_the_terminal_shows_the_same_cells(report: dict[str, Any]) -> None:
         assert cell in shown
 
 
-def test_readme_is_filled_between_its_markers(report: dict[str, Any], tmp_path: Path) -> None:
-    result, readme = tmp_path / "ops-cpu.json", tmp_path / "README.md"
-    result.write_text(json.dumps(report))
-    readme.write_text("before\n<!-- table:ops-cpu -->\nold\n<!-- /table -->\nafter\n")
-    assert table.main([str(result), "--readme", str(readme)]) == 0
-    text = readme.read_text()
-    assert "old" not in text
-    assert "| 16384 x 4096 |" in text
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-
-
 @pytest.mark.parametrize(("us", "cell"), [(1.274, "1.27"), (43.44, "43.4"), (2309.4, "2309")])
 def test_times_have_about_three_digits(us: float, cell: str) -> None:
     assert table.format_us(us) == cell
@@ -121,11 +107,3 @@ def test_the_summary_of_a_single_size_gives_its_time(report: dict[str, Any]) -> 
     assert "| `rms_norm`, host time of an eager call: 4.00 us | 1 | 1 | 1.50 | 1.50 (Quack) |  |" in summary.render(
         report | {"results": [host]}
     )
-
-
-def test_the_summary_fills_its_own_place_in_a_text(report: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(report))
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- table:run-summary -->\n<!-- /table -->\nafter\n")
-    assert table.main([str(tmp_path / "run.json"), "--summary", "--readme", str(readme)]) == 0
-    assert summary.render(report) in readme.read_text()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import presets, training
+from serving_ops.bench_e2e import presets, table, training
 from serving_ops.bench_e2e.training import steps
 
 pytest.importorskip("transformers")
@@ -35,7 +35,7 @@ def test_steps_of_both_models_become_a_table(
     assert [len(report["step_ms"][name]) for name in ("native", "serving_ops")] == [2, 2]
     assert report["losses"]["serving_ops"][-1] == pytest.approx(report["losses"]["native"][-1], rel=0.02)
     assert "| step, ms |" in shown
-    assert training.main(["steps", "table", str(out)]) == 0
+    assert table.main([str(out)]) == 0
     assert capsys.readouterr().out.strip() in shown
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import reference
-from serving_ops.bench_e2e import training
+from serving_ops.bench_e2e import table, training
 from serving_ops.bench_e2e.ops import timing_cpu
 from serving_ops.bench_e2e.ops.cases import GATED, RMS_NORM
 from serving_ops.bench_e2e.ops.contestants import OURS, Unsupported
@@ -132,7 +132,7 @@ def test_a_run_is_written_and_becomes_tables(
         *(("float32", BACKWARD), ("float32", BOTH)),
     ]
     capsys.readouterr()
-    assert training.main(["table", str(out)]) == 0
+    assert table.main([str(out)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("| 4 x 64 |") == 4
     assert "`rms_norm`, float32, 1 thread, backward" in shown

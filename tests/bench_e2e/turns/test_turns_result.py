@@ -73,15 +73,6 @@ def test_the_table_has_a_line_for_each_figure_that_was_measured(result: TurnsRes
     assert "Some CPU, 2 cores, 2026-11-21" in text
 
 
-def test_the_table_fills_the_lines_between_a_pages_markers(result: TurnsResult, tmp_path: Path) -> None:
-    file, page = tmp_path / "sample.json", tmp_path / "page.md"
-    file.write_text(result.to_json())
-    page.write_text("before\n<!-- table:sample -->\nold\n<!-- /table -->\nafter\n")
-    assert table.main([str(file), "--readme", str(page)]) == 0
-    assert "TPOT, batch 1" in page.read_text()
-    assert "old" not in page.read_text()
-
-
 def test_the_floor_is_a_column_of_its_own_where_it_was_measured(result: TurnsResult) -> None:
     assert "no norms" not in table.markdown(result)
     engines = {**result.engines, "no norms": [_engine(7), _engine(14)]}

@@ -440,25 +440,3 @@ def test_a_layer_that_its_model_pins_to_a_method_stays_sglangs(caplog: pytest.Lo
         pytest.skip("this SGLang chooses a method as it builds a layer")
     pinned._forward_method = pinned.forward_cuda
     assert f"on for 1 of 2 RMSNorm; native: 1 RMSNorm ({layers.PINNED})" in report(caplog, called, pinned)
-
-
-def test_a_norm_that_quantizes_for_its_projection_stays_sglangs(caplog: pytest.LogCaptureFixture) -> None:
-    from sglang.srt.layers import layernorm
-
-    if not hasattr(layernorm.RMSNorm, "fuse_input_quant"):
-        pytest.skip("this SGLang's norms know no projection")
-    plain, fp8 = rms_norm(), rms_norm()
-    plain.fuse_input_quant(torch.nn.Linear(HIDDEN, HIDDEN))
-    projection = torch.nn.Linear(HIDDEN, HIDDEN)
-    projection.quant_method = object.__new__(_fp8_linear_method())
-    projection.quant_method.block_quant = projection.quant_method.use_mxfp8 = projection.quant_method.use_marlin = False
-    projection.input_scale = torch.ones(1)
-    fp8.fuse_input_quant(projection)
-    line = report(caplog, plain, fp8)
-    assert "on for 1 of 2 RMSNorm; native: 1 RMSNorm (it also quantizes what its projection reads)" in line
-
-
-def _fp8_linear_method() -> Any:
-    from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
-
-    return Fp8LinearMethod

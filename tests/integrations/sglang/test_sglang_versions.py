@@ -13,7 +13,7 @@ from sglang_versions import run
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 NEWEST = sglang_versions.VERSIONS[-1]
-IN_PROCESS = ("test_sglang_norms.py", "test_sglang_flag.py", "test_register.py")
+IN_PROCESS = ("test_sglang_norms.py", "test_sglang_quantization.py", "test_sglang_flag.py", "test_register.py")
 
 each_version = [
     pytest.param(version, marks=[sglang_versions.needs(version), *([pytest.mark.slow] if version != NEWEST else [])])
@@ -43,6 +43,17 @@ def test_the_doctor_sees_it(version: str) -> None:
     done = run(["-m", "serving_ops", "doctor", "--json"], environment)
     engines = json.loads(done.stdout)["engines"]
     assert engines["sglang"] == {"active": True, "detail": f"sglang {version} loads the plugin, SERVING_OPS=auto"}
+
+
+@on_each
+def test_sglangs_configuration_of_quantized_models_is_the_same_with_the_plugin(version: str) -> None:
+    environment = sglang_versions.environment(version)
+    done = run([str(HERE / "resolved_arguments.py")], environment)
+    assert done.returncode == 0, done.stdout[-6000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"off"'))
+    resolved = json.loads(line)
+    assert resolved["off"].keys() >= {"fp8-token", "fp8-block", "fp8-static", "fp8-online", "int8-token"}
+    assert resolved["on"] == resolved["off"]
 
 
 def test_these_versions_begin_with_the_oldest_that_pyproject_allows() -> None:

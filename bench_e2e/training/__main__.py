@@ -1,3 +1,0 @@
-from serving_ops.bench_e2e.training import main
-
-raise SystemExit(main())

@@ -1,0 +1,44 @@
+"""The committed tables are what the committed results render, whichever bench they are from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from serving_ops.bench_e2e import cli, table
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench_e2e" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _tables(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r"<!-- table:(\S+) -->\n(.*?)<!-- /table -->", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _tables(page)], ids=lambda page: page.name)
+def test_every_table_is_made_from_its_result(page: Path, tmp_path: Path) -> None:
+    emptied, names = tmp_path / page.name, [name for name, _ in _tables(page)]
+    emptied.write_text("".join(f"<!-- table:{name} -->\n<!-- /table -->\n" for name in names))
+    files = [str(file) for name in names if (file := RESULTS / f"{name}.json").is_file()]
+    assert cli.main(["table", *files, "--readme", str(emptied)]) == 0
+    made = dict(_tables(emptied))
+    for name, text in _tables(page):
+        assert name.endswith("-summary") or made[name] == text
+
+
+@pytest.mark.parametrize("files", [["ops-h200"], ["turns-h200-sglang", "turns-h200-sglang-hybrid"]])
+def test_a_summary_goes_to_its_own_place(files: list[str], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table:all-summary -->\n<!-- /table -->\nafter\n")
+    words = [*(str(RESULTS / f"{name}.json") for name in files), "--summary", "all", "--readme", str(page)]
+    assert table.main(words) == 0
+    assert _tables(page)[0][1].startswith("| ")
+
+
+def test_results_of_several_kinds_have_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    for files in (["ops-h200", "turns-h200"], ["serve-cpu"]):
+        assert table.main([*(str(RESULTS / f"{name}.json") for name in files), "--summary", "all"]) == 1
+        assert "--summary is for results of" in capsys.readouterr().err
