@@ -90,7 +90,7 @@ def test_without_the_switch_the_engine_is_sglangs_own(served: Callable[..., Any]
     assert run.returncode == 0, run.output[-6000:]
     assert run.start_up_lines() == []
     assert run.scheduler["switched"] == {}
-    assert all(count == {"kernel": 0, "reference": {}} for count in run.scheduler["calls"].values())
+    assert all(count == {"kernel": 0, "from_python": 0, "reference": {}} for count in run.scheduler["calls"].values())
 
 
 @on_each_version_of_dense

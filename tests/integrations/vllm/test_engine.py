@@ -109,7 +109,7 @@ def test_without_the_switch_the_engine_is_vllms_own(
     run = served(model, mode, "off", vllm)
     assert run.start_up_lines() == []
     assert run.result["after"][0]["norms"] == LAYERS[model]
-    assert all(count == {"kernel": 0, "reference": {}} for count in run.calls().values())
+    assert all(count == {"kernel": 0, "from_python": 0, "reference": {}} for count in run.calls().values())
 
 
 @pytest.mark.parametrize("mode", [pytest.param(mode, marks=_marks("dense", mode, "without IR")) for mode in MODES])
