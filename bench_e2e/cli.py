@@ -9,14 +9,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 
-from serving_ops.bench_e2e import environment, options, presets, redact, table
-from serving_ops.bench_e2e.arguments import model_label, preset_label
+from serving_ops.bench_e2e import envelope, environment, options, presets, redact, table
 from serving_ops.bench_e2e.load import Load
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
@@ -135,23 +133,11 @@ def _result(
     rounds: dict[str, list[Round]],
     work: Path,
 ) -> Result:
-    now = datetime.now(UTC)
-    mode = "eager" if experiment.eager else "compiled"
-    label = Path(chosen.model).name if chosen.model else preset_label(chosen)
-    stem = f"{now:%Y%m%d-%H%M}-{chosen.engine}-{experiment.device}-{label}-{mode}"
     served = shlex.join(redact.words(experiment.serve_command(Address("PORT", "NAME"))))
     return Result(
-        name=chosen.name or stem,
-        date=now.isoformat(timespec="seconds"),
-        command=environment.command_line(options.COMMAND, words),
+        **envelope.of_served_model(chosen, environment.command_line(options.COMMAND, words)),
         serve_command=served.replace(f"{work}/", "").replace(sys.executable, "python"),
-        engine=chosen.engine,
-        model=redact.value_of("model", model_label(chosen)),
-        device=experiment.device,
-        eager=experiment.eager,
         load=experiment.load,
-        versions=environment.versions(),
-        hardware=environment.hardware(),
         rounds=rounds,
     )
 

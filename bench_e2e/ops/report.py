@@ -6,11 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from serving_ops.bench_e2e import environment
+from serving_ops.bench_e2e import envelope, environment
 from serving_ops.bench_e2e.ops.results import CaseResult
 from serving_ops.bench_e2e.saving import save
 
@@ -32,13 +31,12 @@ def make_report(
     results: Sequence[CaseResult],
     copy_tb_s: float | None,
 ) -> dict[str, Any]:
+    run = envelope.of_run(command)
     return {
         "format": FORMAT,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": command,
+        **run,
+        "hardware": asdict(run["hardware"]),
         "device": device,
-        "hardware": asdict(environment.hardware()),
-        "versions": environment.versions(),
         "contestants": {contestant.name: contestant.version for contestant in contestants},
         "absent": absent,
         "copy_tb_s": copy_tb_s,

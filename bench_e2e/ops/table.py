@@ -157,4 +157,5 @@ def _environment_line(report: dict[str, Any]) -> str:
     machine = hardware["gpu"] if report["device"] == "cuda" else f"{hardware['cpu']}, {hardware['cores']} cores"
     versions = ", ".join(f"{name} {version}" for name, version in report["contestants"].items())
     copy = f" Copy rate {report['copy_tb_s']:.2f} TB/s." if report.get("copy_tb_s") else ""
-    return f"{machine}; {versions}; {report['date']}.{copy} Medians of alternating rounds: `{report['command']}`"
+    date = report["date"][:16].replace("T", " ")
+    return f"{machine}; {versions}; {date} UTC.{copy} Medians of alternating rounds: `{report['command']}`"

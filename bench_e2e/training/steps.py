@@ -12,7 +12,6 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from serving_ops import nn
-from serving_ops.bench_e2e import environment, presets, table
+from serving_ops.bench_e2e import envelope, environment, presets, table
 from serving_ops.bench_e2e.arguments import at_least_1, check_writable
 from serving_ops.bench_e2e.cli import INTERRUPTED, end_as_if_interrupted
 from serving_ops.bench_e2e.ops.bench import check_gpu
@@ -95,10 +94,11 @@ def measure(options: argparse.Namespace, command: str, report: dict[str, Any]) -
     torch.manual_seed(1)
     tokens = torch.randint(native.config.vocab_size, options.batch, device=options.device)
     steps = {name: _step(m, tokens, options.compiled) for name, m in ((BASELINE, native), (OURS, ours))}
+    run = envelope.of_run(command)
     report |= {
         "format": 1,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": command,
+        **run,
+        "hardware": asdict(run["hardware"]),
         "model": f"preset {options.preset}",
         "layers": native.config.num_hidden_layers,
         "parameters": sum(parameter.numel() for parameter in native.parameters()),
@@ -106,8 +106,6 @@ def measure(options: argparse.Namespace, command: str, report: dict[str, Any]) -
         "device": options.device,
         "compiled": options.compiled,
         "replaced": replaced,
-        "hardware": asdict(environment.hardware()),
-        "versions": environment.versions(),
         "step_ms": {name: [] for name in steps},
         "losses": {name: [] for name in steps},
     }

@@ -7,16 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving_ops.bench_e2e import cli, environment, presets, redact
-from serving_ops.bench_e2e.arguments import model_label, preset_label
+from serving_ops.bench_e2e import cli, envelope, environment, presets, redact
 from serving_ops.bench_e2e.plugin_log import is_active
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.result import OURS
@@ -55,8 +52,14 @@ def main(argv: Sequence[str]) -> int:
 
     status = cli.run_to_the_end(measure, console, work)
     if engines and engines[OURS][0].rounds:
+        command = environment.command_line(options.COMMAND, words)
         recorded = {key: value for key, value in engine_options.items() if value != model}  # a path of this machine
-        result = _result(chosen, words, load, redact.plain(recorded), engines)
+        result = TurnsResult(
+            **envelope.of_served_model(chosen, command, "turns-"),
+            engine_options=redact.plain(recorded),
+            load=load,
+            engines=engines,
+        )
         _publish(result, chosen.out, console)
         status = status or (0 if _is_active(result) else cli.INACTIVE)
     if status in (0, cli.INACTIVE) and not chosen.keep_logs:
@@ -66,32 +69,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _preset(chosen: argparse.Namespace, work: Path) -> str:
     return str(presets.write_preset(chosen.preset, work / chosen.preset, chosen.device, chosen.quantization))
-
-
-def _result(
-    chosen: argparse.Namespace,
-    words: list[str],
-    load: Load,
-    engine_options: dict[str, Any],
-    engines: dict[str, list[EngineRun]],
-) -> TurnsResult:
-    now = datetime.now(UTC)
-    label = Path(chosen.model).name if chosen.model else preset_label(chosen)
-    mode = "eager" if chosen.eager else "compiled"
-    return TurnsResult(
-        name=chosen.name or f"{now:%Y%m%d-%H%M}-turns-{chosen.engine}-{chosen.device}-{label}-{mode}",
-        date=now.isoformat(timespec="seconds"),
-        command=environment.command_line(options.COMMAND, words),
-        engine_options=engine_options,
-        engine=chosen.engine,
-        model=redact.value_of("model", model_label(chosen)),
-        device=chosen.device,
-        eager=chosen.eager,
-        load=load,
-        versions=environment.versions(),
-        hardware=environment.hardware(),
-        engines=engines,
-    )
 
 
 def _is_active(result: TurnsResult) -> bool:
