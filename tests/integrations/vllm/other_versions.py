@@ -41,6 +41,11 @@ def needs(vllm: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(missing, reason=f"vLLM {vllm} was not fetched: tests/integrations/vllm/{FILE} fetches it")
 
 
+def marks(vllm: str) -> list[pytest.MarkDecorator]:
+    """Of a test that the installed vLLM also runs: slow in one of `VERSIONS`."""
+    return [needs(vllm), *([pytest.mark.slow] if vllm in VERSIONS else [])]
+
+
 def _download(version: str, target: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(target), f"vllm=={version}"]

@@ -32,7 +32,7 @@ INSTALLED = "installed"
 
 on_each = pytest.mark.parametrize(
     "vllm",
-    [INSTALLED, *(pytest.param(version, marks=other_versions.needs(version)) for version in other_versions.VERSIONS)],
+    [INSTALLED, *(pytest.param(version, marks=other_versions.marks(version)) for version in other_versions.VERSIONS)],
 )
 
 ACTIVATIONS_AS_THEY_ARE = {

@@ -32,11 +32,7 @@ IN_PROCESS = (
 """Tests of the plugin inside a vLLM, without an engine; the last builds a hybrid and a Mamba-2."""
 
 on_each = pytest.mark.parametrize(
-    "version",
-    [
-        pytest.param(version, marks=[other_versions.needs(version), pytest.mark.slow])
-        for version in other_versions.VERSIONS
-    ],
+    "version", [pytest.param(version, marks=other_versions.marks(version)) for version in other_versions.VERSIONS]
 )
 
 INSTALL = """
