@@ -6,12 +6,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sglang_versions
+from once import once
 from sglang_versions import run
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def written_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     """written_model(name): a checkpoint."""
     scratch = tmp_path_factory.mktemp("models")
 
-    @cache
+    @once
     def write(name: str) -> Path:
         done = run([*WRITE[name], str(scratch / name)], {})
         assert done.returncode == 0, done.stdout[-3000:]
@@ -58,7 +58,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, written_model: Callable[[st
     """served(model, version, switch): "dense" or "hybrid", the value of SERVING_OPS; other variables by name."""
     scratch = tmp_path_factory.mktemp("sglang")
 
-    @cache
+    @once
     def serve(model: str, version: str, switch: str, **more: str) -> Served:
         files = scratch / f"{model}-{version}-{switch}-{len(more)}"
         files.mkdir()

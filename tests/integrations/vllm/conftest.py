@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import other_versions
 import pytest
 import torch
 from in_process import OURS_FIRST
+from once import once
 
 from serving_ops.integrations.vllm import features, priority, register
 
@@ -96,14 +96,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str,
     pytest.importorskip("vllm")
     scratch = tmp_path_factory.mktemp("engines")
 
-    @cache
+    @once
     def model(name: str) -> Path:
         name = "hybrid_without_experts" if name == "hybrid" and _lacks_experts() else name
         target = scratch / name
         _run([str(HERE / "models.py"), name, str(target)], dict(os.environ))
         return target
 
-    @cache
+    @once
     def serve(name: str, mode: str, switch: str, vllm: str) -> Served:
         if switch == "off" and vllm in HIDDEN:  # nothing of ours asks for the module
             return serve(name, mode, switch, INSTALLED)
