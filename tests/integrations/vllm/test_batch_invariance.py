@@ -48,12 +48,15 @@ def test_only_then_the_class_is_replaced_beside_the_ir(registered: None, monkeyp
     assert features._is_for_this_vllm(features.IR_PROVIDERS)
 
 
-def test_it_is_a_matter_of_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_cuda", [True, False])
+@pytest.mark.parametrize("chosen", [True, False])
+def test_it_is_a_matter_of_cuda_alone(monkeypatch: pytest.MonkeyPatch, on_cuda: bool, chosen: bool) -> None:
     from vllm import envs
     from vllm.platforms import current_platform
 
-    monkeypatch.setattr(envs, "VLLM_BATCH_INVARIANT", True)
-    assert features.is_batch_invariant() == current_platform.is_cuda()
+    monkeypatch.setattr(type(current_platform), "is_cuda", lambda self: on_cuda)
+    monkeypatch.setattr(envs, "VLLM_BATCH_INVARIANT", chosen)
+    assert features.is_batch_invariant() == (on_cuda and chosen)
 
 
 @needs_cpp
