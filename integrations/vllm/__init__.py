@@ -10,8 +10,12 @@ import logging
 
 from serving_ops import settings
 from serving_ops.integrations.common import guard
+from serving_ops.integrations.common.installed import Installed
 
 _logger = logging.getLogger("vllm.serving_ops")
+
+installed = Installed()
+"""What is in the vLLM of this process; features are the names of this package's modules."""
 
 
 def register() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import serving_ops
 from serving_ops import extension, settings
-from serving_ops.integrations.vllm import features
+from serving_ops.integrations.vllm import features, installed
 
 VARIABLE = settings.CHOICE.name
 """Its factor stands for all that changes compiled code."""
@@ -55,7 +55,7 @@ def compile_key() -> str:
     reached = "ir" if features.has_ir() else "class"
     library = "python" if extension.cpp_library() is None else "cpp"
     launch = "pdl" if settings.pdl_enabled() else "plain"
-    native = sorted(features.native_ops | set(features.failures))
+    native = sorted(installed.given_back | set(installed.failures))
     parts = [serving_ops.__version__, source_hash(), settings.choice(), reached, library, launch, *native]
     return "-".join(parts)
 
@@ -67,8 +67,8 @@ def install() -> None:
     if not hasattr(envs, "compile_factors"):
         raise RuntimeError("this vLLM does not hash vllm.envs.environment_variables into its compile-cache keys")
     for variable in settings.VARIABLES:
-        envs.environment_variables[variable.name] = _no_factor
-    envs.environment_variables[VARIABLE] = compile_key
+        key = compile_key if variable.name == VARIABLE else _no_factor
+        installed.put(envs.environment_variables, variable.name, key)
 
 
 def _no_factor() -> None:

@@ -1,4 +1,4 @@
-"""What the plugin puts into vLLM, in order, and what kept a part of it out."""
+"""What the plugin puts into vLLM, in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from serving_ops import extension, settings, support
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.vllm import quantization
+from serving_ops.integrations.vllm import installed, quantization
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -47,12 +47,6 @@ CALLS = {
     FUSED_RMS_NORM_GATED: {"rms_norm_gated"},
 }
 """Operators of the features that replace a class: it is replaced where the user left none of them out."""
-
-failures: dict[str, str] = {}
-"""Feature -> why it is not in place, in this process."""
-
-native_ops: set[str] = set()
-"""Operators given back to vLLM in this process after their prewarm failed."""
 
 
 def why_no_kernels() -> str | None:
@@ -105,21 +99,21 @@ def _load(feature: str) -> Callable[[], None]:
 def _install(feature: str) -> None:
     reason = None
     if feature != STARTUP:
-        reason = failures.get(STARTUP) or failures.get(COMPILE_CACHE) or why_no_kernels()
+        reason = installed.failures.get(STARTUP) or installed.failures.get(COMPILE_CACHE) or why_no_kernels()
     if reason is not None:
         raise RuntimeError(reason)
     _load(feature)()
 
 
 def install_all(*, strict: bool) -> None:
-    """Install every feature that can be, and keep in `failures` why others cannot.
+    """Install every feature that can be, and keep in `installed.failures` why others cannot.
 
     Raises RuntimeError at the first that cannot where `strict`.
     """
-    failures.clear()
+    installed.failures.clear()
     _install_each(FEATURES, strict=strict)
-    if STARTUP in failures:
-        guard.warn_off("vLLM", failures[STARTUP])
+    if STARTUP in installed.failures:
+        guard.warn_off("vLLM", installed.failures[STARTUP])
 
 
 def install_for(vllm_config: Any, *, strict: bool) -> None:
@@ -145,5 +139,5 @@ def _install_each(features: Iterable[str], *, strict: bool) -> None:
         except Exception as error:  # whatever a version of vLLM does differently, the engine must start
             if strict:
                 raise guard.strict_error(feature, error) from error
-            failures[feature] = guard.reason_of(error)
+            installed.failures[feature] = guard.reason_of(error)
             _logger.debug("serving_ops: %s is not in place", feature, exc_info=True)

@@ -9,12 +9,14 @@ vLLM's definition (vllm/ir/ops/layernorm.py) and ours agree for a weight in x's 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from serving_ops.integrations.common.rows import rows_fit
+from serving_ops.integrations.vllm import installed
 
 PROVIDER = "serving_ops"
 
@@ -67,8 +69,17 @@ def fused_add_rms_norm(
 
 
 def _register(op: Any, provider: str, body: Any, supports: Any, *, inplace: bool = False) -> None:
-    if provider not in op.impls:
-        op.register_impl(provider, supports_args=supports, inplace=inplace)(body)
+    if provider in op.impls:
+        return
+    op.register_impl(provider, supports_args=supports, inplace=inplace)(body)
+    installed.on_undo(functools.partial(_unregister, op, provider))
+
+
+def _unregister(op: Any, provider: str) -> None:
+    order = op.get_priority()
+    if provider in order:
+        op.set_default([other for other in order if other != provider])
+    del op.impls[provider]
 
 
 def install() -> None:

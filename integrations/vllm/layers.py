@@ -11,7 +11,7 @@ import torch
 
 from serving_ops import NormSpec, extension, settings
 from serving_ops.integrations.common.norm_specs import VIEW_SPACING, as_view, sample_arguments, why_reference
-from serving_ops.integrations.vllm import features, quantization
+from serving_ops.integrations.vllm import features, installed, quantization
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
 from serving_ops.prewarm import Op
 
@@ -92,7 +92,7 @@ def _chosen(*specs: NormSpec) -> tuple[NormSpec, ...]:
 
 
 def _why_not_installed(*needed: str) -> str | None:
-    reasons: list[str] = [features.failures[feature] for feature in needed if feature in features.failures]
+    reasons: list[str] = [installed.failures[feature] for feature in needed if feature in installed.failures]
     return reasons[0] if reasons else None
 
 
@@ -235,7 +235,7 @@ def _why_kept_out(kind: str) -> str:
     if not features.CALLS.get(feature, set()) <= settings.ops():
         return LEFT_OUT
     missing = extension.why_missing() if feature in features.NEEDS_CPP else None
-    return features.failures.get(feature) or missing or NO_ADAPTER
+    return installed.failures.get(feature) or missing or NO_ADAPTER
 
 
 def _plain_layer(layer: Any, kind: str, feature: str, weight_dtype: torch.dtype | None, x: _Activations) -> NormLayer:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 
+from serving_ops.integrations.vllm import installed
 from serving_ops.prewarm import Op
 from vllm.model_executor.custom_op import CustomOp, op_registry_oot
 
@@ -48,6 +50,13 @@ def replace(in_tree: type[CustomOp], ours: type[CustomOp]) -> None:
         raise RuntimeError(reason)
     CustomOp.register_oot(name=name)(ours)
     ours.name = flag  # register_oot overwrote it, and custom_ops flags go by it
+    installed.on_undo(functools.partial(_take_out, name, ours))
+
+
+def _take_out(name: str, ours: type[CustomOp]) -> None:
+    _withdrawn.pop(name, None)
+    if op_registry_oot.get(name) is ours:
+        del op_registry_oot[name]
 
 
 _withdrawn: dict[str, type[CustomOp]] = {}

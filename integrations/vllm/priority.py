@@ -19,7 +19,7 @@ from typing import Any
 
 from serving_ops import extension, settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.vllm import quantization
+from serving_ops.integrations.vllm import installed, quantization
 from serving_ops.integrations.vllm.ir_providers import OURS, PROVIDER, ROWS_PROVIDER
 
 OPS = ("rms_norm", "fused_add_rms_norm")
@@ -71,19 +71,18 @@ def _hide_from_defaults() -> None:
     """Have vLLM choose its fusion passes by its own order. Raises RuntimeError where it chooses them elsewhere."""
     from vllm.config import VllmConfig
 
-    original = getattr(VllmConfig, _DEFAULTS_METHOD, None)
-    if original is None:
+    if not hasattr(VllmConfig, _DEFAULTS_METHOD):
         raise RuntimeError(f"VllmConfig has no {_DEFAULTS_METHOD}")
-    if getattr(original, "by_serving_ops", False):
-        return
+    installed.wrap(VllmConfig, _DEFAULTS_METHOD, _without_ours)
 
+
+def _without_ours(original: Any) -> Any:
     @functools.wraps(original)
     def without_serving_ops(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _hidden(self.kernel_config.ir_op_priority):
             return original(self, *args, **kwargs)
 
-    without_serving_ops.by_serving_ops = True  # type: ignore[attr-defined]
-    setattr(VllmConfig, _DEFAULTS_METHOD, without_serving_ops)
+    return without_serving_ops
 
 
 def install() -> None:
@@ -98,13 +97,15 @@ def install() -> None:
     if ROWS_PROVIDER not in ir.ops.rms_norm.impls or not all(PROVIDER in getattr(ir.ops, op).impls for op in OPS):
         # vLLM accepts a provider that it does not know, and then fails in the worker.
         raise RuntimeError("the IR providers are not registered")
-    platform = type(current_platform)
-    original = getattr(platform, _METHOD).__func__
-    if getattr(original, "by_serving_ops", False):
-        return
+    installed.wrap(type(current_platform), _METHOD, _adding_ours)
 
+
+def _adding_ours(method: Any) -> Any:
+    from vllm.platforms import current_platform
+
+    original = method.__func__
     if list(inspect.signature(original).parameters) != ["cls", "vllm_config"]:
-        raise RuntimeError(f"{platform.__name__}.{_METHOD} takes other arguments")
+        raise RuntimeError(f"{method.__self__.__name__}.{_METHOD} takes other arguments")
 
     @functools.wraps(original)
     def with_serving_ops(cls: Any, vllm_config: Any) -> Any:
@@ -113,8 +114,7 @@ def install() -> None:
             _add(priority, vllm_config, cuda=current_platform.is_cuda())
         return priority
 
-    with_serving_ops.by_serving_ops = True  # type: ignore[attr-defined]
-    setattr(platform, _METHOD, classmethod(with_serving_ops))
+    return classmethod(with_serving_ops)
 
 
 def drop(op: str) -> None:
@@ -122,4 +122,6 @@ def drop(op: str) -> None:
     from vllm import ir
 
     ir_op = getattr(ir.ops, op)
-    ir_op.set_default([provider for provider in ir_op.get_priority() if provider not in OURS])
+    before = ir_op.get_priority()
+    installed.on_undo(functools.partial(ir_op.set_default, before))
+    ir_op.set_default([provider for provider in before if provider not in OURS])

@@ -17,7 +17,7 @@ from serving_ops import settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.line import describe
 from serving_ops.integrations.common.prewarm_layers import Outcome, after_failures, prewarm_layers
-from serving_ops.integrations.vllm import features, layers, priority
+from serving_ops.integrations.vllm import features, installed, layers, priority
 from serving_ops.integrations.vllm.layers import NormLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
@@ -33,17 +33,16 @@ def install() -> None:
     for method in ("load_model", "get_model"):
         if not callable(getattr(WorkerBase, method, None)):
             raise RuntimeError(f"WorkerBase has no {method}")
-    original = WorkerBase.__init__
-    if getattr(original, "by_serving_ops", False):
-        return
+    installed.wrap(WorkerBase, "__init__", _watching)
 
-    @functools.wraps(original)
+
+def _watching(init: Any) -> Any:
+    @functools.wraps(init)
     def init_and_watch(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
+        init(self, *args, **kwargs)
         self.load_model = _then_report(self, self.load_model)
 
-    init_and_watch.by_serving_ops = True  # type: ignore[attr-defined]
-    WorkerBase.__init__ = init_and_watch
+    return init_and_watch
 
 
 def _then_report(worker: Any, load_model: Any) -> Any:
@@ -91,8 +90,8 @@ def give_back(ops: Iterable[str]) -> None:
     from serving_ops.integrations.vllm.out_of_tree import classes_calling
 
     given_back = frozenset(ops)
-    features.native_ops.update(given_back)
+    installed.given_back.update(given_back)
     for ours in (ours for op in given_back for ours in classes_calling(op)):
-        ours.stay_native = True
+        installed.set(ours, "stay_native", True)
     for op in sorted(given_back.intersection(layers.IR_OPS) if features.has_ir() else ()):
         priority.drop(op)

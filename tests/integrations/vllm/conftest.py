@@ -19,7 +19,7 @@ import torch
 from in_process import OURS_FIRST
 from once import once
 
-from serving_ops.integrations.vllm import features, priority, register
+from serving_ops.integrations.vllm import installed, priority, register
 
 HERE = Path(__file__).parent
 ENGINE_SECONDS = 300
@@ -129,21 +129,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str,
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The plugin is on, every feature in place, and what a test drops is back afterwards."""
+def registered() -> Iterator[None]:
+    """The plugin is on and every feature in place; afterwards vLLM is as it was."""
     from vllm import ir
 
-    monkeypatch.setenv("SERVING_OPS", "auto")
-    register()
-    assert features.failures == {}
-    for op in priority.OPS:
-        getattr(ir.ops, op).set_default(OURS_FIRST)
-    yield
-    features.native_ops.clear()
-    from serving_ops.integrations.vllm.out_of_tree import OnServingOps
-
-    for ours in OnServingOps.__subclasses__():
-        ours.stay_native = False
+    with pytest.MonkeyPatch.context() as environment:  # a test's own is undone before what the plugin did
+        environment.setenv("SERVING_OPS", "auto")
+        register()
+        assert installed.failures == {}
+        for op in priority.OPS:
+            getattr(ir.ops, op).set_default(OURS_FIRST)
+        yield
+        installed.undo()
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def _look_at_all(folder: Path) -> dict[str, Any]:
     _resolve(folder, "unquantized", eager=True)  # this and the next import what vLLM needs, on CPU
     get_quantization_config("fp8")
     _pretend_a_hopper()
-    from serving_ops.integrations.vllm import features, register
+    from serving_ops.integrations.vllm import installed, register
 
     methods = {name: get_quantization_config(name).__name__ for name in QUANTIZATION_METHODS}
     found: dict[str, Any] = {}
@@ -217,7 +217,7 @@ def _look_at_all(folder: Path) -> dict[str, Any]:
             case: {mode: _look(folder, case, eager=eager, on=switch == "auto") for mode, eager in modes.items()}
             for case in CASES
         }
-    return {"methods": methods, "failures": features.failures, **found}
+    return {"methods": methods, "failures": installed.failures, **found}
 
 
 if __name__ == "__main__":

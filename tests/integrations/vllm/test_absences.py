@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import sys
@@ -19,7 +18,7 @@ import vllm
 from in_process import DEVICE, HEAD, HIDDEN, rows
 
 from serving_ops import extension, settings
-from serving_ops.integrations.vllm import features, ir_providers, priority, register, startup
+from serving_ops.integrations.vllm import features, installed, ir_providers, priority, register, startup
 
 pytestmark = pytest.mark.skipif(
     DEVICE.type == "cpu" and extension.cpp_library() is None, reason="the C++ library was not built"
@@ -27,25 +26,11 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _unregistered(registered: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process as it was before any test registered the plugin, and as it is now afterwards."""
-    from vllm import envs, ir
-    from vllm.model_executor.custom_op import op_registry_oot
-    from vllm.platforms import current_platform
-    from vllm.v1.worker.worker_base import WorkerBase
-
-    monkeypatch.setattr(WorkerBase, "__init__", inspect.unwrap(WorkerBase.__init__))
-    wrapped = getattr(type(current_platform), priority._METHOD).__func__
-    monkeypatch.setattr(type(current_platform), priority._METHOD, classmethod(inspect.unwrap(wrapped)))
-    for variable in settings.VARIABLES:
-        monkeypatch.delitem(envs.environment_variables, variable.name)
-    for op in priority.OPS:
-        for provider in ir_providers.OURS & getattr(ir.ops, op).impls.keys():
-            monkeypatch.delitem(getattr(ir.ops, op).impls, provider)
-    for name in [name for name, ours in op_registry_oot.items() if ours.__name__.startswith("ServingOps")]:
-        monkeypatch.delitem(op_registry_oot, name)
+def _unregistered(registered: None) -> Iterator[None]:
+    """This process as it was before any test registered the plugin."""
+    installed.undo()
     yield
-    features.failures.clear()
+    installed.undo()
 
 
 def _nothing_is_installed() -> bool:
@@ -55,7 +40,7 @@ def _nothing_is_installed() -> bool:
 
     ours = [name for name in op_registry_oot if op_registry_oot[name].__name__.startswith("ServingOps")]
     providers = [op for op in priority.OPS if ir_providers.OURS & getattr(ir.ops, op).impls.keys()]
-    hooked = getattr(WorkerBase.__init__, "by_serving_ops", False)
+    hooked = WorkerBase.__init__.__code__.co_name == "init_and_watch"
     known = {variable.name for variable in settings.VARIABLES} & envs.environment_variables.keys()
     return not (ours or providers or hooked or known)
 
@@ -196,8 +181,8 @@ def test_what_else_is_missing_keeps_a_part_out_without_a_word_before_the_start_u
         plant(planted)
         register()
     assert said == []
-    assert re.search(reason, features.failures[feature])
-    assert features.STARTUP not in features.failures
+    assert re.search(reason, installed.failures[feature])
+    assert features.STARTUP not in installed.failures
 
 
 @pytest.mark.parametrize("plant", PARTLY)

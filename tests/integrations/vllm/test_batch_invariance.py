@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, HEAD, HIDDEN, rows, survey
 
 from serving_ops import counters, extension
-from serving_ops.integrations.vllm import features, layers, register
+from serving_ops.integrations.vllm import features, installed, layers, register
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def asked_for(registered: None, in_vllm: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(envs, "VLLM_BATCH_INVARIANT", True)
     monkeypatch.setattr(features, "is_batch_invariant", lambda: True)
     register()
-    assert features.failures == {}
+    assert installed.failures == {}
     yield
     op_registry_oot.pop("RMSNorm", None)
 

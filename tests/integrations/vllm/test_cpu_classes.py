@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, SPEC, rows, survey, vllm_config
 
 from serving_ops import NormSpec, PrewarmReport, counters, extension
-from serving_ops.integrations.vllm import features, layers, priority, startup
+from serving_ops.integrations.vllm import features, installed, layers, priority, startup
 from serving_ops.integrations.vllm.layers import NormLayer
 
 pytestmark = [
@@ -86,7 +86,7 @@ def test_the_users_ir_priority_holds_for_gemma_layers_too(monkeypatch: pytest.Mo
 
 
 def test_gemma_layers_need_no_ir(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
-    monkeypatch.setitem(features.failures, features.IR_PROVIDERS, "No module named 'vllm.ir'")
+    monkeypatch.setitem(installed.failures, features.IR_PROVIDERS, "No module named 'vllm.ir'")
     monkeypatch.setattr(layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
     assert survey(_gemma())[0].native_because is None
 

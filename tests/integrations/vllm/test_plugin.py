@@ -18,6 +18,7 @@ from serving_ops.integrations.common.prewarm_layers import after_failures
 from serving_ops.integrations.vllm import (
     compile_cache,
     features,
+    installed,
     ir_providers,
     layers,
     priority,
@@ -46,24 +47,53 @@ def _default_priority(**chosen: list[str]) -> Any:
     return current_platform.get_default_ir_op_priority(config)
 
 
-def test_registering_again_changes_nothing() -> None:
-    from vllm import ir
+def _what_the_plugin_changes() -> dict[str, object]:
+    from vllm import envs, ir
+    from vllm.config import VllmConfig
     from vllm.model_executor.custom_op import op_registry_oot
     from vllm.platforms import current_platform
     from vllm.v1.worker.worker_base import WorkerBase
 
-    def state() -> list[object]:
-        return [
-            WorkerBase.__init__,
-            type(current_platform).get_default_ir_op_priority.__func__,
-            dict(ir.ops.rms_norm.impls),
-            dict(ir.ops.fused_add_rms_norm.impls),
-            dict(op_registry_oot),
-        ]
+    return {
+        "workers": WorkerBase.__init__,
+        "priority": type(current_platform).get_default_ir_op_priority.__func__,
+        "defaults": VllmConfig._apply_optimization_level_defaults,
+        "variables": dict(envs.environment_variables),
+        "rms_norm": (dict(ir.ops.rms_norm.impls), ir.ops.rms_norm.get_priority()),
+        "fused_add_rms_norm": (dict(ir.ops.fused_add_rms_norm.impls), ir.ops.fused_add_rms_norm.get_priority()),
+        "classes": dict(op_registry_oot),
+    }
 
-    before = state()
+
+def test_registering_again_changes_nothing() -> None:
+    before = _what_the_plugin_changes()
     register()
-    assert state() == before
+    assert _what_the_plugin_changes() == before
+
+
+def test_undo_restores_vllm_after_everything_was_installed_and_given_back() -> None:
+    installed.undo()
+    before = _what_the_plugin_changes()
+    register()
+    features.install_for(vllm_config(has_inner_state=True), strict=True)
+    now = _what_the_plugin_changes()
+    assert [name for name in before if now[name] == before[name]] == []
+    startup.give_back(settings.OPS)
+    installed.failures["a feature"] = "a reason"
+    installed.undo()
+    assert _what_the_plugin_changes() == before
+    assert (installed.failures, installed.given_back) == ({}, set())
+
+
+def test_undo_leaves_what_another_plugin_has_put_over_ours() -> None:
+    from vllm.model_executor.custom_op import op_registry_oot
+
+    class Theirs:
+        pass
+
+    op_registry_oot["RMSNormGated"] = Theirs
+    installed.undo()
+    assert op_registry_oot.pop("RMSNormGated") is Theirs
 
 
 def test_the_default_priority_holds_serving_ops_once_and_ends_as_before() -> None:
@@ -145,9 +175,9 @@ def test_the_compile_cache_key_changes_with_the_mode(monkeypatch: pytest.MonkeyP
 
 def test_the_compile_cache_key_changes_with_what_is_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [compile_cache.compile_key()]
-    features.native_ops.add("rms_norm_gated")
+    installed.given_back.add("rms_norm_gated")
     keys.append(compile_cache.compile_key())
-    monkeypatch.setitem(features.failures, features.GEMMA_RMS_NORM, "another plugin's")
+    monkeypatch.setitem(installed.failures, features.GEMMA_RMS_NORM, "another plugin's")
     keys.append(compile_cache.compile_key())
     monkeypatch.setattr(features, "has_ir", lambda: False)
     keys.append(compile_cache.compile_key())
@@ -280,7 +310,7 @@ def test_another_plugins_gated_class_is_left_in_place(monkeypatch: pytest.Monkey
 
     monkeypatch.setitem(op_registry_oot, "RMSNormGated", Theirs)
     register()
-    assert "Theirs already replaces RMSNormGated" in features.failures[features.RMS_NORM_GATED]
+    assert "Theirs already replaces RMSNormGated" in installed.failures[features.RMS_NORM_GATED]
     assert op_registry_oot["RMSNormGated"] is Theirs
 
 

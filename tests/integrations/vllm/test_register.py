@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from serving_ops.integrations.vllm import features, register
+from serving_ops.integrations.vllm import installed as record
 
 WITH_IR = [feature for feature in features.FEATURES if feature != features.RMS_NORM]
 WITHOUT_IR = [feature for feature in features.FEATURES if feature not in features.NEEDS_IR]
@@ -19,7 +20,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Features are only listed as they would be installed; kernels and vLLM's IR count as present."""
     order: list[str] = []
     monkeypatch.setattr(features, "has_ir", lambda: True)
-    monkeypatch.setattr(features, "failures", {})
+    monkeypatch.setattr(record, "failures", {})
     monkeypatch.setattr(features, "why_no_kernels", lambda: None)
     monkeypatch.setattr(features, "_load", lambda feature: lambda: order.append(feature))
     return order
@@ -75,7 +76,7 @@ def test_every_feature_is_installed_in_order(monkeypatch: pytest.MonkeyPatch, in
     monkeypatch.setenv("SERVING_OPS", mode)
     register()
     assert installed == WITH_IR
-    assert features.failures == {}
+    assert record.failures == {}
 
 
 def test_without_vllms_ir_its_rms_norm_is_replaced_instead(
@@ -95,7 +96,7 @@ def test_a_failing_feature_is_recorded_and_never_raised_in_auto(
     monkeypatch.setenv("SERVING_OPS", "auto")
     _break(monkeypatch, broken)
     register()
-    assert features.failures[broken] == f"no {broken} in this vLLM"
+    assert record.failures[broken] == f"no {broken} in this vLLM"
     assert broken not in installed
 
 
@@ -123,7 +124,7 @@ def test_without_kernels_only_the_report_is_installed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(features, "why_no_kernels", lambda: "the C++ library was not built")
     register()
     assert installed == [features.STARTUP]
-    assert features.failures[features.RMS_NORM_GATED] == "the C++ library was not built"
+    assert record.failures[features.RMS_NORM_GATED] == "the C++ library was not built"
 
 
 def _modules_after(statement: str) -> set[str]:

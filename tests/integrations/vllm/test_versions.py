@@ -38,7 +38,7 @@ on_each = pytest.mark.parametrize(
 INSTALL = """
 import json
 from types import SimpleNamespace
-from serving_ops.integrations.vllm import features, register
+from serving_ops.integrations.vllm import features, installed, register
 register()
 model_config = SimpleNamespace(has_inner_state=True)
 features.install_for(SimpleNamespace(model_config=model_config, quant_config=None), strict=True)
@@ -46,7 +46,7 @@ import vllm
 from vllm.platforms import current_platform
 every = features.FEATURES + features.STATE_SPACE_FEATURES
 wanted = [feature for feature in every if features._is_wanted(feature)]
-print(json.dumps([vllm.__version__, current_platform.device_type, wanted, features.failures]))
+print(json.dumps([vllm.__version__, current_platform.device_type, wanted, installed.failures]))
 """
 
 RUN_TESTS = """

@@ -16,7 +16,7 @@ import hidden
 from in_process import DEVICE, HEAD, HIDDEN, SPEC, rows, survey
 
 from serving_ops import PrewarmReport, counters, extension
-from serving_ops.integrations.vllm import features, layers, priority, register, startup
+from serving_ops.integrations.vllm import features, installed, layers, priority, register, startup
 from serving_ops.integrations.vllm.layers import NormLayer
 
 
@@ -27,7 +27,7 @@ def _no_ir(registered: None, in_vllm: Any) -> Iterator[None]:
 
     hidden.hide("vllm.ir")
     register()
-    assert features.failures == {}
+    assert installed.failures == {}
     yield
     hidden.restore()
     op_registry_oot.pop("RMSNorm", None)
@@ -202,7 +202,7 @@ def test_layers_of_vllms_own_classes_are_reported_with_the_reason(monkeypatch: p
     model = torch.nn.ModuleList([Narrowed(HIDDEN, dtype=torch.bfloat16)])
     assert survey(model)[0].native_because == "it was built as Narrowed"
     monkeypatch.delitem(op_registry_oot, "RMSNorm")
-    monkeypatch.setitem(features.failures, features.RMS_NORM, "Theirs already replaces RMSNorm")
+    monkeypatch.setitem(installed.failures, features.RMS_NORM, "Theirs already replaces RMSNorm")
     assert survey(_norm())[0].native_because == "Theirs already replaces RMSNorm"
     monkeypatch.setenv("SERVING_OPS", "rms_norm")
     assert survey(_norm())[0].native_because == layers.LEFT_OUT
