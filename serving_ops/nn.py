@@ -14,6 +14,9 @@ from serving_ops.ops.add_rms_norm import add_rms_norm
 from serving_ops.ops.rms_norm import rms_norm
 from serving_ops.ops.rms_norm_gated import rms_norm_gated
 
+for _op in ("rms_norm", "add_rms_norm", "rms_norm_gated"):  # torch.fx records the calls, with their gradients
+    torch.fx.wrap(_op)
+
 
 class _Norm(torch.nn.Module):
     """size: N, the last dimension of what is normed; eps: added to the mean of squares."""
@@ -29,7 +32,12 @@ class _Norm(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = torch.nn.Parameter(torch.full((size,), 1.0 - self.weight_offset, device=device, dtype=dtype))
+        self.weight = torch.nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make it the norm without a weight, as initialisation from the meta device wants."""
+        torch.nn.init.constant_(self.weight, 1.0 - self.weight_offset)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"

@@ -144,3 +144,35 @@ def test_the_gated_module_computes_the_op() -> None:
     module, x, z = nn.RMSNormGated(64), rows((5, 64), torch.float32, seed=1), rows((5, 64), torch.float32, seed=2)
     assert torch.equal(module(x, z), serving_ops.rms_norm_gated(x, z, module.weight))
     assert torch.equal(module(x), serving_ops.rms_norm_gated(x, None, module.weight))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_from_the_meta_device_is_reset_to_the_norm_without_a_weight(name: str) -> None:
+    make, _ = MODULES[name]
+    with torch.device("meta"):
+        module = make()
+    module.to_empty(device="cpu")
+    with torch.no_grad():
+        module.weight.fill_(float("nan"))
+    module.reset_parameters()
+    x = rows((5, 64), torch.float32, seed=1)
+    torch.testing.assert_close(module(x), reference.rms_norm(x, None, 1e-5))
+
+
+class EveryModule(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.from_one, self.gated = nn.RMSNorm(64), nn.GemmaRMSNorm(64), nn.RMSNormGated(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, total = self.plain(self.from_one(x), x)
+        return self.gated(h, total)
+
+
+def test_torch_fx_traces_the_modules_and_the_trace_trains() -> None:
+    module, x = EveryModule(), rows((5, 64), torch.float32, seed=1)
+    traced = torch.fx.symbolic_trace(module)
+    expected = torch.autograd.grad(module(x).square().sum(), list(module.parameters()))
+    got = torch.autograd.grad(traced(x).square().sum(), list(module.parameters()))
+    assert torch.equal(traced(x), module(x))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
