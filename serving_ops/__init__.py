@@ -16,12 +16,13 @@ if (_beside / "pyproject.toml").is_file() and str(_beside) not in __path__:
 from serving_ops import counters, installation, reference, settings  # noqa: E402
 from serving_ops.explain import Explanation, explain  # noqa: E402
 from serving_ops.extension import cpp_library  # noqa: E402
+from serving_ops.norm_spec import NormSpec  # noqa: E402
 from serving_ops.ops import backward as _backward  # noqa: E402, F401 (registers)
 from serving_ops.ops.add_rms_norm import add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
-from serving_ops.prewarm import NormSpec, PrewarmReport, prewarm  # noqa: E402
+from serving_ops.prewarm import PrewarmReport, prewarm  # noqa: E402
 from serving_ops.version import __version__  # noqa: E402
 
 installation.warn_without_library()

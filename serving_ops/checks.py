@@ -36,16 +36,18 @@ def not_differentiated(instead: str, **tensors: Tensor | None) -> None:
             _fail(name, "transformed by torch.func or forward-mode AD", allowed)
 
 
-def _check_x(x: Tensor) -> None:
-    if x.dtype not in FLOATING:
-        _fail("x.dtype", x.dtype, "allowed are float16, bfloat16, float32 and float64")
-    if x.dim() == 0:
-        _fail("x.shape", "()", "at least one dimension is needed, (..., N)")
-    if x.shape[-1] == 0:
-        _fail("x.shape", tuple(x.shape), "the last dimension, N, must be at least 1")
+def rows(name: str, tensor: Tensor) -> None:
+    """(..., N) of a floating dtype."""
+    if tensor.dtype not in FLOATING:
+        _fail(f"{name}.dtype", tensor.dtype, "allowed are float16, bfloat16, float32 and float64")
+    if tensor.dim() == 0:
+        _fail(f"{name}.shape", "()", "at least one dimension is needed, (..., N)")
+    if tensor.shape[-1] == 0:
+        _fail(f"{name}.shape", tuple(tensor.shape), "the last dimension, N, must be at least 1")
 
 
-def _check_like_x(name: str, tensor: Tensor, x: Tensor) -> None:
+def like_x(name: str, tensor: Tensor, x: Tensor) -> None:
+    """In shape, dtype and device."""
     if tensor.dtype != x.dtype:
         _fail(f"{name}.dtype", tensor.dtype, f"it must be x's, {x.dtype}")
     if tensor.device != x.device:
@@ -54,7 +56,8 @@ def _check_like_x(name: str, tensor: Tensor, x: Tensor) -> None:
         _fail(f"{name}.shape", tuple(tensor.shape), f"it must be x's, {tuple(x.shape)}")
 
 
-def _check_per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
+def per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
+    """(N,) in x's dtype or fp32, or None."""
     if tensor is None:
         return
     if tensor.dtype != x.dtype and tensor.dtype != torch.float32:
@@ -66,12 +69,41 @@ def _check_per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
         _fail(f"{name}.shape", tuple(tensor.shape), f"it must be (N,) = ({x.shape[-1]},)")
 
 
+def laid_out(
+    name: str,
+    tensor: Tensor,
+    device: torch.device,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    strides: tuple[int, ...] | None,
+) -> None:
+    """A result that is given. strides: None for any."""
+    if tensor.dtype != dtype:
+        _fail(f"{name}.dtype", tensor.dtype, f"it must be {dtype}")
+    if tensor.device != device:
+        _fail(f"{name}.device", tensor.device, f"it must be x's, {device}")
+    if tuple(tensor.shape) != tuple(shape):
+        _fail(f"{name}.shape", tuple(tensor.shape), f"it must be {tuple(shape)}")
+    if strides is not None and tensor.stride() != strides:
+        _fail(f"{name}.stride()", tensor.stride(), f"it must be {strides}")
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        _fail(name, repr(value), f"allowed are {', '.join(allowed)}")
+
+
+def divides(name: str, value: int | None, x: Tensor) -> None:
+    if value is not None and (value < 1 or x.shape[-1] % value):
+        _fail(name, value, f"it must be at least 1 and divide N = {x.shape[-1]}")
+
+
 def norm_metadata(x: Tensor, other: Tensor | None, other_name: str, weight: Tensor | None) -> None:
-    """Checks of `rms_norm` (other: out) and `fused_add_rms_norm` (other: residual)."""
-    _check_x(x)
+    """Checks of `rms_norm` and `add_rms_norm` (other: residual) and of the backward (other: dout)."""
+    rows("x", x)
     if other is not None:
-        _check_like_x(other_name, other, x)
-    _check_per_channel("weight", weight, x)
+        like_x(other_name, other, x)
+    per_channel("weight", weight, x)
 
 
 def gated_metadata(
@@ -81,20 +113,18 @@ def gated_metadata(
     bias: Tensor | None,
     activation: str,
     group_size: int | None,
-    out: Tensor | None,
+    dout: Tensor | None,
 ) -> None:
-    """Checks of `rms_norm_gated`."""
-    _check_x(x)
+    """Checks of `rms_norm_gated`, and of its backward (dout: not None)."""
+    rows("x", x)
     if z is not None:
-        _check_like_x("z", z, x)
-    if out is not None:
-        _check_like_x("out", out, x)
-    _check_per_channel("weight", weight, x)
-    _check_per_channel("bias", bias, x)
-    if activation not in ACTIVATIONS:
-        _fail("activation", repr(activation), f"allowed are {', '.join(ACTIVATIONS)}")
-    if group_size is not None and (group_size < 1 or x.shape[-1] % group_size):
-        _fail("group_size", group_size, f"it must be at least 1 and divide N = {x.shape[-1]}")
+        like_x("z", z, x)
+    if dout is not None:
+        like_x("dout", dout, x)
+    per_channel("weight", weight, x)
+    per_channel("bias", bias, x)
+    one_of("activation", activation, ACTIVATIONS)
+    divides("group_size", group_size, x)
 
 
 def _extent(tensor: Tensor) -> int:

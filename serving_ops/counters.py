@@ -9,10 +9,14 @@ from collections import Counter
 from typing import Any
 
 from serving_ops import extension
-from serving_ops.settings import OPS as OPS
 
-_launched_from_python: dict[str, int] = dict.fromkeys(OPS, 0)
+_launched_from_python: dict[str, int] = {}
 _reference_calls: Counter[tuple[str, str]] = Counter()
+
+
+def add_op(op: str) -> None:
+    """From now on `snapshot` has this op."""
+    _launched_from_python.setdefault(op, 0)
 
 
 def count_kernel(op: str) -> None:
@@ -32,9 +36,9 @@ def snapshot() -> dict[str, dict[str, Any]]:
     """
     return {
         op: {
-            "kernel": _launched_from_python[op] + extension.kernel_calls(op),
-            "from_python": _launched_from_python[op],
+            "kernel": calls + extension.kernel_calls(op),
+            "from_python": calls,
             "reference": {reason: n for (name, reason), n in _reference_calls.items() if name == op},
         }
-        for op in OPS
+        for op, calls in _launched_from_python.items()
     }

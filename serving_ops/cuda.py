@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -59,8 +59,11 @@ def _rows_of(x: Tensor, other: Tensor | None, out: Tensor) -> RowGrid | str:
     return support.TOO_WIDE if x.shape[-1] > plan.MAX_N else rows
 
 
-def norm_route(x: Tensor, residual: Tensor | None, weight: Tensor | None, out: Tensor) -> tuple[RowGrid, Plan] | str:
-    """The rows and the plan that run this call, or why the reference does."""
+def norm_route(
+    x: Tensor, weight: Tensor | None, residual: Tensor | None = None, out: Tensor | None = None, **_: Any
+) -> tuple[RowGrid, Plan] | str:
+    """The rows and the plan that run this call, or why the reference does. out: None for x."""
+    out = x if out is None else out
     reason = support.no_triton() or support.why_not_layout(
         ("x", x), ("residual", residual), ("weight", weight), ("out", out)
     )
@@ -74,18 +77,19 @@ def norm_route(x: Tensor, residual: Tensor | None, weight: Tensor | None, out: T
 
 def norm(
     x: Tensor,
-    residual: Tensor | None,
     weight: Tensor | None,
-    out: Tensor,
     eps: float,
     weight_offset: float,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
     total: Tensor | None = None,
 ) -> str | None:
-    """Run `rms_norm` or `fused_add_rms_norm`; returns why not, with nothing written.
+    """Run `rms_norm`, `fused_add_rms_norm` or `add_rms_norm`; returns why not, with nothing written.
 
-    total: where the sum goes instead of the residual, with its strides.
+    out: where the normalised row goes; None for x. total: where the sum goes instead of the residual, with its strides.
     """
-    route = norm_route(x, residual, weight, out)
+    out = x if out is None else out
+    route = norm_route(x, weight, residual, out)
     if isinstance(route, str):
         return route
     if route[0].num_rows:
@@ -95,7 +99,13 @@ def norm(
 
 
 def gated_route(
-    x: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor | None, out: Tensor, group_size: int
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    group_size: int | None,
+    out: Tensor,
+    **_: Any,
 ) -> tuple[RowGrid, Plan] | str:
     """As `norm_route`, for `rms_norm_gated`."""
     reason = support.no_triton() or support.why_not_layout(
@@ -106,6 +116,7 @@ def gated_route(
     rows = _rows_of(x, z, out)
     if isinstance(rows, str):
         return rows
+    group_size = group_size or x.shape[-1]
     groups = x.shape[-1] // group_size
     if groups > plan.MAX_GROUPS:
         return support.TOO_MANY_GROUPS
@@ -117,21 +128,19 @@ def gated(
     x: Tensor,
     z: Tensor | None,
     weight: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
     eps: float,
+    bias: Tensor | None,
     norm_before_gate: bool,
     activation: str,
-    group_size: int,
+    group_size: int | None,
+    out: Tensor,
 ) -> str | None:
     """Run `rms_norm_gated`; returns why not, with nothing written."""
-    route = gated_route(x, z, weight, bias, out, group_size)
+    route = gated_route(x, z, weight, bias, group_size, out)
     if isinstance(route, str):
         return route
     if route[0].num_rows:
-        sigmoid = activation == "sigmoid"
+        options = norm_before_gate, activation == "sigmoid", group_size or x.shape[-1]
         with torch.cuda._DeviceGuard(x.get_device()):
-            _modules()[1].run_gated(
-                x, z, weight, bias, out, eps, norm_before_gate, sigmoid, group_size, *route, pdl(x.device)
-            )
+            _modules()[1].run_gated(x, z, weight, bias, out, eps, *options, *route, pdl(x.device))
     return None

@@ -1,6 +1,6 @@
 """The C++ library: where it is, whether it is there, what it holds and how many calls it ran.
 
-Loading it registers its functions for CPU and CUDA tensors under the operators in `schemas`. Without it (the package
+Loading it registers its functions for CPU and CUDA tensors under the operators of their names. Without it (the package
 was built without a compiler or without torch) the reference serves CPU tensors, and Python launches CUDA kernels.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from serving_ops import schemas as schemas  # the operators must be defined before functions register for them
 from serving_ops import settings
 from serving_ops.kernels import contract
 from serving_ops.version import __version__

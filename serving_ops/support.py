@@ -54,11 +54,6 @@ def why_not_cpu(op: str, *call: Any) -> str:
     return extension.why_missing() or str(getattr(torch.ops.serving_ops, f"_{op}_refusal")(*call))
 
 
-def no_kernels_for(x: Tensor) -> str:
-    """Why a call that reached no device's kernels runs on the reference."""
-    return extension.why_missing() or "no kernels" if x.device.type == "cpu" else f"no kernels for {x.device.type}"
-
-
 def text_of(error: BaseException) -> str:
     """An error as a text that is not empty, for C++ to raise as RuntimeError; an interrupt comes again behind it."""
     if isinstance(error, KeyboardInterrupt):

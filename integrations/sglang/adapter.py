@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec
-from serving_ops.prewarm import Op
 
 WEIGHT_IN_FP32 = torch.finfo(torch.float32).tiny
 """A `weight_offset` that changes no weight in use, but has `rms_norm` and `fused_add_rms_norm` apply a weight of x's
@@ -27,7 +26,7 @@ class Activations:
     dtype: torch.dtype
     hidden_size: int
 
-    def spec(self, op: Op, layer: Any, **options: Any) -> NormSpec:
+    def spec(self, op: str, layer: Any, **options: Any) -> NormSpec:
         """A norm of rows as long as a layer's weight."""
         weight = layer.weight
         return NormSpec(op, weight.numel(), self.dtype, weight.dtype, weight.device, **options)
@@ -47,7 +46,7 @@ class Adapter:
     kind: str
     defined_in: tuple[str, ...]
     name: str
-    ops: tuple[Op, ...]
+    ops: tuple[str, ...]
     why_native: Callable[[Any], str | None]
     specs: Callable[[Any, Activations], tuple[NormSpec, ...]]
     forward: Callable[..., Any]

@@ -16,9 +16,8 @@ from serving_ops.checks import ACTIVATIONS
 from serving_ops.integrations.common.norm_specs import as_view
 from serving_ops.integrations.common.rows import alike, in_shape_of, rows_fit
 from serving_ops.integrations.sglang.adapter import Activations, Adapter, native
-from serving_ops.prewarm import Op
 
-OPS: tuple[Op, ...] = ("rms_norm_gated",)
+OPS: tuple[str, ...] = ("rms_norm_gated",)
 
 
 def why_native(layer: Any) -> str | None:

@@ -15,9 +15,8 @@ from serving_ops import NormSpec
 from serving_ops.integrations.common.norm_specs import as_view
 from serving_ops.integrations.common.rows import alike, rows_fit
 from serving_ops.integrations.sglang.adapter import Activations, Adapter, given, native
-from serving_ops.prewarm import Op
 
-OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
+OPS: tuple[str, ...] = ("rms_norm", "fused_add_rms_norm")
 WEIGHT_OFFSET = 1.0
 
 

@@ -15,9 +15,8 @@ from serving_ops import NormSpec
 from serving_ops.integrations.common.norm_specs import VIEW_SPACING
 from serving_ops.integrations.common.rows import alike, rows_fit
 from serving_ops.integrations.sglang.adapter import Activations, Adapter, native
-from serving_ops.prewarm import Op
 
-OPS: tuple[Op, ...] = ("rms_norm_gated",)
+OPS: tuple[str, ...] = ("rms_norm_gated",)
 
 
 def why_native(layer: Any) -> str | None:

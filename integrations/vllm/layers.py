@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec, extension, settings
-from serving_ops.integrations.common.norm_specs import VIEW_SPACING, as_view, sample_arguments, why_reference
+from serving_ops.integrations.common.norm_specs import VIEW_SPACING, as_view, why_reference
 from serving_ops.integrations.vllm import features, installed, quantization
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
-from serving_ops.prewarm import Op
+from serving_ops.ops.registry import sample
 
-IR_OPS: tuple[Op, ...] = ("rms_norm", "fused_add_rms_norm")
-GATED_OP: Op = "rms_norm_gated"
+IR_OPS: tuple[str, ...] = ("rms_norm", "fused_add_rms_norm")
+GATED_OP = "rms_norm_gated"
 
 KEPT_OUT = {
     "Mixer2RMSNormGated": features.MIXER2_RMS_NORM_GATED,
@@ -70,7 +70,7 @@ class _Activations:
         compiled = self.device.type == "cuda" and _calls(layer, "forward_native")
         return compiled and layer.weight.numel() == self.head_size != self.hidden_size
 
-    def spec(self, op: Op, weight: torch.Tensor, **options: Any) -> NormSpec:
+    def spec(self, op: str, weight: torch.Tensor, **options: Any) -> NormSpec:
         """A norm of rows as long as a weight."""
         return NormSpec(op, weight.numel(), self.dtype, weight.dtype, self.device, **options)
 
@@ -116,7 +116,8 @@ def _why_dispatched_elsewhere(spec: NormSpec) -> str | None:
     order = ir_op.get_priority()
     if OURS.isdisjoint(order):
         return f"the IR priority of {spec.op} starts with {order[0] if order else 'nothing'}"
-    provider = ir_op.dispatch(*sample_arguments(spec)[0]).provider
+    call = sample(spec)
+    provider = ir_op.dispatch(*(call[name] for name in call if name != "weight_offset")).provider
     if provider in OURS:
         return None
     return HEADS_IN_ONE_KERNEL if ROWS_PROVIDER in order else f"vLLM's IR gives it to {provider}"

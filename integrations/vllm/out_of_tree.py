@@ -7,21 +7,20 @@ import inspect
 from collections.abc import Iterator
 
 from serving_ops.integrations.vllm import installed
-from serving_ops.prewarm import Op
 from vllm.model_executor.custom_op import CustomOp, op_registry_oot
 
 
 class OnServingOps:
     """Mixed into each of our classes: `forward_native` and `forward_cuda` call our operators unless told otherwise."""
 
-    ops: tuple[Op, ...]
+    ops: tuple[str, ...]
     """The operators that the class calls."""
 
     stay_native = False
     """Set on a class where prewarm failed, on a layer where no kernel takes its size: vLLM's own code runs."""
 
 
-def classes_calling(op: Op) -> Iterator[type[OnServingOps]]:
+def classes_calling(op: str) -> Iterator[type[OnServingOps]]:
     """Our classes that call an operator."""
     return (ours for ours in OnServingOps.__subclasses__() if op in ours.ops)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, checks, counters, cuda, modes
-from serving_ops.ops.fused_add_rms_norm import NAME as IN_PLACE
-from serving_ops.schemas import library
+from serving_ops import autograd, counters, cuda, modes, reference
+from serving_ops.ops import registry
+from serving_ops.ops.description import NormOp, Number, Result, Rows, Vector
 
-NAME = "add_rms_norm"
+IN_PLACE = "fused_add_rms_norm"
 
 
 def add_rms_norm(
@@ -28,33 +30,28 @@ def add_rms_norm(
     return out, total
 
 
-def _through_copies(
-    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Any device: the op in place, on copies."""
-    out, total = (tensor.clone(memory_format=torch.contiguous_format) for tensor in (x, residual))
-    torch.ops.serving_ops.fused_add_rms_norm.default(out, total, weight, eps, weight_offset=weight_offset)
-    return out, total
+def _through_copies(residual: Tensor, out: Tensor, total: Tensor, x: Tensor, **options: Any) -> None:
+    """The op in place, on copies; it counts the call."""
+    out.copy_(x)
+    total.copy_(residual)
+    torch.ops.serving_ops.fused_add_rms_norm.default(out, total, **options)
 
 
-def _cuda(
-    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    out, total = _fake(x, residual, weight, eps, weight_offset=weight_offset)
-    if cuda.norm(x, residual.contiguous(), weight, out, eps, weight_offset, total) is not None:
-        return _through_copies(x, residual, weight, eps, weight_offset=weight_offset)
-    counters.count_kernel(IN_PLACE)  # the same kernel
-    return out, total
+def _on_cuda(residual: Tensor, **call: Any) -> None:
+    if cuda.norm(residual=residual.contiguous(), **call) is None:
+        counters.count_kernel(IN_PLACE)  # the same kernel
+    else:
+        _through_copies(residual, **call)
 
 
-def _fake(
-    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    checks.norm_metadata(x, residual, "residual", weight)
-    out, total = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-    return out, total
-
-
-library.impl(NAME, _cuda, "CUDA")
-library.impl(NAME, _through_copies, "CompositeExplicitAutograd")
-torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)
+registry.register(
+    NormOp(
+        add_rms_norm,
+        reference.add_rms_norm,
+        (Rows("x"), Rows("residual"), Vector("weight"), Number("eps"), Number("weight_offset")),
+        (Result("out"), Result("total")),
+        run={"cpu": _through_copies, "cuda": _on_cuda},
+        has_out=False,
+        part_of=IN_PLACE,
+    )
+)

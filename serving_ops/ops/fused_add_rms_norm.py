@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import checks, counters, cuda, extension, modes, reference, support
-from serving_ops.schemas import library
-
-NAME = "fused_add_rms_norm"
+from serving_ops import checks, cuda, modes, reference
+from serving_ops.ops import registry
+from serving_ops.ops.description import NormOp, Number, Rows, Vector
 
 
 def fused_add_rms_norm(
@@ -42,58 +41,19 @@ def fused_add_rms_norm(
     return x, residual
 
 
-def check(x: Tensor, residual: Tensor, weight: Tensor | None) -> None:
-    checks.norm_metadata(x, residual, "residual", weight)
-    checks.written("x", x)
-    checks.written("residual", residual)
-    checks.apart("residual", residual, "x", x)
-    checks.apart("x", x, "weight", weight)
-    checks.apart("residual", residual, "weight", weight)
-
-
-def _run_reference(
-    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float, reason: str
-) -> None:
-    counters.count_reference(NAME, reason)
-    reference.fused_add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
-
-
-def _cuda(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0) -> None:
-    check(x, residual, weight)
-    reason = cuda.norm(x, residual, weight, x, eps, weight_offset)
-    if reason is None:
-        counters.count_kernel(NAME)
-    else:
-        _run_reference(x, residual, weight, eps, weight_offset, reason)
-
-
-def _any_device(
-    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0
-) -> None:
-    check(x, residual, weight)
-    _run_reference(x, residual, weight, eps, weight_offset, support.no_kernels_for(x))
-
-
-def _fallback(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> str:
-    """What C++ does not take: compiled and launched from here, or the reference; or the text of the error."""
-    try:
-        if x.is_cuda:
-            _cuda(x, residual, weight, eps, weight_offset=weight_offset)
-            return ""
-        check(x, residual, weight)
-        reason = support.why_not_cpu(NAME, x, residual, weight, eps, weight_offset)
-        _run_reference(x, residual, weight, eps, weight_offset, reason)
-    except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
-        return support.text_of(error)
-    return ""
-
-
-def _fake(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0) -> None:
-    checks.norm_metadata(x, residual, "residual", weight)
-
-
-if extension.cpp_library() is None:  # which registers for CUDA too
-    library.impl(NAME, _cuda, "CUDA")
-library.impl(NAME, _any_device, "CompositeExplicitAutograd")
-library.impl(f"_{NAME}_fallback", _fallback, "CompositeExplicitAutograd")
-torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)
+registry.register(
+    NormOp(
+        fused_add_rms_norm,
+        reference.fused_add_rms_norm,
+        (
+            Rows("x", written=True),
+            Rows("residual", written=True),
+            Vector("weight"),
+            Number("eps"),
+            Number("weight_offset"),
+        ),
+        run={"cuda": cuda.norm},
+        route=cuda.norm_route,
+        in_cpp=True,
+    )
+)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, checks, counters, cuda, extension, modes, reference, support
-from serving_ops.schemas import library
-
-NAME = "rms_norm"
+from serving_ops import autograd, checks, cuda, modes, reference
+from serving_ops.ops import registry
+from serving_ops.ops.description import NormOp, Number, Result, Rows, Vector
 
 
 def rms_norm(
@@ -48,86 +47,14 @@ def rms_norm(
     return out
 
 
-def check(x: Tensor, weight: Tensor | None, out: Tensor) -> None:
-    checks.norm_metadata(x, out, "out", weight)
-    checks.written("out", out)
-    checks.apart("out", out, "x", x, or_same=True)
-    checks.apart("out", out, "weight", weight)
-
-
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _run_reference(
-    x: Tensor, weight: Tensor | None, eps: float, weight_offset: float, out: Tensor, reason: str
-) -> None:
-    counters.count_reference(NAME, reason)
-    out.copy_(reference.rms_norm(x, weight, eps, weight_offset=weight_offset))
-
-
-def _run_cuda(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float, out: Tensor) -> None:
-    reason = cuda.norm(x, None, weight, out, eps, weight_offset)
-    if reason is None:
-        counters.count_kernel(NAME)
-    else:
-        _run_reference(x, weight, eps, weight_offset, out, reason)
-
-
-def _cuda(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
-    checks.norm_metadata(x, None, "out", weight)
-    out = _empty(x)
-    _run_cuda(x, weight, eps, weight_offset, out)
-    return out
-
-
-def _cuda_out(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0, out: Tensor) -> None:
-    check(x, weight, out)
-    _run_cuda(x, weight, eps, weight_offset, out)
-
-
-def _any_device(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
-    checks.norm_metadata(x, None, "out", weight)
-    out = _empty(x)
-    _run_reference(x, weight, eps, weight_offset, out, support.no_kernels_for(x))
-    return out
-
-
-def _any_device_out(
-    x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0, out: Tensor
-) -> None:
-    check(x, weight, out)
-    _run_reference(x, weight, eps, weight_offset, out, support.no_kernels_for(x))
-
-
-def _fallback(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float, out: Tensor) -> str:
-    """What C++ does not take: compiled and launched from here, or the reference; or the text of the error."""
-    try:
-        if x.is_cuda:
-            _cuda_out(x, weight, eps, weight_offset=weight_offset, out=out)
-            return ""
-        check(x, weight, out)
-        reason = support.why_not_cpu(NAME, x, weight, eps, weight_offset, out)
-        _run_reference(x, weight, eps, weight_offset, out, reason)
-    except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
-        return support.text_of(error)
-    return ""
-
-
-def _fake(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
-    checks.norm_metadata(x, None, "out", weight)
-    return _empty(x)
-
-
-def _fake_out(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0, out: Tensor) -> None:
-    checks.norm_metadata(x, out, "out", weight)
-
-
-if extension.cpp_library() is None:  # which registers for CUDA too
-    library.impl(NAME, _cuda, "CUDA")
-    library.impl(f"{NAME}.out", _cuda_out, "CUDA")
-library.impl(NAME, _any_device, "CompositeExplicitAutograd")
-library.impl(f"{NAME}.out", _any_device_out, "CompositeExplicitAutograd")
-library.impl(f"_{NAME}_fallback", _fallback, "CompositeExplicitAutograd")
-torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)
-torch.library.register_fake(f"serving_ops::{NAME}.out", _fake_out, lib=library)
+registry.register(
+    NormOp(
+        rms_norm,
+        reference.rms_norm,
+        (Rows("x"), Vector("weight"), Number("eps"), Number("weight_offset")),
+        (Result("out", may_be=("x",)),),
+        run={"cuda": cuda.norm},
+        route=cuda.norm_route,
+        in_cpp=True,
+    )
+)

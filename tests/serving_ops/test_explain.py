@@ -52,7 +52,7 @@ def calls(draw: st.DrawFn) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         start = draw(st.sampled_from([0, 4, 8, 24, 4096, 16384]))
         return torch.as_strided(buffer, shape[-1:], (draw(st.sampled_from([1, 1, 1, 2])),), start)
 
-    op = draw(st.sampled_from(counters.OPS))
+    op = draw(st.sampled_from(serving_ops.settings.OPS))
     x = rows()
     if op == "fused_add_rms_norm":
         return op, (x, rows(), vector()), {}
@@ -121,3 +121,8 @@ def test_a_refused_call_is_explained_by_its_argument(kind: str) -> None:
     assert explanation.path == "reference"
     assert reason in str(explanation.reason)
     assert what_ran("rms_norm", args, options) == ("reference", explanation.reason)
+
+
+def test_an_unknown_op_cannot_be_explained() -> None:
+    with pytest.raises(ValueError, match="layer_norm"):
+        serving_ops.explain("layer_norm", torch.ones(1, 4))

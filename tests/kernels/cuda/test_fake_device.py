@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from serving_ops import plan, schemas
+from serving_ops import plan
 from serving_ops.kernels import contract
 from serving_ops.kernels.triton import gated, norm
 from serving_ops.layout import row_grid
+from serving_ops.ops import registry
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "kernels"
@@ -69,8 +70,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     link = [f"-L{root / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
     subprocess.run([*command, *map(str, sources), *link, "-o", str(built)], check=True)
     fake = torch.library.Library("serving_ops_fake", "DEF")
-    for schema in schemas.SCHEMAS:
-        fake.define(schema)
+    for op in registry.OPS.values():
+        for schema in registry.schemas_of(op):
+            fake.define(schema)
     torch.ops.load_library(str(built))
     handle = ctypes.CDLL(str(built))
     handle.fake_last.restype = ctypes.POINTER(Last)

@@ -1,0 +1,47 @@
+"""`NormSpec`: what a layer fixes of the calls that it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """One norm of a model: what its layer fixes. The number of rows is not part of it: kernels take any.
+
+    op: the name of a registered op.
+    size: N, the elements of a row (a tensor-parallel shard's, where it is sharded).
+    heads: rows a token: q/k norms and gated norms see (num_tokens, heads, size).
+    token_stride, gate_token_stride: elements from token to token of x and of z where they are views of a wider
+        buffer; None for contiguous tensors.
+    """
+
+    op: str
+    size: int
+    dtype: torch.dtype
+    weight_dtype: torch.dtype | None
+    device: torch.device
+    eps: float = 1e-6
+    weight_offset: float = 0.0
+    activation: str = "silu"
+    norm_before_gate: bool = True
+    group_size: int | None = None
+    has_bias: bool = False
+    has_gate: bool = True
+    heads: int = 1
+    token_stride: int | None = None
+    gate_token_stride: int | None = None
+
+    def rows(self, num_tokens: int, token_stride: int | None) -> Tensor:
+        """(num_tokens, heads, size), or (num_tokens, size) for one head, laid out as the layer's rows are."""
+        width = self.heads * self.size
+        buffer = torch.ones(num_tokens, token_stride or width, dtype=self.dtype, device=self.device)
+        rows = buffer[:, :width]
+        return rows if self.heads == 1 else rows.unflatten(1, (self.heads, self.size))
+
+    def vector(self) -> Tensor | None:
+        """(size,), in the weight's dtype; None for a layer without a weight."""
+        return None if self.weight_dtype is None else torch.ones(self.size, dtype=self.weight_dtype, device=self.device)

@@ -1,0 +1,241 @@
+"""The words that an op is described in, and what one description says about a call.
+
+`serving_ops.ops.registry` derives an operator from a `NormOp`: schemas, fakes, checks, fallback and registration.
+An argument's kind says how it is declared in a schema, what is right for it, and what a layer passes (`NormSpec`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from serving_ops import checks
+from serving_ops.norm_spec import NormSpec
+
+Call = dict[str, Any]
+"""Arguments of one call by name, and those results that the caller gives or that are allocated for it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor like x: (..., N), in x's dtype, on x's device, any strides.
+
+    read, written: both for a tensor that is overwritten in place.
+    may_be: arguments that a written tensor may be, element for element. It shares memory with no other.
+    given: the field of `NormSpec` that says whether a layer passes an optional tensor.
+    token_stride: the field of `NormSpec` that has its layout.
+    """
+
+    name: str
+    optional: bool = False
+    read: bool = True
+    written: bool = False
+    may_be: tuple[str, ...] = ()
+    given: str | None = None
+    token_stride: str = "token_stride"
+
+    @property
+    def type(self) -> str:
+        return "Tensor?" if self.optional else "Tensor"
+
+    def check(self, value: Any, call: Call) -> None:
+        if value is call["x"]:
+            checks.rows(self.name, value)
+        elif value is not None:
+            checks.like_x(self.name, value, call["x"])
+
+    def sample(self, spec: NormSpec, num_tokens: int) -> Tensor | None:
+        if self.given is not None and not getattr(spec, self.given):
+            return None
+        return spec.rows(num_tokens, getattr(spec, self.token_stride))
+
+
+@dataclass(frozen=True)
+class Vector:
+    """(N,), in x's dtype or fp32, or None. given: as `Rows.given`."""
+
+    name: str
+    given: str | None = None
+    type: str = "Tensor?"
+
+    def check(self, value: Any, call: Call) -> None:
+        checks.per_channel(self.name, value, call["x"])
+
+    def sample(self, spec: NormSpec, num_tokens: int) -> Tensor | None:
+        return spec.vector() if self.given is None or getattr(spec, self.given) else None
+
+
+@dataclass(frozen=True)
+class Number:
+    """Any number. field: the one of `NormSpec` that has it, by default the one of its name."""
+
+    name: str
+    type: str = "float"
+    field: str | None = None
+
+    def check(self, value: Any, call: Call) -> None:
+        pass
+
+    def sample(self, spec: NormSpec, num_tokens: int) -> Any:
+        return getattr(spec, self.field or self.name)
+
+
+@dataclass(frozen=True)
+class Flag(Number):
+    """True or False."""
+
+    type: str = "bool"
+
+
+@dataclass(frozen=True)
+class Choice(Number):
+    """One of a few words."""
+
+    type: str = "str"
+    allowed: tuple[str, ...] = ()
+
+    def check(self, value: Any, call: Call) -> None:
+        checks.one_of(self.name, value, self.allowed)
+
+
+@dataclass(frozen=True)
+class Divisor(Number):
+    """A number of elements that divides N; None for N."""
+
+    type: str = "int?"
+
+    def check(self, value: Any, call: Call) -> None:
+        checks.divides(self.name, value, call["x"])
+
+
+Argument = Rows | Vector | Number
+
+
+class Layout(NamedTuple):
+    """Of a result. strides: None for a contiguous tensor where it is new, and any strides where it is given."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    strides: tuple[int, ...] | None = None
+
+
+def like_x(call: Call) -> Layout:
+    return Layout(tuple(call["x"].shape), call["x"].dtype)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tensor that the op makes, or writes where the caller gives one. may_be: as `Rows.may_be`."""
+
+    name: str
+    layout: Callable[[Call], Layout] = like_x
+    may_be: tuple[str, ...] = ()
+    type: str = "Tensor"
+
+    def check(self, value: Any, call: Call) -> None:
+        checks.laid_out(self.name, value, call["x"].device, *self.layout(call))
+
+    def empty(self, call: Call) -> Tensor:
+        shape, dtype, strides = self.layout(call)
+        if strides is None:
+            return torch.empty(shape, dtype=dtype, device=call["x"].device)
+        return torch.empty_strided(shape, strides, dtype=dtype, device=call["x"].device)
+
+
+@dataclass(frozen=True)
+class NormOp:
+    """One op.
+
+    function: the public one. The operator has its name, its keywords and its defaults.
+    formula: takes the arguments by name, returns the results, and writes what is written in place.
+    arguments: in the function's order; the first is x.
+    run: by type of device, the kernels that Python runs. They take the call by name and return why not, as a text.
+    route: on CUDA, what `run` would launch, or why not.
+    in_cpp: whether the C++ library registers it, for CPU and CUDA; then `run` serves what C++ hands back.
+    has_out: whether there is an overload that writes results where the caller wants them.
+    part_of: the op in whose place it runs on contiguous copies, and which counts its calls.
+    """
+
+    function: Callable[..., Any]
+    formula: Callable[..., Any]
+    arguments: tuple[Argument, ...]
+    results: tuple[Result, ...] = ()
+    run: Mapping[str, Callable[..., str | None]] = field(default_factory=dict)
+    route: Callable[..., Any] | None = None
+    in_cpp: bool = False
+    has_out: bool = True
+    part_of: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.function).parameters
+
+    @cached_property
+    def defaults(self) -> Call:
+        return {argument.name: self.parameters[argument.name].default for argument in self.arguments}
+
+    @cached_property
+    def all(self) -> dict[str, Argument | Result]:
+        """Arguments and results by name, in the order in which C++ passes them."""
+        return {parameter.name: parameter for parameter in (*self.arguments, *self.results)}
+
+    @cached_property
+    def may_be(self) -> dict[str, tuple[str, ...]]:
+        """For each tensor that may be written, those that it may be."""
+        return {name: parameter.may_be for name, parameter in self.all.items() if is_written(parameter)}
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """What the dispatcher passes to an implementation: it leaves out what has its default."""
+        return self.defaults | dict(zip(self.all, args, strict=False)) | dict(kwargs)
+
+    def bind_public(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """The same for a call of the public function."""
+        bound = inspect.signature(self.function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        unset = {result.name for result in self.results if bound.arguments.get(result.name) is None}
+        return {name: value for name, value in bound.arguments.items() if name not in unset}
+
+    def arguments_of(self, call: Call) -> Call:
+        return {argument.name: call[argument.name] for argument in self.arguments}
+
+    def positional(self, call: Call) -> Call:
+        """The arguments as the operator has them."""
+        return self.arguments_of(call)
+
+    def empty_results(self, call: Call) -> Call:
+        """Those that the call does not give."""
+        return {result.name: result.empty(call) for result in self.results if result.name not in call}
+
+    def check_metadata(self, call: Call) -> None:
+        """Raises for wrong shapes, dtypes, devices and options; reads no address, so that it can be traced."""
+        for name, value in call.items():
+            self.all[name].check(value, call)
+
+    def check(self, call: Call) -> None:
+        """Raises for all that is wrong about a call, before anything is written."""
+        self.check_metadata(call)
+        written = [name for name in self.may_be if isinstance(call.get(name), Tensor)]
+        if not written:
+            return
+        for name in written:
+            checks.written(name, call[name])
+        tensors = {name: value for name, value in call.items() if isinstance(value, Tensor)}
+        for name in reversed(written):
+            for other, tensor in tensors.items():
+                if other != name:
+                    checks.apart(name, call[name], other, tensor, or_same=other in self.may_be[name])
+            del tensors[name]  # two that are written are compared once
+
+
+def is_written(parameter: Argument | Result) -> TypeGuard[Rows | Result]:
+    return isinstance(parameter, Result) or (isinstance(parameter, Rows) and parameter.written)

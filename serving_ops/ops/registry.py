@@ -1,0 +1,164 @@
+"""From a description to an operator of PyTorch: schemas, fakes, fallback and registration, the same for every op.
+
+The mutating overloads return nothing: PyTorch's functionalization takes operators that mutate, and operators
+that return fresh tensors, but not results that alias arguments.
+
+The `_..._fallback` operators serve the C++ kernels: what those do not take goes there, and the text that comes
+back is empty, or the message of an error (exceptions cross LibTorch's stable ABI only from torch 2.13 on).
+The `_..._refusal` operators take the same arguments and ask C++ why it would hand them over; empty where it would not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import string
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import counters, support
+from serving_ops.norm_spec import NormSpec
+from serving_ops.ops.description import Argument, Call, NormOp, Result, Rows, is_written
+from serving_ops.schemas import TAGS, library
+
+OPS: dict[str, NormOp] = {}
+"""The registered ops by name."""
+
+
+def find(name: str) -> NormOp:
+    """Raises ValueError for an unknown name."""
+    if name not in OPS:
+        raise ValueError(f"op is {name!r}: allowed are {', '.join(OPS)}")
+    return OPS[name]
+
+
+def register(op: NormOp) -> None:
+    """Define and implement `torch.ops.serving_ops.<op>`. The C++ library's implementations come before these."""
+    OPS[op.name] = op
+    if op.part_of is None:
+        counters.add_op(op.name)
+    for schema in schemas_of(op):
+        library.define(schema, tags=TAGS)
+        overload = schema.partition("(")[0]
+        library.impl(overload, _implementation(op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"serving_ops::{overload}", _fake(op), lib=library)
+    if op.in_cpp:
+        library.define(_handed_over(op, "fallback"))
+        library.define(_handed_over(op, "refusal", writes=False))
+        library.impl(f"_{op.name}_fallback", _fallback(op), "CompositeExplicitAutograd")
+
+
+def schemas_of(op: NormOp) -> tuple[str, ...]:
+    """Of the overload that makes its results, and of `.out`, which writes them."""
+    returned = ", ".join("Tensor" for _ in op.results)
+    schemas = [f"{op.name}({_declared(op, op.arguments)}) -> {returned if len(op.results) == 1 else f'({returned})'}"]
+    if op.results and op.has_out:
+        schemas.append(f"{op.name}.out({_declared(op, op.all.values())}) -> ()")
+    return tuple(schemas)
+
+
+def _handed_over(op: NormOp, to: str, *, writes: bool = True) -> str:
+    """The schema of a private operator of the same call: all in order, without defaults, as C++ passes them."""
+    letters = iter(string.ascii_lowercase) if writes else None
+    declared = ", ".join(f"{_type(parameter, letters)} {name}" for name, parameter in op.all.items())
+    return f"_{op.name}_{to}({declared}) -> str"
+
+
+def _declared(op: NormOp, parameters: Iterable[Argument | Result]) -> str:
+    letters = iter(string.ascii_lowercase)
+    words: list[str] = []
+    for parameter in parameters:
+        of_function = op.parameters[parameter.name]
+        if of_function.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        default = of_function.default
+        is_given = isinstance(parameter, Result) or default is inspect.Parameter.empty
+        text = f'"{default}"' if isinstance(default, str) else str(default)
+        words.append(f"{_type(parameter, letters)} {parameter.name}" + ("" if is_given else f"={text}"))
+    return ", ".join(words)
+
+
+def _type(parameter: Argument | Result, letters: Iterator[str] | None) -> str:
+    """With a letter, which no other has, where it is written."""
+    if letters is None or not is_written(parameter):
+        return parameter.type
+    return parameter.type.replace("Tensor", f"Tensor({next(letters)}!)")
+
+
+def _returned(results: Call) -> Any:
+    return next(iter(results.values())) if len(results) == 1 else tuple(results.values()) or None
+
+
+def _implementation(op: NormOp) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        call = op.bind(args, kwargs)
+        op.check(call)
+        made = op.empty_results(call)
+        _run(op, call | made)
+        return _returned(made)
+
+    return run
+
+
+def _fake(op: NormOp) -> Callable[..., Any]:
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        call = op.bind(args, kwargs)
+        op.check_metadata(call)
+        return _returned(op.empty_results(call))
+
+    return fake
+
+
+def _fallback(op: NormOp) -> Callable[..., str]:
+    """What C++ does not take: compiled and launched from here, or the reference; or the text of the error."""
+    run = _implementation(op)
+
+    def fallback(*args: Any) -> str:
+        try:
+            run(*args)
+        except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
+            return support.text_of(error)
+        return ""
+
+    return fallback
+
+
+def _run(op: NormOp, call: Call) -> None:
+    """Run a checked call that has all its results, on kernels or on the reference."""
+    kernels = op.run.get(call["x"].device.type)
+    reason = why_no_kernel(op, call) if kernels is None else kernels(**call)
+    if reason is None:
+        if op.part_of is None:
+            counters.count_kernel(op.name)
+        return
+    counters.count_reference(op.part_of or op.name, reason)
+    computed = op.formula(**op.arguments_of(call))
+    for result, tensor in zip(op.results, (computed,) if isinstance(computed, Tensor) else computed, strict=False):
+        call[result.name].copy_(tensor)
+
+
+def why_no_kernel(op: NormOp, call: Call) -> str | None:
+    """Why a checked call on a device without kernels in `op.run` goes to the reference; None where C++ takes it."""
+    x = call["x"]
+    if x.device.type != "cpu":
+        return f"no kernels for {x.device.type}"
+    if not op.in_cpp:
+        return "no kernels for it on cpu"
+    return support.why_not_cpu(op.name, *(call[name] for name in op.all)) or None
+
+
+def sample(spec: NormSpec, num_tokens: int = 1) -> Call:
+    """The arguments of one call that a layer may make, for the public function, by name. Raises ValueError as `find`.
+
+    Used by prewarm, by the engines' probes, and by tests and benches.
+    """
+    return {argument.name: argument.sample(spec, num_tokens) for argument in find(spec.op).arguments}
+
+
+def bytes_moved(op: NormOp, call: Call) -> int:
+    """The fewest that a call must move: each of its rows once each way. Vectors are left out: they stay in cache."""
+    call = call | op.empty_results(call)
+    ways = {a.name: a.read + a.written for a in op.arguments if isinstance(a, Rows)} | {r.name: 1 for r in op.results}
+    return sum(call[name].nbytes * count for name, count in ways.items() if call[name] is not None)
