@@ -22,30 +22,6 @@ def sample(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[T
     return rows((6, 128), dtype, device, 1), rows((6, 128), dtype, device, 2), rows((128,), dtype, device, 3)
 
 
-OPCHECKS: list[tuple[str, Callable[[Tensor, Tensor, Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]] = [
-    ("fused_add_rms_norm.default", lambda x, r, w: ((x, r, w), {})),
-    ("fused_add_rms_norm.default", lambda x, r, w: ((x, r, None, 1e-5), {"weight_offset": 1.0})),
-    ("add_rms_norm.default", lambda x, r, w: ((x, r[:, :128], w, 1e-5), {"weight_offset": 1.0})),
-    ("rms_norm.default", lambda x, r, w: ((x, w), {})),
-    ("rms_norm.default", lambda x, r, w: ((x[:, :64], w[:64].float()), {})),
-    ("rms_norm.out", lambda x, r, w: ((x, w), {"out": r})),
-    ("rms_norm_gated.default", lambda x, r, w: ((x, r, w), {"bias": w.clone(), "group_size": 32})),
-    ("rms_norm_gated.default", lambda x, r, w: ((x, None, None), {"activation": "sigmoid"})),
-    ("rms_norm_gated.out", lambda x, r, w: ((x, r, w), {"out": torch.empty_like(x), "norm_before_gate": False})),
-]
-
-
-@pytest.mark.parametrize(("name", "arguments"), OPCHECKS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_opcheck(device: torch.device, name: str, arguments: Any, dtype: torch.dtype) -> None:
-    op, overload = name.split(".")
-    args, kwargs = arguments(*sample(device, dtype))
-    if any(t is not None and t.dtype == torch.float32 for t in args[1:3]) and dtype == torch.float64:
-        pytest.skip("covered by bfloat16")
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(getattr(getattr(torch.ops.serving_ops, op), overload), args, kwargs, test_utils=tests)
-
-
 def compiled_code(function: Callable[..., Any], *args: Tensor) -> tuple[Any, str]:
     torch._dynamo.reset()
     result, code = run_and_get_code(torch.compile(function, fullgraph=True), *args)
@@ -143,23 +119,3 @@ def test_a_reload_of_the_package_registers_nothing_again() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, capture_output=True, text=True)
     assert not done.stderr
-
-
-def test_prewarm_reports_what_it_ran(device: torch.device) -> None:
-    specs = [
-        serving_ops.NormSpec("fused_add_rms_norm", 896, torch.bfloat16, torch.bfloat16, device),
-        serving_ops.NormSpec("rms_norm", 128, torch.bfloat16, None, device, heads=4, token_stride=1024),
-        serving_ops.NormSpec("rms_norm_gated", 128, torch.bfloat16, torch.float32, device, heads=4, has_bias=True),
-    ]
-    report = serving_ops.prewarm([*specs, specs[0]])
-    assert report.warmed == specs
-    assert not report.failed
-
-
-def test_a_failing_prewarm_is_reported_and_not_raised(device: torch.device) -> None:
-    bad = serving_ops.NormSpec("rms_norm", 128, torch.int32, None, device)
-    good = serving_ops.NormSpec("rms_norm", 128, torch.float16, None, device)
-    report = serving_ops.prewarm([bad, good])
-    assert list(report.failed) == [bad]
-    assert "int32" in report.failed[bad]
-    assert report.warmed == [good]

@@ -1,0 +1,101 @@
+"""Calls of every registered op, made from its description: what the tests of all ops run on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import NormSpec
+from serving_ops.ops import registry
+from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Vector
+
+OPS = list(registry.OPS.values())
+FLOATING = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def specs(op: NormOp, dtype: torch.dtype = torch.bfloat16, size: int = 128, *, pairs: bool = False) -> list[NormSpec]:
+    """A plain layer of the op, and one for each value of each of its options; pairs: and for each two of these."""
+    plain = NormSpec(op.name, size, dtype, dtype, torch.device("cpu"))
+    options = [list(_changes(argument, plain)) for argument in op.arguments]
+    changes = [{}, *itertools.chain.from_iterable(options)]
+    if pairs:
+        changes += [a | b for one, other in itertools.combinations(options, 2) for a in one for b in other]
+    return list(dict.fromkeys(dataclasses.replace(plain, **change) for change in changes))
+
+
+def _changes(argument: Any, plain: NormSpec) -> Iterator[dict[str, Any]]:
+    given = getattr(argument, "given", None)
+    if given is not None and hasattr(type(plain), given):
+        yield {given: not getattr(plain, given)}
+    if isinstance(argument, Vector) and given is None:
+        yield from ({"weight_dtype": dtype} for dtype in (torch.float32, None))
+    if isinstance(argument, Choice):
+        yield from ({argument.name: word} for word in argument.allowed)
+    elif isinstance(argument, Divisor):
+        yield {argument.field or argument.name: plain.size // next(d for d in (4, 7, 5, 1) if plain.size % d == 0)}
+    elif isinstance(argument, Flag):
+        yield {argument.name: not getattr(plain, argument.name)}
+    elif type(argument) is Number:
+        yield {argument.name: 0.5}
+
+
+def make(spec: NormSpec, device: torch.device, num_tokens: int = 5, seed: int = 0) -> dict[str, Any]:
+    """Arguments of one call of the public function, with random numbers."""
+    call = registry.sample(dataclasses.replace(spec, device=device), num_tokens)
+    for place, value in enumerate(call.values()):
+        if isinstance(value, Tensor):
+            randomise(value, 100 * seed + place)
+    return call
+
+
+def randomise(tensor: Tensor, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensor.copy_(torch.randn(tensor.shape, generator=generator))
+
+
+def copied(call: dict[str, Any]) -> dict[str, Any]:
+    """The same call on tensors of its own."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in call.items()}
+
+
+def results(op: NormOp, call: dict[str, Any]) -> dict[str, Tensor]:
+    """New tensors to write results to, all NaN, or all ones where the dtype has none."""
+    made = op.empty_results(call)
+    for tensor in made.values():
+        tensor.copy_(torch.full(tensor.shape, torch.nan) if tensor.dtype.is_floating_point else torch.ones(()))
+    return made
+
+
+def run(op: NormOp, call: dict[str, Any], **given: Tensor) -> dict[str, Tensor]:
+    """Call the public function; what it returned and what it wrote, by name."""
+    returned = op.function(**call, **given)
+    return collect(op, call, returned)
+
+
+def by_formula(op: NormOp, call: dict[str, Any]) -> dict[str, Tensor]:
+    """The same by the op's formula, on copies."""
+    call = copied(call)
+    return collect(op, call, op.formula(**call))
+
+
+def collect(op: NormOp, call: dict[str, Any], returned: Any) -> dict[str, Tensor]:
+    written = {name: call[name] for name in op.may_be if isinstance(call.get(name), Tensor)}
+    values = returned if isinstance(returned, tuple) else (returned,)
+    return written | dict(zip((result.name for result in op.results), values, strict=False))
+
+
+def exact(op: NormOp, call: dict[str, Any]) -> dict[str, Tensor]:
+    """The results in float64."""
+    return by_formula(
+        op, {name: value.double() if isinstance(value, Tensor) else value for name, value in call.items()}
+    )
+
+
+def values(op: NormOp, call: dict[str, Any], outcome: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What results stand for, to be compared with `exact`."""
+    return outcome
