@@ -10,6 +10,13 @@ RUN_TIME = [
 ]
 """Parameters of the norm kernels that Triton does not specialise on: see `variant`."""
 
+QUANT_RUN_TIME = [
+    *("x_ptr", "residual_ptr", "weight_ptr", "normed_ptr", "q_ptr", "scales_ptr", "num_rows", "inner"),
+    *(f"{tensor}_{stride}_stride" for tensor in ("x", "residual", "normed", "q") for stride in ("outer", "row")),
+    *("scales_row_stride", "scales_group_stride", "eps", "weight_offset"),
+]
+"""The same of the kernels that quantize."""
+
 
 @triton.jit
 def wait_for_kernel_before(PDL: tl.constexpr, OVERLAP: tl.constexpr):
@@ -75,21 +82,28 @@ def split_rows(rows, inner, FLAT: tl.constexpr):
 
 
 @triton.jit
-def columns_at(start_ptr, columns, ALIGNED: tl.constexpr):
+def columns_at(start_ptr, columns, ALIGNED: tl.constexpr, BYTES: tl.constexpr = 16):
     """Pointers to the columns of what starts at `start_ptr`: a row, or a parameter."""
     ptrs = start_ptr + columns
     if ALIGNED:
-        ptrs = tl.multiple_of(ptrs, 16)
+        ptrs = tl.multiple_of(ptrs, BYTES)
     return ptrs
 
 
 @triton.jit
-def tile_at(ptr, outer, outer_stride, rows, row_stride, columns, ALIGNED: tl.constexpr):
+def tile_at(ptr, outer, outer_stride, rows, row_stride, columns, ALIGNED: tl.constexpr, BYTES: tl.constexpr = 16):
     """Pointers to the columns of several rows."""
     ptrs = ptr + (outer * outer_stride + rows * row_stride)[:, None] + columns[None, :]
     if ALIGNED:
-        ptrs = tl.multiple_of(ptrs, [1, 16])
+        ptrs = tl.multiple_of(ptrs, [1, BYTES])
     return ptrs
+
+
+@triton.jit
+def elements_of_16_bytes(ptr):
+    """As many elements a thread reads at a time. It writes as many results of a byte, aligned to as many bytes: so the
+    elements lie in the registers as those of a plain norm do, and are summed in the same order."""
+    return 128 // ptr.dtype.element_ty.primitive_bitwidth
 
 
 @triton.jit

@@ -1,10 +1,161 @@
-"""How a kernel writes what it has computed in fp32: one function for each form of the result."""
+"""How a kernel writes what it has computed: one function for each form of the result.
+
+A quantized result starts from values that are rounded to x's dtype, so that it has the bits of a norm followed by a
+quantization. A scale is amax / 448 (FP8 E4M3) or amax / 127 (INT8). It is at least `TOKEN_SCALE_FLOOR` for FP8 with a
+scale a row, and the scale of `AMAX_FLOOR` otherwise. All divisions are rounded correctly. NaN makes the scale NaN.
+"""
 
 import triton
 import triton.language as tl
+
+FP32, POWER_OF_2, UE8M0 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+"""Forms of a scale: as computed; rounded up to a power of 2; that power's exponent, four packed in an int32."""
+
+FP8_MAX = tl.constexpr(448.0)
+INT8_MAX = tl.constexpr(127.0)
+AMAX_FLOOR = tl.constexpr(1e-10)
+TOKEN_SCALE_FLOOR = tl.constexpr(1.0 / (448.0 * 512.0))
+_INTEGERS = tl.constexpr(12582912.0)  # 1.5 * 2**23: fp32 has no fractions there, so adding it rounds to nearest even
 
 
 @triton.jit
 def put_rounded(ptrs, values, mask, CACHE: tl.constexpr = ""):
     """Round to the dtype of what is written, to nearest even."""
     tl.store(ptrs, values.to(ptrs.dtype.element_ty), mask=mask, cache_modifier=CACHE)
+
+
+@triton.jit
+def larger(a, b):
+    """The larger of two; NaN where one is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest(values, axis: tl.constexpr):
+    """The largest magnitude along an axis; NaN where there is one."""
+    return tl.reduce(tl.abs(values.to(tl.float32)), axis, larger)
+
+
+@triton.jit
+def _exact_quotient(values, DIVISOR: tl.constexpr):
+    """values / DIVISOR in fp32, rounded correctly where it is a normal number, and infinite for infinity."""
+    RECIPROCAL: tl.constexpr = 1.0 / DIVISOR
+    quotient = values * RECIPROCAL
+    quotient = tl.fma(tl.fma(-quotient, DIVISOR + tl.zeros_like(values), values), RECIPROCAL, quotient)
+    return tl.where(values == float("inf"), values, quotient)
+
+
+@triton.jit
+def scale_of(amax, dtype: tl.constexpr, WHOLE_ROW: tl.constexpr, FORM: tl.constexpr):
+    """The scale in fp32 of values of at most `amax`: what they are divided by."""
+    if dtype == tl.int8:
+        scale = _exact_quotient(larger(amax, AMAX_FLOOR), INT8_MAX)
+    elif WHOLE_ROW:
+        scale = larger(_exact_quotient(amax, FP8_MAX), TOKEN_SCALE_FLOOR)
+    else:
+        scale = _exact_quotient(larger(amax, AMAX_FLOOR), FP8_MAX)
+    if FORM != FP32:
+        bits = scale.to(tl.int32, bitcast=True)
+        power = ((bits + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
+        scale = tl.where(scale == scale, power, scale)
+    return scale
+
+
+@triton.jit
+def divided(values, scale, FORM: tl.constexpr):
+    """values / scale in fp32, rounded correctly, for a scale of `scale_of`: a division a scale, not one an element."""
+    finite = tl.where(scale == float("inf"), 0.0, scale)  # 0 leaves a quotient by infinity as it is
+    reciprocal = 1.0 / scale
+    reciprocal = tl.fma(tl.fma(-finite, reciprocal, 1.0), reciprocal, reciprocal)
+    values = values.to(tl.float32)
+    quotient = values * reciprocal
+    if FORM == FP32:
+        quotient = tl.fma(-tl.fma(quotient, finite, -values), reciprocal, quotient)  # so that -0 stays -0
+    return quotient
+
+
+@triton.jit
+def divided_by_given(values, scale):
+    """values / scale in fp32, for a scale of 2**-60 to 2**60 rounded correctly up to 1024, where every form saturates;
+    otherwise within two units in the last place."""
+    values = values.to(tl.float32)
+    exact = divided(values, scale, FP32)
+    exact_below = tl.where((scale > 2.0**-60) & (scale < 2.0**60), 1024.0, 0.0)
+    return tl.where(tl.abs(exact) < exact_below, exact, values / scale)
+
+
+@triton.jit
+def put_quantized(ptrs, quotients, mask, SATURATE: tl.constexpr, CACHE: tl.constexpr = ""):
+    """Round to nearest even. FP8's conversion saturates; SATURATE: quotients may exceed the range of INT8."""
+    if ptrs.dtype.element_ty == tl.int8:
+        if SATURATE:
+            quotients = tl.clamp(quotients, -128.0, 127.0)
+        values = (quotients + _INTEGERS).to(tl.int32, bitcast=True).to(tl.int8)
+    else:
+        values = quotients.to(tl.float8e4nv)
+    tl.store(ptrs, values, mask=mask, cache_modifier=CACHE)
+
+
+@triton.jit
+def _exponent(scale):
+    return (scale.to(tl.int32, bitcast=True) >> 23) & 0xFF
+
+
+@triton.jit
+def put_scales(
+    scales_ptr,
+    scales,  # (ROWS * GROUPS,)
+    first_row,
+    num_rows,
+    row_stride,
+    group_stride,
+    num_groups,  # of a row; the rest of GROUPS are padding
+    GROUPS: tl.constexpr,
+    FORM: tl.constexpr,
+):
+    """Write the scales of rows. For UE8M0 a word holds four groups and the strides count words; bytes of a row's last
+    word that have no group are zero."""
+    LANES: tl.constexpr = min(GROUPS, 4) if FORM == UE8M0 else 1
+    WORDS: tl.constexpr = GROUPS // LANES
+    if FORM == UE8M0:
+        group = tl.arange(0, scales.shape[0]) % GROUPS
+        exponents = tl.where(group < num_groups, _exponent(scales), 0) << (group % LANES * 8)
+        scales = tl.sum(tl.reshape(exponents, (scales.shape[0] // LANES, LANES)), axis=1)
+    place = tl.arange(0, scales.shape[0])
+    row = first_row + place // WORDS
+    word = place % WORDS
+    mask = (row < num_rows) & (word * LANES < num_groups)
+    tl.store(scales_ptr + row * row_stride + word * group_stride, scales, mask=mask)
+
+
+@triton.jit
+def quantize_groups(
+    q_ptrs,  # like values
+    values,  # (BLOCK_N,) or (ROWS, BLOCK_N), rounded to x's dtype; zero or NaN outside the mask
+    mask,  # like values
+    first_row,  # int64
+    num_rows,
+    scales_ptr,
+    scales_row_stride,
+    scales_group_stride,
+    num_groups,
+    GROUP: tl.constexpr,  # columns of a scale, BLOCK_N for whole rows
+    WHOLE_ROW: tl.constexpr,
+    FORM: tl.constexpr,
+    CACHE: tl.constexpr = "",
+):
+    """Quantize with a scale a group, and write the scales."""
+    parts = tl.reshape(values, (values.numel // GROUP, GROUP))
+    scales = scale_of(largest(parts, 1), q_ptrs.dtype.element_ty, WHOLE_ROW, FORM)
+    quotients = divided(parts, scales[:, None], FORM)
+    put_quantized(q_ptrs, tl.reshape(quotients, values.shape), mask, False, CACHE)
+    put_scales(
+        scales_ptr, scales, first_row, num_rows, scales_row_stride, scales_group_stride,
+        num_groups, values.shape[-1] // GROUP, FORM,
+    )  # fmt: skip
+
+
+@triton.jit
+def put_scale(scale_ptr, scale, FORM: tl.constexpr):
+    """Write the one scale of a row."""
+    tl.store(scale_ptr, _exponent(scale) if FORM == UE8M0 else scale)

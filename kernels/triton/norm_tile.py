@@ -3,15 +3,67 @@
 import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
+    QUANT_RUN_TIME,
     RUN_TIME,
     columns_at,
+    elements_of_16_bytes,
     pairwise_sum,
     split_rows,
     tile_at,
     wait_for_kernel_before,
 )
-from serving_ops.kernels.triton.epilogue import put_rounded
+from serving_ops.kernels.triton.epilogue import divided_by_given, put_quantized, put_rounded, quantize_groups
 from serving_ops.kernels.triton.finish import finish
+
+
+@triton.jit
+def normed_tile(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    total_ptr,
+    num_rows,
+    inner,
+    x_outer_stride,
+    x_row_stride,
+    residual_outer_stride,
+    residual_row_stride,
+    eps,
+    weight_offset,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LOG2_BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    FLAT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    WEIGHT_IN_FP32: tl.constexpr,
+    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """This program's rows, normalised and weighted in fp32, with x + residual written; their places and their mask."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_N)
+    mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
+    outer, row = split_rows(rows, inner, FLAT)
+    weight_columns = columns_at(weight_ptr, columns, ALIGNED)
+    wait_for_kernel_before(PDL, OVERLAP)
+    x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, columns, ALIGNED), mask=mask, other=0.0)
+    s = x.to(tl.float32)
+    if HAS_RESIDUAL:
+        residual_tile = tile_at(residual_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
+        residual = tl.load(residual_tile, mask=mask, other=0.0)
+        s += residual.to(tl.float32)
+    weight = None
+    if HAS_WEIGHT:
+        weight = tl.load(weight_columns, mask=columns < N, other=0.0)[None, :]
+    rstd = tl.rsqrt(pairwise_sum(s * s, ROWS, BLOCK_N, LOG2_BLOCK_N) / N + eps)
+    normed = s * rstd[:, None]
+    if HAS_RESIDUAL:
+        total_tile = tile_at(total_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
+        put_rounded(total_tile, s, mask)
+    return finish(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype), outer, row, columns, mask
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -43,25 +95,67 @@ def norm_tile_kernel(
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK_N)
-    mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
-    outer, row = split_rows(rows, inner, FLAT)
-    weight_columns = columns_at(weight_ptr, columns, ALIGNED)
-    wait_for_kernel_before(PDL, OVERLAP)
-    x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, columns, ALIGNED), mask=mask, other=0.0)
-    s = x.to(tl.float32)
-    if HAS_RESIDUAL:
-        residual_tile = tile_at(residual_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
-        residual = tl.load(residual_tile, mask=mask, other=0.0)
-        s += residual.to(tl.float32)
-    weight = None
-    if HAS_WEIGHT:
-        weight = tl.load(weight_columns, mask=columns < N, other=0.0)[None, :]
-    rstd = tl.rsqrt(pairwise_sum(s * s, ROWS, BLOCK_N, LOG2_BLOCK_N) / N + eps)
-    normed = s * rstd[:, None]
-    if HAS_RESIDUAL:
-        total_tile = tile_at(total_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
-        put_rounded(total_tile, s, mask)
-    normed = finish(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype)
+    normed, outer, row, columns, mask = normed_tile(
+        x_ptr, residual_ptr, weight_ptr, total_ptr, num_rows, inner,
+        x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, eps, weight_offset,
+        N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
+    )  # fmt: skip
     put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, columns, ALIGNED), normed, mask)
+
+
+@triton.jit(do_not_specialize=QUANT_RUN_TIME)
+def norm_tile_quant_kernel(
+    x_ptr,  # (num_rows, N)
+    residual_ptr,  # (num_rows, N), becomes x + residual; if HAS_RESIDUAL
+    weight_ptr,  # (N,), if HAS_WEIGHT
+    normed_ptr,  # (num_rows, N), the result before it is quantized, may be x; if HAS_NORMED
+    q_ptr,  # (num_rows, N), of FP8 E4M3 or INT8
+    scales_ptr,  # (num_rows, N // GROUP), written; one scale, read, if GROUP is 0
+    num_rows: tl.int32,
+    inner: tl.int32,  # rows in the inner of two leading dimensions
+    x_outer_stride: tl.int64,
+    x_row_stride: tl.int64,
+    residual_outer_stride: tl.int64,
+    residual_row_stride: tl.int64,
+    normed_outer_stride: tl.int64,
+    normed_row_stride: tl.int64,
+    q_outer_stride: tl.int64,
+    q_row_stride: tl.int64,
+    scales_row_stride: tl.int64,  # of rows in one leading dimension
+    scales_group_stride: tl.int64,
+    eps: tl.float32,
+    weight_offset: tl.float32,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LOG2_BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUP: tl.constexpr,  # columns of a scale: N, fewer, or 0 where the scale is given
+    FORM: tl.constexpr,  # of a scale
+    FLAT: tl.constexpr,  # one leading dimension: rows need no division
+    ALIGNED: tl.constexpr,  # every row starts on 16 bytes; of q, on as many elements
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_NORMED: tl.constexpr,
+    WEIGHT_IN_FP32: tl.constexpr,
+    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,  # the grid leaves room for the next
+):
+    normed, outer, row, columns, mask = normed_tile(
+        x_ptr, residual_ptr, weight_ptr, residual_ptr, num_rows, inner,
+        x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, eps, weight_offset,
+        N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
+    )  # fmt: skip
+    values = normed.to(x_ptr.dtype.element_ty)
+    if HAS_NORMED:
+        normed_tile_ptrs = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, columns, ALIGNED)
+        tl.store(normed_tile_ptrs, values, mask=mask)
+    q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, columns, ALIGNED, elements_of_16_bytes(x_ptr))
+    if GROUP == 0:
+        put_quantized(q_tile, divided_by_given(values, tl.load(scales_ptr)), mask, True)
+    else:
+        WIDTH: tl.constexpr = BLOCK_N if GROUP == N else GROUP
+        first_row = tl.program_id(0).to(tl.int64) * ROWS
+        quantize_groups(
+            q_tile, values, mask, first_row, num_rows,
+            scales_ptr, scales_row_stride, scales_group_stride, N // GROUP, WIDTH, GROUP == N, FORM,
+        )  # fmt: skip

@@ -7,12 +7,25 @@ rest is read backwards, newest first, and results are stored as what will not be
 import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
+    QUANT_RUN_TIME,
     RUN_TIME,
     columns_at,
+    elements_of_16_bytes,
     split_rows,
     wait_for_kernel_before,
 )
-from serving_ops.kernels.triton.epilogue import put_rounded
+from serving_ops.kernels.triton.epilogue import (
+    UE8M0,
+    divided,
+    divided_by_given,
+    larger,
+    largest,
+    put_quantized,
+    put_rounded,
+    put_scale,
+    quantize_groups,
+    scale_of,
+)
 from serving_ops.kernels.triton.finish import finish
 
 
@@ -30,25 +43,73 @@ def _sum(x, residual, HAS_RESIDUAL: tl.constexpr):
 
 
 @triton.jit
-def _store(
-    s,
-    rstd,
-    total_row,
-    weight_ptr,
-    out_row,
-    columns,
-    mask,
-    weight_offset,
-    ALIGNED: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    WEIGHT_IN_FP32: tl.constexpr,
-):
+def _finished(
+    s, rstd, weight_ptr, columns, mask, weight_offset, dtype: tl.constexpr,
+    ALIGNED: tl.constexpr, HAS_WEIGHT: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr,
+):  # fmt: skip
     weight = None
     normed = s * rstd
     if HAS_WEIGHT:
         weight = _load(weight_ptr, columns, mask, ALIGNED, "evict_last")
-    normed = finish(normed, weight, weight_offset, WEIGHT_IN_FP32, out_row.dtype.element_ty)
+    return finish(normed, weight, weight_offset, WEIGHT_IN_FP32, dtype)
+
+
+@triton.jit
+def _rows_at(
+    x_ptr, residual_ptr, total_ptr, inner, x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride,
+    FLAT: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """Where this program's rows of x, residual and total start, and its place in another tensor's rows."""
+    outer, row = split_rows(tl.program_id(0), inner, FLAT)
+    x_row = x_ptr + outer * x_outer_stride + row * x_row_stride
+    residual_row = x_row
+    total_row = x_row
+    if HAS_RESIDUAL:
+        residual_offset = outer * residual_outer_stride + row * residual_row_stride
+        residual_row = residual_ptr + residual_offset
+        total_row = total_ptr + residual_offset
+    return x_row, residual_row, total_row, outer, row
+
+
+@triton.jit
+def _load_sum(
+    x_row, residual_row, columns, mask,
+    ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EVICTION: tl.constexpr,
+):  # fmt: skip
+    """x and the residual (or x again), and their sum in fp32."""
+    x = _load(x_row, columns, mask, ALIGNED, EVICTION)
+    residual = x
+    if HAS_RESIDUAL:
+        residual = _load(residual_row, columns, mask, ALIGNED, EVICTION)
+    return x, residual, _sum(x, residual, HAS_RESIDUAL)
+
+
+@triton.jit
+def _first_pass(
+    x_row, residual_row, eps,
+    N: tl.constexpr, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, BLOCKS: tl.constexpr,
+    ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """The row's rstd, and x and the residual of the columns that are kept."""
+    squares = tl.zeros((BLOCK_N,), tl.float32)
+    for block in range(BLOCKS):
+        columns = KEPT_N + block * BLOCK_N + tl.arange(0, BLOCK_N)
+        _, _, s = _load_sum(x_row, residual_row, columns, columns < N, ALIGNED, HAS_RESIDUAL, "evict_last")
+        squares += s * s
+    kept = tl.arange(0, KEPT_N)
+    kept_x, kept_residual, s = _load_sum(x_row, residual_row, kept, kept < N, ALIGNED, HAS_RESIDUAL, "evict_first")
+    return tl.rsqrt((tl.sum(squares, axis=0) + tl.sum(s * s, axis=0)) / N + eps), kept_x, kept_residual
+
+
+@triton.jit
+def _store(
+    s, rstd, total_row, weight_ptr, out_row, columns, mask, weight_offset,
+    ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr,
+):  # fmt: skip
+    normed = _finished(
+        s, rstd, weight_ptr, columns, mask, weight_offset, out_row.dtype.element_ty,
+        ALIGNED, HAS_WEIGHT, WEIGHT_IN_FP32,
+    )  # fmt: skip
     if HAS_RESIDUAL:
         put_rounded(columns_at(total_row, columns, ALIGNED), s, mask, ".cs")
     put_rounded(columns_at(out_row, columns, ALIGNED), normed, mask, ".cs")
@@ -82,35 +143,17 @@ def norm_wide_kernel(
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
-    outer, row = split_rows(tl.program_id(0), inner, FLAT)
-    x_row = x_ptr + outer * x_outer_stride + row * x_row_stride
-    residual_row = x_row
-    total_row = x_row
-    if HAS_RESIDUAL:
-        residual_offset = outer * residual_outer_stride + row * residual_row_stride
-        residual_row = residual_ptr + residual_offset
-        total_row = total_ptr + residual_offset
+    x_row, residual_row, total_row, outer, row = _rows_at(
+        x_ptr, residual_ptr, total_ptr, inner, x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride,
+        FLAT, HAS_RESIDUAL,
+    )  # fmt: skip
     out_row = out_ptr + outer * out_outer_stride + row * out_row_stride
     BLOCKS: tl.constexpr = (N - KEPT_N + BLOCK_N - 1) // BLOCK_N
     wait_for_kernel_before(PDL, OVERLAP)
-
-    squares = tl.zeros((BLOCK_N,), tl.float32)
-    for block in range(BLOCKS):
-        columns = KEPT_N + block * BLOCK_N + tl.arange(0, BLOCK_N)
-        x = _load(x_row, columns, columns < N, ALIGNED, "evict_last")
-        residual = x
-        if HAS_RESIDUAL:
-            residual = _load(residual_row, columns, columns < N, ALIGNED, "evict_last")
-        s = _sum(x, residual, HAS_RESIDUAL)
-        squares += s * s
+    rstd, kept_x, kept_residual = _first_pass(
+        x_row, residual_row, eps, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED, HAS_RESIDUAL
+    )
     kept = tl.arange(0, KEPT_N)
-    kept_x = _load(x_row, kept, kept < N, ALIGNED, "evict_first")
-    kept_residual = kept_x
-    if HAS_RESIDUAL:
-        kept_residual = _load(residual_row, kept, kept < N, ALIGNED, "evict_first")
-    kept_s = _sum(kept_x, kept_residual, HAS_RESIDUAL)
-    rstd = tl.rsqrt((tl.sum(squares, axis=0) + tl.sum(kept_s * kept_s, axis=0)) / N + eps)
-
     # The sum is computed anew: kept in fp32 it would take twice the registers, and the residual holds it rounded.
     kept_s = _sum(kept_x, kept_residual, HAS_RESIDUAL)
     _store(
@@ -119,12 +162,145 @@ def norm_wide_kernel(
     )  # fmt: skip
     for block in range(BLOCKS):
         columns = KEPT_N + (BLOCKS - 1 - block) * BLOCK_N + tl.arange(0, BLOCK_N)
-        x = _load(x_row, columns, columns < N, ALIGNED, "evict_first")
-        residual = x
-        if HAS_RESIDUAL:
-            residual = _load(residual_row, columns, columns < N, ALIGNED, "evict_first")
-        s = _sum(x, residual, HAS_RESIDUAL)
+        _, _, s = _load_sum(x_row, residual_row, columns, columns < N, ALIGNED, HAS_RESIDUAL, "evict_first")
         _store(
             s, rstd, total_row, weight_ptr, out_row, columns, columns < N, weight_offset,
             ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32,
+        )  # fmt: skip
+
+
+@triton.jit
+def _largest_of_row(
+    kept_x, kept_residual, x_row, residual_row, rstd, weight_ptr, weight_offset, dtype: tl.constexpr,
+    N: tl.constexpr, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, BLOCKS: tl.constexpr,
+    ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr,
+):  # fmt: skip
+    """A pass over the row for the largest magnitude of its result, newest columns first."""
+    kept = tl.arange(0, KEPT_N)
+    kept_s = _sum(kept_x, kept_residual, HAS_RESIDUAL)
+    kept_normed = _finished(
+        kept_s, rstd, weight_ptr, kept, kept < N, weight_offset, dtype, ALIGNED, HAS_WEIGHT, WEIGHT_IN_FP32
+    )  # fmt: skip
+    amax = largest(kept_normed.to(dtype), 0)
+    magnitudes = tl.zeros((BLOCK_N,), tl.float32)
+    for block in range(BLOCKS):
+        columns = KEPT_N + (BLOCKS - 1 - block) * BLOCK_N + tl.arange(0, BLOCK_N)
+        mask = columns < N
+        _, _, s = _load_sum(x_row, residual_row, columns, mask, ALIGNED, HAS_RESIDUAL, "evict_last")
+        normed = _finished(
+            s, rstd, weight_ptr, columns, mask, weight_offset, dtype, ALIGNED, HAS_WEIGHT, WEIGHT_IN_FP32
+        )  # fmt: skip
+        magnitudes = larger(magnitudes, tl.abs(normed.to(dtype).to(tl.float32)))
+    return larger(amax, largest(magnitudes, 0))
+
+
+@triton.jit
+def _quantize(
+    s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, first, mask, scales_ptr, scales_group_stride,
+    weight_offset, dtype: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
+    GROUP: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_NORMED: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr, Q_BYTES: tl.constexpr,
+):  # fmt: skip
+    """Write WIDTH columns from `first` on: the sum, the result, its quantization and, of groups, the scales."""
+    columns = first + tl.arange(0, WIDTH)
+    normed = _finished(
+        s, rstd, weight_ptr, columns, mask, weight_offset, dtype, ALIGNED, HAS_WEIGHT, WEIGHT_IN_FP32
+    )  # fmt: skip
+    values = normed.to(dtype)
+    if HAS_RESIDUAL:
+        put_rounded(columns_at(residual_row, columns, ALIGNED), s, mask, ".cs")
+    if HAS_NORMED:
+        tl.store(columns_at(normed_row, columns, ALIGNED), values, mask=mask, cache_modifier=".cs")
+    q_columns = columns_at(q_row, columns, ALIGNED, Q_BYTES)
+    if GROUP == 0:
+        put_quantized(q_columns, divided_by_given(values, scale), mask, True, ".cs")
+    elif GROUP == N:
+        put_quantized(q_columns, divided(values, scale, FORM), mask, False, ".cs")
+    else:
+        GROUPS_A_PLACE: tl.constexpr = 4 if FORM == UE8M0 else 1
+        first_place = first // (GROUP * GROUPS_A_PLACE)
+        quantize_groups(
+            q_columns, values, mask, 0, 1, scales_ptr + first_place * scales_group_stride, 0, scales_group_stride,
+            (N - first) // GROUP, GROUP, False, FORM, ".cs",
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=QUANT_RUN_TIME)
+def norm_wide_quant_kernel(
+    x_ptr,  # (num_rows, N)
+    residual_ptr,  # (num_rows, N), becomes x + residual; if HAS_RESIDUAL
+    weight_ptr,  # (N,), if HAS_WEIGHT
+    normed_ptr,  # (num_rows, N), the result before it is quantized, may be x; if HAS_NORMED
+    q_ptr,  # (num_rows, N), of FP8 E4M3 or INT8
+    scales_ptr,  # (num_rows, N // GROUP), written; one scale, read, if GROUP is 0
+    num_rows: tl.int32,
+    inner: tl.int32,  # rows in the inner of two leading dimensions
+    x_outer_stride: tl.int64,
+    x_row_stride: tl.int64,
+    residual_outer_stride: tl.int64,
+    residual_row_stride: tl.int64,
+    normed_outer_stride: tl.int64,
+    normed_row_stride: tl.int64,
+    q_outer_stride: tl.int64,
+    q_row_stride: tl.int64,
+    scales_row_stride: tl.int64,  # of rows in one leading dimension
+    scales_group_stride: tl.int64,
+    eps: tl.float32,
+    weight_offset: tl.float32,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KEPT_N: tl.constexpr,  # columns kept in registers, at most N
+    GROUP: tl.constexpr,  # columns of a scale: N, fewer, or 0 where the scale is given
+    FORM: tl.constexpr,  # of a scale
+    FLAT: tl.constexpr,  # one leading dimension: rows need no division
+    ALIGNED: tl.constexpr,  # every row starts on 16 bytes; of q, on as many elements
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_NORMED: tl.constexpr,
+    WEIGHT_IN_FP32: tl.constexpr,
+    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,  # the grid leaves room for the next
+):
+    x_row, residual_row, _total_row, outer, row = _rows_at(
+        x_ptr, residual_ptr, residual_ptr, inner,
+        x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, FLAT, HAS_RESIDUAL,
+    )  # fmt: skip
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    normed_row = normed_ptr + outer * normed_outer_stride + row * normed_row_stride
+    q_row = q_ptr + outer * q_outer_stride + row * q_row_stride
+    BLOCKS: tl.constexpr = (N - KEPT_N + BLOCK_N - 1) // BLOCK_N
+    Q_BYTES: tl.constexpr = elements_of_16_bytes(x_ptr)
+    wait_for_kernel_before(PDL, OVERLAP)
+    rstd, kept_x, kept_residual = _first_pass(
+        x_row, residual_row, eps, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED, HAS_RESIDUAL
+    )
+    scale = rstd
+    if GROUP == 0:
+        scale = tl.load(scales_ptr)
+    else:
+        scales_ptr += tl.program_id(0).to(tl.int64) * scales_row_stride
+    if GROUP == N:
+        amax = _largest_of_row(
+            kept_x, kept_residual, x_row, residual_row, rstd, weight_ptr, weight_offset, dtype,
+            N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32,
+        )  # fmt: skip
+        scale = scale_of(amax, q_ptr.dtype.element_ty, True, FORM)
+        put_scale(scales_ptr, scale, FORM)
+    kept_s = _sum(kept_x, kept_residual, HAS_RESIDUAL)
+    _quantize(
+        kept_s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, 0, tl.arange(0, KEPT_N) < N,
+        scales_ptr, scales_group_stride, weight_offset, dtype, KEPT_N, N,
+        GROUP, FORM, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, Q_BYTES,
+    )  # fmt: skip
+    for block in range(BLOCKS):
+        # Newest first: backwards after the first pass, forwards after the pass for the largest.
+        first = KEPT_N + (block if GROUP == N else BLOCKS - 1 - block) * BLOCK_N
+        mask = first + tl.arange(0, BLOCK_N) < N
+        _, _, s = _load_sum(
+            x_row, residual_row, first + tl.arange(0, BLOCK_N), mask, ALIGNED, HAS_RESIDUAL, "evict_first"
+        )  # fmt: skip
+        _quantize(
+            s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, first, mask,
+            scales_ptr, scales_group_stride, weight_offset, dtype, BLOCK_N, N,
+            GROUP, FORM, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, Q_BYTES,
         )  # fmt: skip

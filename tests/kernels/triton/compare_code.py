@@ -91,12 +91,21 @@ def call_norms() -> Iterator[str]:
         yield f"gated={gated} {count}x{group} {dtype} before={before} bias={bias}"
 
 
-def compiled(kernel: Any, options: dict[str, Any], plan: Any, pointers: Any, constants: Any) -> Any:
+def compiled(
+    kernel: Any, options: dict[str, Any], plan: Any, pointers: Any, constants: Any, capability: int = 90
+) -> Any:
     import torch
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    of_pointer = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+    of_pointer = {
+        torch.bfloat16: "*bf16",
+        torch.float16: "*fp16",
+        torch.float32: "*fp32",
+        torch.float8_e4m3fn: "*fp8e4nv",
+        torch.int8: "*i8",
+        torch.int32: "*i32",
+    }
     names, annotations = kernel.arg_names, kernel.fn.__annotations__
     values = dict(zip(names[-len(constants) :], constants, strict=True))
     signature = {name: of_pointer[tensor.dtype] for name, tensor in zip(names, pointers, strict=False)}
@@ -105,7 +114,8 @@ def compiled(kernel: Any, options: dict[str, Any], plan: Any, pointers: Any, con
     signature |= dict.fromkeys(values, "constexpr")
     places = {(names.index(name),): value for name, value in values.items()}
     source = ASTSource(fn=kernel, signature={name: signature[name] for name in names}, constexprs=places)
-    return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": plan.num_warps, **options})
+    options = {"num_warps": plan.num_warps, **options}
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def figures(ptx: str, cubin: str) -> str:

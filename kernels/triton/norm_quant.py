@@ -1,0 +1,113 @@
+"""`rms_norm_quant` and `fused_add_rms_norm_quant` on CUDA: from a plan to one launch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from serving_ops.kernels.triton import epilogue
+from serving_ops.kernels.triton.launch import Launcher, Plan
+from serving_ops.kernels.triton.norm import Rows, strides_of
+from serving_ops.kernels.triton.norm_row import norm_row_quant_kernel
+from serving_ops.kernels.triton.norm_tile import norm_tile_quant_kernel
+from serving_ops.kernels.triton.norm_wide import norm_wide_quant_kernel
+from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
+
+_LAUNCHERS = {
+    "row": Launcher(norm_row_quant_kernel, enable_fp_fusion=True),
+    "tile": Launcher(norm_tile_quant_kernel, enable_fp_fusion=False),  # as `norm`
+    "wide": Launcher(norm_wide_quant_kernel, enable_fp_fusion=True),
+}
+_FORMS = {"fp32": epilogue.FP32, "fp32_power_of_2": epilogue.POWER_OF_2, "ue8m0": epilogue.UE8M0}
+
+
+class QuantFormat(Protocol):
+    """As `serving_ops.QuantFormat`."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...  # float8_e4m3fn or int8
+    @property
+    def granularity(self) -> str: ...  # "tensor", "token" or "group"
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def scale_format(self) -> str: ...  # "fp32", "fp32_power_of_2" or "ue8m0"
+
+
+def scales_shape(fmt: QuantFormat, num_rows: int, size: int) -> tuple[int, int]:
+    """Of the scales that a norm of (num_rows, size) writes; a word of UE8M0 holds four."""
+    scales = size // fmt.group_size if fmt.granularity == "group" else 1
+    return num_rows, -(-scales // 4) if fmt.scale_format == "ue8m0" else scales
+
+
+def run_norm_quant(
+    x: Tensor,  # (..., N)
+    residual: Tensor | None,  # like x; becomes x + residual
+    weight: Tensor | None,  # (N,)
+    normed: Tensor | None,  # like x; written, may be x
+    q: Tensor,  # the shape of x, fmt.dtype; written
+    scales: Tensor,  # `scales_shape`, any strides; written. granularity "tensor": one fp32 element, read
+    eps: float,
+    weight_offset: float,
+    fmt: QuantFormat,
+    rows: Rows,  # of x, residual (or x again), normed (or x again) and q
+    plan: Plan,
+    pdl: bool,
+    fetch_residual: bool = False,
+) -> None:
+    """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1.
+
+    The normalised row is rounded to x's dtype, and its quantization has the bits of one that follows `run_norm` with
+    the same plan.
+    """
+    size = x.shape[-1]
+    flat = rows.inner == rows.num_rows
+    in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
+    aligned = starts_aligned((x, residual, normed), (weight,), size) and _starts_like(q, x)
+    flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
+    group = {"tensor": 0, "token": size, "group": fmt.group_size}[fmt.granularity]
+    scale_strides = (0, 0) if fmt.granularity == "tensor" else scales.stride()
+    fetch = fetch_residual and residual is not None and pdl and plan.overlap and aligned
+    tile = (plan.block_n.bit_length() - 1, plan.rows_per_program)
+    of_kernel = {"row": (), "tile": tile, "wide": (plan.kept_n,)}[plan.kernel]
+    form = _FORMS[fmt.scale_format].value
+    flags |= _quant_flags(int8=fmt.dtype == torch.int8, form=form, normed=normed is not None, fetch=fetch)
+    _LAUNCHERS[plan.kernel](
+        Variant(flags, size, group),
+        plan,
+        (-(-rows.num_rows // plan.rows_per_program), 1, 1),
+        (x, *(x if tensor is None else tensor for tensor in (residual, weight, normed)), q, scales),
+        (rows.num_rows, rows.inner, *strides_of(rows), *scale_strides, eps, weight_offset),
+        (
+            size,
+            plan.block_n,
+            *of_kernel,
+            group,
+            form,
+            flat,
+            aligned,
+            residual is not None,
+            weight is not None,
+            normed is not None,
+            in_fp32,
+            pdl,
+            plan.overlap,
+            *((fetch,) if plan.kernel == "row" else ()),
+        ),
+        pdl,
+    )
+
+
+def _quant_flags(*, int8: bool, form: int, normed: bool, fetch: bool) -> int:
+    """The bits of a variant that plain norms do not have, above the device's."""
+    return (1 | int8 << 1 | form << 2 | normed << 4 | fetch << 5) << 48
+
+
+def _starts_like(q: Tensor, x: Tensor) -> bool:
+    """Whether every row of q starts on as many elements as 16 bytes of x hold."""
+    starts = q.data_ptr() | q.shape[-1]
+    for stride in q.stride()[:-1]:
+        starts |= stride
+    return starts * x.itemsize % 16 == 0
