@@ -112,6 +112,12 @@ class NewTensor {
     }
     return empty(like, num_dims, sizes, strides);
   }
+  // Contiguous.
+  static NewTensor copy_of(AtenTensorHandle source) {
+    NewTensor copy = empty_like(source);
+    check(aoti_torch_copy_(copy.handle_, source, /*non_blocking=*/0), "copying a tensor");
+    return copy;
+  }
   // (0,), of the given tensor's dtype and device.
   static NewTensor without_elements(AtenTensorHandle like) {
     const int64_t size = 0, stride = 1;

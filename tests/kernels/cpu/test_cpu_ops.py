@@ -185,3 +185,36 @@ def test_a_result_too_large_to_allocate_is_an_error_that_keeps_no_argument() -> 
             call()
     assert weight._use_count() == 1
     assert x._use_count() == 1
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "transposed", "seven dimensions", "elements apart", "float64"])
+def test_add_rms_norm_is_the_op_in_place_on_copies(layout: str) -> None:
+    deep = rows((3,) * 7 + (8,), torch.float32)[:, :2, :2, :2, :2, :2, :2]
+    x, residual = {
+        "rows": (rows((3, 64), torch.bfloat16), rows((3, 64), torch.bfloat16, seed=1)),
+        "columns": rows((3, 5, 256), torch.bfloat16).chunk(2, dim=-1),
+        "transposed": (rows((64, 3), torch.bfloat16).t(), rows((64, 3), torch.bfloat16, seed=1).t()),
+        "seven dimensions": (deep, deep),
+        "elements apart": (rows((3, 64), torch.float16)[:, ::2], rows((3, 64), torch.float16, seed=1)[:, 1::2]),
+        "float64": (rows((3, 64), torch.float64), rows((3, 64), torch.float64, seed=1)),
+    }[layout]
+    weight, given = rows(x.shape[-1:], torch.float32).to(x.dtype), (x.clone(), residual.clone())
+    out, total = OPS.add_rms_norm(x, residual, weight, EPS, weight_offset=1.0)
+    assert out.is_contiguous()
+    assert total.is_contiguous()
+    assert torch.equal(x, given[0])
+    assert torch.equal(residual, given[1])
+    in_place = [tensor.contiguous() for tensor in given]
+    OPS.fused_add_rms_norm(*in_place, weight, EPS, weight_offset=1.0)
+    assert torch.equal(out, in_place[0])
+    assert torch.equal(total, in_place[1])
+    assert [tensor._use_count() for tensor in (weight, out, total)] == [1, 1, 1]
+
+
+def test_add_rms_norm_names_the_wrong_argument() -> None:
+    x, weight = rows((3, 64), torch.bfloat16), rows((64,), torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"residual\.shape is \(64,\)"):
+        OPS.add_rms_norm(x, weight, weight, EPS)
+    with pytest.raises(RuntimeError, match=r"weight\.shape is \(3, 64\)"):
+        OPS.add_rms_norm(x, x, x, EPS)
+    assert [tensor._use_count() for tensor in (x, weight)] == [1, 1]
