@@ -5,6 +5,7 @@ They train and serve with the same bits a row. Parameters are named as Hugging F
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -88,16 +89,26 @@ REPLACEMENTS: dict[str, type[_Norm]] = {
 def replace_norms(model: torch.nn.Module) -> dict[str, int]:
     """Put these modules in place of a Hugging Face model's norms, around the very same parameters.
 
-    Returns how many of each class were replaced; norms of a class that is not in `REPLACEMENTS` stay as they are.
+    Returns how many of each class were replaced; norms of a class that is not in `REPLACEMENTS`, or that
+    only has the name of one, stay as they are.
     """
     replaced: dict[str, int] = {}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             kind = type(child).__name__
-            if kind in REPLACEMENTS and not isinstance(child, _Norm):  # transformers has a GemmaRMSNorm, too
+            if kind in REPLACEMENTS and _is_of_transformers(child):
                 setattr(parent, name, _like(child, REPLACEMENTS[kind]))
                 replaced[kind] = replaced.get(kind, 0) + 1
     return replaced
+
+
+def _is_of_transformers(module: torch.nn.Module) -> bool:
+    """Whether its class is the one of transformers and not another of that name, with a weight and nothing else."""
+    defined_in = type(module).__module__
+    known = defined_in.startswith("transformers.models.") and type(module) is getattr(
+        sys.modules.get(defined_in), type(module).__name__, None
+    )
+    return known and [name for name, _ in module.named_parameters()] == ["weight"] and not list(module.buffers())
 
 
 def _like(theirs: torch.nn.Module, kind: type[_Norm]) -> _Norm:

@@ -176,3 +176,13 @@ def test_torch_fx_traces_the_modules_and_the_trace_trains() -> None:
     got = torch.autograd.grad(traced(x).square().sum(), list(module.parameters()))
     assert torch.equal(traced(x), module(x))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["LlamaRMSNorm", "GemmaRMSNorm"])
+def test_a_models_own_norm_that_has_the_name_of_a_known_class_stays(name: str) -> None:
+    own = type(name, (torch.nn.Module,), {})()
+    own.weight, own.bias = (torch.nn.Parameter(torch.ones(8)) for _ in range(2))
+    own.eps = 1e-6
+    model = torch.nn.Sequential(own)
+    assert nn.replace_norms(model) == {}
+    assert model[0] is own
