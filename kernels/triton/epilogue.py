@@ -11,6 +11,9 @@ import triton.language as tl
 FP32, POWER_OF_2, UE8M0 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """Forms of a scale: as computed; rounded up to a power of 2; that power's exponent, four packed in an int32."""
 
+GIVEN, WHOLE_ROW = tl.constexpr(0), tl.constexpr(-1)
+"""SCALED, the columns of one scale, where that is no number of columns: one scale is the caller's; each row has one."""
+
 FP8_MAX = tl.constexpr(448.0)
 INT8_MAX = tl.constexpr(127.0)
 AMAX_FLOOR = tl.constexpr(1e-10)
@@ -46,11 +49,11 @@ def _exact_quotient(values, DIVISOR: tl.constexpr):
 
 
 @triton.jit
-def scale_of(amax, dtype: tl.constexpr, WHOLE_ROW: tl.constexpr, FORM: tl.constexpr):
+def scale_of(amax, dtype: tl.constexpr, SCALED: tl.constexpr, FORM: tl.constexpr):
     """The scale in fp32 of values of at most `amax`: what they are divided by."""
     if dtype == tl.int8:
         scale = _exact_quotient(larger(amax, AMAX_FLOOR), INT8_MAX)
-    elif WHOLE_ROW:
+    elif SCALED == WHOLE_ROW:
         scale = larger(_exact_quotient(amax, FP8_MAX), TOKEN_SCALE_FLOOR)
     else:
         scale = _exact_quotient(larger(amax, AMAX_FLOOR), FP8_MAX)
@@ -138,20 +141,22 @@ def quantize_groups(
     scales_ptr,
     scales_row_stride,
     scales_group_stride,
-    num_groups,
-    GROUP: tl.constexpr,  # columns of a scale, BLOCK_N for whole rows
-    WHOLE_ROW: tl.constexpr,
+    num_columns,  # of values that are more than padding
+    SCALED: tl.constexpr,
     FORM: tl.constexpr,
     CACHE: tl.constexpr = "",
 ):
-    """Quantize with a scale a group, and write the scales."""
-    parts = tl.reshape(values, (values.numel // GROUP, GROUP))
-    scales = scale_of(largest(parts, 1), q_ptrs.dtype.element_ty, WHOLE_ROW, FORM)
+    """Quantize with a scale every SCALED columns, and write the scales."""
+    BLOCK_N: tl.constexpr = values.shape[-1]
+    WIDTH: tl.constexpr = BLOCK_N if SCALED == WHOLE_ROW else SCALED
+    parts = tl.reshape(values, (values.numel // WIDTH, WIDTH))
+    scales = scale_of(largest(parts, 1), q_ptrs.dtype.element_ty, SCALED, FORM)
     quotients = divided(parts, scales[:, None], FORM)
     put_quantized(q_ptrs, tl.reshape(quotients, values.shape), mask, False, CACHE)
+    num_scales = 1 if SCALED == WHOLE_ROW else num_columns // SCALED
     put_scales(
         scales_ptr, scales, first_row, num_rows, scales_row_stride, scales_group_stride,
-        num_groups, values.shape[-1] // GROUP, FORM,
+        num_scales, BLOCK_N // WIDTH, FORM,
     )  # fmt: skip
 
 

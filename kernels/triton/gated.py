@@ -25,6 +25,64 @@ _RUN_TIME = [
 ]
 
 
+@triton.jit
+def gated_tile(
+    x_ptr,
+    z_ptr,
+    weight_ptr,
+    bias_ptr,
+    num_rows,
+    inner,
+    x_outer_stride,
+    x_row_stride,
+    z_outer_stride,
+    z_row_stride,
+    eps,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LOG2_BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    FLAT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    PAIRWISE: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    GATE_FIRST: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """This program's group of its rows, normalised and gated in fp32; their places, columns and mask."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_N)
+    in_group = columns < GROUP
+    mask = (rows < num_rows)[:, None] & in_group[None, :]
+    group = tl.program_id(1) * GROUP + columns
+    outer, row = split_rows(rows, inner, FLAT)
+    weight_columns = columns_at(weight_ptr, group, ALIGNED)
+    wait_for_kernel_before(PDL, OVERLAP)
+    x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, group, ALIGNED), mask=mask, other=0.0)
+    y = x.to(tl.float32)
+    gate = None
+    if HAS_GATE:
+        z_rows = tile_at(z_ptr, outer, z_outer_stride, row, z_row_stride, group, ALIGNED)
+        gate = gate_of(tl.load(z_rows, mask=mask, other=0.0), SIGMOID)
+        if GATE_FIRST:
+            y *= gate
+            gate = None
+    weight = None
+    if HAS_WEIGHT:
+        weight = tl.load(weight_columns, mask=in_group, other=0.0).to(tl.float32)
+    if PAIRWISE:
+        squares = pairwise_sum(y * y, ROWS, BLOCK_N, LOG2_BLOCK_N)
+    else:
+        squares = tl.sum(y * y, axis=1)
+    y *= tl.rsqrt(squares / GROUP + eps)[:, None]
+    y = finish_gated(y, weight, bias_ptr if HAS_BIAS else None, group, in_group, gate, ALIGNED)
+    return y, outer, row, group, mask
+
+
 @triton.jit(do_not_specialize=_RUN_TIME)
 def gated_kernel(
     x_ptr,  # (num_rows, groups, GROUP)
@@ -56,32 +114,12 @@ def gated_kernel(
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK_N)
-    in_group = columns < GROUP
-    mask = (rows < num_rows)[:, None] & in_group[None, :]
-    group = tl.program_id(1) * GROUP + columns
-    outer, row = split_rows(rows, inner, FLAT)
-    weight_columns = columns_at(weight_ptr, group, ALIGNED)
-    wait_for_kernel_before(PDL, OVERLAP)
-    x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, group, ALIGNED), mask=mask, other=0.0)
-    y = x.to(tl.float32)
-    gate = None
-    if HAS_GATE:
-        z_rows = tile_at(z_ptr, outer, z_outer_stride, row, z_row_stride, group, ALIGNED)
-        gate = gate_of(tl.load(z_rows, mask=mask, other=0.0), SIGMOID)
-        if GATE_FIRST:
-            y *= gate
-            gate = None
-    weight = None
-    if HAS_WEIGHT:
-        weight = tl.load(weight_columns, mask=in_group, other=0.0).to(tl.float32)
-    if PAIRWISE:
-        squares = pairwise_sum(y * y, ROWS, BLOCK_N, LOG2_BLOCK_N)
-    else:
-        squares = tl.sum(y * y, axis=1)
-    y *= tl.rsqrt(squares / GROUP + eps)[:, None]
-    y = finish_gated(y, weight, bias_ptr if HAS_BIAS else None, group, in_group, gate, ALIGNED)
+    y, outer, row, group, mask = gated_tile(
+        x_ptr, z_ptr, weight_ptr, bias_ptr, num_rows, inner,
+        x_outer_stride, x_row_stride, z_outer_stride, z_row_stride, eps,
+        GROUP, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PAIRWISE,
+        HAS_GATE, HAS_WEIGHT, HAS_BIAS, GATE_FIRST, SIGMOID, PDL, OVERLAP,
+    )  # fmt: skip
     put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, group, ALIGNED), y, mask)
 
 

@@ -20,7 +20,7 @@ _LAUNCHERS = {
     "tile": Launcher(norm_tile_quant_kernel, enable_fp_fusion=False),  # as `norm`
     "wide": Launcher(norm_wide_quant_kernel, enable_fp_fusion=True),
 }
-_FORMS = {"fp32": epilogue.FP32, "fp32_power_of_2": epilogue.POWER_OF_2, "ue8m0": epilogue.UE8M0}
+FORMS = {"fp32": epilogue.FP32.value, "fp32_power_of_2": epilogue.POWER_OF_2.value, "ue8m0": epilogue.UE8M0.value}
 
 
 class QuantFormat(Protocol):
@@ -34,6 +34,15 @@ class QuantFormat(Protocol):
     def group_size(self) -> int: ...
     @property
     def scale_format(self) -> str: ...  # "fp32", "fp32_power_of_2" or "ue8m0"
+
+
+def columns_of_a_scale(fmt: QuantFormat) -> int:
+    """The kernels' SCALED."""
+    return {
+        "tensor": epilogue.GIVEN.value,
+        "token": epilogue.WHOLE_ROW.value,
+        "group": fmt.group_size,
+    }[fmt.granularity]
 
 
 def scales_shape(fmt: QuantFormat, num_rows: int, size: int) -> tuple[int, int]:
@@ -65,17 +74,17 @@ def run_norm_quant(
     size = x.shape[-1]
     flat = rows.inner == rows.num_rows
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
-    aligned = starts_aligned((x, residual, normed), (weight,), size) and _starts_like(q, x)
+    aligned = starts_aligned((x, residual, normed), (weight,), size) and starts_like(q, x, size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
-    group = {"tensor": 0, "token": size, "group": fmt.group_size}[fmt.granularity]
+    scaled = columns_of_a_scale(fmt)
     scale_strides = (0, 0) if fmt.granularity == "tensor" else scales.stride()
     fetch = fetch_residual and residual is not None and pdl and plan.overlap and aligned
     tile = (plan.block_n.bit_length() - 1, plan.rows_per_program)
     of_kernel = {"row": (), "tile": tile, "wide": (plan.kept_n,)}[plan.kernel]
-    form = _FORMS[fmt.scale_format].value
-    flags |= _quant_flags(int8=fmt.dtype == torch.int8, form=form, normed=normed is not None, fetch=fetch)
+    form = FORMS[fmt.scale_format]
+    flags |= quant_flags(int8=fmt.dtype == torch.int8, form=form, normed=normed is not None, fetch=fetch)
     _LAUNCHERS[plan.kernel](
-        Variant(flags, size, group),
+        Variant(flags, size, scaled),
         plan,
         (-(-rows.num_rows // plan.rows_per_program), 1, 1),
         (x, *(x if tensor is None else tensor for tensor in (residual, weight, normed)), q, scales),
@@ -84,7 +93,7 @@ def run_norm_quant(
             size,
             plan.block_n,
             *of_kernel,
-            group,
+            scaled,
             form,
             flat,
             aligned,
@@ -100,14 +109,14 @@ def run_norm_quant(
     )
 
 
-def _quant_flags(*, int8: bool, form: int, normed: bool, fetch: bool) -> int:
+def quant_flags(*, int8: bool, form: int, normed: bool, fetch: bool) -> int:
     """The bits of a variant that plain norms do not have, above the device's."""
     return (1 | int8 << 1 | form << 2 | normed << 4 | fetch << 5) << 48
 
 
-def _starts_like(q: Tensor, x: Tensor) -> bool:
-    """Whether every row of q starts on as many elements as 16 bytes of x hold."""
-    starts = q.data_ptr() | q.shape[-1]
+def starts_like(q: Tensor, x: Tensor, group_size: int) -> bool:
+    """Whether every row (group) of q starts on as many elements as 16 bytes of x hold."""
+    starts = q.data_ptr() | group_size
     for stride in q.stride()[:-1]:
         starts |= stride
     return starts * x.itemsize % 16 == 0

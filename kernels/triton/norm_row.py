@@ -13,6 +13,8 @@ from serving_ops.kernels.triton.arithmetic import (
     wait_for_kernel_before,
 )
 from serving_ops.kernels.triton.epilogue import (
+    GIVEN,
+    WHOLE_ROW,
     divided,
     divided_by_given,
     largest,
@@ -117,7 +119,7 @@ def norm_row_quant_kernel(
     weight_ptr,  # (N,), if HAS_WEIGHT
     normed_ptr,  # (num_rows, N), the result before it is quantized, may be x; if HAS_NORMED
     q_ptr,  # (num_rows, N), of FP8 E4M3 or INT8
-    scales_ptr,  # (num_rows, N // GROUP), written; one scale, read, if GROUP is 0
+    scales_ptr,  # (num_rows, N // SCALED), written; (num_rows, 1) for WHOLE_ROW; one, read, for GIVEN
     num_rows: tl.int32,
     inner: tl.int32,  # rows in the inner of two leading dimensions
     x_outer_stride: tl.int64,
@@ -134,7 +136,7 @@ def norm_row_quant_kernel(
     weight_offset: tl.float32,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    GROUP: tl.constexpr,  # columns of a scale: N, fewer, or 0 where the scale is given
+    SCALED: tl.constexpr,  # columns of a scale, or GIVEN or WHOLE_ROW
     FORM: tl.constexpr,  # of a scale
     FLAT: tl.constexpr,  # one leading dimension: rows need no division
     ALIGNED: tl.constexpr,  # every row starts on 16 bytes; of q, on as many elements
@@ -159,14 +161,14 @@ def norm_row_quant_kernel(
         q_ptr + outer * q_outer_stride + row * q_row_stride, columns, ALIGNED, elements_of_16_bytes(x_ptr)
     )
     row_number = tl.program_id(0).to(tl.int64)
-    if GROUP == 0:
+    if SCALED == GIVEN:
         put_quantized(q_columns, divided_by_given(values, tl.load(scales_ptr)), mask, True)
-    elif GROUP == N:
-        scale = scale_of(largest(values, 0), q_ptr.dtype.element_ty, True, FORM)
+    elif SCALED == WHOLE_ROW:
+        scale = scale_of(largest(values, 0), q_ptr.dtype.element_ty, WHOLE_ROW, FORM)
         put_quantized(q_columns, divided(values, scale, FORM), mask, False)
         put_scale(scales_ptr + row_number * scales_row_stride, scale, FORM)
     else:
         quantize_groups(
             q_columns, values, mask, row_number, num_rows,
-            scales_ptr, scales_row_stride, scales_group_stride, N // GROUP, GROUP, False, FORM,
+            scales_ptr, scales_row_stride, scales_group_stride, N, SCALED, FORM,
         )  # fmt: skip

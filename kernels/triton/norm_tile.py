@@ -12,7 +12,7 @@ from serving_ops.kernels.triton.arithmetic import (
     tile_at,
     wait_for_kernel_before,
 )
-from serving_ops.kernels.triton.epilogue import divided_by_given, put_quantized, put_rounded, quantize_groups
+from serving_ops.kernels.triton.epilogue import GIVEN, divided_by_given, put_quantized, put_rounded, quantize_groups
 from serving_ops.kernels.triton.finish import finish
 
 
@@ -110,7 +110,7 @@ def norm_tile_quant_kernel(
     weight_ptr,  # (N,), if HAS_WEIGHT
     normed_ptr,  # (num_rows, N), the result before it is quantized, may be x; if HAS_NORMED
     q_ptr,  # (num_rows, N), of FP8 E4M3 or INT8
-    scales_ptr,  # (num_rows, N // GROUP), written; one scale, read, if GROUP is 0
+    scales_ptr,  # (num_rows, N // SCALED), written; (num_rows, 1) for WHOLE_ROW; one, read, for GIVEN
     num_rows: tl.int32,
     inner: tl.int32,  # rows in the inner of two leading dimensions
     x_outer_stride: tl.int64,
@@ -129,7 +129,7 @@ def norm_tile_quant_kernel(
     BLOCK_N: tl.constexpr,
     LOG2_BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
-    GROUP: tl.constexpr,  # columns of a scale: N, fewer, or 0 where the scale is given
+    SCALED: tl.constexpr,  # columns of a scale, or GIVEN or WHOLE_ROW
     FORM: tl.constexpr,  # of a scale
     FLAT: tl.constexpr,  # one leading dimension: rows need no division
     ALIGNED: tl.constexpr,  # every row starts on 16 bytes; of q, on as many elements
@@ -150,12 +150,11 @@ def norm_tile_quant_kernel(
         normed_tile_ptrs = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, columns, ALIGNED)
         tl.store(normed_tile_ptrs, values, mask=mask)
     q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, columns, ALIGNED, elements_of_16_bytes(x_ptr))
-    if GROUP == 0:
+    if SCALED == GIVEN:
         put_quantized(q_tile, divided_by_given(values, tl.load(scales_ptr)), mask, True)
     else:
-        WIDTH: tl.constexpr = BLOCK_N if GROUP == N else GROUP
         first_row = tl.program_id(0).to(tl.int64) * ROWS
         quantize_groups(
             q_tile, values, mask, first_row, num_rows,
-            scales_ptr, scales_row_stride, scales_group_stride, N // GROUP, WIDTH, GROUP == N, FORM,
+            scales_ptr, scales_row_stride, scales_group_stride, N, SCALED, FORM,
         )  # fmt: skip

@@ -15,7 +15,9 @@ from serving_ops.kernels.triton.arithmetic import (
     wait_for_kernel_before,
 )
 from serving_ops.kernels.triton.epilogue import (
+    GIVEN,
     UE8M0,
+    WHOLE_ROW,
     divided,
     divided_by_given,
     larger,
@@ -198,7 +200,7 @@ def _largest_of_row(
 def _quantize(
     s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, first, mask, scales_ptr, scales_group_stride,
     weight_offset, dtype: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
-    GROUP: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    SCALED: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_NORMED: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr, Q_BYTES: tl.constexpr,
 ):  # fmt: skip
     """Write WIDTH columns from `first` on: the sum, the result, its quantization and, of groups, the scales."""
@@ -212,16 +214,16 @@ def _quantize(
     if HAS_NORMED:
         tl.store(columns_at(normed_row, columns, ALIGNED), values, mask=mask, cache_modifier=".cs")
     q_columns = columns_at(q_row, columns, ALIGNED, Q_BYTES)
-    if GROUP == 0:
+    if SCALED == GIVEN:
         put_quantized(q_columns, divided_by_given(values, scale), mask, True, ".cs")
-    elif GROUP == N:
+    elif SCALED == WHOLE_ROW:
         put_quantized(q_columns, divided(values, scale, FORM), mask, False, ".cs")
     else:
         GROUPS_A_PLACE: tl.constexpr = 4 if FORM == UE8M0 else 1
-        first_place = first // (GROUP * GROUPS_A_PLACE)
+        first_place = first // (SCALED * GROUPS_A_PLACE)
         quantize_groups(
             q_columns, values, mask, 0, 1, scales_ptr + first_place * scales_group_stride, 0, scales_group_stride,
-            (N - first) // GROUP, GROUP, False, FORM, ".cs",
+            N - first, SCALED, FORM, ".cs",
         )  # fmt: skip
 
 
@@ -232,7 +234,7 @@ def norm_wide_quant_kernel(
     weight_ptr,  # (N,), if HAS_WEIGHT
     normed_ptr,  # (num_rows, N), the result before it is quantized, may be x; if HAS_NORMED
     q_ptr,  # (num_rows, N), of FP8 E4M3 or INT8
-    scales_ptr,  # (num_rows, N // GROUP), written; one scale, read, if GROUP is 0
+    scales_ptr,  # (num_rows, N // SCALED), written; (num_rows, 1) for WHOLE_ROW; one, read, for GIVEN
     num_rows: tl.int32,
     inner: tl.int32,  # rows in the inner of two leading dimensions
     x_outer_stride: tl.int64,
@@ -250,7 +252,7 @@ def norm_wide_quant_kernel(
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     KEPT_N: tl.constexpr,  # columns kept in registers, at most N
-    GROUP: tl.constexpr,  # columns of a scale: N, fewer, or 0 where the scale is given
+    SCALED: tl.constexpr,  # columns of a scale, or GIVEN or WHOLE_ROW
     FORM: tl.constexpr,  # of a scale
     FLAT: tl.constexpr,  # one leading dimension: rows need no division
     ALIGNED: tl.constexpr,  # every row starts on 16 bytes; of q, on as many elements
@@ -275,26 +277,26 @@ def norm_wide_quant_kernel(
         x_row, residual_row, eps, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED, HAS_RESIDUAL
     )
     scale = rstd
-    if GROUP == 0:
+    if SCALED == GIVEN:
         scale = tl.load(scales_ptr)
     else:
         scales_ptr += tl.program_id(0).to(tl.int64) * scales_row_stride
-    if GROUP == N:
+    if SCALED == WHOLE_ROW:
         amax = _largest_of_row(
             kept_x, kept_residual, x_row, residual_row, rstd, weight_ptr, weight_offset, dtype,
             N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32,
         )  # fmt: skip
-        scale = scale_of(amax, q_ptr.dtype.element_ty, True, FORM)
+        scale = scale_of(amax, q_ptr.dtype.element_ty, WHOLE_ROW, FORM)
         put_scale(scales_ptr, scale, FORM)
     kept_s = _sum(kept_x, kept_residual, HAS_RESIDUAL)
     _quantize(
         kept_s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, 0, tl.arange(0, KEPT_N) < N,
         scales_ptr, scales_group_stride, weight_offset, dtype, KEPT_N, N,
-        GROUP, FORM, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, Q_BYTES,
+        SCALED, FORM, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, Q_BYTES,
     )  # fmt: skip
     for block in range(BLOCKS):
         # Newest first: backwards after the first pass, forwards after the pass for the largest.
-        first = KEPT_N + (block if GROUP == N else BLOCKS - 1 - block) * BLOCK_N
+        first = KEPT_N + (block if SCALED == WHOLE_ROW else BLOCKS - 1 - block) * BLOCK_N
         mask = first + tl.arange(0, BLOCK_N) < N
         _, _, s = _load_sum(
             x_row, residual_row, first + tl.arange(0, BLOCK_N), mask, ALIGNED, HAS_RESIDUAL, "evict_first"
@@ -302,5 +304,5 @@ def norm_wide_quant_kernel(
         _quantize(
             s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, first, mask,
             scales_ptr, scales_group_stride, weight_offset, dtype, BLOCK_N, N,
-            GROUP, FORM, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, Q_BYTES,
+            SCALED, FORM, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, Q_BYTES,
         )  # fmt: skip

@@ -195,8 +195,9 @@ def test_the_result_has_the_bits_of_a_norm_and_a_quantization(
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=name_of)
-def test_rows_of_zeros_get_the_smallest_scale(kernel_device: torch.device, fmt: Format) -> None:
-    check_as_the_pair(torch.zeros(2, 4096, dtype=torch.bfloat16, device=kernel_device), None, None, fmt, PLANS[4096])
+@pytest.mark.parametrize("size", [128, 4096])
+def test_rows_of_zeros_get_the_smallest_scale(kernel_device: torch.device, size: int, fmt: Format) -> None:
+    check_as_the_pair(torch.zeros(2, size, dtype=torch.bfloat16, device=kernel_device), None, None, fmt, PLANS[size])
 
 
 def test_strided_rows_and_a_normed_result_in_place(kernel_device: torch.device) -> None:
@@ -271,9 +272,9 @@ def test_divisions_are_rounded_correctly(kernel_device: torch.device) -> None:
     def kernel(amax_ptr, values_ptr, fp8_ptr, int8_ptr, quotients_ptr, COUNT: tl.constexpr):
         place = tl.arange(0, COUNT)
         amax = tl.load(amax_ptr + place)
-        scale = scale_of(amax, tl.float8e4nv, False, FP32)
+        scale = scale_of(amax, tl.float8e4nv, 128, FP32)
         tl.store(fp8_ptr + place, scale)
-        tl.store(int8_ptr + place, scale_of(amax, tl.int8, False, FP32))
+        tl.store(int8_ptr + place, scale_of(amax, tl.int8, 128, FP32))
         tl.store(quotients_ptr + place, divided(tl.load(values_ptr + place), scale, FP32))
 
     amax = torch.arange(2**15, dtype=torch.int32, device=kernel_device).to(torch.int16).view(torch.bfloat16).float()

@@ -1,0 +1,174 @@
+"""`rms_norm_gated_quant`: the gated norm's groups, quantized where they were computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import triton
+import triton.language as tl
+from serving_ops.kernels.triton.arithmetic import elements_of_16_bytes, tile_at
+from serving_ops.kernels.triton.epilogue import (
+    GIVEN,
+    UE8M0,
+    WHOLE_ROW,
+    divided_by_given,
+    put_quantized,
+    quantize_groups,
+)
+from serving_ops.kernels.triton.gated import gated_tile
+from serving_ops.kernels.triton.launch import Launcher, Plan
+from serving_ops.kernels.triton.norm import Rows, strides_of
+from serving_ops.kernels.triton.norm_quant import FORMS, QuantFormat, columns_of_a_scale, quant_flags, starts_like
+from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
+
+_RUN_TIME = [
+    *("x_ptr", "z_ptr", "weight_ptr", "bias_ptr", "normed_ptr", "q_ptr", "scales_ptr", "num_rows", "inner"),
+    *(f"{tensor}_{stride}_stride" for tensor in ("x", "z", "normed", "q") for stride in ("outer", "row")),
+    *("scales_row_stride", "scales_group_stride", "eps"),
+]
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def gated_quant_kernel(
+    x_ptr,  # (num_rows, groups, GROUP)
+    z_ptr,  # like x, if HAS_GATE
+    weight_ptr,  # (groups, GROUP), if HAS_WEIGHT
+    bias_ptr,  # (groups, GROUP), if HAS_BIAS
+    normed_ptr,  # like x, the result before it is quantized, may be x; if HAS_NORMED
+    q_ptr,  # like x, of FP8 E4M3 or INT8
+    scales_ptr,  # (num_rows, groups * GROUP // SCALED), written; (num_rows, 1) for WHOLE_ROW; one, read, for GIVEN
+    num_rows: tl.int32,
+    inner: tl.int32,  # rows in the inner of two leading dimensions
+    x_outer_stride: tl.int64,
+    x_row_stride: tl.int64,
+    z_outer_stride: tl.int64,
+    z_row_stride: tl.int64,
+    normed_outer_stride: tl.int64,
+    normed_row_stride: tl.int64,
+    q_outer_stride: tl.int64,
+    q_row_stride: tl.int64,
+    scales_row_stride: tl.int64,  # of rows in one leading dimension
+    scales_group_stride: tl.int64,
+    eps: tl.float32,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LOG2_BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    SCALED: tl.constexpr,  # columns of a scale, or GIVEN or WHOLE_ROW
+    FORM: tl.constexpr,  # of a scale
+    FLAT: tl.constexpr,  # one leading dimension: rows need no division
+    ALIGNED: tl.constexpr,  # every group starts on 16 bytes; of q, on as many elements
+    PAIRWISE: tl.constexpr,  # one warp a row: the sum is the tile kernels' tree
+    HAS_GATE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_NORMED: tl.constexpr,
+    GATE_FIRST: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,  # the grid leaves room for the next
+):
+    y, outer, row, group, mask = gated_tile(
+        x_ptr, z_ptr, weight_ptr, bias_ptr, num_rows, inner,
+        x_outer_stride, x_row_stride, z_outer_stride, z_row_stride, eps,
+        GROUP, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PAIRWISE,
+        HAS_GATE, HAS_WEIGHT, HAS_BIAS, GATE_FIRST, SIGMOID, PDL, OVERLAP,
+    )  # fmt: skip
+    values = y.to(x_ptr.dtype.element_ty)
+    if HAS_NORMED:
+        normed_tile = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, group, ALIGNED)
+        tl.store(normed_tile, values, mask=mask)
+    q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, group, ALIGNED, elements_of_16_bytes(x_ptr))
+    if SCALED == GIVEN:
+        put_quantized(q_tile, divided_by_given(values, tl.load(scales_ptr)), mask, True)
+    else:
+        if SCALED != WHOLE_ROW:
+            first = tl.program_id(1).to(tl.int64) * (GROUP // SCALED)
+            if FORM == UE8M0:
+                first = first // 4
+            scales_ptr += first * scales_group_stride
+        quantize_groups(
+            q_tile, values, mask, tl.program_id(0).to(tl.int64) * ROWS, num_rows,
+            scales_ptr, scales_row_stride, scales_group_stride, GROUP, SCALED, FORM,
+        )  # fmt: skip
+
+
+_launcher = Launcher(gated_quant_kernel, enable_fp_fusion=False)  # as `gated`
+
+
+def why_not_scales(size: int, group_size: int, fmt: QuantFormat) -> str | None:
+    """Why a program, which has one group of a row, cannot write the scales; None where it can."""
+    if fmt.granularity == "token" and group_size != size:
+        return "a scale a row of several gated groups"
+    if fmt.granularity == "group" and group_size % fmt.group_size:
+        return "groups of scales that do not divide the gated group"
+    scales = group_size // fmt.group_size
+    if fmt.granularity == "group" and fmt.scale_format == "ue8m0" and group_size != size and scales % 4:
+        return "UE8M0 words that several gated groups share"
+    return None
+
+
+def run_gated_quant(
+    x: Tensor,  # (..., N)
+    z: Tensor | None,  # like x
+    weight: Tensor | None,  # (N,)
+    bias: Tensor | None,  # (N,)
+    normed: Tensor | None,  # like x; written, may be x
+    q: Tensor,  # the shape of x, fmt.dtype; written
+    scales: Tensor,  # as `run_norm_quant`
+    eps: float,
+    norm_before_gate: bool,
+    sigmoid: bool,
+    group_size: int,
+    fmt: QuantFormat,
+    rows: Rows,  # of x, z (or x again), normed (or x again) and q
+    plan: Plan,
+    pdl: bool,
+) -> None:
+    """Launch on x's device and its current stream; the result has the bits of a quantization that follows `run_gated`.
+
+    The caller has checked the input, and that `why_not_scales` is None; num_rows is at least 1.
+    """
+    size, has_gate = x.shape[-1], z is not None
+    flat = rows.inner == rows.num_rows
+    aligned = starts_aligned((x, z, normed), (weight, bias), group_size) and starts_like(q, x, group_size)
+    gate_first, sigmoid = has_gate and not norm_before_gate, has_gate and sigmoid
+    flags = flags_of(
+        x,
+        weight,
+        bias,
+        gated=True,
+        second=has_gate,
+        gate_first=gate_first,
+        sigmoid=sigmoid,
+        flat=flat,
+        aligned=aligned,
+    )
+    form = FORMS[fmt.scale_format]
+    flags |= quant_flags(int8=fmt.dtype == torch.int8, form=form, normed=normed is not None, fetch=False)
+    scaled = columns_of_a_scale(fmt)
+    scale_strides = (0, 0) if fmt.granularity == "tensor" else scales.stride()
+    tile = (group_size, plan.block_n, plan.block_n.bit_length() - 1, plan.rows_per_program)
+    present = (has_gate, weight is not None, bias is not None, normed is not None)
+    _launcher(
+        Variant(flags, group_size, scaled),
+        plan,
+        (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1),
+        (x, *(x if tensor is None else tensor for tensor in (z, weight, bias, normed)), q, scales),
+        (rows.num_rows, rows.inner, *strides_of(rows), *scale_strides, eps),
+        (
+            *tile,
+            scaled,
+            form,
+            flat,
+            aligned,
+            plan.kernel == "tile",
+            *present,
+            gate_first,
+            sigmoid,
+            pdl,
+            plan.overlap,
+        ),
+        pdl,
+    )
