@@ -22,7 +22,9 @@ from serving_ops.ops.add_rms_norm import add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
+from serving_ops.ops.rms_norm_quant import rms_norm_quant  # noqa: E402
 from serving_ops.prewarm import PrewarmReport, prewarm  # noqa: E402
+from serving_ops.quant_format import QuantFormat  # noqa: E402
 from serving_ops.version import __version__  # noqa: E402
 
 installation.warn_without_library()
@@ -31,6 +33,7 @@ __all__ = [
     "Explanation",
     "NormSpec",
     "PrewarmReport",
+    "QuantFormat",
     "__version__",
     "add_rms_norm",
     "counters",
@@ -41,5 +44,6 @@ __all__ = [
     "reference",
     "rms_norm",
     "rms_norm_gated",
+    "rms_norm_quant",
     "settings",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import modes
+from serving_ops.quant_format import QuantFormat
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ACTIVATIONS = ("silu", "swish", "sigmoid")
@@ -84,7 +85,8 @@ def laid_out(
         _fail(f"{name}.device", tensor.device, f"it must be x's, {device}")
     if tuple(tensor.shape) != tuple(shape):
         _fail(f"{name}.shape", tuple(tensor.shape), f"it must be {tuple(shape)}")
-    if strides is not None and tensor.stride() != strides:
+    steps = zip(tensor.shape, tensor.stride(), strides or (), strict=False)
+    if any(size > 1 and step != wanted for size, step, wanted in steps):
         _fail(f"{name}.stride()", tensor.stride(), f"it must be {strides}")
 
 
@@ -96,6 +98,15 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def divides(name: str, value: int | None, x: Tensor) -> None:
     if value is not None and (value < 1 or x.shape[-1] % value):
         _fail(name, value, f"it must be at least 1 and divide N = {x.shape[-1]}")
+
+
+def quantizes(fmt: QuantFormat, x: Tensor, scale_name: str, scale: Tensor | None) -> None:
+    """Whether rows like x can have this format, and the scale is given where the format has no other."""
+    if x.shape[-1] % fmt.group(x.shape[-1]):
+        _fail("fmt.group_size", fmt.group_size, f"it must divide N = {x.shape[-1]}")
+    if (scale is None) == (fmt.granularity == "tensor"):
+        value = "None" if scale is None else "given"
+        _fail(scale_name, value, "it is given where fmt.granularity is 'tensor', and nowhere else")
 
 
 def norm_metadata(x: Tensor, other: Tensor | None, other_name: str, weight: Tensor | None) -> None:
@@ -169,14 +180,19 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
     return not _apart_by_stride(a, b, distance) and _runs_cross(a, b, distance)
 
 
+def _has_rows(tensor: Tensor) -> bool:
+    """Whether elements lie side by side in the last dimension."""
+    return tensor.dim() > 0 and tensor.stride(-1) == 1
+
+
 def _row_dims(tensor: Tensor) -> int:
     """How many leading dimensions number the runs: all but the last where a row lies in one piece."""
-    return tensor.dim() - 1 if tensor.stride(-1) == 1 else tensor.dim()
+    return tensor.dim() - 1 if _has_rows(tensor) else tensor.dim()
 
 
 def _run_bytes(tensor: Tensor) -> int:
     """Bytes that lie in one piece: a row, or one element."""
-    return tensor.itemsize * (tensor.shape[-1] if tensor.stride(-1) == 1 else 1)
+    return tensor.itemsize * (tensor.shape[-1] if _has_rows(tensor) else 1)
 
 
 def _apart_by_stride(a: Tensor, b: Tensor, distance: int) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from serving_ops.quant_format import QuantFormat
+
 
 @dataclass(frozen=True)
 class NormSpec:
@@ -17,6 +19,7 @@ class NormSpec:
     heads: rows a token: q/k norms and gated norms see (num_tokens, heads, size).
     token_stride, gate_token_stride: elements from token to token of x and of z where they are views of a wider
         buffer; None for contiguous tensors.
+    fmt: of a quantized norm; has_normed: whether its layer wants the unquantized rows too.
     """
 
     op: str
@@ -34,6 +37,13 @@ class NormSpec:
     heads: int = 1
     token_stride: int | None = None
     gate_token_stride: int | None = None
+    fmt: QuantFormat | None = None
+    has_normed: bool = False
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the layer brings one scale for all rows."""
+        return self.fmt is not None and self.fmt.granularity == "tensor"
 
     def rows(self, num_tokens: int, token_stride: int | None) -> Tensor:
         """(num_tokens, heads, size), or (num_tokens, size) for one head, laid out as the layer's rows are."""

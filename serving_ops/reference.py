@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from serving_ops.quant_format import LIMITS, PACKED, QuantFormat
+
 
 def wide(x: Tensor) -> Tensor:
     """x in the dtype that arithmetic has."""
@@ -74,3 +76,83 @@ def rms_norm_gated(
     if gate is not None and norm_before_gate:
         y = y * gate
     return y.to(x.dtype)
+
+
+MIN_TOKEN_SCALE = 1 / (448 * 512)
+"""Of FP8 rows, as vLLM's `QuantFP8` and `dynamic_per_token_scaled_fp8_quant` have it."""
+
+MIN_AMAX = 1e-10
+"""Of a group, and wherever a scale is a power of two, as vLLM's and SGLang's `per_token_group_quant` have it."""
+
+
+def quantize(y: Tensor, fmt: QuantFormat, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """y (..., N) in `fmt.dtype`, and its scales (empty for a given scale). fp32 arithmetic; fp8 and int8 saturate.
+
+    A group's scale is amax / 448 (fp8) or amax / 127 (int8), from at least `MIN_AMAX`; a row's in fp8 is at least
+    `MIN_TOKEN_SCALE`, and in int8 it has no floor: a row of zeros has the scale 0. Powers of two are rounded up,
+    exactly. Values are divided by their scale; those in int8 with an fp32 scale a row are multiplied by 127 / amax, and
+    those in fp8 with a given scale by its reciprocal, as vLLM's `_C` kernels do. A NaN makes its group's scale NaN, and
+    is 0 in int8.
+    """
+    limit, by_token_int8 = LIMITS[fmt.dtype], fmt.granularity == "token" and fmt.dtype == torch.int8
+    groups = y.float().unflatten(-1, (-1, fmt.group(y.shape[-1])))
+    if scale is not None:
+        scaled = groups / scale if fmt.dtype == torch.int8 else groups * scale.reciprocal()
+        return _saturated(scaled, limit, fmt.dtype), y.new_empty(0, dtype=torch.float32)
+    amax = groups.abs().amax(dim=-1, keepdim=True)
+    if by_token_int8 and fmt.scale_format == "fp32":
+        inverse = torch.where(amax == 0, 0.0, limit / amax)
+        return _saturated(groups * inverse, limit, fmt.dtype), (amax / limit).squeeze(-1)
+    scales = amax.clamp(min=MIN_AMAX) / limit
+    if fmt.granularity == "token" and not by_token_int8:
+        scales = (amax / limit).clamp(min=MIN_TOKEN_SCALE)
+    if fmt.scale_format != "fp32":
+        scales = _power_of_2(scales)
+    q = _saturated(groups / scales, limit, fmt.dtype)
+    scales = scales.squeeze(-1)
+    return q, _exponents(scales) if fmt.scale_format == "ue8m0" else scales
+
+
+def quantized(
+    y: Tensor, fmt: QuantFormat, scale: Tensor | None = None, normed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`quantize`, with y itself written into `normed`."""
+    if normed is not None:
+        normed.copy_(y)
+    return quantize(y, fmt, scale)
+
+
+def dequantize(q: Tensor, scales: Tensor, fmt: QuantFormat) -> Tensor:
+    """What q (..., N) stands for, in fp32. scales: as quantized ops return them."""
+    if fmt.granularity == "tensor":
+        return q.float() * scales
+    groups: Tensor = q.float().unflatten(-1, (-1, fmt.group(q.shape[-1])))
+    if fmt.scale_format == "ue8m0":
+        exponents = (
+            scales.clone(memory_format=torch.contiguous_format)
+            .view(torch.uint8)[..., : groups.shape[-2]]
+            .to(torch.int32)
+        )
+        scales = torch.where(exponents == 255, torch.nan, torch.exp2((exponents - 127).float()))
+    dequantized: Tensor = groups * scales.unsqueeze(-1)
+    return dequantized.flatten(-2)
+
+
+def _saturated(groups: Tensor, limit: float, dtype: torch.dtype) -> Tensor:
+    values = groups.flatten(-2)
+    if dtype == torch.int8:
+        return values.round().clamp(-limit - 1, limit).nan_to_num(nan=0.0).to(dtype)
+    return values.clamp(-limit, limit).to(dtype)
+
+
+def _power_of_2(scales: Tensor) -> Tensor:
+    """The next one, or the scale itself; by the bits of fp32, so that every device finds the same."""
+    bits = scales.contiguous().view(torch.int32)
+    up = torch.bitwise_and(bits + 0x7FFFFF, ~0x7FFFFF).view(torch.float32)
+    return torch.where(scales.isnan(), scales, up)
+
+
+def _exponents(scales: Tensor) -> Tensor:
+    """(..., groups) powers of two as (..., groups / 4) int32, with the exponent's bits of fp32 in each byte."""
+    exponents = (scales.contiguous().view(torch.int32) >> 23).to(torch.uint8)
+    return F.pad(exponents, (0, -exponents.shape[-1] % PACKED)).view(torch.int32)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec
+from serving_ops import NormSpec, QuantFormat, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Vector
+from serving_ops.ops.description import Choice, Divisor, Flag, Format, NormOp, Number, Vector
+from serving_ops.quant_format import ALLOWED
 
 OPS = list(registry.OPS.values())
 FLOATING = (torch.float16, torch.bfloat16, torch.float32)
@@ -20,7 +21,10 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32)
 
 def specs(op: NormOp, dtype: torch.dtype = torch.bfloat16, size: int = 128, *, pairs: bool = False) -> list[NormSpec]:
     """A plain layer of the op, and one for each value of each of its options; pairs: and for each two of these."""
-    plain = NormSpec(op.name, size, dtype, dtype, torch.device("cpu"))
+    quantized = any(isinstance(argument, Format) for argument in op.arguments)
+    plain = NormSpec(
+        op.name, size, dtype, dtype, torch.device("cpu"), fmt=QuantFormat(granularity="token") if quantized else None
+    )
     options = [list(_changes(argument, plain)) for argument in op.arguments]
     changes = [{}, *itertools.chain.from_iterable(options)]
     if pairs:
@@ -30,7 +34,7 @@ def specs(op: NormOp, dtype: torch.dtype = torch.bfloat16, size: int = 128, *, p
 
 def _changes(argument: Any, plain: NormSpec) -> Iterator[dict[str, Any]]:
     given = getattr(argument, "given", None)
-    if given is not None and hasattr(type(plain), given):
+    if given in {field.name for field in dataclasses.fields(plain)}:
         yield {given: not getattr(plain, given)}
     if isinstance(argument, Vector) and given is None:
         yield from ({"weight_dtype": dtype} for dtype in (torch.float32, None))
@@ -38,10 +42,23 @@ def _changes(argument: Any, plain: NormSpec) -> Iterator[dict[str, Any]]:
         yield from ({argument.name: word} for word in argument.allowed)
     elif isinstance(argument, Divisor):
         yield {argument.field or argument.name: plain.size // next(d for d in (4, 7, 5, 1) if plain.size % d == 0)}
+    elif isinstance(argument, Format):
+        yield from ({argument.name: fmt} for fmt in formats(plain.size))
     elif isinstance(argument, Flag):
         yield {argument.name: not getattr(plain, argument.name)}
     elif type(argument) is Number:
         yield {argument.name: 0.5}
+
+
+def formats(size: int) -> Iterator[QuantFormat]:
+    """Every one that rows of this size can have."""
+    for values in itertools.product(*ALLOWED.values()):
+        fields = dict(zip(ALLOWED, values, strict=True))
+        if fields["granularity"] == "tensor" and values[-2:] != ("fp32", "row_major"):
+            continue
+        fmt = QuantFormat(**fields)
+        if size % fmt.group(size) == 0 and (fmt.granularity == "group" or fmt.group_size == 128):
+            yield fmt
 
 
 def make(spec: NormSpec, device: torch.device, num_tokens: int = 5, seed: int = 0) -> dict[str, Any]:
@@ -84,18 +101,26 @@ def by_formula(op: NormOp, call: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def collect(op: NormOp, call: dict[str, Any], returned: Any) -> dict[str, Tensor]:
+    """What a call returned and wrote, by name, but no scale that it was given."""
     written = {name: call[name] for name in op.may_be if isinstance(call.get(name), Tensor)}
-    values = returned if isinstance(returned, tuple) else (returned,)
-    return written | dict(zip((result.name for result in op.results), values, strict=False))
+    made = (returned if isinstance(returned, tuple) else (returned,))[: 1 if call.get("scale") is not None else None]
+    return written | dict(zip((result.name for result in op.results), made, strict=False))
 
 
 def exact(op: NormOp, call: dict[str, Any]) -> dict[str, Tensor]:
-    """The results in float64."""
-    return by_formula(
-        op, {name: value.double() if isinstance(value, Tensor) else value for name, value in call.items()}
-    )
+    """The results in float64; those of a quantized op as they are before it quantizes."""
+    double = {name: value.double() if isinstance(value, Tensor) else value for name, value in call.items()}
+    if "fmt" not in call:
+        return by_formula(op, double)
+    found = by_formula(op, double | {"normed": torch.empty_like(double["x"])})
+    written = [name for name in op.may_be if call.get(name) is not None]
+    return {name: found[name] for name in written} | {"out": found["normed"]}
 
 
 def values(op: NormOp, call: dict[str, Any], outcome: dict[str, Tensor]) -> dict[str, Tensor]:
     """What results stand for, to be compared with `exact`."""
-    return outcome
+    if "fmt" not in call:
+        return outcome
+    scales = outcome.get("scales_out", call["scale"])
+    out = reference.dequantize(outcome["out"], scales, call["fmt"])
+    return {name: value for name, value in outcome.items() if name != "scales_out"} | {"out": out}

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from serving_ops import checks
 from serving_ops.norm_spec import NormSpec
+from serving_ops.quant_format import QuantFormat
 
 Call = dict[str, Any]
 """Arguments of one call by name, and those results that the caller gives or that are allocated for it."""
@@ -114,7 +116,45 @@ class Divisor(Number):
         checks.divides(self.name, value, call["x"])
 
 
-Argument = Rows | Vector | Number
+@dataclass(frozen=True)
+class Scalar:
+    """An fp32 tensor of one element, or None. given: as `Rows.given`."""
+
+    name: str
+    given: str
+    type: str = "Tensor?"
+
+    def check(self, value: Any, call: Call) -> None:
+        if value is not None:
+            checks.laid_out(self.name, value, call["x"].device, (), torch.float32, None)
+
+    def sample(self, spec: NormSpec, num_tokens: int) -> Tensor | None:
+        return torch.ones((), device=spec.device) if getattr(spec, self.given) else None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A `QuantFormat`. The operator has its fields instead, as schemas know no dataclasses.
+
+    scale: the argument that is given where all rows share one scale, and nowhere else.
+    """
+
+    name: str
+    scale: str
+    type: str = "ScalarType dtype, str granularity, int group_size, str scale_format, str scale_layout"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(declared.split()[1] for declared in self.type.split(", "))
+
+    def check(self, value: QuantFormat, call: Call) -> None:
+        checks.quantizes(value, call["x"], self.scale, call[self.scale])
+
+    def sample(self, spec: NormSpec, num_tokens: int) -> QuantFormat | None:
+        return spec.fmt
+
+
+Argument = Rows | Vector | Scalar | Number | Format
 
 
 class Layout(NamedTuple):
@@ -194,9 +234,28 @@ class NormOp:
         """For each tensor that may be written, those that it may be."""
         return {name: parameter.may_be for name, parameter in self.all.items() if is_written(parameter)}
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """As the operator has them: the fields of a format instead of the format."""
+        return tuple(chain.from_iterable(p.fields if isinstance(p, Format) else (p.name,) for p in self.all.values()))
+
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """What the dispatcher passes to an implementation: it leaves out what has its default."""
-        return self.defaults | dict(zip(self.all, args, strict=False)) | dict(kwargs)
+        call = self.defaults | dict(zip(self.names, args, strict=False)) | dict(kwargs)
+        for argument in self.arguments:
+            if isinstance(argument, Format):
+                call[argument.name] = QuantFormat(*(call.pop(name) for name in argument.fields))
+        return call
+
+    def unbind(self, call: Call) -> Call:
+        """The same by the operator's names, in its order."""
+        flat: Call = {}
+        for name, parameter in self.all.items():
+            if isinstance(parameter, Format):
+                flat |= call[name].fields()
+            elif name in call:
+                flat[name] = call[name]
+        return flat
 
     def bind_public(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The same for a call of the public function."""
@@ -207,10 +266,6 @@ class NormOp:
 
     def arguments_of(self, call: Call) -> Call:
         return {argument.name: call[argument.name] for argument in self.arguments}
-
-    def positional(self, call: Call) -> Call:
-        """The arguments as the operator has them."""
-        return self.arguments_of(call)
 
     def empty_results(self, call: Call) -> Call:
         """Those that the call does not give."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from serving_ops import counters, support
 from serving_ops.norm_spec import NormSpec
-from serving_ops.ops.description import Argument, Call, NormOp, Result, Rows, is_written
+from serving_ops.ops.description import Argument, Call, Format, NormOp, Result, Rows, is_written
 from serving_ops.schemas import TAGS, library
 
 OPS: dict[str, NormOp] = {}
@@ -62,7 +62,7 @@ def schemas_of(op: NormOp) -> tuple[str, ...]:
 def _handed_over(op: NormOp, to: str, *, writes: bool = True) -> str:
     """The schema of a private operator of the same call: all in order, without defaults, as C++ passes them."""
     letters = iter(string.ascii_lowercase) if writes else None
-    declared = ", ".join(f"{_type(parameter, letters)} {name}" for name, parameter in op.all.items())
+    declared = ", ".join(_named(parameter, letters) for parameter in op.all.values())
     return f"_{op.name}_{to}({declared}) -> str"
 
 
@@ -76,15 +76,17 @@ def _declared(op: NormOp, parameters: Iterable[Argument | Result]) -> str:
         default = of_function.default
         is_given = isinstance(parameter, Result) or default is inspect.Parameter.empty
         text = f'"{default}"' if isinstance(default, str) else str(default)
-        words.append(f"{_type(parameter, letters)} {parameter.name}" + ("" if is_given else f"={text}"))
+        words.append(_named(parameter, letters) + ("" if is_given else f"={text}"))
     return ", ".join(words)
 
 
-def _type(parameter: Argument | Result, letters: Iterator[str] | None) -> str:
-    """With a letter, which no other has, where it is written."""
-    if letters is None or not is_written(parameter):
+def _named(parameter: Argument | Result, letters: Iterator[str] | None) -> str:
+    """Type and name, with a letter, which no other has, where it is written."""
+    if isinstance(parameter, Format):
         return parameter.type
-    return parameter.type.replace("Tensor", f"Tensor({next(letters)}!)")
+    written = letters is not None and is_written(parameter)
+    kind = parameter.type.replace("Tensor", f"Tensor({next(letters)}!)") if letters and written else parameter.type
+    return f"{kind} {parameter.name}"
 
 
 def _returned(results: Call) -> Any:
@@ -146,7 +148,7 @@ def why_no_kernel(op: NormOp, call: Call) -> str | None:
         return f"no kernels for {x.device.type}"
     if not op.in_cpp:
         return "no kernels for it on cpu"
-    return support.why_not_cpu(op.name, *(call[name] for name in op.all)) or None
+    return support.why_not_cpu(op.name, *op.unbind(call).values()) or None
 
 
 def sample(spec: NormSpec, num_tokens: int = 1) -> Call:

@@ -87,10 +87,9 @@ def test_results_that_are_given_are_returned_with_the_bits_of_new_ones(device: t
         call = make(spec, device)
         new, given = run(op, copied(call)), results(op, call)
         into = run(op, copied(call), **given)
-        for name in given:
-            if given[name].numel():
-                assert into[name] is given[name]
-            assert same_bits(given[name] if given[name].numel() else into[name], new[name]), (spec, name)
+        for name, result in into.items():
+            assert name not in given or result is given[name]
+            assert same_bits(result, new[name]), (spec, name)
 
 
 @each_op
@@ -116,7 +115,7 @@ def test_a_rows_bits_do_not_depend_on_the_batch(device: torch.device, op: NormOp
         for row in (0, 1, 150, 299):
             alone = {n: v[row : row + 1].clone() if v is not None and is_rows(op, n) else v for n, v in call.items()}
             for name, got in run(op, alone).items():
-                if got.shape[:1] == (1,) and got.numel():
+                if got.shape[:1] == (1,):
                     assert same_bits(got, whole[name][row : row + 1]), (spec, name)
 
 
@@ -126,7 +125,7 @@ def is_rows(op: NormOp, name: str) -> bool:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Also where they are NaN, and in dtypes that PyTorch does not compare."""
-    as_bytes = [tensor.flatten().contiguous().view(torch.uint8) for tensor in (a, b)]
+    as_bytes = [tensor.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8) for tensor in (a, b)]
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*as_bytes)
 
 
@@ -282,7 +281,7 @@ def wrong_memory(op: NormOp, name: str, call: dict[str, Any]) -> Iterator[tuple[
         shared = torch.zeros(tensor.nbytes + value.nbytes + 64, dtype=torch.uint8, device=tensor.device)
         if other not in op.may_be.get(name, ()) and (value.shape, value.dtype) == (tensor.shape, tensor.dtype):
             yield f"is {other}", call | {name: value}, (other, "overlap")
-        first = shared[: value.nbytes].view(value.dtype).view(value.shape).copy_(value)
+        first = restrided(shared[: value.nbytes].view(value.dtype), value).copy_(value)
         offset = 0 if value.nbytes <= 16 else value.nbytes // 2 // 16 * 16
         second = shared[offset : offset + tensor.nbytes].view(tensor.dtype)
         yield f"over {other}", call | {other: first, name: restrided(second, tensor)}, (other, "overlap")
@@ -332,11 +331,13 @@ def test_a_call_that_writes_does_not_differentiate_and_says_so(device: torch.dev
 @each_op
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_opcheck(device: torch.device, op: NormOp, dtype: torch.dtype) -> None:
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    """Without its check of schemas for fp8, on which PyTorch has no arithmetic to compare results with."""
     packet = getattr(torch.ops.serving_ops, op.name)
     for spec in specs(op, dtype):
-        call = make(spec, device)
-        arguments = op.positional(call)
+        call = make(spec, device, num_tokens=8)  # columns that are padded to no more rows survive its copies
+        arguments = op.unbind(call)
+        is_fp8 = any(result.dtype == torch.float8_e4m3fn for result in op.empty_results(call).values())
+        tests = ("test_faketensor", "test_aot_dispatch_dynamic", *(() if is_fp8 else ("test_schema",)))
         torch.library.opcheck(packet.default, (), arguments, test_utils=tests)
         if op.results and op.has_out:
             torch.library.opcheck(packet.out, (), arguments | results(op, call), test_utils=tests)

@@ -1,0 +1,85 @@
+"""`QuantFormat`: the form of a quantized result, as a value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
+"""The largest magnitude of each dtype."""
+
+ALLOWED = {
+    "dtype": tuple(LIMITS),
+    "granularity": ("tensor", "token", "group"),
+    "group_size": (64, 128),
+    "scale_format": ("fp32", "fp32_power_of_2", "ue8m0"),
+    "scale_layout": ("row_major", "column_major", "tma_aligned"),
+}
+"""The values of each field."""
+
+PACKED = 4
+"""Scales in an int32 of the format ue8m0, the first in the lowest byte; bytes behind the last scale are 0."""
+
+TMA_ROWS = 4
+"""Rows that a column of scales is padded to a multiple of, 16 bytes, where it is to be loaded by TMA."""
+
+
+@dataclass(frozen=True)
+class QuantFormat:
+    """How a row is quantized, and how its scales are laid out.
+
+    dtype: float8_e4m3fn or int8.
+    granularity: what shares a scale: "tensor" (all rows, and the caller gives it), "token" (a row) or "group".
+    group_size: elements of a group; divides N.
+    scale_format: "fp32"; "fp32_power_of_2", rounded up; or "ue8m0", exponents of powers of two, four in an int32.
+    scale_layout: of scales (..., groups): "row_major"; "column_major", where rows lie side by side; or "tma_aligned",
+        the same with each column padded to a multiple of 4 rows.
+
+    Raises ValueError for any other value, and for another scale format or layout than the defaults with "tensor".
+    """
+
+    dtype: torch.dtype = torch.float8_e4m3fn
+    granularity: str = "group"
+    group_size: int = 128
+    scale_format: str = "fp32"
+    scale_layout: str = "row_major"
+
+    def __post_init__(self) -> None:
+        for name, allowed in ALLOWED.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"serving_ops: {name} is {value!r}: allowed are {', '.join(map(str, allowed))}")
+        if self.granularity == "tensor" and (self.scale_format, self.scale_layout) != ("fp32", "row_major"):
+            raise ValueError(f"serving_ops: granularity is 'tensor': its one scale is fp32 and row_major, not {self}")
+
+    def fields(self) -> dict[str, Any]:
+        """By name, as operators take them."""
+        return {
+            "dtype": self.dtype,
+            "granularity": self.granularity,
+            "group_size": self.group_size,
+            "scale_format": self.scale_format,
+            "scale_layout": self.scale_layout,
+        }
+
+    def group(self, size: int) -> int:
+        """Elements that share a scale, of a row of this size."""
+        return self.group_size if self.granularity == "group" else size
+
+    def scales(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], torch.dtype, tuple[int, ...] | None]:
+        """Shape, dtype and strides of the scales of rows of this shape, (..., N); strides None for contiguous ones."""
+        *leading, size = shape
+        if self.granularity == "tensor":
+            return (0,), torch.float32, None
+        columns, dtype = size // self.group(size), torch.float32
+        if self.scale_format == "ue8m0":
+            columns, dtype = -(-columns // PACKED), torch.int32
+        if self.scale_layout == "row_major":
+            return (*leading, columns), dtype, None
+        strides = [math.prod(leading[dim + 1 :]) for dim in range(len(leading))]
+        rows = math.prod(leading)
+        column = rows if self.scale_layout == "column_major" else -(-rows // TMA_ROWS) * TMA_ROWS
+        return (*leading, columns), dtype, (*strides, column)
