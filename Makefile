@@ -20,9 +20,9 @@ SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(wildcard tests/integration
 
 .PHONY: test test-all bench ops lint setup clean
 
-# Tests on a GPU share it, so one process runs them; on CPU two do, each a group of tests at a time, the longest first.
+# Tests on a GPU share it, so one process runs them; on CPU two do, each a file of tests at a time, engines first.
 WORKERS ?= $(if $(HAS_CUDA),0,2)
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST) -m "not slow" $(ARGS)
