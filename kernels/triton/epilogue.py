@@ -2,7 +2,9 @@
 
 A quantized result starts from values that are rounded to x's dtype, so that it has the bits of a norm followed by a
 quantization. A scale is amax / 448 (FP8 E4M3) or amax / 127 (INT8). It is at least `TOKEN_SCALE_FLOOR` for FP8 with a
-scale a row, and the scale of `AMAX_FLOOR` otherwise. All divisions are rounded correctly. NaN makes the scale NaN.
+scale a row, has no floor for INT8 with an fp32 scale a row, and is otherwise at least that of `AMAX_FLOOR`. Values are
+divided by the scale; INT8 with an fp32 scale a row is multiplied by 127 / amax, and FP8 with a given scale by its
+reciprocal. All divisions are rounded correctly. NaN makes the scale NaN, and is 0 in INT8.
 """
 
 import triton
@@ -50,9 +52,12 @@ def _exact_quotient(values, DIVISOR: tl.constexpr):
 
 @triton.jit
 def scale_of(amax, dtype: tl.constexpr, SCALED: tl.constexpr, FORM: tl.constexpr):
-    """The scale in fp32 of values of at most `amax`: what they are divided by."""
+    """The scale in fp32 of values of at most `amax`."""
     if dtype == tl.int8:
-        scale = _exact_quotient(larger(amax, AMAX_FLOOR), INT8_MAX)
+        if SCALED == WHOLE_ROW and FORM == FP32:
+            scale = tl.math.div_rn(amax, INT8_MAX)
+        else:
+            scale = _exact_quotient(larger(amax, AMAX_FLOOR), INT8_MAX)
     elif SCALED == WHOLE_ROW:
         scale = larger(_exact_quotient(amax, FP8_MAX), TOKEN_SCALE_FLOOR)
     else:
@@ -78,22 +83,37 @@ def divided(values, scale, FORM: tl.constexpr):
 
 
 @triton.jit
-def divided_by_given(values, scale):
-    """values / scale in fp32, for a scale of 2**-60 to 2**60 rounded correctly up to 1024, where every form saturates;
-    otherwise within two units in the last place."""
+def scaled(values, amax, scale, dtype: tl.constexpr, SCALED: tl.constexpr, FORM: tl.constexpr):
+    """Values of at most `amax` in units of the scale that `scale_of` makes of it."""
+    if dtype == tl.int8 and SCALED == WHOLE_ROW and FORM == FP32:
+        quotient = values.to(tl.float32) * tl.where(amax == 0.0, 0.0, tl.math.div_rn(INT8_MAX, amax))
+    else:
+        quotient = divided(values, scale, FORM)
+    return quotient
+
+
+@triton.jit
+def scaled_by_given(values, scale, dtype: tl.constexpr):
+    """Values in units of a scale of any size. The division for INT8 is rounded correctly for scales of 2**-60 to 2**60,
+    up to where results saturate, and otherwise within two units in the last place."""
     values = values.to(tl.float32)
-    exact = divided(values, scale, FP32)
-    exact_below = tl.where((scale > 2.0**-60) & (scale < 2.0**60), 1024.0, 0.0)
-    return tl.where(tl.abs(exact) < exact_below, exact, values / scale)
+    if dtype == tl.int8:
+        exact = divided(values, scale, FP32)
+        exact_below = tl.where((scale > 2.0**-60) & (scale < 2.0**60), 1024.0, 0.0)
+        quotient = tl.where(tl.abs(exact) < exact_below, exact, values / scale)
+    else:
+        quotient = values * tl.math.div_rn(1.0, scale)
+    return quotient
 
 
 @triton.jit
 def put_quantized(ptrs, quotients, mask, SATURATE: tl.constexpr, CACHE: tl.constexpr = ""):
     """Round to nearest even. FP8's conversion saturates; SATURATE: quotients may exceed the range of INT8."""
     if ptrs.dtype.element_ty == tl.int8:
+        numbers = tl.where(quotients == quotients, quotients, 0.0)
         if SATURATE:
-            quotients = tl.clamp(quotients, -128.0, 127.0)
-        values = (quotients + _INTEGERS).to(tl.int32, bitcast=True).to(tl.int8)
+            numbers = tl.clamp(numbers, -128.0, 127.0)
+        values = (numbers + _INTEGERS).to(tl.int32, bitcast=True).to(tl.int8)
     else:
         values = quotients.to(tl.float8e4nv)
     tl.store(ptrs, values, mask=mask, cache_modifier=CACHE)
@@ -150,8 +170,10 @@ def quantize_groups(
     BLOCK_N: tl.constexpr = values.shape[-1]
     WIDTH: tl.constexpr = BLOCK_N if SCALED == WHOLE_ROW else SCALED
     parts = tl.reshape(values, (values.numel // WIDTH, WIDTH))
-    scales = scale_of(largest(parts, 1), q_ptrs.dtype.element_ty, SCALED, FORM)
-    quotients = divided(parts, scales[:, None], FORM)
+    dtype: tl.constexpr = q_ptrs.dtype.element_ty
+    amax = largest(parts, 1)
+    scales = scale_of(amax, dtype, SCALED, FORM)
+    quotients = scaled(parts, amax[:, None], scales[:, None], dtype, SCALED, FORM)
     put_quantized(q_ptrs, tl.reshape(quotients, values.shape), mask, False, CACHE)
     num_scales = 1 if SCALED == WHOLE_ROW else num_columns // SCALED
     put_scales(

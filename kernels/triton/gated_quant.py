@@ -12,9 +12,9 @@ from serving_ops.kernels.triton.epilogue import (
     GIVEN,
     UE8M0,
     WHOLE_ROW,
-    divided_by_given,
     put_quantized,
     quantize_groups,
+    scaled_by_given,
 )
 from serving_ops.kernels.triton.gated import gated_tile
 from serving_ops.kernels.triton.launch import Launcher, Plan
@@ -81,7 +81,7 @@ def gated_quant_kernel(
         tl.store(normed_tile, values, mask=mask)
     q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, group, ALIGNED, elements_of_16_bytes(x_ptr))
     if SCALED == GIVEN:
-        put_quantized(q_tile, divided_by_given(values, tl.load(scales_ptr)), mask, True)
+        put_quantized(q_tile, scaled_by_given(values, tl.load(scales_ptr), q_ptr.dtype.element_ty), mask, True)
     else:
         if SCALED != WHOLE_ROW:
             first = tl.program_id(1).to(tl.int64) * (GROUP // SCALED)

@@ -15,14 +15,14 @@ from serving_ops.kernels.triton.arithmetic import (
 from serving_ops.kernels.triton.epilogue import (
     GIVEN,
     WHOLE_ROW,
-    divided,
-    divided_by_given,
     largest,
     put_quantized,
     put_rounded,
     put_scale,
     quantize_groups,
     scale_of,
+    scaled,
+    scaled_by_given,
 )
 from serving_ops.kernels.triton.finish import finish
 
@@ -161,11 +161,13 @@ def norm_row_quant_kernel(
         q_ptr + outer * q_outer_stride + row * q_row_stride, columns, ALIGNED, elements_of_16_bytes(x_ptr)
     )
     row_number = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     if SCALED == GIVEN:
-        put_quantized(q_columns, divided_by_given(values, tl.load(scales_ptr)), mask, True)
+        put_quantized(q_columns, scaled_by_given(values, tl.load(scales_ptr), dtype), mask, True)
     elif SCALED == WHOLE_ROW:
-        scale = scale_of(largest(values, 0), q_ptr.dtype.element_ty, WHOLE_ROW, FORM)
-        put_quantized(q_columns, divided(values, scale, FORM), mask, False)
+        amax = largest(values, 0)
+        scale = scale_of(amax, dtype, WHOLE_ROW, FORM)
+        put_quantized(q_columns, scaled(values, amax, scale, dtype, WHOLE_ROW, FORM), mask, False)
         put_scale(scales_ptr + row_number * scales_row_stride, scale, FORM)
     else:
         quantize_groups(

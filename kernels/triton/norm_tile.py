@@ -12,7 +12,7 @@ from serving_ops.kernels.triton.arithmetic import (
     tile_at,
     wait_for_kernel_before,
 )
-from serving_ops.kernels.triton.epilogue import GIVEN, divided_by_given, put_quantized, put_rounded, quantize_groups
+from serving_ops.kernels.triton.epilogue import GIVEN, put_quantized, put_rounded, quantize_groups, scaled_by_given
 from serving_ops.kernels.triton.finish import finish
 
 
@@ -151,7 +151,7 @@ def norm_tile_quant_kernel(
         tl.store(normed_tile_ptrs, values, mask=mask)
     q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, columns, ALIGNED, elements_of_16_bytes(x_ptr))
     if SCALED == GIVEN:
-        put_quantized(q_tile, divided_by_given(values, tl.load(scales_ptr)), mask, True)
+        put_quantized(q_tile, scaled_by_given(values, tl.load(scales_ptr), q_ptr.dtype.element_ty), mask, True)
     else:
         first_row = tl.program_id(0).to(tl.int64) * ROWS
         quantize_groups(

@@ -18,8 +18,6 @@ from serving_ops.kernels.triton.epilogue import (
     GIVEN,
     UE8M0,
     WHOLE_ROW,
-    divided,
-    divided_by_given,
     larger,
     largest,
     put_quantized,
@@ -27,6 +25,8 @@ from serving_ops.kernels.triton.epilogue import (
     put_scale,
     quantize_groups,
     scale_of,
+    scaled,
+    scaled_by_given,
 )
 from serving_ops.kernels.triton.finish import finish
 
@@ -198,7 +198,7 @@ def _largest_of_row(
 
 @triton.jit
 def _quantize(
-    s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, first, mask, scales_ptr, scales_group_stride,
+    s, rstd, amax, scale, residual_row, weight_ptr, normed_row, q_row, first, mask, scales_ptr, scales_group_stride,
     weight_offset, dtype: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
     SCALED: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_NORMED: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr, Q_BYTES: tl.constexpr,
@@ -215,9 +215,10 @@ def _quantize(
         tl.store(columns_at(normed_row, columns, ALIGNED), values, mask=mask, cache_modifier=".cs")
     q_columns = columns_at(q_row, columns, ALIGNED, Q_BYTES)
     if SCALED == GIVEN:
-        put_quantized(q_columns, divided_by_given(values, scale), mask, True, ".cs")
+        put_quantized(q_columns, scaled_by_given(values, scale, q_row.dtype.element_ty), mask, True, ".cs")
     elif SCALED == WHOLE_ROW:
-        put_quantized(q_columns, divided(values, scale, FORM), mask, False, ".cs")
+        quotients = scaled(values, amax, scale, q_row.dtype.element_ty, WHOLE_ROW, FORM)
+        put_quantized(q_columns, quotients, mask, False, ".cs")
     else:
         GROUPS_A_PLACE: tl.constexpr = 4 if FORM == UE8M0 else 1
         first_place = first // (SCALED * GROUPS_A_PLACE)
@@ -276,7 +277,7 @@ def norm_wide_quant_kernel(
     rstd, kept_x, kept_residual = _first_pass(
         x_row, residual_row, eps, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED, HAS_RESIDUAL
     )
-    scale = rstd
+    amax, scale = rstd, rstd  # until they are known, if ever they are
     if SCALED == GIVEN:
         scale = tl.load(scales_ptr)
     else:
@@ -290,7 +291,7 @@ def norm_wide_quant_kernel(
         put_scale(scales_ptr, scale, FORM)
     kept_s = _sum(kept_x, kept_residual, HAS_RESIDUAL)
     _quantize(
-        kept_s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, 0, tl.arange(0, KEPT_N) < N,
+        kept_s, rstd, amax, scale, residual_row, weight_ptr, normed_row, q_row, 0, tl.arange(0, KEPT_N) < N,
         scales_ptr, scales_group_stride, weight_offset, dtype, KEPT_N, N,
         SCALED, FORM, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, Q_BYTES,
     )  # fmt: skip
@@ -302,7 +303,7 @@ def norm_wide_quant_kernel(
             x_row, residual_row, first + tl.arange(0, BLOCK_N), mask, ALIGNED, HAS_RESIDUAL, "evict_first"
         )  # fmt: skip
         _quantize(
-            s, rstd, scale, residual_row, weight_ptr, normed_row, q_row, first, mask,
+            s, rstd, amax, scale, residual_row, weight_ptr, normed_row, q_row, first, mask,
             scales_ptr, scales_group_stride, weight_offset, dtype, BLOCK_N, N,
             SCALED, FORM, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, Q_BYTES,
         )  # fmt: skip
