@@ -20,8 +20,10 @@ from serving_ops.norm_spec import NormSpec  # noqa: E402
 from serving_ops.ops import backward as _backward  # noqa: E402, F401 (registers)
 from serving_ops.ops.add_rms_norm import add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
+from serving_ops.ops.fused_add_rms_norm_quant import fused_add_rms_norm_quant  # noqa: E402
 from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
+from serving_ops.ops.rms_norm_gated_quant import rms_norm_gated_quant  # noqa: E402
 from serving_ops.ops.rms_norm_quant import rms_norm_quant  # noqa: E402
 from serving_ops.prewarm import PrewarmReport, prewarm  # noqa: E402
 from serving_ops.quant_format import QuantFormat  # noqa: E402
@@ -40,10 +42,12 @@ __all__ = [
     "cpp_library",
     "explain",
     "fused_add_rms_norm",
+    "fused_add_rms_norm_quant",
     "prewarm",
     "reference",
     "rms_norm",
     "rms_norm_gated",
+    "rms_norm_gated_quant",
     "rms_norm_quant",
     "settings",
 ]

@@ -1,0 +1,65 @@
+"""`fused_add_rms_norm_quant`: residual add and `rms_norm_quant` in one pass; the residual is updated in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import reference
+from serving_ops.ops import quantized, registry
+from serving_ops.ops.description import NormOp, Number, Rows, Vector
+from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
+from serving_ops.quant_format import QuantFormat
+
+
+def fused_add_rms_norm_quant(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    *,
+    fmt: QuantFormat,
+    scale: Tensor | None = None,
+    weight_offset: float = 0.0,
+    normed: Tensor | None = None,
+    out: Tensor | None = None,
+    scales_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`residual <- x + residual`; returns the norm of the sum, quantized: the bits of the two ops one after the other.
+
+    Args:
+        x: (..., N), fp16, bf16, fp32 or float64, any strides. Read only, unless it is `normed`.
+        residual: like x in shape, dtype and device; shares no element with x. Overwritten with the sum.
+        weight, eps, weight_offset: as for `serving_ops.fused_add_rms_norm`.
+        fmt, scale, normed, out, scales_out: as for `serving_ops.rms_norm_quant`.
+
+    Returns and raises as `serving_ops.rms_norm_quant`.
+    """
+    options: dict[str, Any] = {"weight": weight, "eps": eps, "weight_offset": weight_offset, "normed": normed}
+    operator, results = torch.ops.serving_ops.fused_add_rms_norm_quant, (out, scales_out)
+    written = (residual, normed)
+    return quantized.call(
+        operator, "serving_ops.add_rms_norm", x, fmt, scale, *results, written, residual=residual, **options
+    )
+
+
+def _formula(
+    residual: Tensor, fmt: QuantFormat, scale: Tensor | None, normed: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    y, total = reference.add_rms_norm(residual=residual, **options)
+    residual.copy_(total)
+    return reference.quantized(y, fmt, scale, normed)
+
+
+_ROWS = Rows("x"), Rows("residual", written=True)
+
+registry.register(
+    NormOp(
+        fused_add_rms_norm_quant,
+        _formula,
+        (*_ROWS, Vector("weight"), Number("eps"), FORMAT, SCALE, Number("weight_offset"), NORMED),
+        RESULTS,
+    )
+)

@@ -1,0 +1,76 @@
+"""`rms_norm_gated_quant`: `rms_norm_gated`, rounded to x's dtype, and then quantized."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import checks, reference
+from serving_ops.ops import quantized, registry
+from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Rows, Vector
+from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
+from serving_ops.quant_format import QuantFormat
+
+
+def rms_norm_gated_quant(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    *,
+    fmt: QuantFormat,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    norm_before_gate: bool = True,
+    activation: str = "silu",
+    norm_group_size: int | None = None,
+    normed: Tensor | None = None,
+    out: Tensor | None = None,
+    scales_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gated RMSNorm, quantized: the bits of the two ops one after the other.
+
+    Args:
+        x, z, weight, eps, bias, norm_before_gate, activation: as for `serving_ops.rms_norm_gated`.
+        norm_group_size: elements normalised together, its `group_size`; `fmt` has that of the scales.
+        fmt, scale, out, scales_out: as for `serving_ops.rms_norm_quant`.
+        normed: like x in shape, dtype and device, any strides; may be x or z itself. Written: the rows before
+            quantization.
+
+    Returns and raises as `serving_ops.rms_norm_quant`.
+    """
+    options: dict[str, Any] = {"z": z, "weight": weight, "eps": eps, "bias": bias, "normed": normed}
+    options |= {"norm_before_gate": norm_before_gate, "activation": activation, "norm_group_size": norm_group_size}
+    operator, results = torch.ops.serving_ops.rms_norm_gated_quant, (out, scales_out)
+    return quantized.call(operator, "serving_ops.rms_norm_gated", x, fmt, scale, *results, (normed,), **options)
+
+
+def _formula(
+    fmt: QuantFormat, scale: Tensor | None, normed: Tensor | None, norm_group_size: int | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    return reference.quantized(reference.rms_norm_gated(group_size=norm_group_size, **options), fmt, scale, normed)
+
+
+registry.register(
+    NormOp(
+        rms_norm_gated_quant,
+        _formula,
+        (
+            Rows("x"),
+            Rows("z", optional=True, given="has_gate", token_stride="gate_token_stride"),
+            Vector("weight"),
+            Number("eps"),
+            FORMAT,
+            SCALE,
+            Vector("bias", given="has_bias"),
+            Flag("norm_before_gate"),
+            Choice("activation", allowed=checks.ACTIVATIONS),
+            Divisor("norm_group_size", field="group_size"),
+            dataclasses.replace(NORMED, may_be=("x", "z")),
+        ),
+        RESULTS,
+    )
+)
