@@ -73,7 +73,7 @@ class Result:
     def mode(self) -> str:
         return "eager" if self.eager else "compiled"
 
-    def to_json(self) -> str:
+    def to_json(self) -> dict[str, Any]:
         plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rounds"}
         plain |= {"load": asdict(self.load), "hardware": asdict(self.hardware)}
         ratios = {metric: self.ratio(metric) for metric in METRICS}
@@ -83,7 +83,7 @@ class Result:
             "ratios": {metric: asdict(ratio) for metric, ratio in ratios.items() if ratio},
             "variants": {variant: self._variant(variant) for variant in self.rounds},
         }
-        return json.dumps({"schema": SCHEMA, **plain, **summary}, indent=2) + "\n"
+        return {"schema": SCHEMA, **plain, **summary}
 
     def _variant(self, variant: str) -> dict[str, Any]:
         medians = {metric: self.spread(variant, metric).median for metric in METRICS}

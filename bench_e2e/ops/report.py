@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -45,7 +44,7 @@ def make_report(
 
 
 def write(report: dict[str, Any], path: Path) -> Path:
-    return save(json.dumps(report, indent=1) + "\n", path)
+    return save(report, path)
 
 
 def default_path(device: str, what: str = "ops") -> Path:

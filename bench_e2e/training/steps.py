@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         return INTERRUPTED
     finally:
         if all(report.get("step_ms", {"": []}).values()):
-            path = save(json.dumps(_whole_rounds(report), indent=1) + "\n", options.out)
+            path = save(_whole_rounds(report), options.out)
             print(f"written to {path}; for a page: {table.COMMAND} {path} --readme PAGE\n")
     print(markdown(report))
     return 0

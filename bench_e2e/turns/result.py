@@ -63,14 +63,13 @@ class TurnsResult:
     def mode(self) -> str:
         return "eager" if self.eager else "compiled"
 
-    def to_json(self) -> str:
+    def to_json(self) -> dict[str, Any]:
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         plain |= {"load": asdict(self.load), "hardware": asdict(self.hardware)}
         plain["engines"] = {variant: [asdict(run) for run in runs] for variant, runs in self.engines.items()}
         others = [variant for variant in self.engines if variant != BASELINE]
         ratios = {variant: self._ratios(variant) for variant in others}
-        head = {"schema": SCHEMA, "kind": KIND}
-        return json.dumps({**head, **plain, "ratio_method": RATIO_METHOD, "ratios": ratios}, indent=2) + "\n"
+        return {"schema": SCHEMA, "kind": KIND, **plain, "ratio_method": RATIO_METHOD, "ratios": ratios}
 
     def _ratios(self, variant: str) -> dict[str, Any]:
         found = {figure: self.ratio(figure, variant) for figure in self.figures()}

@@ -239,10 +239,10 @@ def test_a_result_is_saved_whatever_happens_to_its_table_and_picture(
 
 
 def test_a_result_whose_folder_is_gone_is_saved_elsewhere() -> None:
-    found = save("figures", Path("file/sample.json"))
-    assert found.read_text() == "figures"
+    found = save({"figures": []}, Path("file/sample.json"))
+    assert json.loads(found.read_text()) == {"figures": []}
     assert found.name == "sample.json"
 
 
 def test_a_device_is_written_to_and_stays_one() -> None:
-    assert save("figures", Path("/dev/null")).is_char_device()
+    assert save({}, Path("/dev/null")).is_char_device()

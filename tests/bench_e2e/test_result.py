@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.plugin_log import is_active, startup_line
 from serving_ops.bench_e2e.report import disturbed, print_result
 from serving_ops.bench_e2e.result import Result, load_result
+from serving_ops.bench_e2e.saving import compact
 from serving_ops.integrations.common.line import describe
 
 ON = "serving_ops 0.1.0 (auto, cuda:0): on for 13 of 13 RMSNorm; prewarmed 2"
@@ -26,12 +26,12 @@ def without_plugin(result: Result) -> Result:
 
 def test_a_result_reads_back_as_it_was_written(result: Result, tmp_path: Path) -> None:
     path = tmp_path / "sample.json"
-    path.write_text(result.to_json())
+    path.write_text(compact(result.to_json()))
     assert load_result(path) == result
 
 
 def test_json_uses_the_key_names_of_vllm(result: Result) -> None:
-    plain = json.loads(result.to_json())
+    plain = result.to_json()
     native = plain["variants"]["native"]
     for key in (
         "mean_ttft_ms",
@@ -55,8 +55,8 @@ def test_a_file_that_is_no_result_is_named_in_the_error(text: str, tmp_path: Pat
 
 
 def test_json_says_when_the_plugin_was_not_active(result: Result) -> None:
-    assert json.loads(result.to_json())["plugin_active"] is True
-    assert json.loads(without_plugin(result).to_json())["plugin_active"] is False
+    assert result.to_json()["plugin_active"] is True
+    assert without_plugin(result).to_json()["plugin_active"] is False
 
 
 def test_terminal_table_fits_into_80_columns_and_shouts_when_inactive(result: Result) -> None:
@@ -94,7 +94,7 @@ def test_markdown_table_has_a_row_for_each_figure(result: Result) -> None:
 
 
 def test_table_replaces_what_stands_between_the_markers_and_nothing_else(result: Result, tmp_path: Path) -> None:
-    (tmp_path / "sample.json").write_text(result.to_json())
+    (tmp_path / "sample.json").write_text(compact(result.to_json()))
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table:sample -->\nold\n<!-- /table -->\nafter\n<!-- table:x -->\n<!-- /table -->\n")
     for _ in range(2):  # a second run changes nothing
@@ -109,7 +109,7 @@ def test_table_replaces_what_stands_between_the_markers_and_nothing_else(result:
 def test_table_without_its_markers_is_an_error_that_leaves_the_readme(
     result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "sample.json").write_text(result.to_json())
+    (tmp_path / "sample.json").write_text(compact(result.to_json()))
     readme = tmp_path / "README.md"
     readme.write_text("no markers\n")
     assert table.main([str(tmp_path / "sample.json"), "--readme", str(readme)]) == 1

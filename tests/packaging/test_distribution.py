@@ -73,6 +73,10 @@ def test_the_wheel_holds_the_folders_and_the_library(wheel: Path) -> None:
     assert not [name for name in held if name.startswith("serving_ops/") and Path(name).name.startswith("test_")]
 
 
+def test_the_wheel_holds_no_results(pure_wheel: Path) -> None:
+    assert not [name for name in names(pure_wheel) if "bench_e2e/results" in name]
+
+
 def test_engines_find_the_plugins(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (path,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]

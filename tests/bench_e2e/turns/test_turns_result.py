@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 
 from serving_ops.bench_e2e.environment import Hardware
+from serving_ops.bench_e2e.saving import compact
 from serving_ops.bench_e2e.turns import table
 from serving_ops.bench_e2e.turns.load import Load, device_step, labels, tpot, ttft
 from serving_ops.bench_e2e.turns.result import EngineRun, TurnsResult, load_result
@@ -53,7 +53,7 @@ def test_the_ratio_pairs_engines_and_one_disturbed_turn_does_not_count(result: T
 
 def test_a_result_reads_back_as_it_was_written(result: TurnsResult, tmp_path: Path) -> None:
     path = tmp_path / "sample.json"
-    path.write_text(result.to_json())
+    path.write_text(compact(result.to_json()))
     assert load_result(path) == result
 
 
@@ -91,7 +91,7 @@ def test_a_summary_has_a_line_a_result_and_a_column_a_figure(result: TurnsResult
 
 
 def test_json_says_how_the_ratios_came_about(result: TurnsResult) -> None:
-    plain = json.loads(result.to_json())
+    plain = result.to_json()
     assert plain["ratios"]["serving_ops"][tpot(1)]["rounds"] == 2
     assert "medians over the rounds" in plain["ratio_method"]
 
