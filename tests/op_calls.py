@@ -20,7 +20,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def specs(op: NormOp, dtype: torch.dtype = torch.bfloat16, size: int = 128, *, pairs: bool = False) -> list[NormSpec]:
-    """A plain layer of the op, and one for each value of each of its options; pairs: and for each two of these."""
+    """A plain layer of the op, and one for each value of each of its options; pairs: for each two, formats aside."""
     quantized = any(isinstance(argument, Format) for argument in op.arguments)
     plain = NormSpec(
         op.name, size, dtype, dtype, torch.device("cpu"), fmt=QuantFormat(granularity="token") if quantized else None
@@ -28,7 +28,8 @@ def specs(op: NormOp, dtype: torch.dtype = torch.bfloat16, size: int = 128, *, p
     options = [list(_changes(argument, plain)) for argument in op.arguments]
     changes = [{}, *itertools.chain.from_iterable(options)]
     if pairs:
-        changes += [a | b for one, other in itertools.combinations(options, 2) for a in one for b in other]
+        few = [found for found in options if not any("fmt" in change for change in found)]
+        changes += [a | b for one, other in itertools.combinations(few, 2) for a in one for b in other]
     return list(dict.fromkeys(dataclasses.replace(plain, **change) for change in changes))
 
 
@@ -50,13 +51,17 @@ def _changes(argument: Any, plain: NormSpec) -> Iterator[dict[str, Any]]:
         yield {argument.name: 0.5}
 
 
+SCALED = ((torch.float8_e4m3fn, "group", 128), (torch.int8, "token", 128))
+"""What is tried with every form of scales."""
+
+
 def formats(size: int) -> Iterator[QuantFormat]:
-    """Every one that rows of this size can have."""
+    """Those that rows of this size can have, with plain scales unless they are in `SCALED`."""
     for values in itertools.product(*ALLOWED.values()):
-        fields = dict(zip(ALLOWED, values, strict=True))
-        if fields["granularity"] == "tensor" and values[-2:] != ("fp32", "row_major"):
+        plain = values[-2:] == ("fp32", "row_major")
+        if not plain and values[:3] not in SCALED:
             continue
-        fmt = QuantFormat(**fields)
+        fmt = QuantFormat(*values)
         if size % fmt.group(size) == 0 and (fmt.granularity == "group" or fmt.group_size == 128):
             yield fmt
 
