@@ -83,7 +83,11 @@ def split_rows(rows, inner, FLAT: tl.constexpr):
 
 @triton.jit
 def columns_at(start_ptr, columns, ALIGNED: tl.constexpr, BYTES: tl.constexpr = 16):
-    """Pointers to the columns of what starts at `start_ptr`: a row, or a parameter."""
+    """Pointers to the columns of what starts at `start_ptr`: a row, or a parameter.
+
+    BYTES: the alignment. That of results of one byte is as many as a thread reads elements at a time (16 bytes): so
+    elements lie in the registers as those of a plain norm do, and are summed in the same order.
+    """
     ptrs = start_ptr + columns
     if ALIGNED:
         ptrs = tl.multiple_of(ptrs, BYTES)
@@ -97,13 +101,6 @@ def tile_at(ptr, outer, outer_stride, rows, row_stride, columns, ALIGNED: tl.con
     if ALIGNED:
         ptrs = tl.multiple_of(ptrs, [1, BYTES])
     return ptrs
-
-
-@triton.jit
-def elements_of_16_bytes(ptr):
-    """As many elements a thread reads at a time. It writes as many results of a byte, aligned to as many bytes: so the
-    elements lie in the registers as those of a plain norm do, and are summed in the same order."""
-    return 128 // ptr.dtype.element_ty.primitive_bitwidth
 
 
 @triton.jit

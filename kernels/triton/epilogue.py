@@ -22,9 +22,11 @@ AMAX_FLOOR = tl.constexpr(1e-10)
 TOKEN_SCALE_FLOOR = tl.constexpr(1.0 / (448.0 * 512.0))
 _INTEGERS = tl.constexpr(12582912.0)  # 1.5 * 2**23: fp32 has no fractions there, so adding it rounds to nearest even
 
+NO_HINT = tl.constexpr("")  # Triton 3.6 does not compile a plain text as a default
+
 
 @triton.jit
-def put_rounded(ptrs, values, mask, CACHE: tl.constexpr = ""):
+def put_rounded(ptrs, values, mask, CACHE: tl.constexpr = NO_HINT):
     """Round to the dtype of what is written, to nearest even."""
     tl.store(ptrs, values.to(ptrs.dtype.element_ty), mask=mask, cache_modifier=CACHE)
 
@@ -107,7 +109,7 @@ def scaled_by_given(values, scale, dtype: tl.constexpr):
 
 
 @triton.jit
-def put_quantized(ptrs, quotients, mask, SATURATE: tl.constexpr, CACHE: tl.constexpr = ""):
+def put_quantized(ptrs, quotients, mask, SATURATE: tl.constexpr, CACHE: tl.constexpr = NO_HINT):
     """Round to nearest even. FP8's conversion saturates; SATURATE: quotients may exceed the range of INT8."""
     if ptrs.dtype.element_ty == tl.int8:
         numbers = tl.where(quotients == quotients, quotients, 0.0)
@@ -164,7 +166,7 @@ def quantize_groups(
     num_columns,  # of values that are more than padding
     SCALED: tl.constexpr,
     FORM: tl.constexpr,
-    CACHE: tl.constexpr = "",
+    CACHE: tl.constexpr = NO_HINT,
 ):
     """Quantize with a scale every SCALED columns, and write the scales."""
     BLOCK_N: tl.constexpr = values.shape[-1]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import elements_of_16_bytes, tile_at
+from serving_ops.kernels.triton.arithmetic import tile_at
 from serving_ops.kernels.triton.epilogue import (
     GIVEN,
     UE8M0,
@@ -79,7 +79,8 @@ def gated_quant_kernel(
     if HAS_NORMED:
         normed_tile = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, group, ALIGNED)
         tl.store(normed_tile, values, mask=mask)
-    q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, group, ALIGNED, elements_of_16_bytes(x_ptr))
+    Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, group, ALIGNED, Q_BYTES)
     if SCALED == GIVEN:
         put_quantized(q_tile, scaled_by_given(values, tl.load(scales_ptr), q_ptr.dtype.element_ty), mask, True)
     else:

@@ -6,7 +6,6 @@ from serving_ops.kernels.triton.arithmetic import (
     QUANT_RUN_TIME,
     RUN_TIME,
     columns_at,
-    elements_of_16_bytes,
     fetch_row_to_l2,
     prefetch_row,
     split_rows,
@@ -157,9 +156,8 @@ def norm_row_quant_kernel(
     if HAS_NORMED:
         normed_row_ptr = normed_ptr + outer * normed_outer_stride + row * normed_row_stride
         tl.store(columns_at(normed_row_ptr, columns, ALIGNED), values, mask=mask)
-    q_columns = columns_at(
-        q_ptr + outer * q_outer_stride + row * q_row_stride, columns, ALIGNED, elements_of_16_bytes(x_ptr)
-    )
+    Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    q_columns = columns_at(q_ptr + outer * q_outer_stride + row * q_row_stride, columns, ALIGNED, Q_BYTES)
     row_number = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     if SCALED == GIVEN:

@@ -6,7 +6,6 @@ from serving_ops.kernels.triton.arithmetic import (
     QUANT_RUN_TIME,
     RUN_TIME,
     columns_at,
-    elements_of_16_bytes,
     pairwise_sum,
     split_rows,
     tile_at,
@@ -149,7 +148,8 @@ def norm_tile_quant_kernel(
     if HAS_NORMED:
         normed_tile_ptrs = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, columns, ALIGNED)
         tl.store(normed_tile_ptrs, values, mask=mask)
-    q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, columns, ALIGNED, elements_of_16_bytes(x_ptr))
+    Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, columns, ALIGNED, Q_BYTES)
     if SCALED == GIVEN:
         put_quantized(q_tile, scaled_by_given(values, tl.load(scales_ptr), q_ptr.dtype.element_ty), mask, True)
     else:

@@ -10,7 +10,6 @@ from serving_ops.kernels.triton.arithmetic import (
     QUANT_RUN_TIME,
     RUN_TIME,
     columns_at,
-    elements_of_16_bytes,
     split_rows,
     wait_for_kernel_before,
 )
@@ -272,7 +271,7 @@ def norm_wide_quant_kernel(
     normed_row = normed_ptr + outer * normed_outer_stride + row * normed_row_stride
     q_row = q_ptr + outer * q_outer_stride + row * q_row_stride
     BLOCKS: tl.constexpr = (N - KEPT_N + BLOCK_N - 1) // BLOCK_N
-    Q_BYTES: tl.constexpr = elements_of_16_bytes(x_ptr)
+    Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     wait_for_kernel_before(PDL, OVERLAP)
     rstd, kept_x, kept_residual = _first_pass(
         x_row, residual_row, eps, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED, HAS_RESIDUAL
