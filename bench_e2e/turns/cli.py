@@ -41,14 +41,13 @@ def main(argv: Sequence[str]) -> int:
         "load": asdict(load),
         "device": chosen.device,
     }
-    variants = [*VARIANTS, *chosen.floors]
-    count = chosen.engines * len(variants)
+    count = chosen.engines * len(VARIANTS)
     engines: dict[str, list[EngineRun]] = {}
     console.print(f"{count} engines, all alive at once; logs in {work}", soft_wrap=True)
 
     def measure() -> None:
         with Progress(console, count * (chosen.rounds + 1)) as progress:
-            run(settings, variants, chosen.engines, chosen.rounds, work, chosen.start_timeout, progress, engines)
+            run(settings, chosen.engines, chosen.rounds, work, chosen.start_timeout, progress, engines)
 
     status = cli.run_to_the_end(measure, console, work)
     if engines and engines[OURS][0].rounds:

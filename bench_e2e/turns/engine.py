@@ -72,7 +72,7 @@ def main(folder: Path) -> None:
     mailbox = Mailbox(folder)
     load = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["load"].items()}
     module = importlib.import_module(f"serving_ops.bench_e2e.turns.{settings['engine']}_engine")
-    started = module.start(settings["options"], settings["variant"], folder)
+    started = module.start(settings["options"], folder)
     engine = Measured(started, Load(**load), settings["device"])
     engine.measure()  # warms up
     mailbox.answer(0, {})

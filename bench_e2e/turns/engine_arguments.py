@@ -40,7 +40,7 @@ def _of_vllm(chosen: argparse.Namespace, load: Load, model: str) -> dict[str, An
 
 def _vllm_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
     """Each engine takes a cache of a fixed size, and its share of what vLLM wants to find free at its start."""
-    engines = chosen.engines * (len(VARIANTS) + len(chosen.floors))
+    engines = chosen.engines * len(VARIANTS)
     return {
         "gpu_memory_utilization": round(0.9 / engines, 3),
         "kv_cache_memory_bytes": int(chosen.kv_cache_gib * 2**30),

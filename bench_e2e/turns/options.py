@@ -24,7 +24,6 @@ from serving_ops.bench_e2e.options import (
     check_variables,
 )
 from serving_ops.bench_e2e.result import OURS
-from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns.load import Load
 
 COMMAND = "python -m serving_ops.bench_e2e --turns"
@@ -44,11 +43,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     options.device = check_device(parser, options.engine, "auto")
     check_preset(parser, options)
     check_sglang(parser, options)
-    if floor.EMPTY_NORMS in options.floors and (options.engine, options.device) != ("sglang", "cuda"):
-        parser.error(f"--launch-floor is for SGLang on CUDA, this is {options.engine} on {options.device}")
-    if options.floors and options.engine == "vllm" and _has_workers(options.engine_args):
-        parser.error("--floor: norms are taken from vLLM in one process, and with these --engine-args it has several")
-    options.floors = [variant for variant in floor.VARIANTS if variant in options.floors]
     for option, value in DEFAULTS[options.device].items():
         if getattr(options, option) is None:
             setattr(options, option, value)
@@ -56,10 +50,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     check_length(parser, options, load.context)
     check_writable(parser, options.out / f"{options.name or 'result'}.json")
     return options
-
-
-def _has_workers(engine_args: dict[str, Any]) -> bool:
-    return engine_args.get("tensor_parallel_size", 1) != 1 or "distributed_executor_backend" in engine_args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_model_and_mode(parser)
     add("--engines", type=at_least_1, help="of each variant (default: 3 on CPU, 4 on CUDA)")
-    _add_floors(parser)
     add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")
     add("--batch-sizes", type=numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
     add("--prompt-lens", type=numbers, help="tokens (default: 512; on CUDA 512,8192)")
@@ -89,12 +78,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", type=file_name, help="of the JSON (default: date, engine, device, model and mode)")
     add("--keep-logs", action="store_true", help="keep the engines' logs; after a failure they stay anyway")
     return parser
-
-
-def _add_floors(parser: argparse.ArgumentParser) -> None:
-    helps = {
-        "--floor": "also engines whose norms do nothing: what is there to win",
-        "--launch-floor": "also engines whose norms are kernels that do nothing (SGLang on CUDA)",
-    }
-    for (option, text), variant in zip(helps.items(), floor.VARIANTS, strict=True):
-        parser.add_argument(option, action="append_const", dest="floors", const=variant, default=[], help=text)

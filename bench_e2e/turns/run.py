@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e.plugin_log import startup_line
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children, wait_a_little
 from serving_ops.bench_e2e.progress import Progress
-from serving_ops.bench_e2e.result import BASELINE
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
-from serving_ops.bench_e2e.turns import floor, sglang_scheduler
+from serving_ops.bench_e2e.turns import sglang_scheduler
 from serving_ops.bench_e2e.turns.mailbox import Mailbox
 from serving_ops.bench_e2e.turns.result import EngineRun
 
@@ -26,7 +25,6 @@ Running = dict[Name, tuple[Child, Mailbox]]
 
 def run(
     settings: dict[str, Any],
-    variants: Sequence[str],
     engines: int,
     rounds: int,
     work: Path,
@@ -39,13 +37,13 @@ def run(
     measured: gets the engines once all are up, and every whole round as it is over.
     """
     places = range(1, engines + 1)
-    names = [(variant, place) for place in places for variant in variants]
+    names = [(variant, place) for place in places for variant in VARIANTS]
     with Children() as children:
         running: Running = {}
         for name in _started(names, settings, work, children, running):
             _await(running, name, 0, start_timeout, progress)
         runs = {name: EngineRun(startup_line(child.lines()), []) for name, (child, _) in running.items()}
-        measured |= {variant: [runs[variant, place] for place in places] for variant in variants}
+        measured |= {variant: [runs[variant, place] for place in places] for variant in VARIANTS}
         for number in range(1, rounds + 1):
             for name, figures in _round(running, number, progress).items():
                 runs[name].rounds.append(figures)
@@ -65,28 +63,22 @@ def _started(
 
 def _start(name: Name, settings: dict[str, Any], work: Path, children: Children) -> tuple[Child, Mailbox]:
     variant, place = name
-    folder = work / f"{variant.replace(' ', '-')}-{place}"
+    folder = work / f"{variant}-{place}"
     folder.mkdir()
-    (folder / "engine.json").write_text(json.dumps({**settings, "variant": variant}))
-    switched_as = variant if variant in VARIANTS else BASELINE
+    (folder / "engine.json").write_text(json.dumps(settings))
     offline = Path(settings["model"]).is_dir()
-    variables = engine_environment(switched_as, settings["device"], work, offline, settings["engine"])
-    prepare = _for_sglang if settings["engine"] == "sglang" else _for_vllm
-    prepare(variables, variant, work)
+    variables = engine_environment(variant, settings["device"], work, offline, settings["engine"])
+    if settings["engine"] == "sglang":
+        _for_sglang(variables, work)
+    else:
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: less noise
     child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
     return child, Mailbox(folder)
 
 
-def _for_vllm(variables: dict[str, str], variant: str, work: Path) -> None:
-    variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: one fewer source of noise
-    if variant == floor.NO_NORMS:  # vLLM's cache knows compiled norms by their files, and these were made to do nothing
-        variables["VLLM_CACHE_ROOT"] = str(work / "cache-without-norms")
-
-
-def _for_sglang(variables: dict[str, str], variant: str, work: Path) -> None:
+def _for_sglang(variables: dict[str, str], work: Path) -> None:
     beside_ours = sglang_scheduler.write_entry_point(work / "names")
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(beside_ours), variables["PYTHONPATH"]]))
-    variables[sglang_scheduler.VARIANT] = variant
     if variables.get("SGLANG_PLUGINS"):  # the user's choice, beside which this one is to load; empty means all
         variables["SGLANG_PLUGINS"] += f",{sglang_scheduler.NAME}"
 

@@ -35,6 +35,6 @@ class SglangEngine:
         return (time.perf_counter() - start) * 1e3
 
 
-def start(options: dict[str, Any], variant: str, folder: Path) -> SglangEngine:
-    """An engine that is up. What a variant is, its scheduler reads from the environment."""
+def start(options: dict[str, Any], folder: Path) -> SglangEngine:
+    """An engine that is up."""
     return SglangEngine(options, folder)

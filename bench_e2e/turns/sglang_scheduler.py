@@ -1,4 +1,4 @@
-"""A plugin of SGLang's that lets the bench ask a scheduler for device times, or takes its norms away.
+"""A plugin of SGLang's that lets the bench ask a scheduler for device times.
 
 The bench puts it on the path of the engines that it starts, and of no other.
 """
@@ -10,35 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns.device_time import ask_own_gpu
 
 NAME = "serving_ops_bench"
 METHOD = "serving_ops_bench"
 """Of the scheduler, for `Engine.collective_rpc`."""
 
-VARIANT = "BENCH_E2E_VARIANT"
-"""The environment variable that names the variant. A user sets none, so it does not start with `SERVING_OPS`."""
-
 
 def register() -> None:
-    """SGLang calls this in each of its processes.
-
-    Raises SystemExit for whatever goes wrong: SGLang only logs other errors, and a floor with norms would be measured.
-    """
-    try:
-        _register()
-    except Exception as error:
-        raise SystemExit(f"{NAME}: {error!r}") from error
-
-
-def _register() -> None:
+    """SGLang calls this in each of its processes."""
     from sglang.srt.managers.scheduler import Scheduler
 
     setattr(Scheduler, METHOD, _answer)
-    variant = os.environ.get(VARIANT, "")
-    if variant in floor.VARIANTS:
-        floor.remove_sglangs_norms(variant)
 
 
 def _answer(scheduler: Any, question: str, answers: str) -> None:

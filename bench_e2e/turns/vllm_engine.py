@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.turns import floor
 from serving_ops.bench_e2e.turns.device_time import WorkersGpus, ask_own_gpu
 
 
@@ -29,8 +28,6 @@ class VllmEngine:
         return (time.perf_counter() - start) * 1e3
 
 
-def start(options: dict[str, Any], variant: str, folder: Path) -> VllmEngine:
-    """An engine that is up; of the floor's variant, one whose norms do nothing."""
-    if variant == floor.NO_NORMS:
-        floor.remove_norms()
+def start(options: dict[str, Any], folder: Path) -> VllmEngine:
+    """An engine that is up."""
     return VllmEngine(options)

@@ -76,7 +76,6 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--engine-args", "[1]"), "'[1]'; allowed: a JSON object"),
         (("--engine-args", '{"model": "x"}'), "the model is the option --model"),
         (("--engine-args", '{"pipeline_parallel_size": 2}'), "only tensor parallelism is measured"),
-        (("--engine-args", '{"tensor_parallel_size": 2}', "--floor"), "--floor: norms are taken from vLLM in one"),
         (("--kv-cache-gib", "nan"), "'nan'; allowed: numbers above 0"),
         (("--kv-cache-gib", "-1"), "'-1'; allowed: numbers above 0"),
         (("--prompt-lens", "16384"), "--preset dense has 16384 positions: 16385 tokens do not fit"),

@@ -126,7 +126,7 @@ def test_vllms_workers_are_asked_wherever_they_are(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM))
     monkeypatch.setattr(device_time, "_own", SimpleNamespace(busy_ms=lambda: 2.5))
-    engine = vllm_engine.start({"tensor_parallel_size": 2}, "native", Path())
+    engine = vllm_engine.start({"tensor_parallel_size": 2}, Path())
     assert engine.gpu.busy_ms() == 2.5
 
 
@@ -142,7 +142,7 @@ def test_every_scheduler_of_sglangs_answers(tmp_path: Path, monkeypatch: pytest.
                 sglang_scheduler._answer(None, question, answers)
 
     monkeypatch.setitem(sys.modules, "sglang", SimpleNamespace(Engine=Engine))
-    assert sglang_engine.start({}, "native", tmp_path).gpu.busy_ms() == 3.0
+    assert sglang_engine.start({}, tmp_path).gpu.busy_ms() == 3.0
 
 
 def _fails(tokens: int) -> None:

@@ -13,7 +13,7 @@ LOAD = Load(batch_sizes=(1, 16), prompt_lens=(512, 8192), decode_steps=96)
 
 def _of(engine: str, **more: Any) -> dict[str, Any]:
     chosen = {"model": None, "preset": "hybrid", "quantization": None, "device": "cuda", "eager": False, "engines": 4}
-    chosen |= {"engine_args": {}, "floors": [], "kv_cache_gib": 4.0, "batch_sizes": LOAD.batch_sizes}
+    chosen |= {"engine_args": {}, "kv_cache_gib": 4.0, "batch_sizes": LOAD.batch_sizes}
     return engine_arguments.of(SimpleNamespace(engine=engine, **(chosen | more)), LOAD, "folder")
 
 
@@ -35,7 +35,7 @@ def test_neither_engine_answers_from_a_cache_and_both_have_room_for_the_load() -
 
 def test_each_engine_of_vllms_asks_for_its_share_of_the_gpu() -> None:
     assert _of("vllm")["gpu_memory_utilization"] == round(0.9 / 8, 3)
-    assert _of("vllm", floors=["no norms"])["gpu_memory_utilization"] == round(0.9 / 12, 3)
+    assert _of("vllm", engines=3)["gpu_memory_utilization"] == round(0.9 / 6, 3)
 
 
 def test_only_a_quantization_while_loading_is_told_to_the_engine() -> None:

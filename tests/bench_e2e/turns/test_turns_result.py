@@ -73,7 +73,7 @@ def test_the_table_has_a_line_for_each_figure_that_was_measured(result: TurnsRes
     assert "Some CPU, 2 cores, 2026-11-21" in text
 
 
-def test_the_floor_is_a_column_of_its_own_where_it_was_measured(result: TurnsResult) -> None:
+def test_another_variant_of_an_older_result_is_a_column(result: TurnsResult) -> None:
     assert "no norms" not in table.markdown(result)
     engines = {**result.engines, "no norms": [_engine(7), _engine(14)]}
     text = table.markdown(dataclasses.replace(result, engines=engines))

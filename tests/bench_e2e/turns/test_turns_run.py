@@ -12,9 +12,8 @@ from rich.console import Console
 
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.progress import Progress
-from serving_ops.bench_e2e.server import VARIANTS
-from serving_ops.bench_e2e.turns import floor, sglang_scheduler
 from serving_ops.bench_e2e.turns import run as turns
+from serving_ops.bench_e2e.turns import sglang_scheduler
 
 STAND_IN = """
 import json, os, sys
@@ -28,7 +27,6 @@ if os.environ["SERVING_OPS"] == told.get("dies as"):
     sys.exit("the weights are made of cheese")
 if os.environ["SERVING_OPS"] == "auto":
     print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
-(folder / "cache").write_text(os.environ.get("VLLM_CACHE_ROOT", "vLLM's own"))
 (folder / "plugins").write_text(" ".join(point.name for point in entry_points(group="sglang.srt.plugins")))
 (folder / "allowed").write_text(os.environ.get("SGLANG_PLUGINS", ""))
 mailbox = Mailbox(folder)
@@ -49,12 +47,10 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"engine": "vllm", "model": str(tmp_path), "options": {}, "load": {}, "device": "cpu"}
 
 
-def _run(
-    settings: dict[str, Any], work: Path, *, engines: int, rounds: int, variants: tuple[str, ...] = tuple(VARIANTS)
-) -> dict[str, Any]:
+def _run(settings: dict[str, Any], work: Path, *, engines: int, rounds: int) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     with Progress(Console(quiet=True), 1) as progress:
-        turns.run(settings, variants, engines, rounds, work, 60, progress, measured)
+        turns.run(settings, engines, rounds, work, 60, progress, measured)
     return measured
 
 
@@ -85,17 +81,7 @@ def test_an_engine_that_dies_ends_the_run_with_its_last_words(settings: dict[str
 def test_the_engines_process_is_told_what_to_build_and_to_measure(settings: dict[str, Any], tmp_path: Path) -> None:
     _run(settings, tmp_path, engines=1, rounds=1)
     told = json.loads((tmp_path / "native-1" / "engine.json").read_text())
-    assert told == {**settings, "variant": "native"}
-
-
-def test_engines_without_norms_run_beside_the_others_with_the_plugin_off(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
-    engines = _run(settings, tmp_path, engines=1, rounds=1, variants=(*VARIANTS, floor.NO_NORMS))
-    assert list(engines) == ["native", "serving_ops", "no norms"]
-    assert engines["no norms"][0].plugin_line is None
-    caches = [(tmp_path / f"{variant}-1" / "cache").read_text() for variant in ("native", "serving_ops", "no-norms")]
-    assert caches[0] == caches[1] != caches[2]
+    assert told == settings
 
 
 def test_a_sglang_engine_finds_the_plugin_that_its_scheduler_is_asked_through(

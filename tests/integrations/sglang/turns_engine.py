@@ -18,7 +18,7 @@ def main() -> None:
     model, folder = sys.argv[1], Path(sys.argv[2])
     chosen = SimpleNamespace(engine="sglang", model=model, device="cpu", eager=True, engine_args={})
     load = Load(batch_sizes=(2,), prompt_lens=(16,), decode_steps=4, decode_prompt_len=8)
-    engine = sglang_engine.start(engine_arguments.of(chosen, load, model), "serving_ops", folder)
+    engine = sglang_engine.start(engine_arguments.of(chosen, load, model), folder)
     engine.gpu.count_replays()
     took = engine.serve([[5] * 8, [6] * 8], 5)
     (folder / "result.json").write_text(json.dumps({"ms": took, "replays": engine.gpu.replays()}))
