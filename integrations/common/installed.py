@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,17 +25,23 @@ class Installed:
 
     def put(self, table: MutableMapping[str, Any], key: str, value: Any) -> None:
         """Put a value into a table of the engine's. Nothing changes where it is there already."""
-        before = table.get(key, _ABSENT)
-        if before is not value:
-            table[key] = value
-            self.on_undo(partial(_restore_item, table, key, value, before))
+        self._change(table, table.__setitem__, table.__delitem__, key, value)
 
     def set(self, owner: object, name: str, value: Any) -> None:
         """Set an attribute of the engine's. Nothing changes where it has this value already."""
-        before = vars(owner).get(name, _ABSENT)
-        if before is not value:
-            setattr(owner, name, value)
-            self.on_undo(partial(_restore_attribute, owner, name, value, before))
+        self._change(vars(owner), partial(setattr, owner), partial(delattr, owner), name, value)
+
+    def _change(self, now: Mapping[str, Any], put: Any, delete: Any, key: str, value: Any) -> None:
+        before = now.get(key, _ABSENT)
+        if before is value:
+            return
+
+        def restore() -> None:
+            if now.get(key, _ABSENT) is value:
+                delete(key) if before is _ABSENT else put(key, before)
+
+        put(key, value)
+        self.on_undo(restore)
 
     def wrap(self, owner: object, name: str, wrapper_of: Callable[[Any], Any]) -> None:
         """Set a method to a wrapper of what it is, once: `wrapper_of` is not called again before `undo`."""
@@ -54,21 +60,3 @@ class Installed:
         self._wrappers.clear()
         self.failures.clear()
         self.given_back.clear()
-
-
-def _restore_item(table: MutableMapping[str, Any], key: str, value: Any, before: Any) -> None:
-    if table.get(key, _ABSENT) is not value:
-        return
-    if before is _ABSENT:
-        del table[key]
-    else:
-        table[key] = before
-
-
-def _restore_attribute(owner: object, name: str, value: Any, before: Any) -> None:
-    if vars(owner).get(name, _ABSENT) is not value:
-        return
-    if before is _ABSENT:
-        delattr(owner, name)
-    else:
-        setattr(owner, name, before)

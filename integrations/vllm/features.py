@@ -5,11 +5,20 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 from serving_ops import extension, settings, support
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.vllm import installed, quantization
+from serving_ops.integrations.vllm import (
+    fused_rms_norm_gated,
+    gemma_rms_norm,
+    installed,
+    mixer2_rms_norm_gated,
+    quantization,
+    rms_norm,
+    rms_norm_gated,
+)
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -24,7 +33,7 @@ MIXER2_RMS_NORM_GATED = "mixer2_rms_norm_gated"
 FUSED_RMS_NORM_GATED = "fused_rms_norm_gated"
 
 FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM, RMS_NORM_GATED, GEMMA_RMS_NORM)
-"""Modules of this package, each with an `install()` that may be called again and raises where it cannot.
+"""Modules of this package, each with an adapter, or an `install()` that may be called again and raises where it cannot.
 
 The start-up report comes first: it tells what became of the others, and without it none is installed. The cache key
 comes before what changes compiled code: without it vLLM would reuse artifacts compiled with other operators.
@@ -36,17 +45,14 @@ STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED)
 NEEDS_IR = {IR_PROVIDERS, PRIORITY}
 """The features that serve `RMSNorm` where vLLM has an IR; where vLLM passes it by, `RMS_NORM` replaces the class."""
 
-NEEDS_CPP = {RMS_NORM, GEMMA_RMS_NORM, MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED}
-"""Features measured on CUDA with the C++ launcher alone: without it vLLM's own classes stay."""
-
-CALLS = {
-    RMS_NORM: {"rms_norm", "fused_add_rms_norm"},
-    RMS_NORM_GATED: {"rms_norm_gated"},
-    GEMMA_RMS_NORM: {"rms_norm", "fused_add_rms_norm"},
-    MIXER2_RMS_NORM_GATED: {"rms_norm_gated"},
-    FUSED_RMS_NORM_GATED: {"rms_norm_gated"},
+ADAPTERS = {
+    RMS_NORM: rms_norm.ADAPTER,
+    RMS_NORM_GATED: rms_norm_gated.ADAPTER,
+    GEMMA_RMS_NORM: gemma_rms_norm.ADAPTER,
+    MIXER2_RMS_NORM_GATED: mixer2_rms_norm_gated.ADAPTER,
+    FUSED_RMS_NORM_GATED: fused_rms_norm_gated.ADAPTER,
 }
-"""Operators of the features that replace a class: it is replaced where the user left none of them out."""
+"""The features that replace a class: it is replaced where the user left none of its operators out."""
 
 
 def why_no_kernels() -> str | None:
@@ -87,12 +93,21 @@ def _is_for_this_vllm(feature: str) -> bool:
 def _is_wanted(feature: str) -> bool:
     if feature == STARTUP:
         return True
-    if feature in NEEDS_CPP and extension.cpp_library() is None:
+    adapter = ADAPTERS.get(feature)
+    if adapter is None:
+        return _is_for_this_vllm(feature)
+    if adapter.needs_cpp and extension.cpp_library() is None:
         return False
-    return CALLS.get(feature, set()) <= settings.ops() and _is_for_this_vllm(feature)
+    return settings.ops().issuperset(adapter.ops) and _is_for_this_vllm(feature)
 
 
 def _load(feature: str) -> Callable[[], None]:
+    if feature in ADAPTERS:
+        from serving_ops.integrations.vllm import out_of_tree
+
+        # vLLM's forward_native asks its IR, and so our providers, or whoever the user put before them.
+        methods = ("forward_cuda",) if feature == RMS_NORM and has_ir() else out_of_tree.BOTH_METHODS
+        return partial(out_of_tree.replace, ADAPTERS[feature], methods)
     return cast(Callable[[], None], importlib.import_module(f"serving_ops.integrations.vllm.{feature}").install)
 
 

@@ -8,60 +8,42 @@ ops-h200.json has both beside ours, in the gated regime; no engine with this cla
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from serving_ops import NormSpec
+from serving_ops.integrations.common.norm_specs import as_view
 from serving_ops.integrations.common.rows import alike, in_shape_of, rows_fit
-from serving_ops.integrations.vllm.out_of_tree import OnServingOps, replace
+from serving_ops.integrations.vllm.adapter import Activations, Adapter
 
-try:
-    from vllm.third_party.flash_linear_attention.ops.kda import FusedRMSNormGated
-except ModuleNotFoundError:  # 0.25 has it here
-    from vllm.model_executor.layers.fla.ops.kda import FusedRMSNormGated
-
-
-class ServingOpsFusedRMSNormGated(OnServingOps, FusedRMSNormGated):  # type: ignore[misc]
-    """`FusedRMSNormGated` with the same parameters and attributes; what the kernels do not take stays vLLM's."""
-
-    ops = ("rms_norm_gated",)
-
-    def _takes(self, x: Tensor, g: Tensor) -> bool:
-        return not self.stay_native and rows_fit(x, self.weight) and alike(x, g)
-
-    def _run(self, x: Tensor, g: Tensor) -> Tensor:
-        result: Tensor = torch.ops.serving_ops.rms_norm_gated(x, g, self.weight, self.eps, activation=self.activation)
-        return result
-
-    def forward_native(
-        self,
-        x: Tensor,
-        g: Tensor,
-        residual: Tensor | None = None,
-        prenorm: bool = False,
-        residual_in_fp32: bool = False,
-    ) -> Tensor:
-        """Compiled mode on every device; eager mode on CPU, through `CustomOp.forward_cpu`."""
-        heads = in_shape_of(g, x)
-        if residual is None and not prenorm and self._takes(heads, g):
-            return self._run(heads, g).view(x.shape)
-        native: Tensor = super().forward_native(x, g, residual, prenorm, residual_in_fp32)
-        return native
-
-    def forward_cuda(
-        self,
-        x: Tensor,
-        g: Tensor,
-        residual: Tensor | None = None,
-        prenorm: bool = False,
-        residual_in_fp32: bool = False,
-    ) -> Tensor:
-        heads = in_shape_of(g, x)
-        if residual is None and not prenorm and self._takes(heads, g):
-            return self._run(heads, g).view(x.shape)
-        native: Tensor = super().forward_cuda(x, g, residual, prenorm, residual_in_fp32)
-        return native
+MODULES = (
+    "vllm.third_party.flash_linear_attention.ops.kda",
+    "vllm.model_executor.layers.fla.ops.kda",  # 0.25 has it here
+)
 
 
-def install() -> None:
-    """Put it in place. Raises RuntimeError where another plugin has replaced FusedRMSNormGated."""
-    replace(FusedRMSNormGated, ServingOpsFusedRMSNormGated)
+def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
+    """Rows, and heads gated by a view."""
+    spec = x.spec("rms_norm_gated", layer.hidden_size, layer.weight, eps=layer.eps, activation=layer.activation)
+    return spec, as_view(spec)
+
+
+def forward(
+    layer: Any,
+    x: Tensor,
+    g: Tensor,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+) -> Any:
+    """`FusedRMSNormGated.forward_cuda`: x (..., N), g with the same rows; a new tensor of x's shape."""
+    heads = in_shape_of(g, x)
+    if residual is not None or prenorm or not rows_fit(heads, layer.weight) or not alike(heads, g):
+        return None
+    out = torch.ops.serving_ops.rms_norm_gated(heads, g, layer.weight, layer.eps, activation=layer.activation)
+    return out.view(x.shape)
+
+
+ADAPTER = Adapter("FusedRMSNormGated", MODULES, ("rms_norm_gated",), specs, forward)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.integrations.common.rows import rows_fit
+from serving_ops.integrations.common.rows import alike, rows_fit
 from serving_ops.integrations.vllm import installed
 
 PROVIDER = "serving_ops"
@@ -50,14 +50,7 @@ def fused_add_rms_norm_supports(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
     """As `rms_norm_supports`; both tensors are written, so they are alike and not the same one."""
-    return (
-        variance_size is None
-        and rows_fit(x, weight)
-        and x_residual.dtype == x.dtype
-        and x_residual.shape == x.shape
-        and x_residual.stride(-1) == 1
-        and x_residual is not x
-    )
+    return variance_size is None and rows_fit(x, weight) and x_residual is not x and alike(x, x_residual)
 
 
 def fused_add_rms_norm(

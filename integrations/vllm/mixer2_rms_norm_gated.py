@@ -8,50 +8,50 @@ a Mamba-2's eager decode step falls by 2 to 4% (bench_e2e/results/turns-h200-mam
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from serving_ops import NormSpec
+from serving_ops.integrations.common.norm_specs import VIEW_SPACING
 from serving_ops.integrations.common.rows import alike, rows_fit
-from serving_ops.integrations.vllm.out_of_tree import OnServingOps, replace
-from vllm.model_executor.layers.mamba.mamba_mixer2 import Mixer2RMSNormGated
+from serving_ops.integrations.vllm.adapter import Activations, Adapter
 
 
-class ServingOpsMixer2RMSNormGated(OnServingOps, Mixer2RMSNormGated):  # type: ignore[misc]
-    """`Mixer2RMSNormGated` with the same parameters and attributes; what the kernels do not take stays vLLM's."""
+def why_native(layer: Any, x: Activations | None = None) -> str | None:
+    """What the layer does beyond a gated norm of this rank's rows, or None."""
+    if not layer.use_rms_norm:
+        return "it gates without a norm"
+    if layer.n_groups % layer.tp_size != 0:
+        return "its groups are spread over tensor-parallel ranks"
+    return None
 
-    ops = ("rms_norm_gated",)
 
-    def why_native(self) -> str | None:
-        """What the layer does beyond a gated norm of this rank's rows, or None."""
-        if not self.use_rms_norm:
-            return "it gates without a norm"
-        if self.n_groups % self.tp_size != 0:
-            return "its groups are spread over tensor-parallel ranks"
+def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
+    """Rows whose gate is the first columns of a projection."""
+    return (
+        x.spec(
+            "rms_norm_gated",
+            layer.weight.numel(),
+            layer.weight,
+            eps=layer.variance_epsilon,
+            norm_before_gate=False,
+            group_size=layer.group_size,
+            gate_token_stride=VIEW_SPACING * layer.weight.numel(),
+        ),
+    )
+
+
+def forward(layer: Any, x: Tensor, gate: Tensor) -> Any:
+    """`Mixer2RMSNormGated.forward_cuda`: x (..., N), gate like it; a new tensor."""
+    if why_native(layer) is not None or not rows_fit(x, layer.weight) or not alike(x, gate):
         return None
-
-    def _takes(self, x: Tensor, gate: Tensor) -> bool:
-        return not self.stay_native and self.why_native() is None and rows_fit(x, self.weight) and alike(x, gate)
-
-    def _run(self, x: Tensor, gate: Tensor) -> Tensor:
-        result: Tensor = torch.ops.serving_ops.rms_norm_gated(
-            x, gate, self.weight, self.variance_epsilon, norm_before_gate=False, group_size=self.group_size
-        )
-        return result
-
-    def forward_native(self, x: Tensor, gate: Tensor) -> Tensor:
-        """Compiled mode on every device; eager mode on CPU, through `CustomOp.forward_cpu`."""
-        if self._takes(x, gate):
-            return self._run(x, gate)
-        native: Tensor = super().forward_native(x, gate)
-        return native
-
-    def forward_cuda(self, x: Tensor, gate: Tensor) -> Tensor:
-        if self._takes(x, gate):
-            return self._run(x, gate)
-        native: Tensor = super().forward_cuda(x, gate)
-        return native
+    return torch.ops.serving_ops.rms_norm_gated(
+        x, gate, layer.weight, layer.variance_epsilon, norm_before_gate=False, group_size=layer.group_size
+    )
 
 
-def install() -> None:
-    """Put it in place. Raises RuntimeError where another plugin has replaced Mixer2RMSNormGated."""
-    replace(Mixer2RMSNormGated, ServingOpsMixer2RMSNormGated)
+MODULES = ("vllm.model_executor.layers.mamba.mamba_mixer2",)
+
+ADAPTER = Adapter("Mixer2RMSNormGated", MODULES, ("rms_norm_gated",), specs, forward, why_native)

@@ -4,73 +4,76 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Set
+from typing import Any
 
 from serving_ops.integrations.vllm import installed
-from vllm.model_executor.custom_op import CustomOp, op_registry_oot
+from serving_ops.integrations.vllm.adapter import Adapter
+from vllm.model_executor.custom_op import op_registry_oot
+
+BOTH_METHODS = ("forward_native", "forward_cuda")
+"""The first serves compiled mode on every device and, through `CustomOp.forward_cpu`, eager mode on CPU; the second
+serves eager mode on CUDA."""
+
+_ours: dict[str, Any] = {}
+"""vLLM's name of a class -> what it was given for it."""
 
 
-class OnServingOps:
-    """Mixed into each of our classes: `forward_native` and `forward_cuda` call our operators unless told otherwise."""
+def replace(adapter: Adapter, methods: tuple[str, ...] = BOTH_METHODS) -> None:
+    """Have vLLM build a class of ours, with these methods of ours, for the one adapted; once.
 
-    ops: tuple[str, ...]
-    """The operators that the class calls."""
-
-    stay_native = False
-    """Set on a class where prewarm failed, on a layer where no kernel takes its size: vLLM's own code runs."""
-
-
-def classes_calling(op: str) -> Iterator[type[OnServingOps]]:
-    """Our classes that call an operator."""
-    return (ours for ours in OnServingOps.__subclasses__() if op in ours.ops)
-
-
-def _why_not_called_as_ours(in_tree: type[CustomOp], ours: type[CustomOp]) -> str | None:
-    for method in sorted({"forward_native", "forward_cuda"} & vars(ours).keys()):
-        theirs, mine = (list(inspect.signature(getattr(cls, method)).parameters) for cls in (in_tree, ours))
-        if theirs != mine:
-            return f"{in_tree.__name__}.{method} takes ({', '.join(theirs)}), not ({', '.join(mine)})"
-    return None
-
-
-def replace(in_tree: type[CustomOp], ours: type[CustomOp]) -> None:
-    """Have vLLM build `ours` for `in_tree`, once a process.
-
-    Raises RuntimeError where another plugin replaced it, or vLLM calls it with other arguments than ours takes.
+    Raises RuntimeError where another plugin replaced it, or vLLM calls it with other arguments than the adapter takes.
     """
-    name, flag = in_tree.__name__, in_tree.name
-    present = op_registry_oot.get(name)
-    if present is ours:
-        return
-    if present is not None:
+    name = adapter.name
+    present, ours = op_registry_oot.get(name), _ours.get(name)
+    if present is not None and present is not ours:
         raise RuntimeError(f"{present.__module__}.{present.__name__} already replaces {name}")
-    reason = _why_not_called_as_ours(in_tree, ours)
-    if reason is not None:
-        raise RuntimeError(reason)
-    CustomOp.register_oot(name=name)(ours)
-    ours.name = flag  # register_oot overwrote it, and custom_ops flags go by it
-    installed.on_undo(functools.partial(_take_out, name, ours))
+    installed.put(_ours, name, ours or _class_of(adapter, methods))
+    installed.put(op_registry_oot, name, _ours[name])
 
 
-def _take_out(name: str, ours: type[CustomOp]) -> None:
-    _withdrawn.pop(name, None)
-    if op_registry_oot.get(name) is ours:
-        del op_registry_oot[name]
+def _class_of(adapter: Adapter, methods: tuple[str, ...]) -> Any:
+    """A subclass with the same parameters and attributes; what the kernels do not take stays vLLM's.
+
+    `stay_native` is set on the class where its operators were given back, and on a layer that the kernels do not take.
+    """
+    vllms = adapter.vllms_class()
+    forward = {"forward_cuda": adapter.forward, "forward_native": adapter.forward_native or adapter.forward}
+    ours = {method: _method(vllms, method, forward[method]) for method in methods}
+    more = {"__module__": __name__, "__doc__": _class_of.__doc__, "adapter": adapter, "stay_native": False}
+    return type(f"ServingOps{adapter.name}", (vllms,), {**ours, **more})
 
 
-_withdrawn: dict[str, type[CustomOp]] = {}
+def _method(vllms: Any, method: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    own = getattr(vllms, method)
+    wanted, taken = (list(inspect.signature(function).parameters)[1:] for function in (own, forward))
+    if wanted != taken:
+        takes = "takes ({}), not ({})".format(*(", ".join(["self", *names]) for names in (wanted, taken)))
+        raise RuntimeError(f"{vllms.__name__}.{method} {takes}")
+
+    @functools.wraps(own)
+    def ours_or_vllms(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = None if self.stay_native else forward(self, *args, **kwargs)
+        return getattr(vllms, method)(self, *args, **kwargs) if result is None else result
+
+    return ours_or_vllms
+
+
+def give_back(ops: Set[str]) -> None:
+    """Have vLLM's own code run in every class of ours that calls one of these operators."""
+    for ours in _ours.values():
+        if not ops.isdisjoint(ours.adapter.ops):
+            installed.set(ours, "stay_native", True)
 
 
 def withdraw() -> None:
     """Have vLLM build its own classes where it would build ours, until `put_back`."""
-    ours = {name: cls for name, cls in op_registry_oot.items() if issubclass(cls, OnServingOps)}
-    _withdrawn.update(ours)
-    for name in ours:
-        del op_registry_oot[name]
+    for name, ours in _ours.items():
+        if op_registry_oot.get(name) is ours:
+            del op_registry_oot[name]
 
 
 def put_back() -> None:
     """Have vLLM build those of ours again that were withdrawn."""
-    for name, ours in _withdrawn.items():
+    for name, ours in _ours.items():
         op_registry_oot.setdefault(name, ours)
-    _withdrawn.clear()

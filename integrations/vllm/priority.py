@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from serving_ops import extension, settings
@@ -117,11 +117,11 @@ def _adding_ours(method: Any) -> Any:
     return classmethod(with_serving_ops)
 
 
-def drop(op: str) -> None:
-    """Give one IR op back to vLLM's other providers in this process, before anything is compiled."""
+def drop(ops: Iterable[str]) -> None:
+    """Give IR ops back to vLLM's other providers in this process, before anything is compiled."""
     from vllm import ir
 
-    ir_op = getattr(ir.ops, op)
-    before = ir_op.get_priority()
-    installed.on_undo(functools.partial(ir_op.set_default, before))
-    ir_op.set_default([provider for provider in before if provider not in OURS])
+    for ir_op in (getattr(ir.ops, op) for op in ops):
+        before = ir_op.get_priority()
+        installed.on_undo(functools.partial(ir_op.set_default, before))
+        ir_op.set_default([provider for provider in before if provider not in OURS])

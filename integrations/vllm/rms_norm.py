@@ -9,61 +9,67 @@ ir_providers.ROWS_PROVIDER). With a residual, both arguments are written, as vLL
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from serving_ops import NormSpec
+from serving_ops.integrations.common.norm_specs import as_view
 from serving_ops.integrations.common.rows import alike, rows_fit
-from serving_ops.integrations.vllm import features
-from serving_ops.integrations.vllm.out_of_tree import OnServingOps, replace
-from vllm.model_executor.layers.layernorm import RMSNorm
+from serving_ops.integrations.vllm.adapter import HEADS_IN_ONE_KERNEL, Activations, Adapter
+
+OPS: tuple[str, ...] = ("rms_norm", "fused_add_rms_norm")
+PART_OF_ROW = "its variance is over a part of the row"
 
 
-class ServingOpsRMSNorm(OnServingOps, RMSNorm):  # type: ignore[misc]
-    """`RMSNorm` with the same parameters and attributes; what the kernels do not take stays vLLM's."""
+def norms_of(layer: Any, weight: Tensor | None, x: Activations, **options: Any) -> tuple[NormSpec, ...]:
+    """What a layer without a gate may ask for: hidden states with a residual or without, or heads."""
+    size = layer.weight.numel()
+    specs = tuple(x.spec(op, size, weight, eps=layer.variance_epsilon, **options) for op in OPS)
+    return specs if size == x.hidden_size else (*specs, as_view(specs[0]))
 
-    ops = ("rms_norm", "fused_add_rms_norm")
 
-    native_is_ir = False
-    """Whether vLLM's own `forward_native` asks its IR, and so our providers, or whoever the user put before them."""
-
-    def why_native(self) -> str | None:
-        """What the layer does beyond a norm of whole rows, or None."""
-        if getattr(self, "variance_size_override", None) is not None:
-            return "its variance is over a part of the row"
+def norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float = 0.0) -> Any:
+    """The norm of x, or with a residual of their sum, in place; None where the kernels do not take these."""
+    if not rows_fit(x, weight):
         return None
-
-    def _scale(self) -> Tensor | None:
-        return self.weight if self.has_weight else None
-
-    def _takes(self, x: Tensor, residual: Tensor | None) -> bool:
-        if self.stay_native or self.why_native() is not None or not rows_fit(x, self._scale()):
-            return False
-        return residual is None or (residual is not x and alike(x, residual))
-
-    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        ops = torch.ops.serving_ops
-        if residual is None:
-            result: Tensor = ops.rms_norm(x, self._scale(), self.variance_epsilon)
-            return result
-        ops.fused_add_rms_norm(x, residual, self._scale(), self.variance_epsilon)
-        return x, residual
-
-    def forward_native(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Both modes on CPU, eager through `CustomOp.forward_cpu`; compiled mode on CUDA."""
-        left_to_vllm = self.native_is_ir or (x.is_cuda and x.dim() != 2 and residual is None)
-        if not left_to_vllm and self._takes(x, residual):
-            return self._run(x, residual)
-        native: Tensor | tuple[Tensor, Tensor] = super().forward_native(x, residual)
-        return native
-
-    def forward_cuda(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        if self._takes(x, residual):
-            return self._run(x, residual)
-        native: Tensor | tuple[Tensor, Tensor] = super().forward_cuda(x, residual)
-        return native
+    if residual is None:
+        return torch.ops.serving_ops.rms_norm(x, weight, eps, weight_offset=weight_offset)
+    if residual is x or not alike(x, residual):
+        return None
+    torch.ops.serving_ops.fused_add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
+    return x, residual
 
 
-def install() -> None:
-    """Put it in place. Raises RuntimeError where another plugin has replaced RMSNorm."""
-    replace(RMSNorm, ServingOpsRMSNorm)
-    ServingOpsRMSNorm.native_is_ir = features.has_ir()
+def _is_of_part(layer: Any) -> bool:
+    return getattr(layer, "variance_size_override", None) is not None
+
+
+def why_native(layer: Any, x: Activations) -> str | None:
+    """What the layer does beyond a norm of whole rows, or who norms it better, or None."""
+    if _is_of_part(layer):
+        return PART_OF_ROW
+    return HEADS_IN_ONE_KERNEL if x.leaves_heads_to_inductor(layer) else None
+
+
+def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
+    """Hidden states with a residual or without, or heads."""
+    return norms_of(layer, layer.weight if layer.has_weight else None, x)
+
+
+def forward(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
+    """`RMSNorm.forward_cuda`: x (..., N); with a residual like x, both are written and returned."""
+    if _is_of_part(layer):
+        return None
+    return norm(x, residual, layer.weight if layer.has_weight else None, layer.variance_epsilon)
+
+
+def forward_native(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
+    """The same; compiled CUDA graphs leave norms of heads to Inductor."""
+    return None if x.is_cuda and x.dim() != 2 and residual is None else forward(layer, x, residual)
+
+
+MODULES = ("vllm.model_executor.layers.layernorm",)
+
+ADAPTER = Adapter("RMSNorm", MODULES, OPS, specs, forward, why_native, forward_native)

@@ -87,11 +87,10 @@ def prewarm(found: Sequence[NormLayer]) -> Outcome:
 
 def give_back(ops: Iterable[str]) -> None:
     """Have vLLM's own code run in this process wherever it would call these operators."""
-    from serving_ops.integrations.vllm.out_of_tree import classes_calling
+    from serving_ops.integrations.vllm import out_of_tree
 
     given_back = frozenset(ops)
     installed.given_back.update(given_back)
-    for ours in (ours for op in given_back for ours in classes_calling(op)):
-        installed.set(ours, "stay_native", True)
-    for op in sorted(given_back.intersection(layers.IR_OPS) if features.has_ir() else ()):
-        priority.drop(op)
+    out_of_tree.give_back(given_back)
+    if features.has_ir():
+        priority.drop(given_back.intersection(priority.OPS))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
-from serving_ops import NormSpec
+from serving_ops import NormSpec, settings
 from serving_ops.integrations.vllm import ir_providers, layers
 from serving_ops.integrations.vllm.layers import NormLayer
 
@@ -20,6 +21,12 @@ SPEC = NormSpec("rms_norm", 256, torch.bfloat16, torch.bfloat16, DEVICE)
 
 def rows(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+
+
+def no_operator_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of any operator of ours fails the test."""
+    for op in settings.OPS:
+        monkeypatch.setattr(torch.ops.serving_ops, op, lambda *_, **__: pytest.fail("the operator ran"))
 
 
 def model_config(**more: Any) -> Any:

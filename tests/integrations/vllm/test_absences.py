@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("vllm")
 
 import vllm
-from in_process import DEVICE, HEAD, HIDDEN, rows
+from in_process import DEVICE, HEAD, HIDDEN, no_operator_may_run, rows
 
 from serving_ops import extension, settings
 from serving_ops.integrations.vllm import features, installed, ir_providers, priority, register, startup
@@ -237,7 +237,7 @@ def test_a_model_that_cannot_be_looked_at_stays_vllms_and_one_line_says_why(
     assert "serving_ops could not look at the model, whose norms stay vLLM's own" in said[0]
     assert missing in said[0]
     assert "\n" not in said[0]
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     layer.variance_epsilon = 1e-6
     layer(rows(4, HIDDEN))
     assert all(ir_providers.OURS.isdisjoint(getattr(ir.ops, op).get_priority()) for op in priority.OPS)

@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, SPEC, rows, survey, vllm_config
+from in_process import DEVICE, SPEC, no_operator_may_run, rows, survey, vllm_config
 
 from serving_ops import NormSpec, PrewarmReport, counters, extension
-from serving_ops.integrations.vllm import features, installed, layers, priority, startup
+from serving_ops.integrations.vllm import features, installed, ir_layers, layers, priority, startup
 from serving_ops.integrations.vllm.layers import NormLayer
 
 pytestmark = [
@@ -71,7 +71,7 @@ def test_what_the_gemma_layer_does_not_take_stays_vllms(
     monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str
 ) -> None:
     layer = _gemma()
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     layer(*GEMMA_INPUTS[case])
 
 
@@ -81,13 +81,13 @@ def test_the_users_ir_priority_holds_for_gemma_layers_too(monkeypatch: pytest.Mo
     ir.ops.fused_add_rms_norm.set_default(["native"])
     layer = _gemma()
     assert survey(layer)[0].native_because == "the IR priority of fused_add_rms_norm starts with native"
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
-    layer(*GEMMA_INPUTS["rows"])
+    no_operator_may_run(monkeypatch)
+    layer(*GEMMA_INPUTS["rows with a residual"])
 
 
 def test_gemma_layers_need_no_ir(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
     monkeypatch.setitem(installed.failures, features.IR_PROVIDERS, "No module named 'vllm.ir'")
-    monkeypatch.setattr(layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
+    monkeypatch.setattr(ir_layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
     assert survey(_gemma())[0].native_because is None
 
 
@@ -96,7 +96,7 @@ def test_gemma_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
     layer = _gemma()
     startup.prewarm([NormLayer("GemmaRMSNorm", (spec,), None)])
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     layer(*GEMMA_INPUTS["rows"])
 
 
@@ -138,7 +138,7 @@ def test_a_mixer2_layer_that_does_more_than_norm_its_own_rows_stays_vllms(
     reasons = [survey(mixer2(**options))[0].native_because for options in ({"groups": 1, "ranks": 2}, {"norm": False})]
     assert reasons == ["its groups are spread over tensor-parallel ranks", "it gates without a norm"]
     layer = mixer2(norm=False)
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     layer(rows(5, 512), rows(5, 512))
 
 
@@ -173,7 +173,7 @@ def kda(in_vllm: Any) -> Any:
 def _vllms_kda_class() -> Any:
     from serving_ops.integrations.vllm import fused_rms_norm_gated
 
-    return fused_rms_norm_gated.FusedRMSNormGated
+    return fused_rms_norm_gated.ADAPTER.vllms_class()
 
 
 def test_the_kda_class_keeps_its_flag_its_attributes_and_its_checkpoints_keys(kda: Any) -> None:
@@ -240,7 +240,7 @@ def test_a_kda_layer_asked_for_more_than_a_gated_norm_is_vllms(
     monkeypatch: pytest.MonkeyPatch, kda: Any, option: dict[str, Any]
 ) -> None:
     layer = kda()
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     monkeypatch.setattr(_vllms_kda_class(), "forward_cuda", lambda self, x, *rest: (x, rest))
     x, gate = rows(1, 5, 16, 128), rows(5, 16, 128)
     reached, rest = layer(x, gate, **option)
@@ -271,7 +271,7 @@ def test_kda_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.Mo
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
     layer = kda()
     startup.prewarm([NormLayer("FusedRMSNormGated", (spec,), None)])
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     layer(rows(1, 5, 16, 128), rows(5, 16, 128))
     assert survey(layer)[0].native_because == "its prewarm failed"
 

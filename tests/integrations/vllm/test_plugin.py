@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, rows, survey, vllm_config
+from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, no_operator_may_run, rows, survey, vllm_config
 
 from serving_ops import Explanation, NormSpec, PrewarmReport, counters, extension, settings
 from serving_ops.integrations.common.prewarm_layers import after_failures
@@ -398,7 +398,7 @@ def test_a_gated_layer_without_a_kernel_for_its_size_stays_vllms(monkeypatch: py
     monkeypatch.setattr("serving_ops.explain", lambda *_, **__: why)
     layer = _gated()
     assert survey(layer)[0].native_because == "rms_norm_gated has no kernel for it: groups too wide"
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     layer(*GATED_INPUTS["contiguous"])
 
 
@@ -475,6 +475,6 @@ def test_gated_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.
     monkeypatch.setattr("serving_ops.prewarm", break_down)
     layer = _gated()
     startup.prewarm(survey(torch.nn.ModuleList([layer])))
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     layer(*GATED_INPUTS["contiguous"])
     assert survey(layer)[0].native_because == "its prewarm failed"

@@ -13,10 +13,11 @@ import torch
 pytest.importorskip("vllm")
 
 import hidden
-from in_process import DEVICE, HEAD, HIDDEN, SPEC, rows, survey
+from in_process import DEVICE, HEAD, HIDDEN, SPEC, no_operator_may_run, rows, survey
 
 from serving_ops import PrewarmReport, counters, extension
-from serving_ops.integrations.vllm import features, installed, layers, priority, register, startup
+from serving_ops.integrations.vllm import features, installed, ir_layers, layers, priority, register, startup
+from serving_ops.integrations.vllm.adapter import Activations
 from serving_ops.integrations.vllm.layers import NormLayer
 
 
@@ -140,7 +141,7 @@ def test_what_it_does_not_take_stays_vllms(monkeypatch: pytest.MonkeyPatch, case
 
     options, x, residual = LEFT[case]
     layer = _norm(**options)
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
+    no_operator_may_run(monkeypatch)
     reached: list[object] = []
     monkeypatch.setattr(RMSNorm, "forward_native", lambda *args: reached.append(args))
     layer(x, residual)
@@ -178,17 +179,20 @@ def test_prewarm_asks_for_what_these_layers_call() -> None:
 
 
 def test_layers_whose_prewarm_failed_are_native_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
     spec = dataclasses.replace(SPEC, op="fused_add_rms_norm")
     monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
     layer = _norm()
     startup.prewarm([NormLayer("RMSNorm", (spec,), None)])
-    monkeypatch.setattr(type(layer), "_run", lambda *_: pytest.fail("the operator ran"))
-    layer(rows(4, HIDDEN), rows(4, HIDDEN))
+    no_operator_may_run(monkeypatch)
+    monkeypatch.setattr(RMSNorm, "forward_native", lambda *_: "vLLM's")
+    assert layer(rows(4, HIDDEN), rows(4, HIDDEN)) == "vLLM's"
     assert survey(layer)[0].native_because == "its prewarm failed"
 
 
 def test_a_layer_is_on_whatever_priority_the_ir_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
+    monkeypatch.setattr(ir_layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
     assert [layer.native_because for layer in survey(_model())][2:] == [None, None]
 
 
@@ -209,7 +213,7 @@ def test_layers_of_vllms_own_classes_are_reported_with_the_reason(monkeypatch: p
 
 
 def test_compiled_cuda_graphs_leave_norms_of_heads_to_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = layers._Activations(torch.bfloat16, torch.device("cuda"), HIDDEN, HEAD)
+    cuda = Activations(torch.bfloat16, torch.device("cuda"), HIDDEN, HEAD)
     eager, compiled = _norm(HEAD), _norm(HEAD)
     eager._forward_method, compiled._forward_method = eager.forward_cuda, compiled.forward_native
     assert [cuda.leaves_heads_to_inductor(layer) for layer in (eager, compiled)] == [False, True]
