@@ -45,19 +45,13 @@ def columns_of_a_scale(fmt: QuantFormat) -> int:
     }[fmt.granularity]
 
 
-def scales_shape(fmt: QuantFormat, num_rows: int, size: int) -> tuple[int, int]:
-    """Of the scales that a norm of (num_rows, size) writes; a word of UE8M0 holds four."""
-    scales = size // fmt.group_size if fmt.granularity == "group" else 1
-    return num_rows, -(-scales // 4) if fmt.scale_format == "ue8m0" else scales
-
-
 def run_norm_quant(
     x: Tensor,  # (..., N)
     residual: Tensor | None,  # like x; becomes x + residual
     weight: Tensor | None,  # (N,)
     normed: Tensor | None,  # like x; written, may be x
     q: Tensor,  # the shape of x, fmt.dtype; written
-    scales: Tensor,  # `scales_shape`, any strides; written. granularity "tensor": one fp32 element, read
+    scales: Tensor,  # (num_rows, `fmt.scales`' columns), any strides; written. granularity "tensor": one fp32, read
     eps: float,
     weight_offset: float,
     fmt: QuantFormat,

@@ -1,4 +1,4 @@
-"""The kernels that norm and quantize against the unfused pair: our plain norm's result, quantized by PyTorch."""
+"""The kernels that norm and quantize against the unfused pair: our plain norm's result, quantized by the reference."""
 
 from __future__ import annotations
 
@@ -13,38 +13,28 @@ import triton.language as tl
 from numerics import rows
 from torch import Tensor
 
-from serving_ops import plan
+from serving_ops import plan, reference
 from serving_ops.kernels.triton.epilogue import FP32, divided, scale_of
 from serving_ops.kernels.triton.norm import run_norm
-from serving_ops.kernels.triton.norm_quant import run_norm_quant, scales_shape
+from serving_ops.kernels.triton.norm_quant import run_norm_quant
 from serving_ops.layout import row_grid
+from serving_ops.quant_format import QuantFormat
 
 EPS = 1e-6
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
 
 
-@dataclass(frozen=True)
-class Format:
-    """As `serving_ops.QuantFormat`."""
-
-    dtype: torch.dtype = FP8
-    granularity: str = "group"
-    group_size: int = 128
-    scale_format: str = "fp32"
-    scale_layout: str = "row_major"
-
-
 FORMATS = [
-    Format(granularity="tensor"),
-    Format(dtype=INT8, granularity="tensor"),
-    Format(granularity="token"),
-    Format(granularity="token", scale_format="fp32_power_of_2"),
-    Format(dtype=INT8, granularity="token"),
-    Format(),
-    Format(group_size=64, scale_layout="column_major"),
-    Format(scale_layout="tma_aligned", scale_format="fp32_power_of_2"),
-    Format(scale_layout="tma_aligned", scale_format="ue8m0"),
-    Format(dtype=INT8, group_size=64),
+    QuantFormat(granularity="tensor"),
+    QuantFormat(dtype=INT8, granularity="tensor"),
+    QuantFormat(granularity="token"),
+    QuantFormat(granularity="token", scale_format="fp32_power_of_2"),
+    QuantFormat(dtype=INT8, granularity="token"),
+    QuantFormat(),
+    QuantFormat(group_size=64, scale_layout="column_major"),
+    QuantFormat(scale_layout="tma_aligned", scale_format="fp32_power_of_2"),
+    QuantFormat(scale_layout="tma_aligned", scale_format="ue8m0"),
+    QuantFormat(dtype=INT8, group_size=64),
 ]
 PLANS = {
     128: plan.Plan("tile", 128, 2, 1),
@@ -56,53 +46,30 @@ PLANS = {
 """Rows of 384, 896 and 2560 have groups of 128 that do not fill UE8M0's last word."""
 
 
-def name_of(fmt: Format) -> str:
+def name_of(fmt: QuantFormat) -> str:
     return f"{fmt.dtype}-{fmt.granularity}-{fmt.group_size}-{fmt.scale_format}".removeprefix("torch.")
 
 
-def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """To nearest even, as the GPU converts."""
-    return values.clamp(-448, 448).to(FP8) if dtype == FP8 else values.round().clamp(-128, 127).nan_to_num(0).to(INT8)
+def saturated(values: Tensor) -> Tensor:
+    """To FP8 as the GPU converts."""
+    return values.clamp(-448, 448).to(FP8)
 
 
-def quantized(y: Tensor, scale: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
-    """What an engine's quantization makes of y (num_rows, N): q, and its scales in fp32."""
-    y = y.float()
-    if fmt.granularity == "tensor":
-        return saturated(y / scale if fmt.dtype == INT8 else y * scale.reciprocal(), fmt.dtype), scale
-    groups = y.unflatten(1, (-1, fmt.group_size if fmt.granularity == "group" else y.shape[1]))
-    amax = groups.abs().amax(dim=2, keepdim=True)
-    largest = 448.0 if fmt.dtype == FP8 else 127.0
-    if fmt.dtype == INT8 and fmt.granularity == "token":
-        q = saturated(groups * torch.where(amax == 0, 0.0, largest / amax), INT8)
-        return q.flatten(1), (amax / largest).squeeze(2)
-    if fmt.granularity == "token":
-        scales = (amax / largest).clamp(min=1 / (448 * 512))
-    else:
-        scales = amax.clamp(min=1e-10) / largest
-    if fmt.scale_format != "fp32":
-        mantissa, exponent = torch.frexp(scales)
-        power = torch.ldexp(torch.ones_like(scales), exponent - (mantissa == 0.5).int())
-        scales = torch.where(scales.isfinite(), power, scales)
-    return saturated(groups / scales, fmt.dtype).flatten(1), scales.squeeze(2)
-
-
-def unpacked(scales: Tensor, num_groups: int) -> Tensor:
-    """The scales of int32 words of four exponents; spare bytes must be zero."""
-    exponents = torch.stack([scales.contiguous() >> shift & 0xFF for shift in (0, 8, 16, 24)], dim=2).flatten(1)
-    assert not exponents[:, num_groups:].any()
-    return torch.ldexp(torch.ones(()), exponents[:, :num_groups] - 127)
-
-
-def empty_scales(fmt: Format, num_rows: int, size: int, device: torch.device) -> Tensor:
+def empty_scales(fmt: QuantFormat, num_rows: int, size: int, device: torch.device) -> Tensor:
+    """Where scales go, full of what no scale is; or the given one."""
     if fmt.granularity == "tensor":
         return torch.tensor([0.013], device=device)
-    shape = scales_shape(fmt, num_rows, size)
-    dtype = torch.int32 if fmt.scale_format == "ue8m0" else torch.float32
-    if fmt.scale_layout == "row_major":
+    shape, dtype, strides = fmt.scales((num_rows, size))
+    if strides is None:
         return torch.full(shape, -1, dtype=dtype, device=device)
-    padded = -(-num_rows // 4) * 4 if fmt.scale_layout == "tma_aligned" else num_rows
-    return torch.full((shape[1], padded), -1, dtype=dtype, device=device).t()[:num_rows]
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device).fill_(-1)
+
+
+def quantized(y: Tensor, scales: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor]:
+    """y, and its scales, as the reference quantizes. scales: the given one, where it is given."""
+    if fmt.granularity == "tensor":
+        return reference.quantize(y, fmt, scales)[0], scales
+    return reference.quantize(y, fmt)
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +83,7 @@ def conversions_of_the_gpu(kernel_device: torch.device, monkeypatch: pytest.Monk
         values = torch.from_numpy(np.ascontiguousarray(data))
         if dtype == tl.bfloat16:
             return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-        return saturated(values, FP8).view(torch.uint8).numpy()
+        return saturated(values).view(torch.uint8).numpy()
 
     for method in ("cast_impl", "create_fp_to_fp"):
         original = getattr(interpreter.InterpreterBuilder, method)
@@ -149,19 +116,21 @@ class Results:
     residual: Tensor
 
 
-def run(x: Tensor, residual: Tensor | None, weight: Tensor | None, fmt: Format, chosen: plan.Plan, offset: float = 0.0):
+def run(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, fmt: QuantFormat, chosen: plan.Plan, offset: float = 0.0
+):
     """q, scales and normed of the kernel, with the residual written; `x` must stay."""
     before = x.clone()
     q, normed = torch.empty(x.shape, dtype=fmt.dtype, device=x.device), torch.empty_like(x)
     scales = empty_scales(fmt, x.shape[0], x.shape[1], x.device)
     grid = row_grid(x, x if residual is None else residual, normed, q)
     assert grid is not None
-    run_norm_quant(x, residual, weight, normed, q, scales, EPS, offset, fmt, grid, chosen, False)
+    run_norm_quant(x, residual, weight, normed, q, scales, EPS, 0.0, fmt, grid, chosen, False)
     assert_same_bits(x, before)
     return Results(q, scales, normed, x if residual is None else residual)
 
 
-def run_norm_quant_of(x: Tensor, weight: Tensor, fmt: Format, chosen: plan.Plan) -> Results:
+def run_norm_quant_of(x: Tensor, weight: Tensor, fmt: QuantFormat, chosen: plan.Plan) -> Results:
     """As `run`, for input that NaN keeps from being compared."""
     q, scales = torch.empty(x.shape, dtype=fmt.dtype, device=x.device), empty_scales(fmt, *x.shape, x.device)
     run_norm_quant(x, None, weight, None, q, scales, EPS, 0.0, fmt, row_grid(x, x, x, q), chosen, False)
@@ -169,7 +138,7 @@ def run_norm_quant_of(x: Tensor, weight: Tensor, fmt: Format, chosen: plan.Plan)
 
 
 def check_as_the_pair(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, fmt: Format, chosen: plan.Plan
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, fmt: QuantFormat, chosen: plan.Plan
 ) -> None:
     total, y = None if residual is None else residual.clone(), torch.empty_like(x)
     run_norm(x, total, weight, y, EPS, 0.0, row_grid(x, x if total is None else total, y), chosen, False, None)
@@ -178,8 +147,7 @@ def check_as_the_pair(
     if residual is not None:
         assert_same_bits(residual, total)
     q, scales = quantized(y, got.scales, fmt)
-    written = unpacked(got.scales, scales.shape[1]) if fmt.scale_format == "ue8m0" else got.scales
-    assert_same_bits(written, scales)
+    assert_same_bits(got.scales, scales)
     assert_same_bits(got.q, q)
 
 
@@ -187,7 +155,7 @@ def check_as_the_pair(
 @pytest.mark.parametrize("size", PLANS)
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_result_has_the_bits_of_a_norm_and_a_quantization(
-    kernel_device: torch.device, size: int, fmt: Format, fused: bool
+    kernel_device: torch.device, size: int, fmt: QuantFormat, fused: bool
 ) -> None:
     for dtype, weight_dtype in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)):
         x, residual = rows((3, size), dtype, kernel_device, 1), rows((3, size), dtype, kernel_device, 2)
@@ -199,13 +167,13 @@ def test_the_result_has_the_bits_of_a_norm_and_a_quantization(
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=name_of)
 @pytest.mark.parametrize("size", [128, 4096])
-def test_rows_of_zeros_get_the_smallest_scale(kernel_device: torch.device, size: int, fmt: Format) -> None:
+def test_rows_of_zeros_get_the_smallest_scale(kernel_device: torch.device, size: int, fmt: QuantFormat) -> None:
     check_as_the_pair(torch.zeros(2, size, dtype=torch.bfloat16, device=kernel_device), None, None, fmt, PLANS[size])
 
 
 def test_strided_rows_and_a_normed_result_in_place(kernel_device: torch.device) -> None:
     """x, residual, normed and q are views of wider buffers, in two leading dimensions; normed is x."""
-    fmt = Format(dtype=INT8)
+    fmt = QuantFormat(dtype=INT8)
 
     def view(dtype: torch.dtype, seed: int) -> Tensor:
         buffer = rows((2, 3, 1280), torch.float32, kernel_device, seed).to(dtype)
@@ -227,9 +195,9 @@ def test_strided_rows_and_a_normed_result_in_place(kernel_device: torch.device) 
     assert_same_bits(q.reshape(4, 1024), expected)
 
 
-@pytest.mark.parametrize("fmt", [Format(), Format(granularity="token")], ids=name_of)
+@pytest.mark.parametrize("fmt", [QuantFormat(), QuantFormat(granularity="token")], ids=name_of)
 @pytest.mark.parametrize("size", [512, 896, 40064])
-def test_a_rows_bits_do_not_depend_on_its_batch(kernel_device: torch.device, fmt: Format, size: int) -> None:
+def test_a_rows_bits_do_not_depend_on_its_batch(kernel_device: torch.device, fmt: QuantFormat, size: int) -> None:
     x = rows((5, size), torch.bfloat16, kernel_device, 1)
     together = run(x, None, None, fmt, plan.plan_norm(size, 2, 5))
     for row in range(5):
@@ -239,7 +207,7 @@ def test_a_rows_bits_do_not_depend_on_its_batch(kernel_device: torch.device, fmt
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=name_of)
-def test_nan_and_infinity_stay_as_in_the_pair(kernel_device: torch.device, fmt: Format) -> None:
+def test_nan_and_infinity_stay_as_in_the_pair(kernel_device: torch.device, fmt: QuantFormat) -> None:
     size = 1024
     x = rows((3, size), torch.bfloat16, kernel_device, 1)
     x[0, 5] = float("nan")
@@ -261,7 +229,7 @@ def test_ue8m0_says_nan_for_what_is_not_finite(kernel_device: torch.device) -> N
     x = torch.ones(2, 1024, dtype=torch.bfloat16, device=kernel_device)
     weight = torch.ones(1024, dtype=torch.bfloat16, device=kernel_device)
     x[0, 5], weight[700] = float("nan"), float("inf")
-    got = run_norm_quant_of(x, weight, Format(scale_format="ue8m0"), plan.plan_norm(1024, 2, 2))
+    got = run_norm_quant_of(x, weight, QuantFormat(scale_format="ue8m0"), plan.plan_norm(1024, 2, 2))
     exponents = got.scales.contiguous().view(torch.uint8).view(2, 8)
     assert exponents[0].eq(255).all()
     assert (exponents[1] == 255).tolist() == [group == 5 for group in range(8)]
