@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from serving_ops.norm_spec import NormSpec
+from serving_ops.ops import registry
+
 FUSED_ADD = "fused_add_rms_norm"
 RMS_NORM = "rms_norm"
 GATED = "rms_norm_gated"
 OPS = (FUSED_ADD, RMS_NORM, GATED)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-# Tensors an op reads or writes once: x and residual both ways; x and out; x, z and out.
-_TENSORS_MOVED = {FUSED_ADD: 4, RMS_NORM: 2, GATED: 3}
 
 Shape = tuple[int, ...]
 
@@ -71,7 +71,8 @@ class Case:
     @property
     def bytes_moved(self) -> int:
         """The fewest bytes the op must move: each tensor once, the weight left out (it stays in cache)."""
-        return _TENSORS_MOVED[self.op] * self.rows * self.size * self.torch_dtype.itemsize
+        spec = NormSpec(self.op, self.size, self.torch_dtype, None, torch.device("meta"))
+        return registry.bytes_moved(registry.find(self.op), registry.sample(spec, self.rows))
 
     @property
     def label(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from serving_ops import reference
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import Call
-from serving_ops.bench_e2e.ops.inputs import EPS, Inputs, redraw
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, Case
+from serving_ops.bench_e2e.ops.contestants import FORMULAS, Call
+from serving_ops.bench_e2e.ops.inputs import Inputs, redraw
 
 # Largest ||row - exact|| / ||exact|| that passes. Two roundings to bf16 give about 3e-3, to fp16 4e-4, and
 # fp32 under 1e-6: loose on purpose, peers may round where we do not; a wrong formula is over 5e-2.
@@ -38,17 +39,11 @@ def _sample(num_tokens: int) -> Tensor:
 
 
 def _exact(case: Case, inputs: Inputs, tokens: Tensor) -> tuple[Tensor, ...]:
-    x = inputs.x[tokens].double()
-    weight = None if inputs.weight is None else inputs.weight.double()
-    offset = case.weight_offset
-    if case.op == FUSED_ADD:
-        assert inputs.residual is not None
-        s = x + inputs.residual[tokens].double()
-        return reference.rms_norm(s, weight, EPS, weight_offset=offset), s
-    if case.op == RMS_NORM:
-        return (reference.rms_norm(x, weight, EPS, weight_offset=offset),)
-    assert inputs.z is not None
-    return (reference.rms_norm_gated(x, inputs.z[tokens].double(), weight, EPS),)
+    *rows, weight, eps = inputs.arguments
+    wide = [tensor[tokens].double() for tensor in rows]
+    offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
+    exact: Any = FORMULAS[case.op](*wide, None if weight is None else weight.double(), eps, **offset)
+    return exact if isinstance(exact, tuple) else (exact,)
 
 
 def _results(case: Case, inputs: Inputs, returned: object) -> tuple[Tensor, ...]:

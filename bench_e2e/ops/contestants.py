@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
+from serving_ops import reference
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.inputs import Inputs
 
 Call = Callable[[], object]
 OURS = "serving_ops"
@@ -62,7 +62,7 @@ def variants() -> list[Contestant]:
 
 
 def eager() -> Contestant:
-    return Contestant("eager", torch.__version__, lambda case, inputs: _bind_formula(FORMULAS[case.op], case, inputs))
+    return Contestant("eager", torch.__version__, lambda case, inputs: partial(FORMULAS[case.op], *inputs.arguments))
 
 
 def inductor() -> Contestant:
@@ -70,50 +70,23 @@ def inductor() -> Contestant:
 
 
 def bind_ours(case: Case, inputs: Inputs) -> Call:
-    ops = torch.ops.serving_ops
+    op = getattr(torch.ops.serving_ops, case.op)
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
-    if case.op == FUSED_ADD:
-        return partial(ops.fused_add_rms_norm.default, inputs.x, inputs.residual, inputs.weight, EPS, **offset)
-    if case.op == RMS_NORM:
-        return partial(ops.rms_norm.out, inputs.x, inputs.weight, EPS, out=inputs.out, **offset)
-    return partial(ops.rms_norm_gated.out, inputs.x, inputs.z, inputs.weight, EPS, out=inputs.out)
+    if inputs.out is None:
+        return partial(op.default, *inputs.arguments, **offset)
+    return partial(op.out, *inputs.arguments, out=inputs.out, **offset)
 
 
-def fused_add_formula(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    s = x.float() + residual.float()
-    normed = s * torch.rsqrt(s.square().mean(dim=-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight, s.to(x.dtype)
-
-
-def rms_norm_formula(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    s = x.float()
-    normed = s * torch.rsqrt(s.square().mean(dim=-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight
-
-
-def gated_formula(x: Tensor, z: Tensor, weight: Tensor, eps: float) -> Tensor:
-    s = x.float()
-    normed = s * torch.rsqrt(s.square().mean(dim=-1, keepdim=True) + eps)
-    return (normed * weight * torch.nn.functional.silu(z.float())).to(x.dtype)
-
-
+# Out of place, also where the op is in place: eager PyTorch would copy each result once more.
 FORMULAS: dict[str, Callable[..., object]] = {
-    FUSED_ADD: fused_add_formula,
-    RMS_NORM: rms_norm_formula,
-    "rms_norm_gated": gated_formula,
+    FUSED_ADD: reference.add_rms_norm,
+    RMS_NORM: reference.rms_norm,
+    GATED: reference.rms_norm_gated,
 }
 
 
-def _bind_formula(formula: Callable[..., object], case: Case, inputs: Inputs) -> Call:
-    if case.op == FUSED_ADD:
-        return partial(formula, inputs.x, inputs.residual, inputs.weight, EPS)
-    if case.op == RMS_NORM:
-        return partial(formula, inputs.x, inputs.weight, EPS)
-    return partial(formula, inputs.x, inputs.z, inputs.weight, EPS)
-
-
 def _bind_inductor(case: Case, inputs: Inputs) -> Call:
-    return _bind_formula(_compiled(case), case, inputs)
+    return partial(_compiled(case), *inputs.arguments)
 
 
 _compiled_for: dict[Case, Callable[..., object]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,12 @@ class Inputs:
     z: Tensor | None
     weight: Tensor | None
     out: Tensor | None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the op's public function takes by position."""
+        rows = (tensor for tensor in (self.x, self.residual, self.z) if tensor is not None)
+        return (*rows, self.weight, EPS)
 
     @property
     def bytes(self) -> int:

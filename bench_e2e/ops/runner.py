@@ -10,10 +10,10 @@ import torch
 import serving_ops
 from serving_ops.bench_e2e.ops import timing_cpu, timing_cuda
 from serving_ops.bench_e2e.ops.between_gemms import Chain, bind_chain, time_between_gemms
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import OURS, Call, Contestant, Unsupported, variants
-from serving_ops.bench_e2e.ops.inputs import EPS, Inputs, make_inputs
+from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 from serving_ops.bench_e2e.ops.load import DISTURBING, OtherLoad
 from serving_ops.bench_e2e.ops.results import CaseResult, case_result, first_line
 from serving_ops.bench_e2e.ops.rounds import Samples
@@ -53,7 +53,7 @@ def measure(case: Case, contestants: Sequence[Contestant], device: str, *, quick
         samples, other_cores = time_in_calm(lambda: timing_cpu.time_calls(first_calls, quick=quick))
     else:  # the device's time does not depend on who uses the host
         samples, other_cores = _time_on_cuda(case, entered), None
-    path = _path_of_ours(case, sets[case][0]) if OURS in entered.calls else None
+    path = serving_ops.explain(case.op, *sets[case][0].arguments).path if OURS in entered.calls else None
     return case_result(case, path, samples, entered.problems, tuple(entered.contestants), other_cores)
 
 
@@ -125,11 +125,3 @@ def _capture_each(entered: Field, capture: Callable[[str], torch.cuda.CUDAGraph]
         except Exception as error:  # a call that synchronises cannot be captured: say so, go on
             entered.drop(name, f"failed in graph capture: {first_line(error)}")
     return graphs
-
-
-def _path_of_ours(case: Case, inputs: Inputs) -> str:
-    if case.op == FUSED_ADD:
-        return serving_ops.explain(case.op, inputs.x, inputs.residual, inputs.weight, EPS).path
-    if case.op == RMS_NORM:
-        return serving_ops.explain(case.op, inputs.x, inputs.weight, EPS).path
-    return serving_ops.explain(case.op, inputs.x, inputs.z, inputs.weight, EPS).path

@@ -14,10 +14,9 @@ BACKWARD = "backward"
 BOTH = "forward and backward"
 PASSES = (BACKWARD, BOTH)
 
-# Tensors of the rows' size that a pass reads or writes once: dy, x, dx; dy, the gradient of the sum, the sum, dx; dy,
-# x, z, dx, dz. Forward: x, y; x, residual, y, the sum; x, z, y.
+# Tensors of the rows' size that the backward pass reads or writes once: dy, x, dx; dy, the gradient of the sum, the
+# sum, dx; dy, x, z, dx, dz.
 _BACKWARD_TENSORS = {RMS_NORM: 3, ADD: 4, GATED: 5}
-_FORWARD_TENSORS = {RMS_NORM: 2, ADD: 4, GATED: 3}
 
 CPU_ROWS: tuple[Shape, ...] = ((64, 1024), (512, 1024), (512, 4096), (4096, 2048), (4096, 4096))
 CPU_GATED: tuple[Shape, ...] = ((64, 16, 128), (512, 16, 128), (2048, 16, 128))
@@ -45,8 +44,8 @@ class TrainingCase(Case):
 
     @property
     def bytes_moved(self) -> int:
-        tensors = _BACKWARD_TENSORS[self.op] + (_FORWARD_TENSORS[self.op] if self.passes == BOTH else 0)
-        return tensors * self.rows * self.size * self.torch_dtype.itemsize
+        forward = super().bytes_moved if self.passes == BOTH else 0
+        return forward + _BACKWARD_TENSORS[self.op] * self.rows * self.size * self.torch_dtype.itemsize
 
 
 def regimes_for(device: str) -> tuple[str, ...]:

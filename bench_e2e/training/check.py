@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from serving_ops import reference
-from serving_ops.bench_e2e.ops.cases import GATED
-from serving_ops.bench_e2e.training.cases import ADD, TrainingCase
-from serving_ops.bench_e2e.training.contestants import EPS
+from serving_ops.bench_e2e.training.cases import TrainingCase
+from serving_ops.bench_e2e.training.contestants import formula
 from serving_ops.bench_e2e.training.inputs import Inputs
 
 # Largest ||gradient - exact|| / ||exact|| that passes, over some rows or over the weight. Eager rounds the product with
@@ -53,13 +51,4 @@ def _gradients(
     case: TrainingCase, rows: Sequence[Tensor], weight: Tensor, douts: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     leaves = [tensor.double().requires_grad_() for tensor in (*rows, weight)]
-    return torch.autograd.grad(_formula(case, *leaves), leaves, [dout.double() for dout in douts])
-
-
-def _formula(case: TrainingCase, *leaves: Tensor) -> tuple[Tensor, ...]:
-    *rows, weight = leaves
-    if case.op == GATED:
-        return (reference.rms_norm_gated(*rows, weight, EPS),)
-    total = rows[0] + rows[1] if case.op == ADD else rows[0]
-    normed = reference.rms_norm(total, weight, EPS)
-    return (normed, total) if case.op == ADD else (normed,)
+    return torch.autograd.grad(formula(case)(*leaves), leaves, [dout.double() for dout in douts])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD
 from serving_ops.bench_e2e.ops.contestants import FORMULAS, OURS
 from serving_ops.bench_e2e.training.cases import ADD, TrainingCase
 
@@ -35,20 +35,17 @@ def ours() -> Contestant:
 
 
 def _ours(case: TrainingCase) -> Norm:
-    if case.op == GATED:
-        return lambda x, z, weight: serving_ops.rms_norm_gated(x, z, weight, EPS)
-    if case.op == ADD:
-        return lambda x, residual, weight: serving_ops.add_rms_norm(x, residual, weight, EPS)
-    return lambda x, weight: serving_ops.rms_norm(x, weight, EPS)
+    op = getattr(serving_ops, case.op)
+    return lambda *leaves: op(*leaves, EPS)  # type: ignore[no-any-return]
 
 
 def eager() -> Contestant:
-    return Contestant("eager", torch.__version__, _formula)
+    return Contestant("eager", torch.__version__, formula)
 
 
-def _formula(case: TrainingCase) -> Norm:
-    formula = FORMULAS[{RMS_NORM: RMS_NORM, ADD: FUSED_ADD, GATED: GATED}[case.op]]
-    return lambda *leaves: formula(*leaves, EPS)  # type: ignore[return-value]
+def formula(case: TrainingCase) -> Norm:
+    function = FORMULAS[FUSED_ADD if case.op == ADD else case.op]
+    return lambda *leaves: function(*leaves, EPS)  # type: ignore[return-value]
 
 
 def inductor() -> Contestant:
@@ -60,4 +57,4 @@ def _compiled(case: TrainingCase) -> Norm:
     torch._dynamo.reset()
     # A backward pass that gives away the buffers it was handed cannot run twice on one forward pass.
     torch._functorch.config.donated_buffer = False
-    return torch.compile(_formula(case), dynamic=False, fullgraph=True)
+    return torch.compile(formula(case), dynamic=False, fullgraph=True)
