@@ -10,7 +10,7 @@ import logging
 
 from serving_ops import settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.common.installed import Installed
+from serving_ops.integrations.common.record import Installed
 
 _logger = logging.getLogger("vllm.serving_ops")
 

@@ -112,3 +112,11 @@ def test_a_process_forked_after_the_import_runs_the_ops(device: torch.device) ->
         "    os._exit(not all(bool((result == 1).all()) for result in results))\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
+
+
+def test_no_file_that_the_plugins_share_has_the_name_of_another() -> None:
+    shared = {file.name for file in (ROOT / "integrations/common").glob("*.py")} - {"__init__.py"}
+    folders = ("integrations/vllm", "integrations/sglang", "serving_ops", "kernels", "bench_e2e")
+    others = {file.name for folder in folders for file in (ROOT / folder).rglob("*.py")}
+    assert shared
+    assert shared & others == set()

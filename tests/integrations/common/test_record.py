@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving_ops.integrations.common.installed import Installed
+from serving_ops.integrations.common.record import Installed
 
 
 class Engine:
