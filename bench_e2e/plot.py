@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.report import load, machine, ratio_text, rounds, title
+from serving_ops.bench_e2e.report import load, ratio_text, rounds, title
 from serving_ops.bench_e2e.result import BASELINE, OURS, Result
 
 PANELS = (("TTFT", "ttft"), ("TPOT", "tpot"))
@@ -22,7 +22,7 @@ def write_plot(result: Result, path: Path) -> Path:
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title(result)}\n{machine(result)}", fontsize=11)
+    figure.suptitle(f"{title(result)}\n{result.machine}", fontsize=11)
     for place, (label, metric) in enumerate(PANELS, start=1):
         _panel(figure.add_subplot(1, len(PANELS), place), result, label, metric)
     handles, names = figure.axes[0].get_legend_handles_labels()

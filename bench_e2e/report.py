@@ -55,10 +55,6 @@ def title(result: Result) -> str:
     return f"{result.model} on {result.engine} {version}, {result.device}, {result.mode}"
 
 
-def machine(result: Result) -> str:
-    return result.hardware.gpu or f"{result.hardware.cpu}, {result.hardware.cores} cores"
-
-
 def rounds(result: Result) -> str:
     return f"{result.rounds_each} round{'' if result.rounds_each == 1 else 's'}"
 
@@ -138,8 +134,7 @@ def _row(result: Result, label: str, metric: str) -> list[str]:
 
 
 def _heading(result: Result) -> str:
-    head = f"**{result.model}, {result.mode}**: {result.engine} {result.versions[result.engine]}, torch "
-    head += f"{result.versions['torch']}, {machine(result)}, {result.date[:10]}"
+    head = f"**{result.model}, {result.mode}**: {result.circumstances}"
     return head if result.active() else f"{head}. **serving_ops was not active: this compares native with itself.**"
 
 

@@ -29,18 +29,49 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Result:
+class ServedRun:
+    """What the results of served models say of their run, of servers and of engines in turns."""
+
     name: str
     date: str  # ISO 8601, UTC
     command: str
-    serve_command: str
     engine: str
     model: str
     device: str
     eager: bool
-    load: Load
     versions: dict[str, str]
     hardware: Hardware
+
+    @property
+    def mode(self) -> str:
+        return "eager" if self.eager else "compiled"
+
+    @property
+    def machine(self) -> str:
+        return self.hardware.gpu or f"{self.hardware.cpu}, {self.hardware.cores} cores"
+
+    @property
+    def circumstances(self) -> str:
+        """Versions, machine and day, for a heading."""
+        versions = f"{self.engine} {self.versions[self.engine]}, torch {self.versions['torch']}"
+        return f"{versions}, {self.machine}, {self.date[:10]}"
+
+    def described(self) -> dict[str, Any]:
+        """These fields as JSON has them."""
+        plain = {field.name: getattr(self, field.name) for field in fields(ServedRun)}
+        return plain | {"hardware": asdict(self.hardware)}
+
+
+def description_in(plain: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `ServedRun` from what `described` gave. Raises KeyError and TypeError for anything else."""
+    kept = {field.name: plain[field.name] for field in fields(ServedRun)}
+    return kept | {"hardware": Hardware(**kept["hardware"])}
+
+
+@dataclass(frozen=True)
+class Result(ServedRun):
+    serve_command: str
+    load: Load
     rounds: dict[str, list[Round]]  # by variant
 
     def times(self, variant: str, metric: str) -> list[float]:
@@ -69,13 +100,8 @@ class Result:
     def rounds_each(self) -> int:
         return len(next(iter(self.rounds.values())))
 
-    @property
-    def mode(self) -> str:
-        return "eager" if self.eager else "compiled"
-
     def to_json(self) -> dict[str, Any]:
-        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rounds"}
-        plain |= {"load": asdict(self.load), "hardware": asdict(self.hardware)}
+        plain = self.described() | {"serve_command": self.serve_command, "load": asdict(self.load)}
         ratios = {metric: self.ratio(metric) for metric in METRICS}
         summary = {
             "plugin_active": self.active(),
@@ -100,9 +126,8 @@ def load_result(path: Path) -> Result:
         variants = {
             name: [_unflatten(entry) for entry in variant["rounds"]] for name, variant in plain["variants"].items()
         }
-        kept = {field.name: plain[field.name] for field in fields(Result) if field.name != "rounds"}
-        kept |= {"load": Load(**plain["load"]), "hardware": Hardware(**plain["hardware"])}
-        return Result(**kept, rounds=variants)
+        own = {"serve_command": plain["serve_command"], "load": Load(**plain["load"]), "rounds": variants}
+        return Result(**description_in(plain), **own)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no result of serving_ops.bench_e2e: {error!r}") from error
 

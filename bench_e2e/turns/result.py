@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.environment import Hardware
-from serving_ops.bench_e2e.result import BASELINE, OURS
+from serving_ops.bench_e2e.result import BASELINE, OURS, ServedRun, description_in
 from serving_ops.bench_e2e.stats import Ratio, Spread, paired_ratio, spread
 from serving_ops.bench_e2e.turns.load import Load
 
@@ -34,18 +33,9 @@ class EngineRun:
 
 
 @dataclass(frozen=True)
-class TurnsResult:
-    name: str
-    date: str  # ISO 8601, UTC
-    command: str
+class TurnsResult(ServedRun):
     engine_options: dict[str, Any]
-    engine: str
-    model: str
-    device: str
-    eager: bool
     load: Load
-    versions: dict[str, str]
-    hardware: Hardware
     engines: dict[str, list[EngineRun]]  # by variant; engines of the same place are a pair
 
     def figures(self) -> list[str]:
@@ -59,13 +49,8 @@ class TurnsResult:
         native, other = ([run.typical(figure) for run in self.engines[name]] for name in (BASELINE, variant))
         return paired_ratio(native, other)
 
-    @property
-    def mode(self) -> str:
-        return "eager" if self.eager else "compiled"
-
     def to_json(self) -> dict[str, Any]:
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain |= {"load": asdict(self.load), "hardware": asdict(self.hardware)}
+        plain = self.described() | {"engine_options": self.engine_options, "load": asdict(self.load)}
         plain["engines"] = {variant: [asdict(run) for run in runs] for variant, runs in self.engines.items()}
         others = [variant for variant in self.engines if variant != BASELINE]
         ratios = {variant: self._ratios(variant) for variant in others}
@@ -82,10 +67,9 @@ def load_result(path: Path) -> TurnsResult:
         plain = json.loads(path.read_text())
         if (plain["kind"], plain["schema"]) != (KIND, SCHEMA):
             raise ValueError(f"{plain['kind']} of schema {plain['schema']}; this version reads {KIND} of {SCHEMA}")
-        kept = {field.name: plain[field.name] for field in fields(TurnsResult)}
-        load = {name: tuple(value) if isinstance(value, list) else value for name, value in kept["load"].items()}
-        kept |= {"load": Load(**load), "hardware": Hardware(**kept["hardware"])}
-        kept["engines"] = {variant: [EngineRun(**run) for run in runs] for variant, runs in kept["engines"].items()}
-        return TurnsResult(**kept)
+        load = {name: tuple(value) if isinstance(value, list) else value for name, value in plain["load"].items()}
+        engines = {variant: [EngineRun(**run) for run in runs] for variant, runs in plain["engines"].items()}
+        own = {"engine_options": plain["engine_options"], "load": Load(**load), "engines": engines}
+        return TurnsResult(**description_in(plain), **own)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no result of serving_ops.bench_e2e --turns: {error!r}") from error

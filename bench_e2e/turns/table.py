@@ -73,9 +73,7 @@ def title(result: TurnsResult) -> str:
 
 
 def heading(result: TurnsResult) -> str:
-    machine = result.hardware.gpu or f"{result.hardware.cpu}, {result.hardware.cores} cores"
-    versions = f"{result.engine} {result.versions[result.engine]}, torch {result.versions['torch']}"
-    return f"**{title(result)}**: {versions}, {machine}, {result.date[:10]}"
+    return f"**{title(result)}**: {result.circumstances}"
 
 
 def note(result: TurnsResult) -> str:
