@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 import shutil
 import signal
@@ -27,6 +28,7 @@ from serving_ops.bench_e2e.server import Address
 
 BUSY_SHARE = 0.25  # of the cores: on 2 cores, one compiler beside a server slows it by up to 3 times
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
+BENCHES = ("ops", "training", "turns")  # each an option that takes over the command line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,18 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from serving_ops.bench_e2e import one_batch
 
         return one_batch.main(words[1:])
-    if "--ops" in words:
-        from serving_ops.bench_e2e.ops import main as time_ops
-
-        return time_ops([word for word in words if word != "--ops"])
-    if "--training" in words:
-        from serving_ops.bench_e2e.training import main as time_training
-
-        return time_training([word for word in words if word != "--training"])
-    if "--turns" in words:
-        from serving_ops.bench_e2e.turns import main as compare_in_turns
-
-        return compare_in_turns([word for word in words if word != "--turns"])
+    for bench in BENCHES:
+        if f"--{bench}" in words:  # it needs torch, which takes seconds to import
+            module = importlib.import_module(f"serving_ops.bench_e2e.{bench}.cli")
+            return int(module.main([word for word in words if word != f"--{bench}"]))
     return _serve_and_measure(words)
 
 

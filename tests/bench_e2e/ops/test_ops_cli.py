@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import ops
+from serving_ops.bench_e2e.ops import cli as ops
 from serving_ops.bench_e2e.ops import timing_cpu, timing_cuda
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import presets, table, training
+from serving_ops.bench_e2e import presets, table
+from serving_ops.bench_e2e.training import cli as training
 from serving_ops.bench_e2e.training import steps
 
 pytest.importorskip("transformers")

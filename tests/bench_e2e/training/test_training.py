@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from serving_ops import reference
-from serving_ops.bench_e2e import table, training
+from serving_ops.bench_e2e import table
 from serving_ops.bench_e2e.ops import timing_cpu
 from serving_ops.bench_e2e.ops.cases import GATED, RMS_NORM
 from serving_ops.bench_e2e.ops.contestants import OURS, Unsupported
 from serving_ops.bench_e2e.training import cases, peers
+from serving_ops.bench_e2e.training import cli as training
 from serving_ops.bench_e2e.training.cases import ADD, BACKWARD, BOTH, TrainingCase
 from serving_ops.bench_e2e.training.check import Exact
 from serving_ops.bench_e2e.training.contestants import Contestant, eager, inductor, ours
