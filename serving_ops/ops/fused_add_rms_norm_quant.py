@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import reference
+from serving_ops import cuda_quant, reference
 from serving_ops.ops import quantized, registry
 from serving_ops.ops.description import NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
@@ -61,5 +61,7 @@ registry.register(
         _formula,
         (*_ROWS, Vector("weight"), Number("eps"), FORMAT, SCALE, Number("weight_offset"), NORMED),
         RESULTS,
+        run={"cuda": cuda_quant.norm_quant},
+        route=cuda_quant.norm_quant_route,
     )
 )

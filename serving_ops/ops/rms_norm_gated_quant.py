@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import checks, reference
+from serving_ops import checks, cuda_quant, reference
 from serving_ops.ops import quantized, registry
 from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
@@ -72,5 +72,7 @@ registry.register(
             dataclasses.replace(NORMED, may_be=("x", "z")),
         ),
         RESULTS,
+        run={"cuda": cuda_quant.gated_quant},
+        route=cuda_quant.gated_quant_route,
     )
 )
