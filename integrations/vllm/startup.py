@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from serving_ops import settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.line import describe
 from serving_ops.integrations.common.prewarm_layers import Outcome, after_failures, prewarm_layers
-from serving_ops.integrations.vllm import features, installed, layers, priority
+from serving_ops.integrations.vllm import features, installed, layers, priority, quant_fusion, quantization
 from serving_ops.integrations.vllm.layers import NormLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
@@ -72,10 +72,19 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
     found = layers.norm_layers(layers.models_of(worker), worker.vllm_config, worker.device)
     outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
-    line = describe(found, str(worker.device), outcome.summary)
+    line = describe(found, str(worker.device), "; ".join([outcome.summary, *_fused(found, worker.vllm_config)]))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
     _logger.info(line)
+
+
+def _fused(found: Sequence[NormLayer], vllm_config: Any) -> Iterator[str]:
+    """Take what vLLM fuses with a quantization; yields a phrase for the line."""
+    if quantization.why_norms_stay(vllm_config) is None:
+        return
+    with guard.unless_strict("vLLM", "take its fused norms"):
+        if quant_fusion.is_for(vllm_config):
+            yield quant_fusion.take((spec for layer in found for spec in layer.specs), vllm_config)
 
 
 def prewarm(found: Sequence[NormLayer]) -> Outcome:

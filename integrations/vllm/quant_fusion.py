@@ -1,0 +1,179 @@
+"""vLLM's pass that fuses a norm with the FP8 quantization behind it, with our kernels in its table.
+
+The pass replaces both by an operator from a table; ours have the schemas of the `_C` operators that were there. Nothing
+else changes: vLLM decides whether the pass runs, which it does by default for FP8 in blocks, and what it fuses.
+
+The pass hands over the residual by value, and vLLM turns that back into a call in place only for operators that it
+knows. Without the same for ours, each piece of a graph copies the residual that it starts with, 0.9 us a layer on an
+H200; with `_C.rms_norm_per_block_quant` it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import serving_ops
+from serving_ops import NormSpec, QuantFormat, settings
+from serving_ops.integrations.common import guard
+from serving_ops.integrations.vllm import installed
+from serving_ops.schemas import TAGS, library
+
+_logger = logging.getLogger("vllm.serving_ops")
+
+NEEDED_OPS = {"rms_norm", "fused_add_rms_norm"}
+"""What the user must not have left out."""
+
+BLOCK = "vllm_rms_norm_per_block_quant"
+TOKEN = "vllm_rms_norm_dynamic_per_token_quant"
+_SHARED = (
+    "Tensor(a!) result, Tensor input, Tensor weight, Tensor(b!) scale, float epsilon, Tensor? scale_ub, "
+    "Tensor(c!)? residual"
+)
+SCHEMAS = (f"{TOKEN}({_SHARED}) -> ()", f"{BLOCK}({_SHARED}, int group_size, bool is_scale_transposed) -> ()")
+"""Those of `_C`'s operators without the prefix, argument for argument: vLLM passes them by name."""
+
+WRITTEN = {1: "result", 2: "scale", 3: "residual"}
+"""What vLLM's functional form of such a call returns, by place."""
+
+
+def _norm_then_quantize(
+    fmt: QuantFormat, result: Tensor, x: Tensor, weight: Tensor, scale: Tensor, eps: float, residual: Tensor | None
+) -> None:
+    """The scales are written where they lie, whatever their strides."""
+    options: dict[str, Any] = {"weight": weight, "eps": eps, **fmt.fields(), "out": result, "scales_out": scale}
+    if residual is None:
+        torch.ops.serving_ops.rms_norm_quant.out(x, **options)
+    else:
+        torch.ops.serving_ops.fused_add_rms_norm_quant.out(x, residual, **options)
+
+
+def _per_token(
+    result: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    epsilon: float,
+    scale_ub: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """`_C.rms_norm_dynamic_per_token_quant`; vLLM's pass never gives an upper bound of the scale."""
+    if scale_ub is not None:
+        raise RuntimeError(f"serving_ops: scale_ub is {scale_ub}: it must be None")
+    fmt = QuantFormat(dtype=result.dtype, granularity="token")
+    _norm_then_quantize(fmt, result, input, weight, scale, epsilon, residual)
+
+
+def _per_block(
+    result: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    epsilon: float,
+    scale_ub: Tensor | None,
+    residual: Tensor | None,
+    group_size: int,
+    is_scale_transposed: bool,
+) -> None:
+    """`_C.rms_norm_per_block_quant`; whether the scales are transposed is seen from their strides."""
+    if scale_ub is not None:
+        raise RuntimeError(f"serving_ops: scale_ub is {scale_ub}: it must be None")
+    fmt = QuantFormat(dtype=result.dtype, group_size=group_size)
+    _norm_then_quantize(fmt, result, input, weight, scale, epsilon, residual)
+
+
+@functools.cache
+def _operators() -> tuple[Any, ...]:
+    """Defined once a process: for a scale a token, and a block."""
+    for schema, run in zip(SCHEMAS, (_per_token, _per_block), strict=True):
+        library.define(schema, tags=TAGS)
+        library.impl(schema.partition("(")[0], run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"serving_ops::{schema.partition('(')[0]}", lambda *_, **__: None, lib=library)
+    return tuple(getattr(torch.ops.serving_ops, name).default for name in (TOKEN, BLOCK))
+
+
+def is_for(vllm_config: Any) -> bool:
+    """Whether vLLM fuses this model's norms with FP8 quantizations by itself, and we may be in it."""
+    from vllm.platforms import current_platform
+
+    passes = vllm_config.compilation_config.pass_config
+    can_run = current_platform.is_cuda() and current_platform.has_device_capability(89)
+    return bool(can_run and getattr(passes, "fuse_norm_quant", False) and settings.ops() >= NEEDED_OPS)
+
+
+def take(plain: Iterable[NormSpec], vllm_config: Any) -> str:
+    """Prewarm what vLLM's pass may make of a loaded model's norms, and put it into the pass; a phrase for the line.
+
+    vLLM looks the operators up when it first compiles, which is later. Where the prewarm fails, `_C`'s stay.
+    """
+    report = serving_ops.prewarm(specs(plain, vllm_config))
+    for spec, reason in report.failed.items():
+        _logger.warning("serving_ops: the prewarm of %s failed, vLLM's own kernel stays: %s", spec.op, reason)
+    if report.failed:
+        return "vLLM's fused norms stay its own: their prewarm failed"
+    install()
+    return "vLLM's pass fuses norms and FP8 in our kernels"
+
+
+def specs(plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:
+    """The quantized norms that the pass may make of plain ones of whole rows."""
+    block = getattr(vllm_config.quant_config, "weight_block_size", None)
+    fmt = QuantFormat(group_size=block[1]) if block else QuantFormat(granularity="token")
+    hidden_size = vllm_config.model_config.get_hidden_size()
+    rows = [spec for spec in plain if spec.size == hidden_size and spec.heads == 1 and spec.op in NEEDED_OPS]
+    return list(dict.fromkeys(dataclasses.replace(spec, op=f"{spec.op}_quant", fmt=fmt) for spec in rows))
+
+
+def install() -> None:
+    """Put our operators into the table of vLLM's pass, and have calls of them made in place.
+
+    Raises ImportError or AttributeError where this vLLM's pass is not what ours were written for.
+    """
+    from vllm.compilation.passes.fusion import rms_quant_fusion as fusion
+    from vllm.compilation.passes.utility.fix_functionalization import FixFunctionalizationPass
+
+    token, block = _operators()
+    ours = {fusion.kFp8DynamicTokenSym: token, fusion.kFp8Dynamic128Sym: block, fusion.kFp8Dynamic64Sym: block}
+    keys = [fusion.FusedRMSQuantKey(quant, fused) for quant in ours for fused in (False, True)]
+    missing = [str(key) for key in keys if key not in fusion.FUSED_OPS]
+    if missing:
+        raise AttributeError(f"vLLM's table of fused norms has no {missing[0]}")
+    installed.wrap(FixFunctionalizationPass, "__call__", _in_place)
+    for key in keys:
+        installed.put(fusion.FUSED_OPS, key, ours[key.quant])
+
+
+def _in_place(original: Any) -> Any:
+    @functools.wraps(original)
+    def with_ours_in_place(self: Any, graph: torch.fx.Graph) -> None:
+        with guard.unless_strict("vLLM", "call its fused norms in place"):
+            call_in_place(self, graph)
+        original(self, graph)
+
+    return with_ours_in_place
+
+
+def call_in_place(vllms_pass: Any, graph: torch.fx.Graph) -> int:
+    """Turn functional calls of our operators into calls in place; returns how many there were."""
+    found = list(_functional_calls(graph))
+    vllms_pass.nodes_to_remove = []
+    for node in found:
+        vllms_pass.defunctionalize(graph, node, WRITTEN)
+    for node in vllms_pass.nodes_to_remove:
+        graph.erase_node(node)
+    vllms_pass.nodes_to_remove.clear()
+    return len(found)
+
+
+def _functional_calls(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
+    from torch._higher_order_ops.auto_functionalize import auto_functionalized
+
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is auto_functionalized and node.args[0] in _operators():
+            yield node
