@@ -6,7 +6,7 @@ They train and serve with the same bits a row. Parameters are named as Hugging F
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,37 +86,52 @@ REPLACEMENTS: dict[str, type[_Norm]] = {
 """Class name in transformers -> the module that computes the same."""
 
 
-def replace_norms(model: torch.nn.Module) -> dict[str, int]:
-    """Put these modules in place of a Hugging Face model's norms, around the very same parameters.
+class Replaced(NamedTuple):
+    """What `replace_norms` did: how many norms of each class it replaced, and why it left each other norm alone."""
 
-    Returns how many of each class were replaced; norms of a class that is not in `REPLACEMENTS`, or that
-    only has the name of one, stay as they are.
+    replaced: dict[str, int]
+    left: dict[str, str]  # name in the model -> reason
+
+
+def replace_norms(model: torch.nn.Module) -> Replaced:
+    """Make a Hugging Face model's norms these modules, in place.
+
+    Each replaced norm stays the same object: its class changes, its `eps` is set, and its parameter, hooks, attributes
+    and training flag stay. A norm is left alone if its class is not known to compute what these modules do, if its
+    forward is not its class's, or if it holds more than a weight. Norms are modules whose class has `Norm` in its name.
     """
     replaced: dict[str, int] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            kind = type(child).__name__
-            if kind in REPLACEMENTS and _is_of_transformers(child):
-                setattr(parent, name, _like(child, REPLACEMENTS[kind]))
-                replaced[kind] = replaced.get(kind, 0) + 1
-    return replaced
+    left: dict[str, str] = {}
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if "Norm" not in kind or isinstance(module, _Norm):
+            continue
+        reason = _why_not(module)
+        if reason is not None:
+            left[name] = reason
+            continue
+        _become(module, REPLACEMENTS[kind])
+        replaced[kind] = replaced.get(kind, 0) + 1
+    return Replaced(replaced, left)
 
 
-def _is_of_transformers(module: torch.nn.Module) -> bool:
-    """Whether its class is the one of transformers and not another of that name, with a weight and nothing else."""
-    defined_in = type(module).__module__
-    known = defined_in.startswith("transformers.models.") and type(module) is getattr(
-        sys.modules.get(defined_in), type(module).__name__, None
-    )
-    return known and [name for name, _ in module.named_parameters()] == ["weight"] and not list(module.buffers())
+def _why_not(module: torch.nn.Module) -> str | None:
+    """Why these modules do not stand in for it: another class may have a known name, and compute something else."""
+    kind = type(module)
+    home = sys.modules.get(kind.__module__)
+    of_transformers = kind.__module__.startswith("transformers.models.") and getattr(home, kind.__name__, None) is kind
+    if kind.__name__ not in REPLACEMENTS or not of_transformers:
+        return f"its class, {kind.__module__}.{kind.__qualname__}, is not known to compute what serving_ops.nn does"
+    if "forward" in vars(module):
+        return "its forward is set on the instance"
+    if kind.forward.__module__ != kind.__module__:
+        return f"its class's forward was replaced by one of {kind.forward.__module__}"
+    held = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    return None if held == ["weight"] else f"it holds {', '.join(held) or 'nothing'} where a weight alone is known"
 
 
-def _like(theirs: torch.nn.Module, kind: type[_Norm]) -> _Norm:
-    weight = theirs.get_parameter("weight")
-    ours = kind(weight.numel(), _eps_of(theirs), device=torch.device("meta"))
-    ours.weight = weight
-    return ours.train(theirs.training)
-
-
-def _eps_of(module: Any) -> float:
-    return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
+def _become(module: Any, kind: type[_Norm]) -> None:
+    """Change its class: hooks may refer to the very object, and their handles to its own tables of hooks."""
+    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+    module.__class__ = kind
+    module.eps = float(eps)

@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, command: str, report: dict[str, Any]) -
     """Fills `report`; its times grow while the steps are taken."""
     native = _build(options.preset, options.device, options.layers)
     ours = copy.deepcopy(native)
-    replaced = nn.replace_norms(ours)
+    replaced = nn.replace_norms(ours).replaced
     torch.manual_seed(1)
     tokens = torch.randint(native.config.vocab_size, options.batch, device=options.device)
     steps = {name: _step(m, tokens, options.compiled) for name, m in ((BASELINE, native), (OURS, ours))}

@@ -63,21 +63,120 @@ def test_a_models_norms_are_replaced_around_the_very_same_parameters(name: str) 
     model = build(name, torch.float32)
     before = dict(model.named_parameters())
     expected = model(tokens()).logits
-    assert nn.replace_norms(model) == NORMS[name]
+    assert nn.replace_norms(model) == (NORMS[name], {})
     after = dict(model.named_parameters())
     assert list(after) == list(before)
     assert all(after[key] is before[key] for key in before)
     torch.testing.assert_close(model(tokens()).logits, expected)
-    assert nn.replace_norms(model) == {}
+    assert nn.replace_norms(model) == ({}, {})
 
 
-def test_a_norm_of_an_unknown_class_stays_as_it_is() -> None:
-    class OtherRMSNorm(torch.nn.Module):
-        pass
+def one_norm() -> tuple[torch.nn.Sequential, Any]:
+    """A model of one of transformers' norms."""
+    modeling = pytest.importorskip("transformers.models.qwen3.modeling_qwen3")
+    norm = modeling.Qwen3RMSNorm(8, eps=1e-5)
+    return torch.nn.Sequential(norm), norm
 
-    model = torch.nn.Sequential(OtherRMSNorm())
-    assert nn.replace_norms(model) == {}
-    assert type(model[0]) is OtherRMSNorm
+
+def replaced_alone(model: torch.nn.Module) -> None:
+    assert nn.replace_norms(model) == ({"Qwen3RMSNorm": 1}, {})
+
+
+def test_hooks_on_a_norm_survive_and_their_handles_remove_them() -> None:
+    model, norm = one_norm()
+    called: list[str] = []
+
+    def note(kind: str) -> Callable[..., None]:
+        return lambda *_, **__: called.append(kind)
+
+    handles = [
+        norm.register_forward_pre_hook(note("forward pre")),
+        norm.register_forward_hook(note("forward")),
+        norm.register_full_backward_pre_hook(note("backward pre")),
+        norm.register_full_backward_hook(note("backward")),
+        norm.register_state_dict_pre_hook(note("state_dict pre")),
+        norm.register_state_dict_post_hook(note("state_dict")),
+        norm.register_load_state_dict_pre_hook(note("load_state_dict pre")),
+        norm.register_load_state_dict_post_hook(note("load_state_dict")),
+    ]
+
+    def use() -> list[str]:
+        called.clear()
+        model(torch.ones(2, 8, requires_grad=True)).sum().backward()
+        model.load_state_dict(model.state_dict())
+        return sorted(called)
+
+    before = use()
+    assert len(before) == len(handles)
+    replaced_alone(model)
+    del norm
+    assert use() == before
+    for handle in handles:
+        handle.remove()
+    assert use() == []
+
+
+def test_what_a_norm_holds_besides_stays() -> None:
+    model, norm = one_norm()
+    norm.note = "kept"
+    norm.weight.requires_grad_(False)
+    norm.eval()
+    replaced_alone(model)
+    assert isinstance(model[0], nn.RMSNorm)
+    assert (model[0].note, model[0].variance_epsilon, model[0].eps) == ("kept", 1e-5, 1e-5)
+    assert not model[0].weight.requires_grad
+    assert not model[0].training
+
+
+def left_alone(model: torch.nn.Module, part_of_reason: str) -> None:
+    norm = model[0]  # type: ignore[index]
+    kind = type(norm)
+    replaced, left = nn.replace_norms(model)
+    assert replaced == {}
+    assert list(left) == ["0"]
+    assert part_of_reason in left["0"]
+    assert type(norm) is kind
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+def test_a_norm_of_an_unknown_class_is_left_alone(kind: type[torch.nn.Module]) -> None:
+    left_alone(torch.nn.Sequential(kind(8)), kind.__name__)
+
+
+@pytest.mark.parametrize("name", ["LlamaRMSNorm", "GemmaRMSNorm"])
+def test_a_models_own_norm_that_has_the_name_of_a_known_class_is_left_alone(name: str) -> None:
+    own = type(name, (torch.nn.Module,), {})()
+    own.weight = torch.nn.Parameter(torch.ones(8))
+    own.eps = 1e-6
+    left_alone(torch.nn.Sequential(own), f"{__name__}.{name}")
+
+
+def test_a_subclass_of_a_known_norm_that_multiplies_by_1_plus_w_is_left_alone() -> None:
+    _, norm = one_norm()
+
+    class Qwen3RMSNorm(type(norm)):  # type: ignore[misc]
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            return reference.rms_norm(hidden_states, self.weight, weight_offset=1.0)
+
+    left_alone(torch.nn.Sequential(Qwen3RMSNorm(8)), "is not known")
+
+
+def test_a_norm_with_a_bias_is_left_alone() -> None:
+    model, norm = one_norm()
+    norm.bias = torch.nn.Parameter(torch.full((8,), 0.5))
+    left_alone(model, "weight, bias")
+
+
+def test_a_norm_whose_instance_overrides_forward_is_left_alone() -> None:
+    model, norm = one_norm()
+    norm.forward = lambda x: x + 1
+    left_alone(model, "forward is set on the instance")
+
+
+def test_a_norm_whose_class_was_patched_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, norm = one_norm()
+    monkeypatch.setattr(type(norm), "forward", lambda self, x: x + 1)
+    left_alone(model, f"replaced by one of {__name__}")
 
 
 def _gradients(model: Any) -> Tensor:
@@ -176,13 +275,3 @@ def test_torch_fx_traces_the_modules_and_the_trace_trains() -> None:
     got = torch.autograd.grad(traced(x).square().sum(), list(module.parameters()))
     assert torch.equal(traced(x), module(x))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
-@pytest.mark.parametrize("name", ["LlamaRMSNorm", "GemmaRMSNorm"])
-def test_a_models_own_norm_that_has_the_name_of_a_known_class_stays(name: str) -> None:
-    own = type(name, (torch.nn.Module,), {})()
-    own.weight, own.bias = (torch.nn.Parameter(torch.ones(8)) for _ in range(2))
-    own.eps = 1e-6
-    model = torch.nn.Sequential(own)
-    assert nn.replace_norms(model) == {}
-    assert model[0] is own
