@@ -1,6 +1,8 @@
 """The gradient of `rms_norm` for rows so wide that not even the weight's gradient fits registers: two kernels.
 
 The first has a row a program and keeps the row's two sums; the second has a block of columns a program, for some rows.
+Few programs share the rows, so each adds up hundreds. It adds to a row what the sum before it lost in rounding (Kahan's
+compensated sum), so the error of the weight's gradient does not grow with the number of rows.
 """
 
 import triton
@@ -70,6 +72,7 @@ def norm_backward_columns_kernel(
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = columns < N
     dweight = tl.zeros((BLOCK_N,), tl.float32)
+    excess = tl.zeros((BLOCK_N,), tl.float32)  # by which rounding made dweight too large
     if HAS_WEIGHT:
         weight = tl.load(columns_at(weight_ptr, columns, ALIGNED), mask=mask, other=0.0)
         weight = weight.to(tl.float32) + weight_offset
@@ -83,7 +86,11 @@ def norm_backward_columns_kernel(
         dn = dout
         if HAS_WEIGHT:
             dn = dout * weight
-            dweight += dout * n
+            addend = dout * n - excess
+            total = dweight + addend
+            excess = (total - dweight) - addend
+            excess = tl.where(excess == excess, excess, 0.0)  # an infinite sum stays infinite
+            dweight = total
         ds = rstd * dn - n * tl.load(moments_ptr + row * 2 + 1)
         if HAS_MORE:
             more = tl.load(columns_at(more_ptr + row * more_row_stride, columns, ALIGNED), mask=mask, other=0.0)

@@ -299,3 +299,33 @@ def test_no_more_programs_than_run_at_once(monkeypatch: pytest.MonkeyPatch, size
 def test_rows_beyond_what_a_grid_holds_are_left_to_the_formula() -> None:
     x = torch.empty(1, plan_backward.MAX_N + 1, dtype=torch.float16, device="meta")
     assert cuda_backward.norm(x, x, None, None, EPS, 0.0, x, None) == support.TOO_WIDE
+
+
+def only_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of the widest rows, and one program that goes over all rows, for rows of any size."""
+    plan = plan_backward.BackwardPlan("columns", 128, 1, plan_backward.COLUMNS_WARPS, 1)
+    monkeypatch.setattr(cuda_backward, "_plan", lambda s, more: plan)
+    monkeypatch.setattr(cuda_backward, "_num_sms", lambda device: 1)
+
+
+def test_the_error_of_a_wide_weights_gradient_does_not_grow_with_the_rows(
+    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_columns(monkeypatch)
+    size, num_rows = 128, 40 if kernel_device.type == "cpu" else 2**16
+    dout, s = (rows((num_rows, size), torch.float32, kernel_device, seed) for seed in (1, 2))
+    _, dweight = norm_gradients(dout, s, s.new_ones(size))
+    n = s * torch.rsqrt(s.square().mean(dim=-1, keepdim=True) + EPS)
+    exact = exact_norm_gradients(dout, s, s.new_ones(size))[1]
+    assert dweight is not None
+    assert rms_error(dweight, exact) <= rms_error((dout * n).sum(dim=0), exact)
+
+
+def test_an_infinite_gradient_stays_infinite(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_columns(monkeypatch)
+    dout, s = (rows((8, 128), torch.float32, kernel_device, seed) for seed in (1, 2))
+    dout[0, 5] = float("inf")
+    _, dweight = norm_gradients(dout, s, s.new_ones(128))
+    assert dweight is not None
+    assert torch.isinf(dweight[5])
+    assert torch.isfinite(dweight[6:]).all()

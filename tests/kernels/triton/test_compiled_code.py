@@ -39,19 +39,26 @@ def accesses(ptx):
     copies = re.findall(r"cp\\.async\\.c[ag]\\.shared\\.global \\[[^]]*\\], \\[[^]]*\\], 0x10", ptx)
     return sorted({*re.findall(r"(?:ld|st)\\.global[.\\w:]*", ptx), *(["ld.by.cp.async.v4.b32"] if copies else [])})
 
-def local_loads(cubin):
+def dumped(cubin, option):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         tool = triton.__path__[0] + "/backends/nvidia/bin/cuobjdump"
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+
+def local_loads(cubin):
+    sass = dumped(cubin, "-sass")
     assert "LDG" in sass
     return sass.count("LDL")
+
+def registers(cubin):
+    return int(re.search(r"REG:(\\d+)", dumped(cubin, "-res-usage")).group(1))
 
 for line in sys.stdin:
     try:
         asm = compiled(**ast.literal_eval(line))
         answer = {"accesses": accesses(asm["ptx"]), "local_loads": local_loads(asm["cubin"])}
+        answer["registers"] = registers(asm["cubin"])
     except Exception as error:
         answer = {"error": repr(error)}
     print(json.dumps(answer), flush=True)
@@ -105,13 +112,15 @@ OTHER_KERNELS = {
 FEW_LOCAL_LOADS = 8
 """A row, of a pointer or so: twice the columns a block, or twice the blocks kept, of 32768 give 50 and more."""
 
+REGISTERS_AN_SM = 65536
 
 Compile = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[Compile]:
-    """compiled(module, name, constants, num_warps): kinds of global access, and local loads, in the code for Hopper."""
+    """compiled(module, name, constants, num_warps): kinds of global access, local loads and registers a thread, in the
+    code for Hopper."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-c", COMPILER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -138,6 +147,19 @@ def test_wide_rows_and_their_sums_stay_in_registers(compiled: Compile, size: int
     constants |= {"HAS_WEIGHT": True, "PDL": True}
     code = compiled("norm_backward_wide", "norm_backward_wide_kernel", constants, plan.num_warps, pointer)
     assert code["local_loads"] <= FEW_LOCAL_LOADS
+
+
+@pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
+@pytest.mark.parametrize("has_more", [False, True])
+def test_as_many_programs_of_the_widest_rows_fit_an_sm_as_are_launched(
+    compiled: Compile, pointer: str, has_more: bool
+) -> None:
+    name, constants, num_warps = KERNELS["norm_backward_columns"]
+    code = compiled(
+        "norm_backward_columns", name, constants | {"ALIGNED": True, "HAS_MORE": has_more}, num_warps, pointer
+    )
+    assert code["registers"] * 32 * num_warps * plan_backward.COLUMNS_PROGRAMS <= REGISTERS_AN_SM
+    assert code["local_loads"] == 0
 
 
 @pytest.mark.parametrize("module", OTHER_KERNELS)
