@@ -9,6 +9,7 @@ What is valid but not taken by a kernel is not here: see `support`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,8 +54,22 @@ def like_x(name: str, tensor: Tensor, x: Tensor) -> None:
         _fail(f"{name}.dtype", tensor.dtype, f"it must be x's, {x.dtype}")
     if tensor.device != x.device:
         _fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
-    if tensor.shape != x.shape:
+    if not _same_sizes(tensor.shape, x.shape):
         _fail(f"{name}.shape", tuple(tensor.shape), f"it must be x's, {tuple(x.shape)}")
+
+
+def _same_sizes(sizes: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Of sizes that a trace does not know, as of `x[mask]`, the graph checks when it runs that they are equal."""
+    if all(isinstance(size, int) for size in (*sizes, *wanted)):
+        return tuple(sizes) == tuple(wanted)
+    from torch.fx.experimental.symbolic_shapes import guard_or_true  # a slow import, which tracing has done
+
+    pairs = list(zip(sizes, wanted, strict=False))
+    if len(sizes) != len(wanted) or not all(guard_or_true(size == other) for size, other in pairs):
+        return False
+    for size, other in pairs:
+        torch._check(size == other)
+    return True
 
 
 def per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
@@ -83,7 +98,7 @@ def laid_out(
         _fail(f"{name}.dtype", tensor.dtype, f"it must be {dtype}")
     if tensor.device != device:
         _fail(f"{name}.device", tensor.device, f"it must be x's, {device}")
-    if tuple(tensor.shape) != tuple(shape):
+    if not _same_sizes(tensor.shape, shape):
         _fail(f"{name}.shape", tuple(tensor.shape), f"it must be {tuple(shape)}")
     steps = zip(tensor.shape, tensor.stride(), strides or (), strict=False)
     if any(size > 1 and step != wanted for size, step, wanted in steps):

@@ -119,3 +119,25 @@ def test_a_reload_of_the_package_registers_nothing_again() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, capture_output=True, text=True)
     assert not done.stderr
+
+
+ROWS_OF_TWO_MASKS: dict[str, Callable[..., Any]] = {
+    "rms_norm": lambda x, other, weight: serving_ops.rms_norm(x, weight, out=torch.empty_like(other)),
+    "add_rms_norm": lambda x, other, weight: serving_ops.add_rms_norm(x, other, weight),
+    "rms_norm_gated": lambda x, other, weight: serving_ops.rms_norm_gated(x, other, weight),
+    "fused_add_rms_norm": lambda x, other, weight: serving_ops.fused_add_rms_norm(x, other, weight),
+}
+
+
+@pytest.mark.parametrize("name", ROWS_OF_TWO_MASKS)
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_one_graph_holds_a_call_whose_inputs_have_as_many_rows_as_their_masks_say(name: str) -> None:
+    def call(x: Tensor, other: Tensor, mask: Tensor, other_mask: Tensor) -> Any:
+        return ROWS_OF_TWO_MASKS[name](x[mask], other[other_mask], weight)
+
+    x, other, weight = rows((6, 16), torch.float32, seed=1), rows((6, 16), torch.float32, seed=2), torch.ones(16)
+    mask = torch.tensor([True, False, True, True, False, False])
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, other, mask, ~mask), call(x, other, mask, ~mask))
+    with pytest.raises(RuntimeError):
+        compiled(x, other, mask, torch.ones_like(mask))
