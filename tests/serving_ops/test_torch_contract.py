@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -141,3 +141,26 @@ def test_one_graph_holds_a_call_whose_inputs_have_as_many_rows_as_their_masks_sa
     torch.testing.assert_close(compiled(x, other, mask, ~mask), call(x, other, mask, ~mask))
     with pytest.raises(RuntimeError):
         compiled(x, other, mask, torch.ones_like(mask))
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """A device mesh of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_dtensors_are_refused_and_their_local_rows_are_normed_as_documented(mesh: Any) -> None:
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+    x, weight = rows((6, 16), torch.float32, seed=1), rows((16,), torch.float32, seed=2).requires_grad_()
+    sharded, whole = distribute_tensor(x, mesh, [Shard(0)]), distribute_tensor(weight, mesh, [Replicate()])
+    with pytest.raises(NotImplementedError, match="sharding strategy"):
+        serving_ops.rms_norm(sharded, whole)
+    local = serving_ops.rms_norm(sharded.to_local(), whole.to_local(grad_placements=[Partial()]))
+    result = DTensor.from_local(local, sharded.device_mesh, sharded.placements)
+    result.full_tensor().sum().backward()
+    expected = torch.autograd.grad(serving_ops.rms_norm(x, weight).sum(), weight)[0]
+    assert torch.equal(result.full_tensor(), serving_ops.rms_norm(x, weight))
+    assert torch.equal(whole.grad.full_tensor(), expected)
