@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-_ENTRY = re.compile(r"^(CPU|CUDA|OP|DTYPE|FLAG|PARAMETER|LIMIT)\((.*?)\)", re.MULTILINE)
+_ENTRY = re.compile(r"^(CPU|CUDA|OP|DTYPE|FLAG|PARAMETER|FIELD|ROWS|LIMIT)\((.*?)\)", re.MULTILINE)
 _ENTRIES = [
     (kind, words.split(", ")) for kind, words in _ENTRY.findall(Path(__file__).with_name("contract.def").read_text())
 ]
+
+
+def _fields() -> Iterator[tuple[str, str]]:
+    for kind, (name, *types) in _ENTRIES:
+        if kind == "FIELD":
+            yield name, types[0]
+        if kind == "ROWS":
+            yield from ((f"{name}_ptr", "pointer"), (f"{name}_outer_stride", "i64"), (f"{name}_row_stride", "i64"))
 
 
 def _of(kind: str) -> list[list[str]]:
@@ -19,6 +28,9 @@ OPS = tuple(name for _, name in _of("OP"))
 DTYPES = tuple(name for (name,) in _of("DTYPE"))
 FLAGS = {name: int(bit) for _, name, bit in _of("FLAG")}
 PARAMETERS = tuple(name for _, name in _of("PARAMETER"))
+FIELDS = dict(_fields())
+"""What a kernel may be passed: names and types, in the order in which C++ holds them."""
+
 LIMITS = {name: int(value) for _, name, value in _of("LIMIT")}
 
 

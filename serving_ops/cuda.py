@@ -40,6 +40,7 @@ def _hand_to_the_extension(variant: Variant, plan: Plan, compiled: Compiled) -> 
         compiled.num_warps,
         compiled.shared_bytes,
         compiled.dependent,
+        compiled.parameters,
     )
 
 

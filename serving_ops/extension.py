@@ -72,6 +72,8 @@ def _declare(handle: ctypes.CDLL) -> None:
         ctypes.c_uint32,
         ctypes.c_uint32,
         ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_int,
     ]
 
 
@@ -135,6 +137,7 @@ def add_cuda_variant(
     num_warps: int,
     shared_bytes: int,
     dependent: bool,
+    parameters: bytes,
 ) -> None:
     """Let the library launch a kernel that Triton has compiled: `kernels/cuda/variants.h` says what each means."""
     if _handle is None:
@@ -150,6 +153,8 @@ def add_cuda_variant(
         num_warps,
         shared_bytes,
         int(dependent),
+        parameters,
+        len(parameters),
     )
     if failed:
         raise MemoryError("serving_ops: no memory for a compiled kernel's key")

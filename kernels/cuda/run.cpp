@@ -1,7 +1,6 @@
 #include "run.h"
 
 #include <atomic>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -13,8 +12,7 @@ namespace {
 
 #define LIMIT(symbol, name, value) constexpr int64_t symbol = value;
 #include "../contract.def"
-constexpr int kScratchBuffers = 2;  // that Triton appends to a kernel's parameters; these kernels do not use them
-constexpr uint64_t kAlignment = 16;                      // bytes
+constexpr uint64_t kAlignment = 16;  // bytes
 
 template <int Operands>
 bool takes(const TensorView& x, const RowSpace<Operands>& space) {
@@ -46,33 +44,19 @@ uint64_t row_flags(const RowSpace<Operands>& space, const TensorView* const (&te
 
 uint64_t address(const Param& param) { return reinterpret_cast<uintptr_t>(param.data); }
 
-// A kernel's parameters, in order.
-class Parameters {
- public:
-  template <class Value>
-  void add(Value value) {
-    std::memcpy(&values_[count_], &value, sizeof value);
-    pointers_[count_] = &values_[count_];
-    ++count_;
-  }
-  // num_rows and inner, then the outer and inner stride of each of `operands`.
-  template <int Operands>
-  void add_rows(const RowSpace<Operands>& space, const int (&operands)[3]) {
-    add(static_cast<int32_t>(space.num_rows()));
-    add(static_cast<int32_t>(space.num_dims() < 2 ? space.num_rows() : space.size(0)));
-    for (const int k : operands) {
-      add(space.stride(1, k));
-      add(space.stride(0, k));
-    }
-  }
-  void** pointers() { return pointers_; }
+template <int Operands>
+Rows rows_of(const TensorView& tensor, const RowSpace<Operands>& space, int operand) {
+  return {tensor.data, space.stride(1, operand), space.stride(0, operand)};
+}
 
- private:
-  static constexpr int kMax = 20;
-  uint64_t values_[kMax];
-  void* pointers_[kMax];
-  int count_ = 0;
-};
+template <int Operands>
+void count_rows(const RowSpace<Operands>& space, Fields* fields) {
+  fields->num_rows = static_cast<int32_t>(space.num_rows());
+  fields->inner = static_cast<int32_t>(space.num_dims() < 2 ? space.num_rows() : space.size(0));
+}
+
+// A tensor that is absent is x to the kernels, and not read.
+pointer address_or(const Param& param, const TensorView& x) { return param.data != nullptr ? param.data : x.data; }
 
 // The context of a device where torch has its tensors, kept for as long as the process lives; null where there is none.
 void* primary_context(const Driver& driver, int32_t device) {
@@ -110,8 +94,10 @@ class Launch {
     return variants().find(key, rows * groups_, &variant_);
   }
 
-  void operator()(Parameters& parameters) const {
-    for (int i = 0; i < kScratchBuffers; ++i) parameters.add(uint64_t{0});
+  void operator()(Fields& fields) const {
+    fields.scratch = nullptr;
+    void* parameters[Recipe::kMaxParameters];
+    variant_.parameters.point(&fields, parameters);
     LaunchAttribute dependent{kProgrammaticStreamSerialization, 0, {1}};
     LaunchConfig config{};
     config.grid_x = static_cast<uint32_t>((rows_ + variant_.rows_per_program - 1) / variant_.rows_per_program);
@@ -122,7 +108,7 @@ class Launch {
     config.stream = stream_;
     config.attributes = &dependent;
     config.num_attributes = variant_.dependent ? 1 : 0;
-    const int error = driver_->launch(&config, variant_.function, parameters.pointers(), nullptr);
+    const int error = driver_->launch(&config, variant_.function, parameters, nullptr);
     if (error != 0) throw std::runtime_error("serving_ops: cuLaunchKernelEx failed with CUresult " + std::to_string(error));
   }
 
@@ -151,8 +137,6 @@ Variants& variants() {
   return of_process;
 }
 
-// A tensor that is absent is x to the kernels, and not read.
-
 bool run(const NormCall& call) {
   if (!takes(call.x, call.space)) return false;
   const int64_t rows = call.space.num_rows();
@@ -166,17 +150,17 @@ bool run(const NormCall& call) {
   Launch launch;
   if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.size, rows)) return false;
 
-  constexpr int kX = 0, kOther = 1;
-  Parameters parameters;
-  parameters.add(call.x.data);
-  parameters.add(fused ? call.other.data : call.x.data);
-  parameters.add(weighted ? spec.weight.data : call.x.data);
-  parameters.add(fused ? call.x.data : call.other.data);
-  parameters.add(fused ? call.other.data : call.x.data);
-  parameters.add_rows(call.space, {kX, fused ? kOther : kX, fused ? kX : kOther});
-  parameters.add(static_cast<float>(spec.eps));
-  parameters.add(spec.weight_offset);
-  launch(parameters);
+  const Rows x = rows_of(call.x, call.space, 0), other = rows_of(call.other, call.space, 1);
+  Fields fields;
+  count_rows(call.space, &fields);
+  fields.x = x;
+  fields.residual = fused ? other : x;
+  fields.out = fused ? x : other;
+  fields.total_ptr = fields.residual.ptr;
+  fields.weight_ptr = address_or(spec.weight, call.x);
+  fields.eps = static_cast<float>(spec.eps);
+  fields.weight_offset = spec.weight_offset;
+  launch(fields);
   count(call.op);
   return true;
 }
@@ -196,15 +180,15 @@ bool run(const GatedCall& call) {
   Launch launch;
   if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.group_size, rows)) return false;
 
-  Parameters parameters;
-  parameters.add(call.x.data);
-  parameters.add(call.z.data);
-  parameters.add(spec.weight.data != nullptr ? spec.weight.data : call.x.data);
-  parameters.add(spec.bias.data != nullptr ? spec.bias.data : call.x.data);
-  parameters.add(call.out.data);
-  parameters.add_rows(call.space, {0, 1, 2});
-  parameters.add(static_cast<float>(spec.eps));
-  launch(parameters);
+  Fields fields;
+  count_rows(call.space, &fields);
+  fields.x = rows_of(call.x, call.space, 0);
+  fields.z = rows_of(call.z, call.space, 1);
+  fields.out = rows_of(call.out, call.space, 2);
+  fields.weight_ptr = address_or(spec.weight, call.x);
+  fields.bias_ptr = address_or(spec.bias, call.x);
+  fields.eps = static_cast<float>(spec.eps);
+  launch(fields);
   count(kRmsNormGated);
   return true;
 }

@@ -8,6 +8,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "fields.h"
+
 namespace serving_ops::cuda {
 
 // The lowest bit of each flag; Python packs the same (kernels/triton/variant.py).
@@ -35,6 +37,7 @@ struct Variant {
   void* function;  // a CUfunction
   uint32_t threads, shared_bytes;
   bool dependent;  // programmatic dependent launch
+  Recipe parameters;
 };
 
 class Variants {

@@ -37,11 +37,13 @@ SERVING_OPS_EXPORT const char* serving_ops_cpu_isa() { return serving_ops::cpu::
 // 0 where it was added; nothing that C++ throws may reach Python's C.
 SERVING_OPS_EXPORT int serving_ops_cuda_add_variant(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows,
                                                     int64_t max_rows, int64_t rows_per_program, void* function,
-                                                    uint32_t num_warps, uint32_t shared_bytes, int dependent) {
+                                                    uint32_t num_warps, uint32_t shared_bytes, int dependent,
+                                                    const uint8_t* parameters, int num_parameters) {
   try {
     serving_ops::cuda::variants().add(
         {flags, size, group_size},
-        {min_rows, max_rows, rows_per_program, function, 32 * num_warps, shared_bytes, dependent != 0});
+        {min_rows, max_rows, rows_per_program, function, 32 * num_warps, shared_bytes, dependent != 0,
+         serving_ops::cuda::Recipe(parameters, num_parameters)});
     return 0;
   } catch (const std::exception&) {
     return -1;
@@ -55,6 +57,8 @@ SERVING_OPS_EXPORT int serving_ops_cuda_add_variant(uint64_t flags, int64_t size
 #define DTYPE(name) " DTYPE(" #name ")"
 #define FLAG(symbol, name, bit) " FLAG(" #symbol ", " #name ", " #bit ")"
 #define PARAMETER(symbol, name) " PARAMETER(" #symbol ", " #name ")"
+#define FIELD(name, type) " FIELD(" #name ", " #type ")"
+#define ROWS(name) " ROWS(" #name ")"
 #define LIMIT(symbol, name, value) " LIMIT(" #symbol ", " #name ", " #value ")"
 extern "C" __attribute__((visibility("default"), used)) const char serving_ops_contract[] =
     "serving_ops contract: version " SERVING_OPS_VERSION

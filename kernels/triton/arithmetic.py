@@ -4,19 +4,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-RUN_TIME = [
-    *("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "total_ptr", "num_rows", "inner", "eps", "weight_offset"),
-    *(f"{tensor}_{stride}_stride" for tensor in ("x", "residual", "out") for stride in ("outer", "row")),
-]
-"""Parameters of the norm kernels that Triton does not specialise on: see `variant`."""
-
-QUANT_RUN_TIME = [
-    *("x_ptr", "residual_ptr", "weight_ptr", "normed_ptr", "q_ptr", "scales_ptr", "num_rows", "inner"),
-    *(f"{tensor}_{stride}_stride" for tensor in ("x", "residual", "normed", "q") for stride in ("outer", "row")),
-    *("scales_row_stride", "scales_group_stride", "eps", "weight_offset"),
-]
-"""The same of the kernels that quantize."""
-
 
 @triton.jit
 def wait_for_kernel_before(PDL: tl.constexpr, OVERLAP: tl.constexpr):

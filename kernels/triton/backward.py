@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from serving_ops.kernels.triton.gated_backward import gated_backward_kernel
 from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm import Rows, strides_of
+from serving_ops.kernels.triton.norm import Rows, fields_of
 from serving_ops.kernels.triton.norm_backward import norm_backward_kernel
 from serving_ops.kernels.triton.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
 from serving_ops.kernels.triton.norm_backward_wide import norm_backward_wide_kernel
@@ -76,69 +76,45 @@ def run_norm_backward(
     aligned = starts_aligned((dout, s, more), (ds, weight), size)
     flags = flags_of(s, weight, second=more is not None, flat=flat, aligned=aligned)
     partial = ds if weight is None else s.new_empty((num_programs, size), dtype=torch.float32)
-    tensors = (dout, s, s if more is None else more, s if weight is None else weight, ds, partial)
-    options = _Options(aligned, more is not None, weight is not None, pdl)
-    call = _NormCall(Variant(flags, size, size), plan, num_programs, tensors, rows, eps, weight_offset, options)
+    arguments = {
+        **fields_of(rows, dout=dout, s=s, more=s if more is None else more),
+        "weight_ptr": s if weight is None else weight,
+        "ds_ptr": ds,
+        "partial_ptr": partial,
+        "eps": eps,
+        "weight_offset": weight_offset,
+        "N": size,
+        "ALIGNED": aligned,
+        "HAS_MORE": more is not None,
+        "HAS_WEIGHT": weight is not None,
+        "PDL": pdl,
+        **_constants_of(plan, aligned),
+    }
+    variant = Variant(flags, size, size)
     if plan.kernel == "tile":
-        _run_tile(call)
+        _tile(variant, plan, (num_programs, 1, 1), arguments, pdl)
     elif plan.kernel == "wide":
-        _run_wide(call)
+        _wide(variant, plan, (num_programs, 1, 1), arguments, pdl)
     else:
-        _run_columns(call, moments_block)
+        arguments["moments_ptr"] = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
+        of_moments = arguments | {"BLOCK_N": moments_block.columns}
+        _moments(variant, moments_block, (rows.num_rows, 1, 1), of_moments, False)
+        _columns(variant, plan, (num_programs, -(-size // plan.block_n), 1), arguments, False)
     if dweight is not None:
         _add_up(partial, dweight, sum_block, pdl)
 
 
-class _Options(NamedTuple):
-    """The kernels' last constants, in their order."""
-
-    aligned: bool
-    has_more: bool
-    has_weight: bool
-    pdl: bool
-
-
-class _NormCall(NamedTuple):
-    """tensors: dout, s, more, weight, ds, partial, each of them something."""
-
-    variant: Variant
-    plan: BackwardPlan
-    num_programs: int
-    tensors: tuple[Tensor, ...]
-    rows: Rows
-    eps: float
-    weight_offset: float
-    options: _Options
-
-
-def _run_tile(call: _NormCall) -> None:
-    plan, rows = call.plan, call.rows
-    numbers = (rows.num_rows, rows.inner, *strides_of(rows), call.eps, call.weight_offset)
-    tile = (call.variant.size, plan.block_n, plan.rows, plan.stages, rows.inner == rows.num_rows)
-    constants = (*tile, *call.options)
-    _tile(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, constants, call.options.pdl)
-
-
-def _run_wide(call: _NormCall) -> None:
-    plan, rows = call.plan, call.rows
-    numbers = (rows.num_rows, *rows.inner_strides, call.eps, call.weight_offset)
-    of_aligned = (plan.kept, plan.fetch, plan.fetch_more, plan.hints)
-    reads = of_aligned if call.options.aligned else (0, False, False, False)
-    constants = (call.variant.size, plan.block_n, *reads, *call.options)
-    _wide(call.variant, plan, (call.num_programs, 1, 1), call.tensors, numbers, constants, call.options.pdl)
-
-
-def _run_columns(call: _NormCall, moments_block: Block) -> None:
-    plan, rows, size = call.plan, call.rows, call.variant.size
-    dout, s, more, weight, ds, partial = call.tensors
-    moments = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
-    each_row, of_row = (rows.num_rows, 1, 1), (*rows.inner_strides[:2], call.eps, call.weight_offset)
-    constants = (size, moments_block.columns, call.options.aligned, call.options.has_weight)
-    _moments(call.variant, moments_block, each_row, (dout, s, weight, moments), of_row, constants, False)
-    grid = (call.num_programs, -(-size // plan.block_n), 1)
-    tensors = (dout, s, more, weight, moments, ds, partial)
-    numbers = (rows.num_rows, *rows.inner_strides, call.weight_offset)
-    _columns(call.variant, plan, grid, tensors, numbers, (size, plan.block_n, plan.stages, *call.options), False)
+def _constants_of(plan: BackwardPlan, aligned: bool) -> dict[str, Any]:
+    """The kernels' constants that a plan decides, by the names of their parameters."""
+    return {
+        "BLOCK_N": plan.block_n,
+        "ROWS": plan.rows,
+        "STAGES": plan.stages,
+        "KEPT": plan.kept if aligned else 0,
+        "FETCH": plan.fetch and aligned,
+        "FETCH_MORE": plan.fetch_more and aligned,
+        "HINTS": plan.hints and aligned,
+    }
 
 
 def sum_variant(out: Tensor, pdl: bool) -> Variant:
@@ -148,15 +124,16 @@ def sum_variant(out: Tensor, pdl: bool) -> Variant:
 
 def _add_up(partial: Tensor, out: Tensor, block: Block, pdl: bool) -> None:
     """`out` (size,) becomes the sum of `partial` (programs, size), rounded once."""
-    _sum(
-        sum_variant(out, pdl),
-        block,
-        (-(-out.numel() // block.columns), 1, 1),
-        (partial, out),
-        partial.shape,
-        (block.rows, block.columns, pdl),
-        pdl,
-    )
+    arguments = {
+        "partial_ptr": partial,
+        "out_ptr": out,
+        "num_parts": partial.shape[0],
+        "size": partial.shape[1],
+        "PARTS": block.rows,
+        "COLUMNS": block.columns,
+        "PDL": pdl,
+    }
+    _sum(sum_variant(out, pdl), block, (-(-out.numel() // block.columns), 1, 1), arguments, pdl)
 
 
 def run_gated_backward(
@@ -197,30 +174,27 @@ def run_gated_backward(
         aligned=aligned,
     )
     partial = x.new_empty((2, num_programs, size), dtype=torch.float32)
-    gates = x if z is None else z
-    _gated(
-        Variant(flags, size, group_size),
-        plan,
-        (num_programs, size // group_size, 1),
-        (dout, x, gates, *(x if t is None else t for t in (weight, bias)), dx, dx if dz is None else dz, partial),
-        (rows.num_rows, rows.inner, *strides_of(rows), eps),
-        (
-            size,
-            group_size,
-            plan.block_n,
-            plan.rows,
-            plan.stages,
-            flat,
-            aligned,
-            has_gate,
-            weight is not None,
-            bias is not None,
-            gate_first,
-            sigmoid,
-            pdl,
-        ),
-        dependent,
-    )
+    arguments = {
+        **fields_of(rows, dout=dout, x=x, z=x if z is None else z),
+        "weight_ptr": x if weight is None else weight,
+        "bias_ptr": x if bias is None else bias,
+        "dx_ptr": dx,
+        "dz_ptr": dx if dz is None else dz,
+        "partial_ptr": partial,
+        "eps": eps,
+        "N": size,
+        "GROUP": group_size,
+        "ALIGNED": aligned,
+        "HAS_GATE": has_gate,
+        "HAS_WEIGHT": weight is not None,
+        "HAS_BIAS": bias is not None,
+        "GATE_FIRST": gate_first,
+        "SIGMOID": sigmoid,
+        "PDL": pdl,
+        **_constants_of(plan, aligned),
+    }
+    grid = (num_programs, size // group_size, 1)
+    _gated(Variant(flags, size, group_size), plan, grid, arguments, dependent)
     for part, gradient in zip(partial, (dweight, dbias), strict=True):
         if gradient is not None:
             _add_up(part, gradient, sum_block, pdl)

@@ -16,13 +16,8 @@ from serving_ops.kernels.triton.arithmetic import (
 from serving_ops.kernels.triton.epilogue import put_rounded
 from serving_ops.kernels.triton.finish import finish_gated, gate_of
 from serving_ops.kernels.triton.launch import Launcher, Plan
-from serving_ops.kernels.triton.norm import Rows, strides_of
-from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
-
-_RUN_TIME = [
-    *("x_ptr", "z_ptr", "weight_ptr", "bias_ptr", "out_ptr", "num_rows", "inner", "eps"),
-    *(f"{tensor}_{stride}_stride" for tensor in ("x", "z", "out") for stride in ("outer", "row")),
-]
+from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
+from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned, unspecialized
 
 
 @triton.jit
@@ -83,7 +78,7 @@ def gated_tile(
     return y, outer, row, group, mask
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@unspecialized
 def gated_kernel(
     x_ptr,  # (num_rows, groups, GROUP)
     z_ptr,  # like x, if HAS_GATE
@@ -123,7 +118,7 @@ def gated_kernel(
     put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, group, ALIGNED), y, mask)
 
 
-_launcher = Launcher(gated_kernel, 5, ("i32", "i32", *["i64"] * 6, "fp32"), enable_fp_fusion=False)  # as norm_tile
+_launcher = Launcher(gated_kernel, enable_fp_fusion=False)  # as norm_tile
 
 
 def run_gated(
@@ -142,7 +137,6 @@ def run_gated(
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
     size, has_gate = x.shape[-1], z is not None
-    strides = strides_of(rows)
     flat = rows.inner == rows.num_rows
     aligned = starts_aligned((x, z, out), (weight, bias), group_size)
     gate_first, sigmoid = has_gate and not norm_before_gate, has_gate and sigmoid
@@ -157,14 +151,20 @@ def run_gated(
         flat=flat,
         aligned=aligned,
     )
-    tile = (group_size, plan.block_n, plan.block_n.bit_length() - 1, plan.rows_per_program)
-    present = (has_gate, weight is not None, bias is not None)
-    _launcher(
-        Variant(flags, size, group_size),
-        plan,
-        (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1),
-        (x, *(x if tensor is None else tensor for tensor in (z, weight, bias)), out),
-        (rows.num_rows, rows.inner, *strides, eps),
-        (*tile, flat, aligned, plan.kernel == "tile", *present, gate_first, sigmoid, pdl, plan.overlap),
-        pdl,
-    )
+    arguments = {
+        **fields_of(rows, x=x, z=x if z is None else z, out=out),
+        "weight_ptr": x if weight is None else weight,
+        "bias_ptr": x if bias is None else bias,
+        "eps": eps,
+        "GROUP": group_size,
+        "ALIGNED": aligned,
+        "PAIRWISE": plan.kernel == "tile",
+        "HAS_GATE": has_gate,
+        "HAS_WEIGHT": weight is not None,
+        "HAS_BIAS": bias is not None,
+        "GATE_FIRST": gate_first,
+        "SIGMOID": sigmoid,
+        **constants_of(plan, pdl),
+    }
+    grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)
+    _launcher(Variant(flags, size, group_size), plan, grid, arguments, pdl)

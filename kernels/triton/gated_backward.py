@@ -10,12 +10,7 @@ from serving_ops.kernels.triton.arithmetic import (
     tile_at,
     wait_for_kernel_before,
 )
-
-GATED_BACKWARD_RUN_TIME = [
-    *("dout_ptr", "x_ptr", "z_ptr", "weight_ptr", "bias_ptr", "dx_ptr", "dz_ptr", "partial_ptr"),
-    *("num_rows", "inner", "eps"),
-    *(f"{tensor}_{stride}_stride" for tensor in ("dout", "x", "z") for stride in ("outer", "row")),
-]
+from serving_ops.kernels.triton.variant import unspecialized
 
 
 @triton.jit
@@ -27,7 +22,7 @@ def _gate_and_slope(z, SIGMOID: tl.constexpr):
     return z * sigmoid, sigmoid * (1.0 + z * (1.0 - sigmoid))
 
 
-@triton.jit(do_not_specialize=GATED_BACKWARD_RUN_TIME)
+@unspecialized
 def gated_backward_kernel(
     dout_ptr,  # (num_rows, groups, GROUP)
     x_ptr,  # like dout

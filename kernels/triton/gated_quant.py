@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import tile_at
 from serving_ops.kernels.triton.epilogue import (
@@ -18,18 +16,18 @@ from serving_ops.kernels.triton.epilogue import (
 )
 from serving_ops.kernels.triton.gated import gated_tile
 from serving_ops.kernels.triton.launch import Launcher, Plan
-from serving_ops.kernels.triton.norm import Rows, strides_of
-from serving_ops.kernels.triton.norm_quant import FORMS, QuantFormat, columns_of_a_scale, quant_flags, starts_like
-from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
+from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
+from serving_ops.kernels.triton.norm_quant import (
+    QuantFormat,
+    columns_of_a_scale,
+    quant_arguments,
+    quant_flags,
+    starts_like,
+)
+from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned, unspecialized
 
-_RUN_TIME = [
-    *("x_ptr", "z_ptr", "weight_ptr", "bias_ptr", "normed_ptr", "q_ptr", "scales_ptr", "num_rows", "inner"),
-    *(f"{tensor}_{stride}_stride" for tensor in ("x", "z", "normed", "q") for stride in ("outer", "row")),
-    *("scales_row_stride", "scales_group_stride", "eps"),
-]
 
-
-@triton.jit(do_not_specialize=_RUN_TIME)
+@unspecialized
 def gated_quant_kernel(
     x_ptr,  # (num_rows, groups, GROUP)
     z_ptr,  # like x, if HAS_GATE
@@ -146,30 +144,23 @@ def run_gated_quant(
         flat=flat,
         aligned=aligned,
     )
-    form = FORMS[fmt.scale_format]
-    flags |= quant_flags(int8=fmt.dtype == torch.int8, form=form, normed=normed is not None, fetch=False)
-    scaled = columns_of_a_scale(fmt)
-    scale_strides = (0, 0) if fmt.granularity == "tensor" else scales.stride()
-    tile = (group_size, plan.block_n, plan.block_n.bit_length() - 1, plan.rows_per_program)
-    present = (has_gate, weight is not None, bias is not None, normed is not None)
-    _launcher(
-        Variant(flags, group_size, scaled),
-        plan,
-        (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1),
-        (x, *(x if tensor is None else tensor for tensor in (z, weight, bias, normed)), q, scales),
-        (rows.num_rows, rows.inner, *strides_of(rows), *scale_strides, eps),
-        (
-            *tile,
-            scaled,
-            form,
-            flat,
-            aligned,
-            plan.kernel == "tile",
-            *present,
-            gate_first,
-            sigmoid,
-            pdl,
-            plan.overlap,
-        ),
-        pdl,
-    )
+    flags |= quant_flags(fmt, normed=normed is not None, fetch=False)
+    arguments = {
+        **fields_of(rows, x=x, z=x if z is None else z, normed=x if normed is None else normed, q=q),
+        **quant_arguments(fmt, scales),
+        "weight_ptr": x if weight is None else weight,
+        "bias_ptr": x if bias is None else bias,
+        "eps": eps,
+        "GROUP": group_size,
+        "ALIGNED": aligned,
+        "PAIRWISE": plan.kernel == "tile",
+        "HAS_GATE": has_gate,
+        "HAS_WEIGHT": weight is not None,
+        "HAS_BIAS": bias is not None,
+        "HAS_NORMED": normed is not None,
+        "GATE_FIRST": gate_first,
+        "SIGMOID": sigmoid,
+        **constants_of(plan, pdl),
+    }
+    grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)
+    _launcher(Variant(flags, group_size, columns_of_a_scale(fmt)), plan, grid, arguments, pdl)

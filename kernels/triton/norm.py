@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,13 +13,11 @@ from serving_ops.kernels.triton.norm_tile import norm_tile_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_kernel
 from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
 
-_POINTERS = 5
-_PARAMETERS = ("i32", "i32", *["i64"] * 6, "fp32", "fp32")
 _LAUNCHERS = {
-    "row": Launcher(norm_row_kernel, _POINTERS, _PARAMETERS, enable_fp_fusion=True),
+    "row": Launcher(norm_row_kernel, enable_fp_fusion=True),
     # A fused multiply-add would tie bits to the layout.
-    "tile": Launcher(norm_tile_kernel, _POINTERS, _PARAMETERS, enable_fp_fusion=False),
-    "wide": Launcher(norm_wide_kernel, _POINTERS, _PARAMETERS, enable_fp_fusion=True),
+    "tile": Launcher(norm_tile_kernel, enable_fp_fusion=False),
+    "wide": Launcher(norm_wide_kernel, enable_fp_fusion=True),
 }
 
 
@@ -35,9 +34,29 @@ class Rows(Protocol):
     def inner_strides(self) -> tuple[int, ...]: ...
 
 
-def strides_of(rows: Rows) -> tuple[int, ...]:
-    """The outer and the inner stride of each tensor."""
-    return tuple(s for pair in zip(rows.outer_strides, rows.inner_strides, strict=True) for s in pair)
+def fields_of(rows: Rows, **tensors: Tensor) -> dict[str, Any]:
+    """What kernels are passed of rows, by the names of their parameters. tensors: those of `rows`, in its order."""
+    of_rows = rows.num_rows, rows.inner, rows.inner == rows.num_rows
+    values = (*of_rows, *tensors.values(), *rows.outer_strides, *rows.inner_strides)
+    return dict(zip(_names_of(*tensors), values, strict=True))
+
+
+@cache
+def _names_of(*tensors: str) -> tuple[str, ...]:
+    of_tensors = (f"{tensor}_{what}" for what in ("ptr", "outer_stride", "row_stride") for tensor in tensors)
+    return ("num_rows", "inner", "FLAT", *of_tensors)
+
+
+def constants_of(plan: Plan, pdl: bool) -> dict[str, Any]:
+    """The kernels' constants that a plan decides, by the names of their parameters."""
+    return {
+        "BLOCK_N": plan.block_n,
+        "LOG2_BLOCK_N": plan.block_n.bit_length() - 1,
+        "ROWS": plan.rows_per_program,
+        "KEPT_N": plan.kept_n,
+        "PDL": pdl,
+        "OVERLAP": plan.overlap,
+    }
 
 
 def run_norm(
@@ -54,30 +73,23 @@ def run_norm(
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
     size = x.shape[-1]
-    strides = strides_of(rows)
     flat = rows.inner == rows.num_rows
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
     aligned = starts_aligned((x, residual, out, total), (weight,), size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
     second = x if residual is None else residual
-    of_kernel = {"tile": (plan.block_n.bit_length() - 1, plan.rows_per_program), "wide": (plan.kept_n,)}
-    _LAUNCHERS[plan.kernel](
-        Variant(flags, size, size),
-        plan,
-        (-(-rows.num_rows // plan.rows_per_program), 1, 1),
-        (x, second, x if weight is None else weight, out, second if total is None else total),
-        (rows.num_rows, rows.inner, *strides, eps, weight_offset),
-        (
-            size,
-            plan.block_n,
-            *of_kernel.get(plan.kernel, ()),
-            flat,
-            aligned,
-            residual is not None,
-            weight is not None,
-            in_fp32,
-            pdl,
-            plan.overlap,
-        ),
-        pdl,
-    )
+    arguments = {
+        **fields_of(rows, x=x, residual=second, out=out),
+        "total_ptr": second if total is None else total,
+        "weight_ptr": x if weight is None else weight,
+        "eps": eps,
+        "weight_offset": weight_offset,
+        "N": size,
+        "ALIGNED": aligned,
+        "HAS_RESIDUAL": residual is not None,
+        "HAS_WEIGHT": weight is not None,
+        "WEIGHT_IN_FP32": in_fp32,
+        **constants_of(plan, pdl),
+    }
+    grid = (-(-rows.num_rows // plan.rows_per_program), 1, 1)
+    _LAUNCHERS[plan.kernel](Variant(flags, size, size), plan, grid, arguments, pdl)

@@ -4,7 +4,6 @@ A grid of as many programs as run at once goes over the rows; each sums its part
 and writes it once, to be added up by `partial_sum`. No atomics: the same bits every run.
 """
 
-import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
     columns_at,
@@ -14,15 +13,10 @@ from serving_ops.kernels.triton.arithmetic import (
     tile_at,
     wait_for_kernel_before,
 )
-
-BACKWARD_RUN_TIME = [
-    *("dout_ptr", "s_ptr", "more_ptr", "weight_ptr", "ds_ptr", "partial_ptr", "num_rows", "inner"),
-    *(f"{tensor}_{stride}_stride" for tensor in ("dout", "s", "more") for stride in ("outer", "row")),
-    *("eps", "weight_offset"),
-]
+from serving_ops.kernels.triton.variant import unspecialized
 
 
-@triton.jit(do_not_specialize=BACKWARD_RUN_TIME)
+@unspecialized
 def norm_backward_kernel(
     dout_ptr,  # (num_rows, N)
     s_ptr,  # (num_rows, N): what was normed

@@ -5,13 +5,12 @@ Few programs share the rows, so each adds up hundreds. It adds to a row what the
 compensated sum), so the error of the weight's gradient does not grow with the number of rows.
 """
 
-import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import columns_at, let_sum_start, sums_of_two
-from serving_ops.kernels.triton.norm_backward import BACKWARD_RUN_TIME
+from serving_ops.kernels.triton.variant import unspecialized
 
 
-@triton.jit(do_not_specialize=[*BACKWARD_RUN_TIME, "moments_ptr"])
+@unspecialized
 def row_moments_kernel(
     dout_ptr,  # (num_rows, N)
     s_ptr,  # (num_rows, N): what was normed
@@ -46,7 +45,7 @@ def row_moments_kernel(
     tl.store(moments_ptr + row * 2 + 1, tl.sum(row_products, axis=0) * rstd * rstd / N)
 
 
-@triton.jit(do_not_specialize=[*BACKWARD_RUN_TIME, "moments_ptr"])
+@unspecialized
 def norm_backward_columns_kernel(
     dout_ptr,  # (num_rows, N)
     s_ptr,  # (num_rows, N): what was normed

@@ -14,7 +14,7 @@ from serving_ops.kernels.triton.arithmetic import (
     sums_of_two,
     wait_for_kernel_before,
 )
-from serving_ops.kernels.triton.norm_backward import BACKWARD_RUN_TIME
+from serving_ops.kernels.triton.variant import unspecialized
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def _weighted(
     return dout
 
 
-@triton.jit(do_not_specialize=BACKWARD_RUN_TIME)
+@unspecialized
 def norm_backward_wide_kernel(
     dout_ptr,  # (num_rows, N)
     s_ptr,  # (num_rows, N): what was normed

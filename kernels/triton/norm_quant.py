@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from serving_ops.kernels.triton import epilogue
 from serving_ops.kernels.triton.launch import Launcher, Plan
-from serving_ops.kernels.triton.norm import Rows, strides_of
+from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
 from serving_ops.kernels.triton.norm_row import norm_row_quant_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_quant_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_quant_kernel
@@ -70,41 +70,44 @@ def run_norm_quant(
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
     aligned = starts_aligned((x, residual, normed), (weight,), size) and starts_like(q, x, size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
-    scaled = columns_of_a_scale(fmt)
-    scale_strides = (0, 0) if fmt.granularity == "tensor" else scales.stride()
     fetch = fetch_residual and residual is not None and pdl and plan.overlap and aligned
-    tile = (plan.block_n.bit_length() - 1, plan.rows_per_program)
-    of_kernel = {"row": (), "tile": tile, "wide": (plan.kept_n,)}[plan.kernel]
-    form = FORMS[fmt.scale_format]
-    flags |= quant_flags(int8=fmt.dtype == torch.int8, form=form, normed=normed is not None, fetch=fetch)
-    _LAUNCHERS[plan.kernel](
-        Variant(flags, size, scaled),
-        plan,
-        (-(-rows.num_rows // plan.rows_per_program), 1, 1),
-        (x, *(x if tensor is None else tensor for tensor in (residual, weight, normed)), q, scales),
-        (rows.num_rows, rows.inner, *strides_of(rows), *scale_strides, eps, weight_offset),
-        (
-            size,
-            plan.block_n,
-            *of_kernel,
-            scaled,
-            form,
-            flat,
-            aligned,
-            residual is not None,
-            weight is not None,
-            normed is not None,
-            in_fp32,
-            pdl,
-            plan.overlap,
-            *((fetch,) if plan.kernel == "row" else ()),
+    flags |= quant_flags(fmt, normed=normed is not None, fetch=fetch)
+    arguments = {
+        **fields_of(
+            rows, x=x, residual=x if residual is None else residual, normed=x if normed is None else normed, q=q
         ),
-        pdl,
-    )
+        **quant_arguments(fmt, scales),
+        "weight_ptr": x if weight is None else weight,
+        "eps": eps,
+        "weight_offset": weight_offset,
+        "N": size,
+        "ALIGNED": aligned,
+        "HAS_RESIDUAL": residual is not None,
+        "HAS_WEIGHT": weight is not None,
+        "HAS_NORMED": normed is not None,
+        "WEIGHT_IN_FP32": in_fp32,
+        "FETCH_RESIDUAL": fetch,
+        **constants_of(plan, pdl),
+    }
+    grid = (-(-rows.num_rows // plan.rows_per_program), 1, 1)
+    _LAUNCHERS[plan.kernel](Variant(flags, size, columns_of_a_scale(fmt)), plan, grid, arguments, pdl)
 
 
-def quant_flags(*, int8: bool, form: int, normed: bool, fetch: bool) -> int:
+def quant_arguments(fmt: QuantFormat, scales: Tensor) -> dict[str, Any]:
+    """What kernels are passed of a format and its scales, by the names of their parameters."""
+    row_stride, group_stride = (0, 0) if fmt.granularity == "tensor" else scales.stride()
+    return {
+        "scales_ptr": scales,
+        "scales_row_stride": row_stride,
+        "scales_group_stride": group_stride,
+        "SCALED": columns_of_a_scale(fmt),
+        "FORM": FORMS[fmt.scale_format],
+    }
+
+
+def quant_flags(fmt: QuantFormat, *, normed: bool, fetch: bool) -> int:
     """The bits of a variant that plain norms do not have, above the device's."""
+    int8, form = fmt.dtype == torch.int8, FORMS[fmt.scale_format]
     return (1 | int8 << 1 | form << 2 | normed << 4 | fetch << 5) << 48
 
 

@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
-    QUANT_RUN_TIME,
-    RUN_TIME,
     columns_at,
     fetch_row_to_l2,
     prefetch_row,
@@ -24,6 +22,7 @@ from serving_ops.kernels.triton.epilogue import (
     scaled_by_given,
 )
 from serving_ops.kernels.triton.finish import finish
+from serving_ops.kernels.triton.variant import unspecialized
 
 
 @triton.jit
@@ -76,7 +75,7 @@ def normed_row(
     return finish(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype), outer, row, columns, mask
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@unspecialized
 def norm_row_kernel(
     x_ptr,  # (num_rows, N)
     residual_ptr,  # (num_rows, N), if HAS_RESIDUAL
@@ -111,7 +110,7 @@ def norm_row_kernel(
     put_rounded(columns_at(out_ptr + outer * out_outer_stride + row * out_row_stride, columns, ALIGNED), normed, mask)
 
 
-@triton.jit(do_not_specialize=QUANT_RUN_TIME)
+@unspecialized
 def norm_row_quant_kernel(
     x_ptr,  # (num_rows, N)
     residual_ptr,  # (num_rows, N), becomes x + residual; if HAS_RESIDUAL

@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
-    QUANT_RUN_TIME,
-    RUN_TIME,
     columns_at,
     pairwise_sum,
     split_rows,
@@ -13,6 +11,7 @@ from serving_ops.kernels.triton.arithmetic import (
 )
 from serving_ops.kernels.triton.epilogue import GIVEN, put_quantized, put_rounded, quantize_groups, scaled_by_given
 from serving_ops.kernels.triton.finish import finish
+from serving_ops.kernels.triton.variant import unspecialized
 
 
 @triton.jit
@@ -65,7 +64,7 @@ def normed_tile(
     return finish(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype), outer, row, columns, mask
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@unspecialized
 def norm_tile_kernel(
     x_ptr,  # (num_rows, N)
     residual_ptr,  # (num_rows, N), if HAS_RESIDUAL
@@ -102,7 +101,7 @@ def norm_tile_kernel(
     put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, columns, ALIGNED), normed, mask)
 
 
-@triton.jit(do_not_specialize=QUANT_RUN_TIME)
+@unspecialized
 def norm_tile_quant_kernel(
     x_ptr,  # (num_rows, N)
     residual_ptr,  # (num_rows, N), becomes x + residual; if HAS_RESIDUAL

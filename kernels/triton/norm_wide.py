@@ -7,8 +7,6 @@ rest is read backwards, newest first, and results are stored as what will not be
 import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
-    QUANT_RUN_TIME,
-    RUN_TIME,
     columns_at,
     split_rows,
     wait_for_kernel_before,
@@ -28,6 +26,7 @@ from serving_ops.kernels.triton.epilogue import (
     scaled_by_given,
 )
 from serving_ops.kernels.triton.finish import finish
+from serving_ops.kernels.triton.variant import unspecialized
 
 
 @triton.jit
@@ -116,7 +115,7 @@ def _store(
     put_rounded(columns_at(out_row, columns, ALIGNED), normed, mask, ".cs")
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@unspecialized
 def norm_wide_kernel(
     x_ptr,  # (num_rows, N)
     residual_ptr,  # (num_rows, N), if HAS_RESIDUAL
@@ -227,7 +226,7 @@ def _quantize(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=QUANT_RUN_TIME)
+@unspecialized
 def norm_wide_quant_kernel(
     x_ptr,  # (num_rows, N)
     residual_ptr,  # (num_rows, N), becomes x + residual; if HAS_RESIDUAL

@@ -1,11 +1,11 @@
 """The sum of the programs' parts of a weight's gradient, in the order of the programs."""
 
-import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import wait_for_kernel_before
+from serving_ops.kernels.triton.variant import unspecialized
 
 
-@triton.jit(do_not_specialize=["partial_ptr", "out_ptr", "num_parts", "size"])
+@unspecialized
 def partial_sum_kernel(
     partial_ptr,  # (num_parts, size) of fp32
     out_ptr,  # (size,)

@@ -7,13 +7,15 @@ C++ knows them without knowing Triton's rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import triton
 from serving_ops.kernels import contract
 
 ALIGNMENT = 16
@@ -32,6 +34,17 @@ class Variant(NamedTuple):
     group_size: int
 
 
+def run_time_parameters(function: Callable[..., Any]) -> list[str]:
+    """Those of a kernel that are no constants of its code."""
+    parameters = inspect.signature(function).parameters.items()
+    return [name for name, parameter in parameters if "constexpr" not in str(parameter.annotation)]
+
+
+def unspecialized(function: Callable[..., Any]) -> Any:
+    """`triton.jit` for a kernel that is launched: it is compiled for its parameters' types, not for their values."""
+    return triton.jit(function, do_not_specialize=run_time_parameters(function))
+
+
 def _parameter(parameter: Tensor | None, x: Tensor) -> int:
     if parameter is None:
         return _ABSENT
@@ -44,11 +57,15 @@ def starts_aligned(rows: Iterable[Tensor | None], parameters: Iterable[Tensor | 
     The stride of a single row counts too: a row of a batch must be read the same way alone.
     """
     starts = 0
-    for tensor in (*rows, *parameters):
-        starts |= 0 if tensor is None else tensor.data_ptr()
     for tensor in rows:
-        for stride in () if tensor is None else (group_size, *tensor.stride()[:-1]):
-            starts |= stride * tensor.itemsize
+        if tensor is not None:
+            elements = group_size
+            for stride in tensor.stride()[:-1]:
+                elements |= stride
+            starts |= tensor.data_ptr() | elements * tensor.itemsize
+    for tensor in parameters:
+        if tensor is not None:
+            starts |= tensor.data_ptr()
     return starts % ALIGNMENT == 0
 
 

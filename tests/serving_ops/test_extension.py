@@ -40,6 +40,8 @@ OTHERS = {
     "another version": (f"version {__version__}", f"version {__version__[:-1]}9", "its version is 0.1.9"),
     "another flag": ("aligned, 12)", "aligned, 13)", "another kernels/contract.def"),
     "another order of ops": ("OP(kRmsNorm, rms_norm)", "OP(kRmsNorm, rms_nova)", "another kernels/contract.def"),
+    "another field": ("FIELD(inner, i32)", "FIELD(inner, i64)", "another kernels/contract.def"),
+    "other rows": ("ROWS(z)", "ROWS(y)", "another kernels/contract.def"),
     "another limit": ("2147482624", "2147482625", "another kernels/contract.def"),
     "no contract": ("serving_ops contract:", "serving_ops_contract:", "neither its version"),
 }
@@ -97,7 +99,7 @@ from serving_ops import extension
 resource.setrlimit(resource.RLIMIT_AS, (4096 * int(open("/proc/self/statm").read().split()[0]) + 2**24,) * 2)
 try:
     for size in itertools.count():
-        extension.add_cuda_variant(0, size, size, 1, 1, 1, 1, 1, 0, False)
+        extension.add_cuda_variant(0, size, size, 1, 1, 1, 1, 1, 0, False, b"")
 except MemoryError:
     print("an error")
 """

@@ -14,12 +14,13 @@
 
 namespace {
 
-constexpr int kParameters = 16;
+constexpr int kMaxParameters = serving_ops::cuda::Recipe::kMaxParameters;
+int num_parameters;  // of the variant added last
 
 struct {
   uint64_t launches, function, grid_x, grid_y, block_x, shared_bytes, attributes;
-  uint64_t parameters[kParameters];
   uint64_t context, pushes;
+  uint64_t parameters[kMaxParameters];
 } last;
 
 // Where the tensors are, and the contexts: `fresh` is a thread's that has not used CUDA.
@@ -38,7 +39,7 @@ int launch(const serving_ops::cuda::LaunchConfig* config, void* function, void**
   last.block_x = config->block_x;
   last.shared_bytes = config->shared_bytes;
   last.attributes = config->num_attributes;
-  for (int i = 0; i < kParameters; ++i) std::memcpy(&last.parameters[i], parameters[i], sizeof(uint64_t));
+  for (int i = 0; i < num_parameters; ++i) std::memcpy(&last.parameters[i], parameters[i], sizeof(uint64_t));
   last.context = reinterpret_cast<uintptr_t>(context_of(current));
   return result_of_launch;
 }
@@ -107,7 +108,9 @@ extern "C" int fake_current() { return current; }
 
 extern "C" void fake_add(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows, int64_t max_rows,
                          int64_t rows_per_program, void* function, uint32_t num_warps, uint32_t shared_bytes,
-                         int dependent) {
+                         int dependent, const uint8_t* parameters, int count) {
+  num_parameters = count;
   serving_ops::cuda::variants().add({flags, size, group_size}, {min_rows, max_rows, rows_per_program, function,
-                                                                32 * num_warps, shared_bytes, dependent != 0});
+                                                                32 * num_warps, shared_bytes, dependent != 0,
+                                                                serving_ops::cuda::Recipe(parameters, count)});
 }

@@ -24,6 +24,7 @@ from torch import Tensor
 from serving_ops import plan
 from serving_ops.kernels import contract
 from serving_ops.kernels.triton import gated, norm
+from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.layout import row_grid
 from serving_ops.ops import registry
 
@@ -44,16 +45,19 @@ class Last(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("launches", "function", "grid_x", "grid_y", "block_x", "shared_bytes")),
         ("attributes", ctypes.c_uint64),
-        ("parameters", ctypes.c_uint64 * 16),
         *((name, ctypes.c_uint64) for name in ("context", "pushes")),
+        ("parameters", ctypes.c_uint64 * (len(contract.FIELDS) + 1)),
     ]
 
 
 class FromPython:
     """Stands for a Launcher and keeps what it is called with."""
 
-    def __call__(self, *arguments: Any) -> None:
-        self.variant, self.plan, self.grid, self.pointers, self.numbers, _, self.pdl = arguments
+    def __init__(self, launcher: Launcher) -> None:
+        self.names, self.recipe = launcher.kernel.arg_names, launcher.recipe
+
+    def __call__(self, *call: Any) -> None:
+        self.variant, self.plan, self.grid, self.arguments, self.pdl = call
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +87,22 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         ctypes.c_uint32,
         ctypes.c_uint32,
         ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_int,
     ]
     handle.keep = fake
     return handle
 
 
-def bits(number: float | int, *, of_pointer: bool = False) -> int:
-    """The parameter as its first bytes in memory, 4 of an int32 and of a float."""
-    return struct.unpack("<I", struct.pack("<f", number))[0] if isinstance(number, float) else int(number)
+SIZES = {"pointer": 8, "i64": 8, "i32": 4, "fp32": 4}
+"""Bytes of a parameter."""
+
+
+def bits(value: Tensor | float) -> int:
+    """A parameter as it lies in memory."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return struct.unpack("<I", struct.pack("<f", value))[0] if isinstance(value, float) else value
 
 
 def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], object]) -> None:
@@ -98,19 +110,20 @@ def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], obje
     function = next(_functions)
     chosen = python.plan
     rows = (chosen.min_rows, chosen.max_rows, chosen.rows_per_program)
-    library.fake_add(*python.variant, *rows, function, chosen.num_warps, SHARED_BYTES, int(python.pdl))
+    launch = (function, chosen.num_warps, SHARED_BYTES, int(python.pdl))
+    assert python.recipe is not None
+    library.fake_add(*python.variant, *rows, *launch, python.recipe, len(python.recipe))
     before = last.launches
     call()
     assert last.launches == before + 1, "C++ did not find the variant"
     assert last.function == function
     assert (last.grid_x, last.grid_y, 1) == python.grid
     assert (last.block_x, last.shared_bytes, last.attributes) == (32 * chosen.num_warps, SHARED_BYTES, python.pdl)
-    pointers = len(python.pointers)
-    assert list(last.parameters[:pointers]) == [tensor.data_ptr() for tensor in python.pointers]
-    for place, number in enumerate(python.numbers, start=pointers):
-        short = place < pointers + 2 or isinstance(number, float)  # the two counts are int32
-        got = last.parameters[place] & (0xFFFFFFFF if short else 0xFFFFFFFFFFFFFFFF)
-        assert got == bits(number), (place, number)
+    scratch = len(python.recipe) - SCRATCH_BUFFERS
+    for name, place in zip(python.names[:scratch], range(scratch), strict=True):
+        got = last.parameters[place] & (1 << 8 * SIZES[contract.FIELDS[name]]) - 1
+        assert got == bits(python.arguments[name]), (name, got)
+    assert not any(last.parameters[scratch : len(python.recipe)])
 
 
 _functions = itertools.count(0x1000)
@@ -169,7 +182,8 @@ def test_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, case: 
     grid = row_grid(x, x if residual is None else residual, out)
     if grid is None:
         return
-    python, chosen = FromPython(), plan.plan_norm(x.shape[-1], x.itemsize, grid.num_rows)
+    chosen = plan.plan_norm(x.shape[-1], x.itemsize, grid.num_rows)
+    python = FromPython(norm._LAUNCHERS[chosen.kernel])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(norm._LAUNCHERS, chosen.kernel, python)
         norm.run_norm(x, residual, weight, out, EPS, case["offset"], grid, chosen, case["pdl"])
@@ -188,7 +202,7 @@ def test_gated_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, 
     grid = row_grid(x, x if z is None else z, out)
     if grid is None:
         return
-    python = FromPython()
+    python = FromPython(gated._launcher)
     chosen = plan.plan_gated(group, x.itemsize, grid.num_rows * (x.shape[-1] // group))
     assert chosen is not None
     options = {"norm_before_gate": case["before"], "activation": case["activation"], "group_size": group}
@@ -213,7 +227,7 @@ def devices(library: ctypes.CDLL) -> Iterator[Callable[..., None]]:
     def put(*, tensors: int, thread: int, result: int = 0) -> None:
         library.fake_devices(tensors, thread, result)
         flags = 1 << contract.FLAGS["flat"] | 1 << contract.FLAGS["aligned"] | tensors << contract.FLAGS["device"]
-        library.fake_add(flags, 64, 64, 1, plan.MAX_ROWS, 1, next(_functions), 1, 0, 0)
+        library.fake_add(flags, 64, 64, 1, plan.MAX_ROWS, 1, next(_functions), 1, 0, 0, b"", 0)
 
     yield put
     library.fake_devices(0, 0, 0)

@@ -8,12 +8,17 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import serving_ops
 from serving_ops import extension
+from serving_ops.kernels import contract
+from serving_ops.kernels.triton import backward, gated, norm
+from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.kernels.triton.variant import flags_of
 
 KERNELS = Path(__file__).parents[3] / "kernels"
@@ -71,19 +76,63 @@ def test_variants_are_found_by_key_and_by_rows(tmp_path: Path) -> None:
         "int main() {\n"
         "  Variants variants; Variant found{}; int few, many, wide;\n"
         "  assert(!variants.find({1, 128, 128}, 1, &found));\n"
-        "  variants.add({1, 128, 128}, {1, 256, 1, &few, 32, 0, true});\n"
-        "  variants.add({1, 128, 128}, {257, 1000, 8, &many, 32, 0, true});\n"
-        "  variants.add({1, 256, 128}, {1, 1000, 1, &wide, 64, 0, false});\n"
+        "  variants.add({1, 128, 128}, {1, 256, 1, &few, 32, 0, true, {}});\n"
+        "  variants.add({1, 128, 128}, {257, 1000, 8, &many, 32, 0, true, {}});\n"
+        "  variants.add({1, 256, 128}, {1, 1000, 1, &wide, 64, 0, false, {}});\n"
         "  assert(variants.find({1, 128, 128}, 256, &found) && found.function == &few);\n"
         "  assert(variants.find({1, 128, 128}, 257, &found) && found.function == &many);\n"
         "  assert(!variants.find({1, 128, 128}, 1001, &found) && !variants.find({3, 128, 128}, 1, &found));\n"
         "  assert(variants.find({1, 256, 128}, 1, &found) && found.function == &wide);\n"
-        "  variants.add({1, 128, 128}, {1, 256, 1, &wide, 32, 0, true});\n"
+        "  variants.add({1, 128, 128}, {1, 256, 1, &wide, 32, 0, true, {}});\n"
         "  assert(variants.find({1, 128, 128}, 1, &found) && found.function == &wide);\n"
         "}\n"
     )
     subprocess.run(["c++", "-std=c++17", "-pthread", source, "-o", program], check=True)
     subprocess.run([program], check=True)
+
+
+def test_a_recipe_has_the_field_of_each_parameter_and_the_scratch_buffers() -> None:
+    def kernel(out_ptr, eps: tl.float32, x_ptr, N: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: F821
+        pass
+
+    recipe = Launcher(SimpleNamespace(fn=kernel, arg_names=["out_ptr", "eps", "x_ptr", "N"])).recipe
+    assert recipe is not None
+    names = list(contract.FIELDS)
+    assert [names[place] for place in recipe] == ["out_ptr", "eps", "x_ptr", *["scratch"] * SCRATCH_BUFFERS]
+
+
+def test_cpp_launches_norms_but_not_their_gradients() -> None:
+    launchers = {name: value for name, value in vars(backward).items() if isinstance(value, Launcher)}
+    assert launchers
+    assert not [name for name, launcher in launchers.items() if launcher.recipe is not None]
+    assert all(launcher.recipe for launcher in (*norm._LAUNCHERS.values(), gated._launcher))
+
+
+def compiled_kernel(**other: Any) -> Any:
+    """As Triton compiles `norm_row_kernel`; other: what is otherwise."""
+    types = {name: "constexpr" for name in norm._LAUNCHERS["row"].kernel.arg_names}
+    types |= {name: "*bf16" if kind == "pointer" else kind for name, kind in contract.FIELDS.items() if name in types}
+    of_kernel = {"name": "kernel", "num_ctas": 1} | other
+    types |= {name: kind for name, kind in other.items() if name in types}
+    passed = sum(kind != "constexpr" for kind in types.values()) + other.get("more_parameters", SCRATCH_BUFFERS)
+    return SimpleNamespace(
+        metadata=SimpleNamespace(**of_kernel),
+        src=SimpleNamespace(signature=types),
+        asm={"ptx": "".join(f".param .u64 kernel_param_{place}," for place in range(passed))},
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"num_rows": "i64"}, {"eps": "fp64"}, {"x_ptr": "i64"}, {"more_parameters": 3}, {"num_ctas": 2},
+     {"launch_cooperative_grid": True}, {"global_scratch_size": 8}],
+    ids=str,
+)  # fmt: skip
+def test_cpp_does_not_launch_what_triton_compiled_in_another_way(other: dict[str, Any]) -> None:
+    launcher = norm._LAUNCHERS["row"]
+    assert launcher.recipe is not None
+    assert launcher._is_plain(compiled_kernel(), len(launcher.recipe))
+    assert not launcher._is_plain(compiled_kernel(**other), len(launcher.recipe))
 
 
 @pytest.mark.gpu

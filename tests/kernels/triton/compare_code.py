@@ -44,8 +44,8 @@ def record_launches() -> list[tuple[Any, ...]]:
 
     launches: list[tuple[Any, ...]] = []
 
-    def recorded(self: Any, variant: Any, plan: Any, grid: Any, pointers: Any, numbers: Any, constants: Any, pdl: bool):
-        launches.append((self.kernel, self._options, plan, pointers, constants))
+    def recorded(self: Any, variant: Any, plan: Any, grid: Any, arguments: Any, pdl: bool):
+        launches.append((self.kernel, self.options, plan, arguments))
 
     launch.Launcher.__call__ = recorded  # type: ignore[method-assign]
     return launches
@@ -91,9 +91,7 @@ def call_norms() -> Iterator[str]:
         yield f"gated={gated} {count}x{group} {dtype} before={before} bias={bias}"
 
 
-def compiled(
-    kernel: Any, options: dict[str, Any], plan: Any, pointers: Any, constants: Any, capability: int = 90
-) -> Any:
+def compiled(kernel: Any, options: dict[str, Any], plan: Any, arguments: dict[str, Any], capability: int = 90) -> Any:
     import torch
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -106,14 +104,17 @@ def compiled(
         torch.int8: "*i8",
         torch.int32: "*i32",
     }
-    names, annotations = kernel.arg_names, kernel.fn.__annotations__
-    values = dict(zip(names[-len(constants) :], constants, strict=True))
-    signature = {name: of_pointer[tensor.dtype] for name, tensor in zip(names, pointers, strict=False)}
-    for name in names[len(pointers) : -len(constants)]:
-        signature[name] = str(annotations[name]).removeprefix("tl.").replace("int", "i").replace("float", "fp")
-    signature |= dict.fromkeys(values, "constexpr")
-    places = {(names.index(name),): value for name, value in values.items()}
-    source = ASTSource(fn=kernel, signature={name: signature[name] for name in names}, constexprs=places)
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    for place, name in enumerate(kernel.arg_names):
+        annotation = str(kernel.fn.__annotations__.get(name))
+        if isinstance(arguments[name], torch.Tensor):
+            signature[name] = of_pointer[arguments[name].dtype]
+        elif "constexpr" in annotation:
+            signature[name], constants[place,] = "constexpr", arguments[name]
+        else:
+            signature[name] = annotation.removeprefix("tl.").replace("int", "i").replace("float", "fp")
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {"num_warps": plan.num_warps, **options}
     return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
@@ -134,14 +135,18 @@ def dump(tree: Path, name: str) -> None:
     """Print the code of every variant of a tree as JSON: by kernel and constants, a call, PTX and binary."""
     with tempfile.TemporaryDirectory() as folder:
         use_tree(tree, Path(folder))
+        from serving_ops.kernels.triton.variant import run_time_parameters
+
         launches = record_launches()
         calls = list(call_norms())
         found: dict[str, tuple[str, str, str]] = {}
-        for call, (kernel, options, plan, pointers, constants) in zip(calls, launches, strict=True):
-            dtypes = [str(tensor.dtype) for tensor in pointers]
+        for call, (kernel, options, plan, arguments) in zip(calls, launches, strict=True):
+            run_time = run_time_parameters(kernel.fn)
+            constants = tuple(arguments[name] for name in kernel.arg_names if name not in run_time)
+            dtypes = [str(arguments[name].dtype) for name in run_time if name.endswith("_ptr")]
             key = f"{kernel.fn.__name__} {constants} {dtypes} {plan.num_warps} {options}"
             if key not in found and name in key.split()[0]:
-                code = compiled(kernel, options, plan, pointers, constants)
+                code = compiled(kernel, options, plan, arguments)
                 found[key] = (call, code.asm["ptx"], base64.b64encode(code.asm["cubin"]).decode())
     json.dump(found, sys.stdout)
 
