@@ -20,12 +20,12 @@ import ast, importlib, json, re, subprocess, sys, tempfile
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
+from serving_ops.kernels.triton.launch import Launcher
 
 TYPES = {"num_rows": "i32", "inner": "i32", "eps": "fp32", "weight_offset": "fp32"}
 TYPES |= {"partial_ptr": "*fp32", "moments_ptr": "*fp32", "num_parts": "i32", "size": "i32"}
 
-def compiled(module, name, constants, num_warps, pointer):
-    kernel = getattr(importlib.import_module("serving_ops.kernels.triton." + module), name)
+def compiled(kernel, constants, num_warps, pointer):
     signature = {
         name: "constexpr" if name in constants else TYPES.get(name, pointer if name.endswith("_ptr") else "i64")
         for name in kernel.arg_names
@@ -33,7 +33,7 @@ def compiled(module, name, constants, num_warps, pointer):
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places)
     options = {"num_warps": num_warps, "enable_fp_fusion": True}
-    return compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
+    return compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 def accesses(ptx):
     copies = re.findall(r"cp\\.async\\.c[ag]\\.shared\\.global \\[[^]]*\\], \\[[^]]*\\], 0x10", ptx)
@@ -56,9 +56,14 @@ def registers(cubin):
 
 for line in sys.stdin:
     try:
-        asm = compiled(**ast.literal_eval(line))
-        answer = {"accesses": accesses(asm["ptx"]), "local_loads": local_loads(asm["cubin"])}
-        answer["registers"] = registers(asm["cubin"])
+        module, name, *how = ast.literal_eval(line)
+        kernel = getattr(importlib.import_module("serving_ops.kernels.triton." + module), name)
+        code = compiled(kernel, *how)
+        answer = {"accesses": accesses(code.asm["ptx"]), "local_loads": local_loads(code.asm["cubin"])}
+        answer["registers"] = registers(code.asm["cubin"])
+        launcher = Launcher(kernel)
+        recipe = launcher.recipe
+        answer["launched_by_cpp"] = recipe is not None and launcher._is_plain(code, len(recipe))
     except Exception as error:
         answer = {"error": repr(error)}
     print(json.dumps(answer), flush=True)
@@ -119,16 +124,14 @@ Compile = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[Compile]:
-    """compiled(module, name, constants, num_warps): kinds of global access, local loads and registers a thread, in the
-    code for Hopper."""
+    """compiled(module, name, constants, num_warps): what is in the code for Hopper, and whether C++ launches it."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-c", COMPILER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
 
         def ask(module: str, name: str, constants: Any, num_warps: int, pointer: str = "*bf16") -> dict[str, Any]:
-            asked = {"module": module.split()[0], "name": name, "constants": constants}
-            print(asked | {"num_warps": num_warps, "pointer": pointer}, file=process.stdin, flush=True)
+            print([module.split()[0], name, constants, num_warps, pointer], file=process.stdin, flush=True)
             answer: dict[str, Any] = json.loads(process.stdout.readline())
             assert "error" not in answer, answer["error"]
             return answer
@@ -160,6 +163,13 @@ def test_as_many_programs_of_the_widest_rows_fit_an_sm_as_are_launched(
     )
     assert code["registers"] * 32 * num_warps * plan_backward.COLUMNS_PROGRAMS <= REGISTERS_AN_SM
     assert code["local_loads"] == 0
+
+
+@pytest.mark.parametrize("module", KERNELS)
+def test_cpp_launches_what_triton_compiles_of_norms_but_not_of_gradients(compiled: Compile, module: str) -> None:
+    name, constants, num_warps = KERNELS[module]
+    code = compiled(module, name, constants | {"ALIGNED": True}, num_warps)
+    assert code["launched_by_cpp"] == ("backward" not in module)
 
 
 @pytest.mark.parametrize("module", OTHER_KERNELS)
