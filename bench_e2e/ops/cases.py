@@ -10,11 +10,18 @@ import torch
 
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
+from serving_ops.quant_format import QuantFormat
 
 FUSED_ADD = "fused_add_rms_norm"
 RMS_NORM = "rms_norm"
 GATED = "rms_norm_gated"
-OPS = (FUSED_ADD, RMS_NORM, GATED)
+FUSED_ADD_QUANT = "fused_add_rms_norm_quant"
+OPS = (FUSED_ADD, RMS_NORM, GATED, FUSED_ADD_QUANT)
+
+FORMS = {  # those that the FP8 products of engines take
+    "block": QuantFormat(granularity="group", group_size=128, scale_layout="column_major"),
+    "token": QuantFormat(granularity="token"),
+}
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -37,9 +44,13 @@ WIDE_SHAPES: tuple[Shape, ...] = ((4096, 65536), (2048, 131072))
 CUDA_VARIANT_SHAPES: tuple[Shape, ...] = ((1, 4096), (64, 4096), (256, 8192), (16384, 4096))
 HEADS = 24  # of Qwen3-Next and Qwen3.5 on one GPU; their z has a row stride of 2 x 24 x 128 = 6144
 CUDA_GATED_SHAPES: tuple[Shape, ...] = tuple((m, HEADS, 128) for m in (1, 32, 256, 8192, 60381))
+QUANT_SHAPES: tuple[Shape, ...] = (
+    *((1, n) for n in (1024, 2048, 4096, 5120, 7168)),
+    *((16, 4096), (64, 4096), (256, 4096), (256, 7168), (8192, 4096), (8192, 7168)),
+)
 
 CPU_REGIMES = ("rows", "variants", "gated")
-CUDA_REGIMES = ("decode", "prefill", "wide", "small", "gated", "variants", "gemm", "host")
+CUDA_REGIMES = ("decode", "prefill", "wide", "small", "gated", "variants", "gemm", "host", "quant")
 CUDA_STANDARD = ("decode", "prefill", "gated", "gemm", "host")
 
 
@@ -55,6 +66,7 @@ class Case:
     weight: str = "same"  # the weight's dtype: "same" as x, "float32", or "none" for no weight
     weight_offset: float = 0.0
     threads: int | None = None
+    form: str | None = None  # of a quantized result: a key of FORMS
 
     @property
     def rows(self) -> int:
@@ -69,15 +81,20 @@ class Case:
         return DTYPES[self.dtype]
 
     @property
+    def fmt(self) -> QuantFormat | None:
+        return None if self.form is None else FORMS[self.form]
+
+    @property
     def bytes_moved(self) -> int:
         """The fewest bytes the op must move: each tensor once, the weight left out (it stays in cache)."""
-        spec = NormSpec(self.op, self.size, self.torch_dtype, None, torch.device("meta"))
+        spec = NormSpec(self.op, self.size, self.torch_dtype, None, torch.device("meta"), fmt=self.fmt)
         return registry.bytes_moved(registry.find(self.op), registry.sample(spec, self.rows))
 
     @property
     def label(self) -> str:
         strided = ", strided" if self.layout == "strided" else ""
-        return " x ".join(map(str, self.shape)) + strided
+        form = f", {self.form}" if self.form else ""
+        return " x ".join(map(str, self.shape)) + strided + form
 
 
 def regimes_for(device: str) -> tuple[str, ...]:
@@ -119,6 +136,13 @@ def _regime_cases(device: str, regime: str, shapes: Sequence[Shape], quick: bool
         return contiguous + [replace(case, layout="strided") for case in contiguous]
     own = _plain_shapes(device, regime, quick)
     chosen = _of_rank(2, shapes or own)
+    if regime == "quant":
+        return [
+            Case(regime, FUSED_ADD_QUANT, shape, form=form)
+            for form, fmt in FORMS.items()
+            for shape in chosen
+            if shape[-1] % fmt.group(shape[-1]) == 0
+        ]
     ops = (FUSED_ADD,) if regime == "gemm" else (FUSED_ADD, RMS_NORM)
     return [Case(regime, op, shape) for op in ops for shape in chosen]
 
@@ -139,5 +163,6 @@ def _plain_shapes(device: str, regime: str, quick: bool) -> tuple[Shape, ...]:
         "variants": CUDA_VARIANT_SHAPES,
         "gemm": ((1, 4096),),
         "host": ((1, 4096),),
+        "quant": QUANT_SHAPES,
     }
     return lists[regime][::4] if quick else lists[regime]

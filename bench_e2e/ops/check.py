@@ -7,13 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serving_ops import reference
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, Case
-from serving_ops.bench_e2e.ops.contestants import FORMULAS, Call
+from serving_ops.bench_e2e.ops.contestants import FORMULAS, Call, formula
 from serving_ops.bench_e2e.ops.inputs import Inputs, redraw
 
 # Largest ||row - exact|| / ||exact|| that passes. Two roundings to bf16 give about 3e-3, to fp16 4e-4, and
 # fp32 under 1e-6: loose on purpose, peers may round where we do not; a wrong formula is over 5e-2.
 MAX_ROW_ERROR = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+# FP8 has 3 bits of fraction: every kernel loses about 2.6e-2 of a row's norm, and a fixed limit above it would hide
+# errors of the norm. The limit is what the reference's pair loses on the same rows, times this: a kernel that does not
+# round to x's dtype before it quantizes, or multiplies by a reciprocal, rounds a few values of a row the other way.
+QUANT_SLACK = 1.05
 TOKENS_COMPARED = 256  # evenly spread, the first and the last included
 
 
@@ -22,14 +27,17 @@ def problem(case: Case, inputs: Inputs, call: Call) -> str | None:
     redraw(inputs)
     tokens = _sample(inputs.x.shape[0]).to(inputs.x.device)
     exact = _exact(case, inputs, tokens)
+    limits = _limits(case, inputs, tokens, exact)
     returned = call()
-    for name, got, want in zip(("result", "residual"), _results(case, inputs, returned), exact, strict=False):
-        if got.shape != inputs.x.shape or got.dtype != inputs.x.dtype:
+    results = _results(case, inputs, returned)
+    for name, got, want, limit in zip(("result", "residual"), results, exact, limits, strict=False):
+        dtype = torch.float32 if case.fmt and name == "result" else inputs.x.dtype
+        if got.shape != inputs.x.shape or got.dtype != dtype:
             return f"wrong: {name} is {tuple(got.shape)} {got.dtype}"
         if not torch.isfinite(got).all():
             return f"wrong: {name} has values that are not finite"
         error = _row_error(got[tokens], want)
-        if error > MAX_ROW_ERROR[case.torch_dtype]:
+        if error > limit:
             return f"wrong: {name} is off by {error:.1e} of its norm"
     return None
 
@@ -42,13 +50,27 @@ def _exact(case: Case, inputs: Inputs, tokens: Tensor) -> tuple[Tensor, ...]:
     *rows, weight, eps = inputs.arguments
     wide = [tensor[tokens].double() for tensor in rows]
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
-    exact: Any = FORMULAS[case.op](*wide, None if weight is None else weight.double(), eps, **offset)
+    op = FUSED_ADD if case.fmt else case.op
+    exact: Any = FORMULAS[op](*wide, None if weight is None else weight.double(), eps, **offset)
     return exact if isinstance(exact, tuple) else (exact,)
+
+
+def _limits(case: Case, inputs: Inputs, tokens: Tensor, exact: tuple[Tensor, ...]) -> tuple[float, ...]:
+    """Of the row error of each result."""
+    plain = MAX_ROW_ERROR[case.torch_dtype]
+    if case.fmt is None:
+        return (plain,) * len(exact)
+    *rows, weight, eps = inputs.arguments
+    quantized: Any = formula(case)(*(tensor[tokens] for tensor in rows), weight, eps)
+    q, scales, _ = quantized
+    return QUANT_SLACK * _row_error(reference.dequantize(q, scales, case.fmt), exact[0]), plain
 
 
 def _results(case: Case, inputs: Inputs, returned: object) -> tuple[Tensor, ...]:
     """What the call returned, or what it wrote if it returned nothing."""
     shape = inputs.x.shape
+    if case.fmt is not None:
+        return _dequantized(case, inputs, returned)
     if isinstance(returned, (tuple, list)):
         return tuple(t.view(shape) for t in returned if isinstance(t, Tensor))[:2]
     if isinstance(returned, Tensor):
@@ -58,6 +80,13 @@ def _results(case: Case, inputs: Inputs, returned: object) -> tuple[Tensor, ...]
         return inputs.x, inputs.residual
     assert inputs.out is not None
     return (inputs.out,)
+
+
+def _dequantized(case: Case, inputs: Inputs, returned: Any) -> tuple[Tensor, Tensor]:
+    """What the quantized result stands for, in fp32, and the residual; a result of another dtype as it is."""
+    assert case.fmt is not None
+    q, scales, residual = (inputs.out, inputs.scales, inputs.residual) if returned is None else returned
+    return reference.dequantize(q, scales, case.fmt) if q.dtype == case.fmt.dtype else q, residual
 
 
 def _row_error(got: Tensor, exact: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 A contestant binds a case's tensors into a call without arguments. The call either writes in place (x and
 residual, or `out`) and returns None, or returns what it allocated: x and residual as a pair, or the result.
+A quantized result is two tensors: `out` and `scales`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from serving_ops import reference
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.inputs import Inputs
+from serving_ops.quant_format import QuantFormat
 
 Call = Callable[[], object]
 OURS = "serving_ops"
@@ -62,7 +65,7 @@ def variants() -> list[Contestant]:
 
 
 def eager() -> Contestant:
-    return Contestant("eager", torch.__version__, lambda case, inputs: partial(FORMULAS[case.op], *inputs.arguments))
+    return Contestant("eager", torch.__version__, lambda case, inputs: partial(formula(case), *inputs.arguments))
 
 
 def inductor() -> Contestant:
@@ -72,6 +75,9 @@ def inductor() -> Contestant:
 def bind_ours(case: Case, inputs: Inputs) -> Call:
     op = getattr(torch.ops.serving_ops, case.op)
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
+    if case.fmt is not None:
+        results = {"out": inputs.out, "scales_out": inputs.scales}
+        return partial(op.out, *inputs.arguments, **case.fmt.fields(), **offset, **results)
     if inputs.out is None:
         return partial(op.default, *inputs.arguments, **offset)
     return partial(op.out, *inputs.arguments, out=inputs.out, **offset)
@@ -83,6 +89,22 @@ FORMULAS: dict[str, Callable[..., object]] = {
     RMS_NORM: reference.rms_norm,
     GATED: reference.rms_norm_gated,
 }
+
+
+def formula(case: Case) -> Callable[..., object]:
+    """Of the case's op, for the arguments of its inputs."""
+    return FORMULAS[case.op] if case.fmt is None else _quantizing(case.fmt)
+
+
+def _quantizing(fmt: QuantFormat) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def add_norm_quantize(
+        x: Tensor, residual: Tensor, weight: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, total = reference.add_rms_norm(x, residual, weight, eps)
+        q, scales = reference.quantize(y, fmt)
+        return q, scales if fmt.scale_layout == "row_major" else scales.mT.contiguous().mT, total
+
+    return add_norm_quantize
 
 
 def _bind_inductor(case: Case, inputs: Inputs) -> Call:
@@ -97,5 +119,5 @@ def _compiled(case: Case) -> Callable[..., object]:
     if case not in _compiled_for:
         torch._dynamo.reset()
         _compiled_for.clear()
-        _compiled_for[case] = torch.compile(FORMULAS[case.op], dynamic=False, fullgraph=True)
+        _compiled_for[case] = torch.compile(formula(case), dynamic=False, fullgraph=True)
     return _compiled_for[case]

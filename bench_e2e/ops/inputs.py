@@ -8,20 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, Case
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, Case
+from serving_ops.ops.quantized import RESULTS
 
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """x, residual, z and out have the case's shape; weight is (N,). What the op does not take is None."""
+    """x, residual, z and out have the case's shape; weight is (N,). What the op does not take is None.
+
+    A quantized case has `out` and `scales` in its format.
+    """
 
     x: Tensor
     residual: Tensor | None
     z: Tensor | None
     weight: Tensor | None
     out: Tensor | None
+    scales: Tensor | None = None
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -31,30 +36,44 @@ class Inputs:
 
     @property
     def bytes(self) -> int:
-        tensors = (self.x, self.residual, self.z, self.out)
+        tensors = (self.x, self.residual, self.z, self.out, self.scales)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
-    """Fresh tensors on the device. `out` starts as NaN, so that an element nobody wrote is seen."""
+    """Fresh tensors on the device. Results start as NaN, so that an element nobody wrote is seen."""
     strided = case.layout == "strided"
     gated = case.op == GATED
+    x = _random(case, device, strided and not gated)
+    out, scales = _results(case, x)
     return Inputs(
-        x=_random(case, device, strided and not gated),
-        residual=_random(case, device, strided) if case.op == FUSED_ADD else None,
+        x=x,
+        residual=_random(case, device, strided) if case.op in (FUSED_ADD, FUSED_ADD_QUANT) else None,
         z=_random(case, device, strided) if gated else None,
         weight=_weight(case, device),
-        out=None if case.op == FUSED_ADD else _empty(case, device, strided=False).fill_(torch.nan),
+        out=out,
+        scales=scales,
     )
 
 
 def redraw(inputs: Inputs) -> None:
-    """New random x, residual and z, and an `out` of NaN, in the same memory."""
+    """New random x, residual and z, and results of NaN, in the same memory."""
     for tensor in (inputs.x, inputs.residual, inputs.z):
         if tensor is not None:
             tensor.normal_()
-    if inputs.out is not None:
-        inputs.out.fill_(torch.nan)
+    for tensor in (inputs.out, inputs.scales):
+        if tensor is not None:
+            tensor.fill_(torch.nan)
+
+
+def _results(case: Case, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """`out` and `scales`."""
+    if case.fmt is not None:
+        out, scales = (result.empty({"x": x, "fmt": case.fmt}).fill_(torch.nan) for result in RESULTS)
+        return out, scales
+    if case.op == FUSED_ADD:
+        return None, None
+    return _empty(case, str(x.device), strided=False).fill_(torch.nan), None
 
 
 def _empty(case: Case, device: str, *, strided: bool) -> Tensor:

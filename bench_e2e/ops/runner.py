@@ -53,8 +53,13 @@ def measure(case: Case, contestants: Sequence[Contestant], device: str, *, quick
         samples, other_cores = time_in_calm(lambda: timing_cpu.time_calls(first_calls, quick=quick))
     else:  # the device's time does not depend on who uses the host
         samples, other_cores = _time_on_cuda(case, entered), None
-    path = serving_ops.explain(case.op, *sets[case][0].arguments).path if OURS in entered.calls else None
+    path = _path(case, sets[case][0]) if OURS in entered.calls else None
     return case_result(case, path, samples, entered.problems, tuple(entered.contestants), other_cores)
+
+
+def _path(case: Case, inputs: Inputs) -> str:
+    options = {} if case.fmt is None else {"fmt": case.fmt}
+    return serving_ops.explain(case.op, *inputs.arguments, **options).path
 
 
 def time_in_calm(work: Callable[[], Samples]) -> tuple[Samples, float | None]:

@@ -26,12 +26,16 @@ TITLES = {
     "gated": "us a call, shape tokens x heads x head_dim, fp32 weight, norm before SiLU gate",
     "gemm": "us that one norm adds between two matrix products, in a CUDA graph",
     "host": "us of host time an eager call",
+    "quant": "us of device time a call in a CUDA graph",
 }
+
+
+FORMS = {"block": ", to FP8 with a scale for 128 elements", "token": ", to FP8 with a scale for a row"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """One table: the lines of one regime, op and number of threads."""
+    """One table: the lines of one regime, op, number of threads and form of the result."""
 
     title: str
     header: list[str]
@@ -51,9 +55,10 @@ def summarize(paths: Sequence[Path]) -> str:
 
 
 def blocks(report: dict[str, Any]) -> list[Block]:
-    groups: dict[tuple[str, str, int | None], list[Result]] = {}
+    groups: dict[tuple[str, str, int | None, str | None], list[Result]] = {}
     for result in report["results"]:
-        groups.setdefault((result["regime"], result["op"], result["threads"]), []).append(result)
+        key = (result["regime"], result["op"], result["threads"], result.get("form"))
+        groups.setdefault(key, []).append(result)
     return [_block(*key, results, report.get("copy_tb_s")) for key, results in groups.items()]
 
 
@@ -98,7 +103,9 @@ def tb_s(result: Result, name: str) -> float:
     return float(result["bytes_moved"] / result["times"][name]["median_us"] / 1e6)
 
 
-def _block(regime: str, op: str, threads: int | None, results: Sequence[Result], copy_rate: float | None) -> Block:
+def _block(
+    regime: str, op: str, threads: int | None, form: str | None, results: Sequence[Result], copy_rate: float | None
+) -> Block:
     names = columns(results)
     bandwidth = regime in BANDWIDTH_REGIMES and copy_rate is not None
     header = ["shape", *names]
@@ -108,7 +115,8 @@ def _block(regime: str, op: str, threads: int | None, results: Sequence[Result],
         header += ["TB/s", "of copy rate"]
     lines = [_line(result, names, regime, copy_rate if bandwidth else None) for result in results]
     on_threads = "" if threads is None else f", {threads} thread{'s' if threads > 1 else ''}"
-    title = f"{op}, {results[0]['dtype']}{on_threads}: {TITLES[regime]}"
+    to_form = "" if form is None else FORMS[form]
+    title = f"{op}, {results[0]['dtype']}{to_form}{on_threads}: {TITLES[regime]}"
     return Block(title, header, lines, [fastest(result) if regime != "variants" else None for result in results])
 
 

@@ -26,4 +26,4 @@ def _bind(norm: ModuleType, enable_pdl: bool, case: Case, inputs: Inputs) -> Cal
         return partial(norm.fused_add_rmsnorm, inputs.x, inputs.residual, inputs.weight, EPS, enable_pdl)
     if case.op == RMS_NORM:
         return partial(norm.rmsnorm, inputs.x, inputs.weight, EPS, inputs.out, enable_pdl)
-    raise Unsupported("no gated norm")
+    raise Unsupported(f"no {case.op}")

@@ -23,4 +23,4 @@ def _bind(fused_add: Any, rms_norm: Any, case: Case, inputs: Inputs) -> Call:
         return partial(fused_add.apply, inputs.x, inputs.residual, inputs.weight, EPS)
     if case.op == RMS_NORM:
         return partial(rms_norm.apply, inputs.x, inputs.weight, EPS)
-    raise Unsupported("no gated norm")
+    raise Unsupported(f"no {case.op}")

@@ -24,4 +24,4 @@ def _bind(forward: Callable[..., object], case: Case, inputs: Inputs) -> Call:
         return partial(forward, x, weight, x, None, None, None, residual, residual, EPS)
     if case.op == RMS_NORM:
         return partial(forward, x, weight, inputs.out, None, None, None, None, None, EPS)
-    raise Unsupported("no gated norm")
+    raise Unsupported(f"no {case.op}")

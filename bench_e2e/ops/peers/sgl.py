@@ -31,4 +31,4 @@ def _bind(case: Case, inputs: Inputs, *, enable_pdl: bool) -> Call:
         return partial(op, inputs.x, inputs.residual, inputs.weight, EPS, enable_pdl)
     if case.op == RMS_NORM:
         return partial(ops.rmsnorm.default, inputs.out, inputs.x, inputs.weight, EPS, enable_pdl)
-    raise Unsupported("no gated norm")
+    raise Unsupported(f"no {case.op}")

@@ -13,4 +13,8 @@ LIBRARIES = ["vllm/_C_stable_libtorch.abi3.so", "_C_stable_libtorch.abi3.so", "v
 def contestants() -> list[Contestant]:
     if not hasattr(torch.ops._C, "fused_add_rms_norm"):
         installed.load_library(LIBRARIES)
-    return [Contestant(vllm_c.NAME, installed.version("vllm"), vllm_c.bind)]
+    version = installed.version("vllm")
+    return [
+        Contestant(vllm_c.NAME, version, vllm_c.bind),
+        Contestant(vllm_c.PAIR, version, vllm_c.bind_pair),
+    ]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from serving_ops.bench_e2e.ops import cases
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case, plan
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, RMS_NORM, Case, plan
 
 
 def test_cpu_plan_has_every_size_on_every_number_of_threads() -> None:
@@ -55,3 +55,23 @@ def test_quick_plan_is_smaller(device: str) -> None:
 @pytest.mark.parametrize(("op", "tensors"), [(FUSED_ADD, 4), (RMS_NORM, 2), (GATED, 3)])
 def test_bytes_moved_counts_each_tensor_once(op: str, tensors: int) -> None:
     assert Case("decode", op, (3, 5, 7)).bytes_moved == tensors * 3 * 5 * 7 * 2
+
+
+def test_quant_plan_has_every_size_in_every_form_and_no_other_regime_has_one() -> None:
+    planned = plan("cuda", ["quant"])
+    assert {(case.op, case.form, case.shape) for case in planned} == {
+        (FUSED_ADD_QUANT, form, shape) for form in ("block", "token") for shape in cases.QUANT_SHAPES
+    }
+    assert len(planned) == 22
+    others = plan("cuda", [regime for regime in cases.CUDA_REGIMES if regime != "quant"])
+    assert {case.form for case in others} == {None}
+    assert len(others) == 149
+
+
+def test_rows_that_groups_do_not_divide_are_only_quantized_as_a_whole() -> None:
+    assert [case.form for case in plan("cuda", ["quant"], shapes=[(4, 1000)])] == ["token"]
+
+
+@pytest.mark.parametrize(("form", "scales"), [("block", 8), ("token", 1)])
+def test_bytes_moved_of_a_quantized_norm_count_its_scales(form: str, scales: int) -> None:
+    assert Case("quant", FUSED_ADD_QUANT, (3, 1024), form=form).bytes_moved == 3 * (1024 * (3 * 2 + 1) + scales * 4)

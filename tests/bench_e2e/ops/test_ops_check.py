@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import eager, ours, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
@@ -16,6 +16,8 @@ CASES = [
     Case("rows", RMS_NORM, (300, 96), dtype="float32"),
     Case("gated", GATED, (3, 4, 128), weight="float32"),
     Case("gated", GATED, (3, 4, 128), weight="float32", layout="strided"),
+    Case("quant", FUSED_ADD_QUANT, (5, 1024), form="block"),
+    Case("quant", FUSED_ADD_QUANT, (300, 1024), form="token", dtype="float16"),
 ]
 
 
@@ -73,3 +75,26 @@ def test_every_check_draws_new_numbers() -> None:
     before = inputs.x.clone()
     problem(case, inputs, ours().bind(case, inputs))
     assert not torch.equal(before, inputs.x)
+
+
+WRONG: dict[str, tuple[str, Callable[[Inputs], object]]] = {
+    "a scale 10% off": ("result is off", lambda inputs: inputs.scales[-1, -1].mul_(1.1)),  # type: ignore[index]
+    "a scale not written": ("not finite", lambda inputs: inputs.scales[0, 0].fill_(torch.nan)),  # type: ignore[index]
+    "a value not written": ("not finite", lambda inputs: inputs.out[0, 0].fill_(torch.nan)),  # type: ignore[index]
+    "a norm 2% off": ("result is off", lambda inputs: inputs.scales.mul_(1.02)),  # type: ignore[union-attr]
+    "the residual": ("residual is off", lambda inputs: inputs.residual.normal_()),  # type: ignore[union-attr]
+}
+
+
+@pytest.mark.parametrize("form", ["block", "token"])
+@pytest.mark.parametrize("fault", WRONG)
+def test_what_is_wrong_with_a_quantized_result_is_found(form: str, fault: str) -> None:
+    case = Case("quant", FUSED_ADD_QUANT, (4, 1024), form=form)
+    inputs = make_inputs(case, "cpu")
+    right, (said, change) = ours().bind(case, inputs), WRONG[fault]
+
+    def call() -> None:
+        right()
+        change(inputs)
+
+    assert said in str(problem(case, inputs, call))

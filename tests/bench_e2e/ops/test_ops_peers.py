@@ -13,10 +13,12 @@ from torch import Tensor
 
 from serving_ops import reference
 from serving_ops.bench_e2e.ops import peers
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, FUSED_ADD_QUANT, GATED, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import make_inputs
+from serving_ops.bench_e2e.ops.peers import vllm_c
+from serving_ops.quant_format import QuantFormat
 
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
@@ -208,6 +210,72 @@ def test_vllm_cpu_kernels_give_the_right_result() -> None:
         pytest.skip(f"vLLM's CPU kernels are not here: {absent['vllm_cpu']}")
     for op in (FUSED_ADD, RMS_NORM):
         _check(found[0], Case("rows", op, (4, 896)))
+
+
+def _quantize(y: Tensor, q: Tensor, scales: Tensor, fmt: QuantFormat) -> None:
+    for result, tensor in zip((q, scales), reference.quantize(y, fmt), strict=True):
+        result.copy_(tensor)
+
+
+def _vllm_token(q: Tensor, x: Tensor, scales: Tensor, ub: Tensor | None) -> None:
+    assert ub is None
+    _quantize(x, q, scales, FORMS["token"])
+
+
+def _vllm_group(x: Tensor, q: Tensor, scales: Tensor, group: int, eps: float, *limits_and_layout: float) -> None:
+    assert (group, eps) == (128, 1e-10)
+    assert limits_and_layout == (-448.0, 448.0, False, True, False)
+    _quantize(x, q, scales, FORMS["block"])
+
+
+def _vllm_token_norm(
+    q: Tensor, x: Tensor, weight: Tensor, scales: Tensor, eps: float, ub: Tensor | None, residual: Tensor
+) -> None:
+    y, total = reference.add_rms_norm(x, residual, weight, eps)
+    residual.copy_(total)
+    _vllm_token(q, y, scales, ub)
+
+
+def _vllm_block_norm(
+    q: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    eps: float,
+    ub: Tensor | None,
+    residual: Tensor,
+    group: int,
+    transposed: bool,
+) -> None:
+    assert (group, transposed, scales.stride(0), ub) == (128, True, 1, None)
+    y, total = reference.add_rms_norm(x, residual, weight, eps)
+    residual.copy_(total)
+    _quantize(y, q, scales, FORMS["block"])
+
+
+VLLM_QUANT = {
+    "rms_norm_per_block_quant": _vllm_block_norm,
+    "rms_norm_dynamic_per_token_quant": _vllm_token_norm,
+    "dynamic_per_token_scaled_fp8_quant": _vllm_token,
+    "per_token_group_fp8_quant": _vllm_group,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bind", [vllm_c.bind, vllm_c.bind_pair], ids=["fused", "pair"])
+def test_vllm_quantized_norms_give_the_right_result(
+    form: str, bind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_c, "_op", VLLM_QUANT.__getitem__)  # its CPU build has one of the names, for nothing
+    _check(Contestant(vllm_c.NAME, "1", bind), Case("quant", FUSED_ADD_QUANT, (4, 1024), form=form))
+
+
+def test_a_build_without_quantized_norms_leaves_them_out() -> None:
+    if hasattr(torch.ops._C, "rms_norm_per_block_quant"):
+        pytest.skip("this process has loaded vLLM's own")
+    case = Case("quant", FUSED_ADD_QUANT, (4, 1024), form="block")
+    with pytest.raises(Unsupported, match="rms_norm_per_block_quant"):
+        vllm_c.bind(case, make_inputs(case, "cpu"))
 
 
 @pytest.mark.parametrize("adapter", peers.adapters_for("cuda", libraries=True))

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from serving_ops.bench_e2e.ops import timing_cpu
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, RMS_NORM, Case
+from serving_ops.bench_e2e.ops import table, timing_cpu
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.contestants import OURS, Call, Contestant, Unsupported, eager, ours, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs
 from serving_ops.bench_e2e.ops.runner import measure
@@ -65,3 +65,15 @@ def test_the_json_names_the_case_and_the_path_ours_took() -> None:
     assert (record["op"], record["shape"], record["threads"]) == (RMS_NORM, (2, 64), 1)
     assert record["path"] in ("cpu", "reference")
     assert set(record["times"][OURS]) == {"median_us", "p25_us", "p75_us", "best_us", "rounds"}
+
+
+@pytest.mark.parametrize("form", ["block", "token"])
+def test_a_quantized_norm_is_measured_beside_the_reference_and_has_a_table_a_form(form: str) -> None:
+    case = Case("quant", FUSED_ADD_QUANT, (2, 256), threads=1, form=form)
+    result = measure(case, [ours(), eager()], "cpu", quick=True)
+    assert not result.problems
+    assert set(result.times) == {OURS, "eager"}
+    record = result.to_json()
+    assert (record["form"], record["path"]) == (form, "reference")
+    other = record | {"form": None}
+    assert [len(block.lines) for block in table.blocks({"results": [record, record, other]})] == [2, 1]
