@@ -27,7 +27,7 @@ Named = tuple[str, Tensor | None]
 def no_triton() -> str | None:
     """Why our Triton kernels cannot run in this process at all, or None.
 
-    On ROCm tensors say that they are on CUDA, but the kernels hold PTX and ask for dependent launches.
+    ROCm tensors report a CUDA device, but the kernels contain PTX and use programmatic dependent launch.
     """
     if torch.version.hip is not None:
         return "no kernels for ROCm"
@@ -35,7 +35,7 @@ def no_triton() -> str | None:
 
 
 def why_not_layout(*tensors: Named) -> str | None:
-    """Rows must be dense in their last dimension and of a dtype that the kernels compute."""
+    """Return why the kernels cannot read these rows, or None: dtype, or a last dimension that is not dense."""
     for name, tensor in tensors:
         if tensor is None:
             continue
@@ -47,15 +47,15 @@ def why_not_layout(*tensors: Named) -> str | None:
 
 
 def why_not_cpu(op: str, *call: Any) -> str:
-    """Why the C++ kernels do not take a checked call on CPU, in the words of the code that decides; empty if they do.
+    """Return why the C++ kernels refuse a checked call on CPU; an empty string if they accept it.
 
-    call: the arguments of the op's fallback.
+    C++ gives the reason, because C++ decides. call: the arguments of the op's fallback.
     """
     return extension.why_missing() or str(getattr(torch.ops.serving_ops, f"_{op}_refusal")(*call))
 
 
 def text_of(error: BaseException) -> str:
-    """An error as a text that is not empty, for C++ to raise as RuntimeError; an interrupt comes again behind it."""
+    """Return a message, never empty, for C++ to raise as RuntimeError. Repeats an interrupt in the main thread."""
     if isinstance(error, KeyboardInterrupt):
         _thread.interrupt_main()
     if isinstance(error, RuntimeError) and str(error):
