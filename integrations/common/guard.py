@@ -1,6 +1,6 @@
-"""What becomes of an error of ours inside an engine: one line in auto mode; only strict mode stops the engine.
+"""How the plugins handle their own errors inside an engine: auto mode logs one line, and strict mode stops the engine.
 
-`engine` is its name to a person, "vLLM" or "SGLang"; in lower case it is its package's.
+`engine` is the engine's name, "vLLM" or "SGLang". In lower case it is the name of the package.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ STRICT = "SERVING_OPS=strict:"
 
 
 def reason_of(error: BaseException) -> str:
-    """An error as a phrase for a person."""
+    """Return an error as a phrase for the log."""
     return str(error) or type(error).__name__
 
 
 def strict_error(what: str, error: BaseException) -> RuntimeError:
-    """What strict mode raises for an error; one that strict mode raised before stays as it is."""
+    """Return what strict mode raises for an error. An error that strict mode raised keeps its message."""
     said = reason_of(error)
     return RuntimeError(said if said.startswith(STRICT) else f"{STRICT} {what}: {said}")
 
 
 def warn_off(engine: str, reason: str) -> None:
-    """Log the one line that says that nothing of ours is in this engine, and why."""
+    """Log one line that says that the plugin is off in this engine, and why."""
     version = getattr(sys.modules.get(engine.lower()), "__version__", "of unknown version")
     _logger(engine).warning("serving_ops is off: %s (%s %s)", reason, engine, version)
 
 
 @contextlib.contextmanager
 def unless_strict(engine: str, what: str) -> Iterator[None]:
-    """Log an error inside as a line that says what could not be done.
+    """Log an error raised in the block as one line that says what could not be done.
 
     Raises RuntimeError instead in strict mode.
     """

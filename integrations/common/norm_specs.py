@@ -25,7 +25,7 @@ def as_view(spec: NormSpec) -> NormSpec:
 
 
 def why_reference(specs: Iterable[NormSpec]) -> str | None:
-    """Which of these norms no kernel takes, and why; None where kernels take all."""
+    """Return the first of these norms that no kernel takes, with the reason; None if kernels take all."""
     for spec in specs:
         explanation = serving_ops.explain(spec.op, **sample(spec))
         if explanation.path == "reference":

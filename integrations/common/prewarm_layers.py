@@ -1,4 +1,4 @@
-"""Kernels for the norms that the loaded model will ask for are compiled or loaded before its first request."""
+"""Compile or load the kernels of a loaded model's norms before its first request."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import serving_ops
 from serving_ops import NormSpec, settings
 
 Layer = TypeVar("Layer", bound=Any)
-"""An engine's own record of a layer: `specs`, norms that it may ask for, and `native_because`, None where it is on."""
+"""An engine's record of a layer. `specs`: the norms that it may call; `native_because`: why the engine keeps it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What prewarm did: a phrase for the start-up line, and the operators that failed, with the reason."""
+    """The result of a prewarm: a phrase for the start-up line, and the reason for each operator that failed."""
 
     summary: str
     failed: dict[str, str] = field(default_factory=dict)
 
 
 def prewarm_layers(found: Sequence[Any], logger: logging.Logger) -> Outcome:
-    """Prewarm what the layers that are on may call; a failure is logged and reported."""
+    """Prewarm the norms of all layers that are on. Logs each failure."""
     if not settings.prewarm_enabled():
         return Outcome("prewarm off")
     specs = list(dict.fromkeys(spec for layer in found if layer.native_because is None for spec in layer.specs))
@@ -41,13 +41,13 @@ def prewarm_layers(found: Sequence[Any], logger: logging.Logger) -> Outcome:
 def _prewarm(specs: Sequence[NormSpec]) -> dict[str, str]:
     try:
         report = serving_ops.prewarm(specs)
-    except Exception as error:  # prewarm itself broke: no kernel is to be trusted to compile later
+    except Exception as error:  # prewarm itself failed, so no kernel can be trusted to compile later
         return {spec.op: str(error) for spec in specs}
     return {spec.op: reason for spec, reason in report.failed.items()}
 
 
 def after_failures(layer: Layer, outcome: Outcome) -> Layer:
-    """The layer as it is where operators failed: it stays the engine's if it calls one of them."""
+    """Return the layer as one that the engine keeps, if it calls an operator whose prewarm failed."""
     for spec in layer.specs:
         if layer.native_because is None and spec.op in outcome.failed:
             return dataclasses.replace(layer, native_because=f"the prewarm of {spec.op} failed")

@@ -1,4 +1,4 @@
-"""What a plugin has put into its engine in this process, what it could not put there, and how to take all of it out."""
+"""The record of what a plugin changed in its engine in this process, what it could not change, and how to undo it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Installed:
     _wrappers: list[tuple[object, str]] = field(default_factory=list)
 
     def put(self, table: MutableMapping[str, Any], key: str, value: Any) -> None:
-        """Put a value into a table of the engine's. Nothing changes where it is there already."""
+        """Put a value into one of the engine's tables. Does nothing if the table has it already."""
         self._change(table, table.__setitem__, table.__delitem__, key, value)
 
     def set(self, owner: object, name: str, value: Any) -> None:
-        """Set an attribute of the engine's. Nothing changes where it has this value already."""
+        """Set an attribute of one of the engine's objects. Does nothing if it has this value already."""
         self._change(vars(owner), partial(setattr, owner), partial(delattr, owner), name, value)
 
     def _change(self, now: Mapping[str, Any], put: Any, delete: Any, key: str, value: Any) -> None:
@@ -44,17 +44,17 @@ class Installed:
         self.on_undo(restore)
 
     def wrap(self, owner: object, name: str, wrapper_of: Callable[[Any], Any]) -> None:
-        """Set a method to a wrapper of what it is, once: `wrapper_of` is not called again before `undo`."""
+        """Replace a method by a wrapper of it. Does nothing for a method that is wrapped already."""
         if not any(owner is wrapped and name == its for wrapped, its in self._wrappers):
             self.set(owner, name, wrapper_of(getattr(owner, name)))
             self._wrappers.append((owner, name))
 
     def on_undo(self, restore: Callable[[], object]) -> None:
-        """Have `undo` call this: the changes that were made last are undone first."""
+        """Have `undo` call `restore`. `undo` starts with the last change."""
         self._changes.append(restore)
 
     def undo(self) -> None:
-        """Restore the engine. What someone else has put over a change since stays theirs."""
+        """Restore the engine. A change that other code has replaced since is left alone."""
         while self._changes:
             self._changes.pop()()
         self._wrappers.clear()
