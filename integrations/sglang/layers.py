@@ -1,7 +1,7 @@
-"""The norm layers that a loaded model really has: what each may ask of our operators, and why it stays SGLang's.
+"""The norm layers of a loaded model: which of our operators each may call, or why SGLang keeps it.
 
-What SGLang fuses with something else reads a layer's weight and never calls the layer, so it stays as it is: q and k of
-Qwen3 and Qwen3.5 in one kernel on CUDA, and norms behind an all-reduce.
+Some of SGLang's fused kernels read a layer's weight and never call the layer. We leave those alone: q and k of
+Qwen3 and Qwen3.5 on CUDA, and norms behind an all-reduce.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
 PINNED = "its model pins it to SGLang's code"
 BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED, rms_norm.QUANTIZES}
-"""Reasons that are no fallback: SGLang's own code is wanted there, or the better one, or ours does not exist."""
-
+"""Reasons that are not a fallback: SGLang's code is wanted or better there, or we have no code for the norm."""
 
 UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"
-"""Of q and k, and of latents: on CUDA models of SGLang's may norm both in a kernel of their own, instead of asking."""
+"""Marks q, k and latent norms on CUDA: SGLang may fuse two of them into its own kernel and never call the layers."""
 
 
 @dataclass(frozen=True)
 class NormLayer:
-    """One layer: its class, the norms that it may ask for, what keeps it on SGLang's code, and how ours serves it."""
+    """One layer: its class, the norms that it may call, why SGLang keeps it or None, and its adapter."""
 
     kind: str
     specs: tuple[NormSpec, ...]
@@ -65,14 +64,17 @@ def norm_layers(runner: Any) -> list[NormLayer]:
 
 
 def _why_none(runner: Any) -> str | None:
-    """Why no layer of this model may be ours, or None."""
+    """Return why the plugin may serve no layer of this model, or None."""
     if getattr(runner.server_args, "rl_on_policy_target", None) is not None:
         return TRAINERS_NUMBERS
     return _why_no_kernels(torch.device(runner.device).type)
 
 
 def _why_no_kernels(device: str) -> str | None:
-    """On CUDA too the C++ library is asked for: without it a call costs several times the host time of SGLang's."""
+    """Return why no kernels serve this device, or None.
+
+    CUDA needs the C++ library too: without it a call takes several times SGLang's host time.
+    """
     from sglang.srt.utils import cpu_has_amx_support, is_hip
 
     if device not in ("cpu", "cuda") or is_hip():
@@ -93,7 +95,7 @@ def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | N
 
 
 def _kind(adapter: Adapter, narrow_on_cuda: bool) -> str:
-    """What the start-up line calls a layer."""
+    """Return the start-up line's name for a layer."""
     may_be_fused = narrow_on_cuda and "fused_add_rms_norm" in adapter.ops
     return f"{adapter.kind}{UNLESS_FUSED}" if may_be_fused else adapter.kind
 
@@ -105,12 +107,12 @@ def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:
         return None
     from sglang.kernels.fused_op import get_fused_op_backend
 
-    if get_fused_op_backend() in layer.available_backends():  # which SGLang calls, whatever is in its place
+    if get_fused_op_backend() in layer.available_backends():  # SGLang calls this backend, not the layer's method
         return FORCED
     return PINNED if _is_pinned(layer) else None
 
 
 def _is_pinned(layer: Any) -> bool:
-    """Whether the layer was built to call another method than SGLang would choose at its first call."""
+    """Return whether the layer was built to call another method than SGLang would choose at its first call."""
     method = layer._forward_method
     return method is not None and KEPT not in vars(layer) and method != layer._resolve_forward_method()

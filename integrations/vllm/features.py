@@ -40,10 +40,10 @@ comes before what changes compiled code: without it vLLM would reuse artifacts c
 """
 
 STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED)
-"""The same, for models with state-space layers: they import vLLM's, which takes 1.2 s, so no other model has them."""
+"""The same, only for models with state-space layers: importing vLLM's takes 1.2 s, so other models skip it."""
 
 NEEDS_IR = {IR_PROVIDERS, PRIORITY}
-"""The features that serve `RMSNorm` where vLLM has an IR; where vLLM passes it by, `RMS_NORM` replaces the class."""
+"""The features that serve `RMSNorm` through vLLM's IR. Where vLLM does not use it, `RMS_NORM` replaces the class."""
 
 ADAPTERS = {
     RMS_NORM: rms_norm.ADAPTER,
@@ -52,11 +52,11 @@ ADAPTERS = {
     MIXER2_RMS_NORM_GATED: mixer2_rms_norm_gated.ADAPTER,
     FUSED_RMS_NORM_GATED: fused_rms_norm_gated.ADAPTER,
 }
-"""The features that replace a class: it is replaced where the user left none of its operators out."""
+"""The features that replace a class of vLLM. A class is replaced only if SERVING_OPS allows all of its operators."""
 
 
 def why_no_kernels() -> str | None:
-    """Why this platform's norms cannot run on kernels of ours at all, or None."""
+    """Return why our kernels cannot run norms on this platform, or None."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -67,7 +67,7 @@ def why_no_kernels() -> str | None:
 
 
 def has_ir() -> bool:
-    """Whether vLLM's norms go through an IR that takes providers: those of 0.25 to 0.33 do."""
+    """Return whether vLLM's norms go through an IR that takes providers. vLLM 0.25 to 0.33 has one."""
     try:
         from vllm import ir
         from vllm.model_executor.layers import layernorm

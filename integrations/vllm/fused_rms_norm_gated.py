@@ -1,9 +1,10 @@
 """vLLM's `FusedRMSNormGated` on our operator: KDA layers (Kimi-Linear, GLM-5, Bailing) build it by the old name.
 
-vLLM has had two classes of that name, alike but for their file, which cannot both be imported: the one here is the one
-that its models import. Eager, one core (Zen 5), 32 heads of 128: 7.4 us a token where vLLM's takes 19, and 0.44 ms for
-512 tokens where it takes 3.7. On CUDA vLLM's is flash-linear-attention's kernel, or Inductor's: bench_e2e/results/
-ops-h200.json has both beside ours, in the gated regime; no engine with this class has been measured there.
+vLLM has had two classes of this name, in two files that cannot both be imported. This adapter takes the class that
+vLLM's models import. On one core (Zen 5), eager, 32 heads of 128, one token takes 7.4 us and vLLM's class takes 19; 512
+tokens take 0.44 ms and vLLM's class takes 3.7. On CUDA vLLM runs the kernel of flash-linear-attention, or Inductor's.
+The gated regime of bench_e2e/results/ops-h200.json has both beside ours. No engine with this class has been measured on
+CUDA.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MODULES = (
 
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
-    """Rows, and heads gated by a view."""
+    """Return the norm of whole rows, and the norm of heads whose gate is a view."""
     spec = x.spec("rms_norm_gated", layer.hidden_size, layer.weight, eps=layer.eps, activation=layer.activation)
     return spec, as_view(spec)
 

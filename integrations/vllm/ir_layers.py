@@ -1,4 +1,4 @@
-"""A layer of vLLM's own whose norms go through vLLM's IR: what it asks for, and who answers."""
+"""Layers whose norms go through vLLM's IR: which norms a layer calls, and which provider serves them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH_INVARIANT = "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
 
 
 def norms_and_why_native(layer: Any, x: Activations) -> tuple[tuple[NormSpec, ...], str | None]:
-    """The norms that the layer may ask for, of operators that the user did not leave out, and why vLLM keeps it."""
+    """Return the norms that the layer may call and SERVING_OPS allows, and why vLLM keeps the layer, or None."""
     rows = tuple(
         NormSpec(op, layer.weight.numel(), x.dtype, _weight_dtype(layer), x.device, eps=layer.variance_epsilon)
         for op in OPS
@@ -32,7 +32,7 @@ def norms_and_why_native(layer: Any, x: Activations) -> tuple[tuple[NormSpec, ..
 
 
 def _weight_dtype(layer: Any) -> torch.dtype | None:
-    """Of the weight that the IR is given: a plain RMSNorm may have none, Gemma's adds one to it in fp32."""
+    """Return the dtype of the weight that the IR gets. RMSNorm may have no weight; Gemma's adds 1 to it, in fp32."""
     if not hasattr(layer, "has_weight"):
         return torch.float32
     return layer.weight.dtype if layer.has_weight else None
@@ -43,7 +43,7 @@ def _chosen(*specs: NormSpec) -> tuple[NormSpec, ...]:
 
 
 def why_providers_are_missing() -> str | None:
-    """Why our providers are not in vLLM's IR, or not in its order, or None."""
+    """Return why our providers are missing from vLLM's IR or from its order, or None."""
     return installed.failures.get(features.IR_PROVIDERS) or installed.failures.get(features.PRIORITY)
 
 
@@ -55,7 +55,7 @@ def _why_native(layer: Any, called: tuple[NormSpec, ...]) -> str | None:
     if getattr(layer, "variance_size_override", None) is not None:
         return PART_OF_ROW
     if features.is_batch_invariant() and type(layer).__name__ == "RMSNorm" and calls(layer, "forward_cuda"):
-        return BATCH_INVARIANT  # vLLM's own layer passes its IR by
+        return BATCH_INVARIANT  # vLLM's layer does not use its IR then
     return why_reference(called) or why_dispatched_elsewhere(called)
 
 

@@ -1,12 +1,16 @@
-"""Our place in vLLM's default order of IR providers; an order that the user gave stays as it is.
+"""The place of our providers in vLLM's default order of IR providers.
 
-Where the norms' consumers quantize, vLLM's order stays too (see `quantization`). And vLLM's other defaults never see
-ours: it turns a fusion pass on where another provider than its native one comes first.
+An order that the user gave stays as it is, and so does vLLM's order where linear layers quantize (see `quantization`).
+vLLM's other defaults do not see our providers: vLLM would turn a fusion pass on if its native provider were not first.
 
-First, but for rms_norm of heads in compiled CUDA graphs, which are left to Inductor (see ir_providers.ROWS_PROVIDER).
-Eager on an H200 (vLLM 0.25.1, Qwen3-0.6B, 2026-11-21), ours before vLLM's C kernels take 0.97 of vLLM's time a token
-and 0.92 of its time to the first one at 8192 tokens. Without the C++ library calls are launched from Python, which
-took 38 us of host time where vLLM's C kernels took 8.8, so eager what those take stays theirs.
+Our providers come first, with two exceptions:
+
+- In compiled CUDA models, Inductor keeps `rms_norm` of heads (see ir_providers.ROWS_PROVIDER).
+- In eager CUDA models without the C++ library, vLLM's C kernels come first. Calls launched from Python took 38 us of
+  host time, and vLLM's C kernels 8.8.
+
+With the library, an eager Qwen3-0.6B on an H200 (vLLM 0.25.1, 2026-11-21) took 0.97 of vLLM's time per token, and 0.92
+of its TTFT at 8192 tokens.
 """
 
 from __future__ import annotations
@@ -24,20 +28,20 @@ from serving_ops.integrations.vllm.ir_providers import OURS, PROVIDER, ROWS_PROV
 
 OPS = ("rms_norm", "fused_add_rms_norm")
 VLLM_C = "vllm_c"
-"""On CUDA in vLLM's default order in eager mode alone."""
+"""A provider that vLLM's default order has only in eager mode on CUDA."""
 
 _METHOD = "get_default_ir_op_priority"
 _DEFAULTS_METHOD = "_apply_optimization_level_defaults"
 
 
 def _user_chose(vllm_config: Any, op: str) -> bool:
-    """Whether the configuration names providers, and not because these defaults were merged into it before."""
+    """Return whether the user named providers: an order that has one of ours came from these defaults."""
     chosen = getattr(vllm_config.kernel_config.ir_op_priority, op) or []
     return bool(chosen) and OURS.isdisjoint(chosen)
 
 
 def with_ours(op: str, providers: list[str], *, cuda: bool) -> list[str]:
-    """vLLM's default order for one op, and ours in its place."""
+    """Return vLLM's default order for one op, with our provider added."""
     eager_cuda = cuda and VLLM_C in providers
     ours = ROWS_PROVIDER if cuda and not eager_cuda and op == "rms_norm" else PROVIDER
     if eager_cuda and extension.cpp_library() is None:
@@ -56,7 +60,7 @@ def _add(priority: Any, vllm_config: Any, *, cuda: bool) -> None:
 
 @contextlib.contextmanager
 def _hidden(priority: Any) -> Iterator[None]:
-    """vLLM's own order within, ours again afterwards."""
+    """Remove our providers from the order inside the block, and restore them afterwards."""
     kept = {op: getattr(priority, op) for op in OPS}
     for op, providers in kept.items():
         setattr(priority, op, [provider for provider in providers if provider not in OURS])
@@ -68,7 +72,7 @@ def _hidden(priority: Any) -> Iterator[None]:
 
 
 def _hide_from_defaults() -> None:
-    """Have vLLM choose its fusion passes by its own order. Raises RuntimeError where it chooses them elsewhere."""
+    """Let vLLM choose its fusion passes by its own order. Raises RuntimeError where vLLM chooses them elsewhere."""
     from vllm.config import VllmConfig
 
     if not hasattr(VllmConfig, _DEFAULTS_METHOD):

@@ -1,8 +1,8 @@
-"""Whether a model's linear layers quantize what its norms compute, and to what: its norms then stay vLLM's.
+"""Which models keep vLLM's norms because their linear layers quantize the norms' results.
 
-vLLM norms and quantizes in one kernel, Inductor's or one that a fusion pass puts in. A norm of ours would be a kernel
-more: on an H200 (vLLM 0.25.1, Qwen3-0.6B, FP8 per token) a decode step took 1.04 of vLLM's time, and a prompt of 8192
-tokens 1.17. A quantization that is not known to leave activations as they are counts as one that quantizes them.
+vLLM computes such a norm and the quantization in one kernel, from Inductor or from a fusion pass. Our norm would add a
+kernel: on an H200 (vLLM 0.25.1, Qwen3-0.6B, FP8 per token) a decode step took 1.04 of vLLM's time, and a prompt of 8192
+tokens 1.17. An unknown quantization counts as one that quantizes activations.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 CONSUMER = "its consumer "
-"""How each reason begins."""
+"""The beginning of each reason."""
 
 FORMATS = {
     "deepseek_v4_fp8": "FP8",
@@ -32,7 +32,7 @@ FORMATS = {
 
 
 def _is_online_weight_only(config: Any) -> bool:
-    """Whether linear layers stay as they are, and experts get INT8 weights alone."""
+    """Return whether linear layers are not quantized, and experts have INT8 weights only."""
     args = config.args
     if args.linear is not None or getattr(args, "targets", None) is not None:
         return False
