@@ -1,4 +1,4 @@
-// What the gradients share: the sums of a row that they need, and sums over rows, as the gradients of weight and bias are.
+// What the gradients share: a row's sums, and sums over rows, such as the gradients of weight and bias.
 #pragma once
 
 #include "blocks.h"
@@ -6,9 +6,9 @@
 namespace serving_ops::cpu {
 namespace {
 
-// A row alone reads and writes the sums over rows once for itself; a few share that. Longer rows are fewer at once, so
-// that they are still in the cache when their sums are known. 512 x 1024 and 4096 x 2048, bf16, one core of Zen 5: 63 and
-// 1880 us by twos, 67 and 2400 by fours, 70 and 2140 one by one.
+// Rows per pass over the sums over rows. Processing k rows together reads and writes these sums once per k rows; k is
+// small for wide rows, so that they are still in the cache when their own sums are known. 512 x 1024 and 4096 x 2048,
+// bf16, one core of Zen 5: 63 and 1880 us with k = 2, 67 and 2400 us with 4, 70 and 2140 us with 1.
 constexpr int kWideRowsAtOnce = 2;
 
 struct Few {  // a count that the compiler knows
@@ -44,8 +44,8 @@ struct OverRows {
     }
   };
 
-  // A sum in fp32 errs by as much as it has additions, so the rows are added up in two steps: a run of kRun rows or a few
-  // more, then all runs. Both are arranged as pairs made of the rows' dtype are.
+  // A sum in fp32 errs by as much as it has additions, so the rows are added up in two steps: a run of kRun rows or a
+  // few more, then all runs. Both are arranged as pairs made of the rows' dtype are.
   static constexpr int64_t kRun = 16;
   struct Sum {
     float *total, *run;
