@@ -5,7 +5,7 @@ rows of at most `TILE_MAX_N` always run on the tile kernels, whose sum is an exp
 always on the same kernel with the same number of warps.
 
 Measurements: one H200, torch 2.11, Triton 3.6, bf16 `fused_add_rms_norm` unless said otherwise, device time per call
-in a CUDA graph, 2026-11-20 and 2026-11-21; of what was not kept, from throw-away sweeps.
+in a CUDA graph, 2026-11-20 and 2026-11-21. Figures of choices that were not kept come from sweeps that are not kept.
 """
 
 from __future__ import annotations
@@ -23,45 +23,47 @@ FEW_ROWS = 256
 
 SOME_ROWS = 2048
 SOME_ELEMENTS = 524288
-"""Rows, and elements of them all, up to which the kernel after may start early: 2048 x 128 takes 1.17 us so, otherwise
-1.46; 2048 x 512 takes 2.91, otherwise 2.84."""
+"""Rows in all, and elements in all. Up to here the next kernel may start early: 2048 x 128 takes 1.17 us, and 1.46 us
+if the next kernel may not; 2048 x 512 takes 2.91 us, and 2.84 us if it may not."""
 
 NARROW_N = 128
 SOME_ROWS_TILE = 512
-"""Elements a program holds for that many rows of at most NARROW_N elements, in one warp: 768 x 128 takes 0.97 us, with
-a row a program 1.48. Longer rows get a warp each, `TILE_WARPS` a program: 2048 x 256 (`rms_norm`) takes 1.17 us, two
-rows in one warp 1.62."""
+"""Elements per program of one warp, for FEW_ROWS to SOME_ROWS rows of at most NARROW_N elements: 768 x 128 takes 0.97
+us, and 1.48 us with one row per program. Longer rows get one warp each, `TILE_WARPS` per program: 2048 x 256
+(`rms_norm`) takes 1.17 us, and 1.62 us with two rows per warp."""
 
 MANY_ROWS_TILE = 16
-"""Rows a program of at most NARROW_N elements beyond that, in `TILE_WARPS`: 32768 x 128 (`rms_norm`) takes 3.39 us,
-with one warp 3.70, with two 3.97. Longer ones get a warp each there too: 262144 x 256 takes 129.2 us,
-8 rows in one warp 130.8."""
+"""Rows of at most NARROW_N elements per program of `TILE_WARPS`, beyond SOME_ROWS rows: 32768 x 128 (`rms_norm`) takes
+3.39 us, with one warp 3.70 us, with two 3.97 us. Longer rows get one warp each: 262144 x 256 takes 129.2 us, and 130.8
+us with 8 rows per warp."""
 
 TILE_WARPS = 4
 
 GATED_SOME_ROWS_TILE = 256
-"""The same for gated groups: 32 tokens of 24 heads of 128 take 1.01 us, with 512 elements 1.14."""
+"""Elements per program, as SOME_ROWS_TILE, for gated groups: 32 tokens x 24 x 128 take 1.01 us, with 512 1.14 us."""
 
 GATED_MORE_ROWS = 8192
 GATED_TILE = 2048
-"""Groups, and elements a program holds from SOME_ROWS on, up to GATED_MORE_ROWS in `TILE_WARPS` and with the kernel
-after starting early: 256 tokens of 24 heads take 1.88 us so, 3.12 with two warps and not early."""
+"""Groups, and elements per program beyond SOME_ROWS groups. Up to GATED_MORE_ROWS groups a program has `TILE_WARPS`,
+and the next kernel may start early: 256 tokens of 24 heads take 1.88 us, and 3.12 us with two warps and no early
+start."""
 
 GATED_MANY_ROWS_WARPS = 2
-"""Beyond: 1449144 heads of 128 take 262 us with 2 warps, 264 with a strided gate; with 4 warps 271 and 279."""
+"""Warps beyond GATED_MORE_ROWS: 1449144 heads of 128 take 262 us, 264 with a strided gate; 271 and 279 with 4 warps."""
 
 OVERLAP_ROWS = 132
-"""Rows of the row kernel, as many as an H200 has SMs. Up to here the kernel after it may start early: N = 4096 takes
-1.28 us at 1 row and 1.83 at 128 so, otherwise 1.45 and 1.86; 256 rows take 2.72, otherwise 2.43."""
+"""Rows of the row kernel: the number of SMs of an H200. Up to here the next kernel may start early. With N = 4096 and
+an early start, 1, 128 and 256 rows take 1.28, 1.83 and 2.72 us; without it, 1.45, 1.86 and 2.43 us."""
 
 ROW_WARPS = {8192: 4, 12288: 8, 16384: 16, 32768: 8, 65536: 32}
-"""Warps of the row kernel by the bytes of x in a row, up to the key; one number for every count of rows. Others are up
-to 5% faster at some count: N = 4096 takes 1.25 us at 1 row, with 8 warps 1.26, and 132.6 us at 16384, with 8 135.1;
-N = 7168 3.31 us at 256, with 8 3.61; N = 16384 6.48 us at 256, with 16 7.71: half the programs wait for registers."""
+"""Warps of the row kernel, by the largest number of bytes of x in a row. The number does not depend on the row count;
+another one is up to 5% faster at some counts. N = 4096 takes 1.25 us at 1 row and 132.6 us at 16384 rows, with 8 warps
+1.26 and 135.1 us. N = 7168 takes 3.31 us at 256 rows, with 8 warps 3.61 us. N = 16384 takes 6.48 us at 256 rows, with
+16 warps 7.71 us, because half of the programs then wait for registers."""
 
 UNALIGNED_ROW_WARPS = {2048: 4, 4096: 2, 32768: 4, 65536: 32}
-"""The same for rows whose length is not a multiple of 16 bytes, which are loaded an element at a time: N = 5125 takes
-152 us at 13088 rows, with 8 warps 208."""
+"""Warps for rows whose length is not a multiple of 16 bytes; these are loaded one element at a time. N = 5125 takes 152
+us at 13088 rows, with 8 warps 208 us."""
 
 ROW_MAX_BYTES = 65536
 """Bytes of x in a row that still fit registers: bf16 at N = 32768 takes 64 registers a thread and does not spill."""
@@ -70,8 +72,8 @@ WIDE_BLOCK_BYTES = 32768
 """Bytes of x that the two-pass kernel holds at a time."""
 
 WIDE_KEPT_BYTES = 65536
-"""Bytes of x that it keeps in registers from the first pass to the second, and of the residual as many, which fills
-them: 4096 x 65536 takes 542 us, nothing kept 592; 2048 x 131072 takes 673 us."""
+"""Bytes of x, and as many of the residual, that the two-pass kernel keeps in registers between its passes; these fill
+the registers. 4096 x 65536 takes 542 us, and 592 us with nothing kept; 2048 x 131072 takes 673 us."""
 
 WIDE_WARPS = 32
 
@@ -163,7 +165,7 @@ def plan_gated(group_size: int, itemsize: int, num_groups: int) -> Plan | None:
 
 
 def rows_to_prewarm(size: int) -> tuple[int, ...]:
-    """Counts of rows that between them ask for every plan of this size, gated or not."""
+    """Return row counts that together use every plan of this size, gated or not."""
     if size > TILE_MAX_N:
         return (1, OVERLAP_ROWS + 1)
     return (1, FEW_ROWS + 1, SOME_ROWS + 1, GATED_MORE_ROWS + 1)
