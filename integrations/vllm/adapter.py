@@ -1,4 +1,4 @@
-"""What each adapted class of vLLM's says about itself."""
+"""`Adapter`: the description of one vLLM class that the plugin adapts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LEFT_OUT = "left out by SERVING_OPS"
 
 
 def calls(layer: Any, method: str) -> bool:
-    """Whether vLLM chose this method for a layer, by device and mode, when it was built."""
+    """Return whether vLLM chose this method when it built the layer, by device and mode."""
     return getattr(getattr(layer, "_forward_method", None), "__name__", "") == method
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What a model's norms are called with: dtype, device, the width of hidden states and that of a head."""
+    """A model's activations: dtype, device, and the widths of hidden states and of a head."""
 
     dtype: torch.dtype
     device: torch.device
@@ -30,12 +30,12 @@ class Activations:
     head_size: int
 
     def leaves_heads_to_inductor(self, layer: Any) -> bool:
-        """Whether a layer of ours norms heads within a compiled CUDA graph."""
+        """Return whether the layer norms heads in compiled code on CUDA, where Inductor is faster."""
         compiled = self.device.type == "cuda" and calls(layer, "forward_native")
         return compiled and layer.weight.numel() == self.head_size != self.hidden_size
 
     def spec(self, op: str, size: int, weight: torch.Tensor | None, **options: Any) -> NormSpec:
-        """A norm of rows of that size, scaled by that weight."""
+        """Return a norm of rows of this size, scaled by this weight."""
         return NormSpec(op, size, self.dtype, None if weight is None else weight.dtype, self.device, **options)
 
 
@@ -43,15 +43,15 @@ class Activations:
 class Adapter:
     """One class of vLLM's.
 
-    name: what vLLM and the start-up line call it.
-    defined_in: the modules that have defined it; vLLM moves some about.
-    specs: of a layer and its activations, the norms that it may ask for.
-    forward: takes a layer and what vLLM calls it with; None where the kernels do not take that, and vLLM's own method
-        runs.
-    why_native: of a layer and its activations, what keeps it on vLLM's own code, or None.
-    forward_native: the same for compiled code on CUDA and everything on CPU, where that is another.
-    needs_cpp: whether it was measured on CUDA with the C++ launcher alone: without it vLLM's own class stays.
-    asks_ir: whether vLLM's own class asks its IR for these norms: a priority that the user gave there holds for ours.
+    name: the class's name in vLLM and in the start-up line.
+    defined_in: the modules that define it; vLLM has moved some classes.
+    specs: takes a layer and its activations; returns the norms that the layer may call.
+    forward: takes a layer and vLLM's arguments; returns None where the kernels do not take them, and vLLM's own method
+        then runs.
+    why_native: takes a layer and its activations; returns why vLLM keeps the layer, or None.
+    forward_native: replaces `forward` in compiled code on CUDA and in all code on CPU; None: `forward` serves both.
+    needs_cpp: whether vLLM keeps the class on CUDA without the C++ launcher, because it was only measured with it.
+    asks_ir: whether vLLM's class calls vLLM's IR; a priority that the user gave to the IR then holds for ours too.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Adapter:
     asks_ir: bool = False
 
     def vllms_class(self) -> Any:
-        """The class, from the first of its modules that this vLLM has. Raises ImportError where it has none."""
+        """Return the class from the first of its modules that this vLLM has. Raises ImportError if it has none."""
         for module in self.defined_in:
             try:
                 return getattr(importlib.import_module(module), self.name)
@@ -74,5 +74,5 @@ class Adapter:
         raise missing
 
     def is_of(self, cls: type) -> bool:
-        """Whether this is vLLM's class or a subclass of it."""
+        """Return whether `cls` is vLLM's class or a subclass of it."""
         return any(base.__name__ == self.name and base.__module__ in self.defined_in for base in cls.__mro__)

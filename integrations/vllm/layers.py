@@ -1,4 +1,4 @@
-"""The norm layers that a loaded model really has: who serves each, and why vLLM where it is vLLM."""
+"""The norm layers of a loaded model: whether serving_ops or vLLM serves each, and why vLLM does."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from serving_ops.integrations.vllm.adapter import HEADS_IN_ONE_KERNEL, LEFT_OUT,
 
 NO_ADAPTER = "no adapter yet"
 BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT}
-"""Reasons that are no fallback, with those of `quantization`: vLLM's own code is the better one there, or ours does not
-exist."""
+"""Reasons that are not a fallback, like the reasons that `quantization` gives: vLLM's code is better there, or we have
+no code for the norm."""
 
 
 @dataclass(frozen=True)
 class NormLayer:
-    """One layer: vLLM's class name, the norms that it may ask for, and what keeps it on vLLM's own code."""
+    """One layer: the name of vLLM's class, the norms that the layer may call, and why vLLM keeps it, or None."""
 
     kind: str
     specs: tuple[NormSpec, ...]
     native_because: str | None
 
     def fell_back(self) -> bool:
-        """Whether it was to be ours, and is not."""
+        """Return whether the plugin was meant to serve this layer and could not."""
         reason = self.native_because
         return reason is not None and reason not in BY_CHOICE and not reason.startswith(quantization.CONSUMER)
 
 
 def models_of(worker: Any) -> Iterator[torch.nn.Module]:
-    """The model that a worker serves, and the one that drafts for it, whatever vLLM's runner calls it."""
+    """Yield the model that a worker serves, and its draft model, for which vLLM's runners have two names."""
     yield worker.get_model()
     for name in ("drafter", "speculator"):
         drafting = getattr(getattr(worker.model_runner, name, None), "model", None)
@@ -44,7 +44,7 @@ def models_of(worker: Any) -> Iterator[torch.nn.Module]:
 
 
 def norm_layers(models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[NormLayer]:
-    """Every norm layer in the models that vLLM built by this configuration."""
+    """Return every norm layer of the models that vLLM built from this configuration."""
     model = vllm_config.model_config
     x = Activations(model.dtype, device, model.get_hidden_size(), model.get_head_size())
     found = (_norm_layer(layer, x) for model in models for layer in model.modules())
@@ -53,7 +53,7 @@ def norm_layers(models: Iterable[torch.nn.Module], vllm_config: Any, device: tor
 
 
 def _that_stays(layer: NormLayer, because: str | None) -> NormLayer:
-    """The layer, native because its consumer quantizes, unless the user's own IR priority has it on all the same."""
+    """Give a native layer this reason. A layer that the user's own IR priority gives to our providers stays on."""
     if because is None or layer.native_because is None:
         return layer
     return dataclasses.replace(layer, native_because=because)
@@ -77,7 +77,7 @@ def _is_ours(layer: Any) -> bool:
 
 
 def _asks_ir(layer: Any, adapter: Adapter) -> bool:
-    """Whether vLLM's own code runs for a layer, and asks vLLM's IR, if there is one."""
+    """Return whether a layer runs vLLM's code, and that code calls vLLM's IR where vLLM has one."""
     if _is_ours(layer):
         return "forward_native" not in vars(type(layer)) and calls(layer, "forward_native")
     return adapter.ops == ir_layers.OPS
@@ -94,14 +94,14 @@ def _layer_of_ours(layer: Any, adapter: Adapter, x: Activations) -> NormLayer:
 
 
 def _why_user_prefers_another(adapter: Adapter, specs: Iterable[NormSpec]) -> str | None:
-    """An IR priority that the user gave holds for our classes too; without vLLM's IR there is none."""
+    """Return why an IR priority that the user gave leaves these norms to another provider, or None."""
     if not adapter.asks_ir or not features.has_ir() or ir_layers.why_providers_are_missing() is not None:
         return None
     return ir_layers.why_dispatched_elsewhere(specs)
 
 
 def _why_not_ours(layer: Any, feature: str) -> str:
-    """Why vLLM built its own class, where the feature would have replaced it."""
+    """Return why vLLM built its own class although the feature replaces that class."""
     adapter = features.ADAPTERS[feature]
     if not settings.ops().issuperset(adapter.ops):
         return LEFT_OUT

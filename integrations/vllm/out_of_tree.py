@@ -1,4 +1,4 @@
-"""Putting a subclass of ours behind one of vLLM's layer classes: vLLM then builds ours by the old name."""
+"""Replace one of vLLM's layer classes by our subclass of it: vLLM then builds ours under the old name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BOTH_METHODS = ("forward_native", "forward_cuda")
 serves eager mode on CUDA."""
 
 _ours: dict[str, Any] = {}
-"""vLLM's name of a class -> what it was given for it."""
+"""The name of vLLM's class -> our subclass."""
 
 
 def replace(adapter: Adapter, methods: tuple[str, ...] = BOTH_METHODS) -> None:
-    """Have vLLM build a class of ours, with these methods of ours, for the one adapted; once.
+    """Have vLLM build our subclass, which overrides these methods, in place of its class. A second call does nothing.
 
-    Raises RuntimeError where another plugin replaced it, or vLLM calls it with other arguments than the adapter takes.
+    Raises RuntimeError if another plugin replaced the class, or vLLM's arguments are not those that the adapter takes.
     """
     name = adapter.name
     present, ours = op_registry_oot.get(name), _ours.get(name)
@@ -33,9 +33,9 @@ def replace(adapter: Adapter, methods: tuple[str, ...] = BOTH_METHODS) -> None:
 
 
 def _class_of(adapter: Adapter, methods: tuple[str, ...]) -> Any:
-    """A subclass with the same parameters and attributes; what the kernels do not take stays vLLM's.
+    """A subclass with the same parameters and attributes. vLLM's own method runs what the kernels do not take.
 
-    `stay_native` is set on the class where its operators were given back, and on a layer that the kernels do not take.
+    `stay_native` is set on the class once its operators are given back, and on each layer that the kernels do not take.
     """
     vllms = adapter.vllms_class()
     forward = {"forward_cuda": adapter.forward, "forward_native": adapter.forward_native or adapter.forward}
@@ -60,7 +60,7 @@ def _method(vllms: Any, method: str, forward: Callable[..., Any]) -> Callable[..
 
 
 def give_back(ops: Set[str]) -> None:
-    """Have vLLM's own code run in every class of ours that calls one of these operators."""
+    """Run vLLM's own code in each of our classes that calls one of these operators."""
     for ours in _ours.values():
         if not ops.isdisjoint(ours.adapter.ops):
             installed.set(ours, "stay_native", True)
@@ -74,6 +74,6 @@ def withdraw() -> None:
 
 
 def put_back() -> None:
-    """Have vLLM build those of ours again that were withdrawn."""
+    """Have vLLM build our classes again, after `withdraw`."""
     for name, ours in _ours.items():
         op_registry_oot.setdefault(name, ours)

@@ -1,10 +1,10 @@
-"""vLLM's `RMSNorm` on our operators where its IR does not lead to them: its layers build it by the old name.
+"""vLLM's `RMSNorm` on our operators, where vLLM's layer does not call vLLM's IR.
 
-That is where vLLM has no IR, and with VLLM_BATCH_INVARIANT=1 in eager mode on CUDA: vLLM's own layer then calls
-kernels of its own, where ours, whose bits do not depend on the batch either, do as well.
+There are two such cases: vLLM has no IR, or VLLM_BATCH_INVARIANT=1 is set and the model runs in eager mode on CUDA. In
+the second case vLLM's layer calls batch-invariant kernels. Our kernels are batch-invariant too.
 
-What `priority` keeps is kept here: compiled CUDA graphs leave norms of heads to Inductor (see
-ir_providers.ROWS_PROVIDER). With a residual, both arguments are written, as vLLM's own layer writes them.
+As in `priority`, Inductor keeps the norms of heads in compiled CUDA models (see ir_providers.ROWS_PROVIDER). With a
+residual, both arguments are written, as vLLM's layer does.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PART_OF_ROW = "its variance is over a part of the row"
 
 
 def norms_of(layer: Any, weight: Tensor | None, x: Activations, **options: Any) -> tuple[NormSpec, ...]:
-    """What a layer without a gate may ask for: hidden states with a residual or without, or heads."""
+    """Return the norms that a layer without a gate may call: hidden states with and without a residual, or heads."""
     size = layer.weight.numel()
     specs = tuple(x.spec(op, size, weight, eps=layer.variance_epsilon, **options) for op in OPS)
     return specs if size == x.hidden_size else (*specs, as_view(specs[0]))
 
 
 def norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float = 0.0) -> Any:
-    """The norm of x, or with a residual of their sum, in place; None where the kernels do not take these."""
+    """Norm x, or x + residual in place. Returns None, with nothing written, if the kernels refuse."""
     if not rows_fit(x, weight):
         return None
     if residual is None:
@@ -47,14 +47,14 @@ def _is_of_part(layer: Any) -> bool:
 
 
 def why_native(layer: Any, x: Activations) -> str | None:
-    """What the layer does beyond a norm of whole rows, or who norms it better, or None."""
+    """Return why vLLM keeps the layer, or None: it norms parts of rows, or Inductor is faster."""
     if _is_of_part(layer):
         return PART_OF_ROW
     return HEADS_IN_ONE_KERNEL if x.leaves_heads_to_inductor(layer) else None
 
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
-    """Hidden states with a residual or without, or heads."""
+    """Return the norms of hidden states with and without a residual, or of heads."""
     return norms_of(layer, layer.weight if layer.has_weight else None, x)
 
 
@@ -66,7 +66,7 @@ def forward(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
 
 
 def forward_native(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
-    """The same; compiled CUDA graphs leave norms of heads to Inductor."""
+    """As `forward`, except that Inductor keeps norms of heads on CUDA."""
     return None if x.is_cuda and x.dim() != 2 and residual is None else forward(layer, x, residual)
 
 
