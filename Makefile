@@ -16,7 +16,8 @@ CPU_TORCH := torch==2.13.0+cpu
 HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 OTHER_VLLMS := tests/integrations/vllm/other_versions.py
 SGLANGS := tests/integrations/sglang/sglang_versions.py
-SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
+OLDEST_TRITON := tests/kernels/triton/oldest_triton.py
+SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(OLDEST_TRITON) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
 
 .PHONY: test test-all bench ops lint setup clean
 
@@ -59,6 +60,7 @@ else
 endif
 	$(BIN)/pip install --quiet scikit-build-core cmake ninja
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench,dev]"
+	$(BIN)/python $(OLDEST_TRITON)
 ifneq ($(HAS_CUDA),yes)
 	$(BIN)/python $(OTHER_VLLMS)
 	$(BIN)/python $(SGLANGS)
