@@ -1,8 +1,8 @@
 """Providers of vLLM's IR ops `rms_norm` and `fused_add_rms_norm`.
 
-A provider's body is one operator call: Inductor's lowering traces it, and so does Dynamo on CPU. The predicates
-are on the hot path of eager mode and are traced too, so they look at metadata alone. What they refuse goes on to
-the next provider, in the end to vLLM's native one.
+A provider's body is one operator call: Inductor's lowering traces it, and so does Dynamo on CPU. The predicates run on
+the hot path of eager mode and are traced too, so they read metadata only. A call that they refuse goes to the next
+provider; vLLM's native provider is the last one.
 
 vLLM's definition (vllm/ir/ops/layernorm.py) and ours agree for a weight in x's dtype and for an fp32 weight.
 """
@@ -21,22 +21,22 @@ from serving_ops.integrations.vllm import installed
 PROVIDER = "serving_ops"
 
 ROWS_PROVIDER = "serving_ops_rows"
-"""`rms_norm` of whole rows only. Inductor computes the q and the k norm of a layer in one kernel, where two of ours add
-2 us: vLLM 0.25.1 on an H200 takes 1.57 ms of device time for a token of Qwen3-0.6B, with ours for whole rows 1.55 to
-1.56, and with ours for heads too 1.63."""
+"""`rms_norm` of whole rows only. Inductor computes the q and the k norm of a layer in one kernel; two of our kernels
+take 2 us longer. A token of Qwen3-0.6B takes 1.57 ms of device time with vLLM 0.25.1 on an H200, 1.55 to 1.56 ms with
+our norms for whole rows, and 1.63 ms with our norms for heads too."""
 
 OURS = {PROVIDER, ROWS_PROVIDER}
 
 
 def rms_norm_supports(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
-    """The variance is over whole rows that are dense, in a dtype that the kernels compute."""
+    """Return whether the variance is over whole, dense rows, in a dtype that the kernels compute."""
     return variance_size is None and rows_fit(x, weight)
 
 
 def rms_norm_of_rows_supports(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
-    """As `rms_norm_supports`, and a row is a token: x is (num_tokens, N)."""
+    """As `rms_norm_supports`, for x of shape (num_tokens, N): each row is a token."""
     return x.dim() == 2 and rms_norm_supports(x, weight, epsilon, variance_size)
 
 
@@ -49,7 +49,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: in
 def fused_add_rms_norm_supports(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
-    """As `rms_norm_supports`; both tensors are written, so they are alike and not the same one."""
+    """As `rms_norm_supports`. Both tensors are written, so they must be distinct, with one shape and dtype."""
     return variance_size is None and rows_fit(x, weight) and x_residual is not x and alike(x, x_residual)
 
 

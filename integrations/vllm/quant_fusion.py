@@ -1,11 +1,11 @@
-"""vLLM's pass that fuses a norm with the FP8 quantization behind it, with our kernels in its table.
+"""Our kernels in the table of vLLM's pass that fuses a norm with the FP8 quantization after it.
 
-The pass replaces both by an operator from a table; ours have the schemas of the `_C` operators that were there. Nothing
-else changes: vLLM decides whether the pass runs, which it does by default for FP8 in blocks, and what it fuses.
+The pass replaces both by an operator from its table. Our operators have the schemas of the `_C` operators that they
+replace. vLLM still decides what to fuse and whether the pass runs; by default it runs for FP8 in blocks.
 
-The pass hands over the residual by value, and vLLM turns that back into a call in place only for operators that it
-knows. Without the same for ours, each piece of a graph copies the residual that it starts with, 0.9 us a layer on an
-H200; with `_C.rms_norm_per_block_quant` it does.
+The pass hands over the residual by value, and vLLM turns only calls of operators that it knows back into calls in
+place. We do the same for our operators. Otherwise each piece of a graph copies its first residual, which takes 0.9 us a
+layer on an H200; vLLM makes this copy for `_C.rms_norm_per_block_quant`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from serving_ops.schemas import TAGS, library
 _logger = logging.getLogger("vllm.serving_ops")
 
 NEEDED_OPS = {"rms_norm", "fused_add_rms_norm"}
-"""What the user must not have left out."""
+"""The ops that SERVING_OPS must allow."""
 
 BLOCK = "vllm_rms_norm_per_block_quant"
 TOKEN = "vllm_rms_norm_dynamic_per_token_quant"
@@ -37,16 +37,16 @@ _SHARED = (
     "Tensor(c!)? residual"
 )
 SCHEMAS = (f"{TOKEN}({_SHARED}) -> ()", f"{BLOCK}({_SHARED}, int group_size, bool is_scale_transposed) -> ()")
-"""Those of `_C`'s operators without the prefix, argument for argument: vLLM passes them by name."""
+"""The schemas of `_C`'s operators, whose names lack the prefix `vllm_`. vLLM passes arguments by name."""
 
 WRITTEN = {1: "result", 2: "scale", 3: "residual"}
-"""What vLLM's functional form of such a call returns, by place."""
+"""The results of vLLM's functional form of such a call: position -> argument."""
 
 
 def _norm_then_quantize(
     fmt: QuantFormat, result: Tensor, x: Tensor, weight: Tensor, scale: Tensor, eps: float, residual: Tensor | None
 ) -> None:
-    """The scales are written where they lie, whatever their strides."""
+    """Call the op that writes result and scale in place, for scales of any strides."""
     options: dict[str, Any] = {"weight": weight, "eps": eps, **fmt.fields(), "out": result, "scales_out": scale}
     if residual is None:
         torch.ops.serving_ops.rms_norm_quant.out(x, **options)
@@ -81,7 +81,7 @@ def _per_block(
     group_size: int,
     is_scale_transposed: bool,
 ) -> None:
-    """`_C.rms_norm_per_block_quant`; whether the scales are transposed is seen from their strides."""
+    """`_C.rms_norm_per_block_quant`; the strides of the scales say whether they are transposed."""
     if scale_ub is not None:
         raise RuntimeError(f"serving_ops: scale_ub is {scale_ub}: it must be None")
     fmt = QuantFormat(dtype=result.dtype, group_size=group_size)
@@ -90,7 +90,7 @@ def _per_block(
 
 @functools.cache
 def _operators() -> tuple[Any, ...]:
-    """Defined once a process: for a scale a token, and a block."""
+    """Define the two operators, once per process: one scale per token, and one per block."""
     for schema, run in zip(SCHEMAS, (_per_token, _per_block), strict=True):
         library.define(schema, tags=TAGS)
         library.impl(schema.partition("(")[0], run, "CompositeExplicitAutograd")
@@ -99,7 +99,7 @@ def _operators() -> tuple[Any, ...]:
 
 
 def is_for(vllm_config: Any) -> bool:
-    """Whether vLLM fuses this model's norms with FP8 quantizations by itself, and we may be in it."""
+    """Return whether vLLM's pass fuses this model's norms with FP8 quantization, and our kernels may serve it."""
     from vllm.platforms import current_platform
 
     passes = vllm_config.compilation_config.pass_config
@@ -122,7 +122,7 @@ def take(plain: Iterable[NormSpec], vllm_config: Any) -> str:
 
 
 def specs(plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:
-    """The quantized norms that the pass may make of plain ones of whole rows."""
+    """Return the quantized norms that the pass may build from plain norms of whole rows."""
     block = getattr(vllm_config.quant_config, "weight_block_size", None)
     fmt = QuantFormat(group_size=block[1]) if block else QuantFormat(granularity="token")
     hidden_size = vllm_config.model_config.get_hidden_size()
@@ -160,7 +160,7 @@ def _in_place(original: Any) -> Any:
 
 
 def call_in_place(vllms_pass: Any, graph: torch.fx.Graph) -> int:
-    """Turn functional calls of our operators into calls in place; returns how many there were."""
+    """Turn functional calls of our operators into calls in place. Returns their number."""
     found = list(_functional_calls(graph))
     vllms_pass.nodes_to_remove = []
     for node in found:

@@ -1,10 +1,8 @@
-"""One line a worker process, once its model is loaded: what runs on serving_ops, for how many layers, and why not.
+"""Log one line per worker process once its model is loaded: what runs on serving_ops, and why the rest does not.
 
-vLLM offers plugins no moment between loading and warm-up, so each worker's own `load_model` is wrapped as the
-worker is made: what this model needs beyond the rest is installed before it, the report comes after. That moment
-serves both devices and both modes: the layers are built, nothing is compiled or captured, and memory is profiled
-afterwards.
-"""
+vLLM has no hook for plugins between loading and warm-up, so we wrap each worker's `load_model` when the worker is
+created. What only this model needs is installed before loading, and the line is logged after it. At that time, on both
+devices and in both modes, the layers exist, nothing is compiled or captured, and memory is not profiled yet."""
 
 from __future__ import annotations
 
