@@ -1,4 +1,4 @@
-"""What each adapted class of SGLang's says about itself, and what the adapters share."""
+"""`Adapter`: the description of one SGLang class that the plugin adapts, and what the adapters share."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 from serving_ops import NormSpec
 
 WEIGHT_IN_FP32 = torch.finfo(torch.float32).tiny
-"""A `weight_offset` that changes no weight in use, but has `rms_norm` and `fused_add_rms_norm` apply a weight of x's
-dtype in fp32 and round once, as SGLang does; without an offset they round before the weight, as vLLM does. A weight of
-zero gives 1e-38 of the normed row: nothing in fp16, next to nothing in bf16."""
+"""A `weight_offset` that is too small to change a weight. It makes `rms_norm` and `fused_add_rms_norm` apply a weight
+of x's dtype in fp32 and round once, as SGLang does. Without an offset they round before the weight, as vLLM does. A
+weight of zero gives 1e-38 of the normed row, which is 0 in fp16 and nearly 0 in bf16."""
 
 KEPT = "sglangs_forward"
-"""The attribute of a layer that is ours, which keeps SGLang's own method."""
+"""The attribute that keeps SGLang's own method on a layer that we have switched over."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What a model's norms are called with: their dtype, and the width of hidden states."""
+    """A model's activations: their dtype, and the width of hidden states."""
 
     dtype: torch.dtype
     hidden_size: int
 
     def spec(self, op: str, layer: Any, **options: Any) -> NormSpec:
-        """A norm of rows as long as a layer's weight."""
+        """Return a norm of rows as long as a layer's weight."""
         weight = layer.weight
         return NormSpec(op, weight.numel(), self.dtype, weight.dtype, weight.device, **options)
 
@@ -36,11 +36,11 @@ class Activations:
 class Adapter:
     """One class of SGLang's.
 
-    kind: what the start-up line calls it.
-    defined_in: the modules that have defined it; SGLang moves them about.
-    why_native: of a layer, what it does beyond our operators, or None.
-    specs: of a layer and its activations, the norms that it may ask for.
-    forward: bound to a layer, the method that runs instead of SGLang's own; hands what it does not take to `native`.
+    kind: the class's name in the start-up line.
+    defined_in: the modules that define it; SGLang has moved some classes.
+    why_native: takes a layer; returns what it does that our operators cannot, or None.
+    specs: takes a layer and its activations; returns the norms that the layer may call.
+    forward: replaces SGLang's method once bound to a layer; passes what the kernels do not take to `native`.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Adapter:
     forward: Callable[..., Any]
 
     def serves(self, cls: type) -> bool:
-        """Whether this is the class, or a subclass that norms as it does."""
+        """Return whether `cls` is the class, or a subclass that does not override its forward methods."""
         for base in cls.__mro__:
             if base.__name__ == self.name and base.__module__ in self.defined_in:
                 return True

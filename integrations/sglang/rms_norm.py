@@ -1,9 +1,8 @@
 """SGLang's `RMSNorm` on our operators.
 
-With a residual both arguments are written, as SGLang's kernels write them; without one, nothing is: callers go on with
-x. A row's bits do not depend on the batch, so batch-invariant mode needs no code of its own; with a residual, where
-SGLang falls to eager PyTorch in that mode, it has a kernel.
-"""
+With a residual, both arguments are written, as SGLang's kernels do. Without one, nothing is written, because callers
+use x afterwards. A row's bits do not depend on the batch, so batch-invariant mode needs no special code. In that mode
+SGLang adds and norms in eager PyTorch, and we have a kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations,
 OPS: tuple[str, ...] = ("rms_norm", "fused_add_rms_norm")
 
 QUANTIZES = "its consumer quantizes to FP8"
-"""Of a norm that SGLang computes and quantizes in one kernel. Every other quantization is a kernel behind the norm."""
+"""The reason for a norm that SGLang fuses with FP8 quantization. Any other quantization is a kernel after the norm."""
 
 BEYOND = {
     "variance_size_override": "its variance is over a part of the row",
@@ -30,18 +29,18 @@ BEYOND = {
     "override_orig_dtype": "its result has a dtype of its own",
     "x_pad_to_multiple": "it pads its rows",
 }
-"""Attributes of a layer, off as None, False or 0, and what they ask for that our operators do not do."""
+"""An attribute of a layer -> what it makes the layer do that our operators cannot. None, False or 0 is off."""
 
 
 def why_native(layer: Any) -> str | None:
-    """What the layer does beyond a norm of whole rows, or None."""
+    """Return what the layer does beyond a norm of whole rows, or None."""
     if _quantizes(layer):
         return QUANTIZES
     return next((reason for name, reason in BEYOND.items() if getattr(layer, name, None)), None)
 
 
 def _quantizes(layer: Any) -> bool:
-    """Whether SGLang writes the result in FP8: since 0.5.23 a norm may know the projection behind it."""
+    """Return whether SGLang writes the result in FP8. Since 0.5.23 a norm may know the projection that reads it."""
     projection = getattr(layer, "_quant_linear", None)
     if projection is None:
         return False
@@ -56,7 +55,7 @@ def _scale(layer: Any) -> Tensor | None:
 
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
-    """Hidden states with a residual or without, or heads."""
+    """Return the norms of hidden states with and without a residual, or of heads."""
     rows = [x.spec(op, layer, eps=layer.variance_epsilon, weight_offset=WEIGHT_IN_FP32) for op in OPS]
     if _scale(layer) is None:
         rows = [dataclasses.replace(spec, weight_dtype=None) for spec in rows]

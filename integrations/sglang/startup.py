@@ -1,9 +1,8 @@
-"""One line a scheduler process, once its model is loaded: what runs on serving_ops, for how many layers, and why not.
-A model that drafts for it is loaded after it, and has a line of its own.
+"""Log one line per scheduler process once its model is loaded: what runs on serving_ops, and why the rest does not.
 
-That moment is before any graph is captured and memory is shared out, on every version alike: the layers are built, and
-each is switched over as it stands (see `switch`). So what the line says is on is what was switched on.
-"""
+A draft model is loaded later and has another line. In every version, loading ends before SGLang captures graphs and
+distributes memory. The layers exist by then, and each is switched over (see `switch`), so the line counts the layers
+that were switched."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ _logger = logging.getLogger("sglang.serving_ops")
 
 
 LOADING = "serving_ops_looks_when_loaded"
-"""Set on a model runner while it loads."""
+"""The attribute that marks a model runner while it loads."""
 
 
 def install() -> None:
@@ -64,7 +63,7 @@ def load_then_report(load_model: Callable[..., Any], runner: Any, *args: Any, **
 def on_model_loaded(runner: Any) -> None:
     """Switch the model's norms over, and log the line. Raises RuntimeError in strict mode if a layer fell back.
 
-    Nothing where the mode is off: the flag may say so once the variable has had the loading hooked.
+    Does nothing if the mode is off: the flag may switch it off after the variable had the loading hooked.
     """
     if settings.mode() == "off":
         return

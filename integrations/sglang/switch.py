@@ -1,13 +1,12 @@
 """Switching one built layer over to our operators, and back.
 
-Every version of SGLang keeps in `_forward_method`, on the layer, what its `forward` calls, and lets a class pin it: so
-the backend that a user forces still comes first, and a call costs no search for a backend. The gated modules of
-flash-linear-attention have no such thing: there `forward` is covered, on the layer.
+In every version of SGLang a layer's `forward` calls the layer's attribute `_forward_method`, and a class may pin it. We
+set this attribute. So a backend that a user forces still comes first, and a call does not search for a backend. The
+gated modules of flash-linear-attention have no such attribute; for them we set `forward` on the layer.
 
-While SGLang compiles a model, its layers call `forward_native` instead; ours stay, since the compiler knows our
-operators. But norms of heads, q and k, go to Inductor then: in vLLM its one kernel for both is faster than two of ours
-(docs/measurements.md), and SGLang lets go of its own fused kernel for the same end.
-"""
+While SGLang compiles a model, its layers call `forward_native`. Our layers keep our method, because the compiler knows
+our operators. Only norms of heads (q and k) go to Inductor then: in vLLM its one kernel for both is faster than two of
+ours (docs/measurements.md). SGLang gives up its own fused kernel for the same reason."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from serving_ops.integrations.sglang.layers import NormLayer
 
 
 def on(found: NormLayer) -> None:
-    """Have our operators run for a layer; nothing changes where they already do."""
+    """Have our operators run for a layer. Does nothing if they already do."""
     layer, adapter = found.layer, found.adapter
     if adapter is None or KEPT in vars(layer):
         return
