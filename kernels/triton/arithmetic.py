@@ -1,4 +1,4 @@
-"""What the kernels share: where rows lie, how they are summed, and the wait for the kernel before."""
+"""What the kernels share: the addresses of rows, their sums, and the wait for the previous kernel."""
 
 import triton
 import triton.language as tl
@@ -7,10 +7,12 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def wait_for_kernel_before(PDL: tl.constexpr, OVERLAP: tl.constexpr):
-    """Programmatic dependent launch: this kernel may start while the one before still runs, so nothing that another
-    kernel may have written is read above this line. Dependents are let in only below it, when all that came before is
-    complete: a kernel two places down never starts while this one's inputs are still being written. And only by a grid
-    that leaves room on the SMs (OVERLAP): dependents of a larger one would take the place of its own programs."""
+    """Wait until the previous kernel has ended (programmatic dependent launch).
+
+    This kernel may start while the previous one runs, so read nothing that another kernel may have written before this
+    call. Dependents may start only after the wait, when all earlier kernels are complete. So the kernel after the next
+    one never starts while this kernel's inputs are still being written. They may start early only if the grid leaves
+    room on the SMs (OVERLAP); otherwise they would displace this grid's own programs."""
     if PDL:
         gdc_wait()
         if OVERLAP:
@@ -19,8 +21,11 @@ def wait_for_kernel_before(PDL: tl.constexpr, OVERLAP: tl.constexpr):
 
 @triton.jit
 def let_sum_start(PDL: tl.constexpr):
-    """`partial_sum`, launched behind this kernel, may start while it runs; it waits for this one's end before it reads.
-    For grids made to run at once: it starts when the last program has, so that it takes nobody's place."""
+    """Let the sum kernel (`partial_sum`), which is launched next, start while this kernel runs.
+
+    The sum kernel waits for the end of this kernel before it reads. Use only when the whole grid is resident: the sum
+    kernel then starts after the last program has started, and cannot displace one.
+    """
     if PDL:
         gdc_launch_dependents()
 
@@ -60,7 +65,7 @@ def fetch_row_to_l2(row_ptr, BYTES: tl.constexpr):
 
 @triton.jit
 def split_rows(rows, inner, FLAT: tl.constexpr):
-    """Row numbers as (outer, inner) of two leading dimensions, divided in 32 bits: 64 cost a prefill 15%."""
+    """Split row numbers into (outer, inner). The division has 32 bits: with 64 a prefill took 15% longer."""
     outer = rows * 0
     if not FLAT:
         outer = rows // inner
@@ -70,10 +75,10 @@ def split_rows(rows, inner, FLAT: tl.constexpr):
 
 @triton.jit
 def columns_at(start_ptr, columns, ALIGNED: tl.constexpr, BYTES: tl.constexpr = 16):
-    """Pointers to the columns of what starts at `start_ptr`: a row, or a parameter.
+    """Pointers to the columns of a row, or of a parameter, that starts at `start_ptr`.
 
-    BYTES: the alignment. That of results of one byte is as many as a thread reads elements at a time (16 bytes): so
-    elements lie in the registers as those of a plain norm do, and are summed in the same order.
+    BYTES: the alignment. For results of one byte it is the number of elements that a thread reads at a time. Elements
+    then lie in registers as in a plain norm, and are summed in the same order.
     """
     ptrs = start_ptr + columns
     if ALIGNED:

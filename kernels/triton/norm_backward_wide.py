@@ -1,8 +1,8 @@
 """The gradient of `rms_norm` for rows too wide for registers, as long as the weight's gradient still fits them.
 
-A program goes over each of its rows twice, a block of columns at a time: for the row's two sums, then for the gradient.
-The second pass is to find the row in registers or in the caches, and the first one in the L2, where the row before may
-have had it fetched.
+A program reads each of its rows twice, one block of columns at a time: first for the row's two sums, then for the
+gradient. The work on one row may prefetch the next row to the L2, where that row's first pass finds it. The second pass
+finds the row in registers or in the caches.
 """
 
 import triton
