@@ -1,8 +1,8 @@
 """How a gradient of one size runs on CUDA, as `serving_ops.plan` says it for the norms themselves.
 
 Measurements: one H200, torch 2.11, Triton 3.6, bf16 unless said, the gradients of x and weight, device time per call in
-a CUDA graph of calls that go over few sets of tensors, 2026-11-21, from throw-away sweeps; `training-h200*.json` have
-the figures beside others'.
+a CUDA graph of calls that alternate between a few sets of tensors, 2026-11-21. They come from sweeps that are not kept;
+`training-h200*.json` have our figures beside those of other libraries.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ NARROW_N = 2048
 NARROW_TILE_BYTES = 8192
 NARROW_WARPS = 4
 NARROW_PROGRAMS = 2
-"""Elements a row up to which a program holds that many bytes of x at a time, of several rows; its warps, and programs
-an SM: 32768 x 128 took 13.6 us, with two stages of loads 15.7; 4096 x 1024 12.2 us, a row a program 14.3 or more.
-Both before the sum of the parts started early. In fp32 32768 x 512 takes 51.6 us, with twice the rows 56.9."""
+"""Elements per row, at most; bytes of x that a program holds at a time, from several rows; warps; programs per SM.
+32768 x 128 took 13.6 us, and 15.7 us with two stages of loads. 4096 x 1024 took 12.2 us, and 14.3 us or more with one
+row per program. Both were measured before the sum of the parts started early. In fp32 32768 x 512 takes 51.6 us, and
+56.9 us with twice the rows."""
 
 TILE_N = 8192
 TILE_BYTES = 16384
 TILE_WARPS = 8
 TILE_PROGRAMS = 1
-"""The same for wider rows: 32768 x 4096 takes 196 us, a row at a time 200 or more; 4096 x 8192 takes 55 us."""
+"""The same for wider rows: 32768 x 4096 takes 196 us, one row at a time 200 or more; 4096 x 8192 takes 55 us."""
 
 STAGES = 3
-"""Of loads in flight: 4096 x 8192 takes 55 us with 3, 59 with 4, 68 or more with 1."""
+"""Stages of loads in flight: 4096 x 8192 takes 55 us with 3, 59 us with 4, 68 us or more with 1."""
 
 STAGED_ROW_BYTES = 16384
-"""Bytes of x in a row up to which loads are staged: 4096 x 8192 takes 104 us in fp32 without, 108 to 110 with 3."""
+"""Bytes of x in a row, at most, for staged loads: 4096 x 8192 in fp32 takes 104 us without, 108 to 110 with 3."""
 
 WIDE_MAX_N = 32768
-"""Elements a row up to which one program's registers hold the gradient of the weight, in fp32."""
+"""Elements per row, at most, for which one program's registers hold the weight's gradient in fp32."""
 
 WIDE_WARPS = 16
 
@@ -41,64 +42,66 @@ WIDE_BLOCK = 2048
 """Elements at a time: 16384 x 32768 spills with 4096 and takes 1160 us or more."""
 
 KEPT_MAX_N = 16384
-"""Elements a row up to which all of it stays in registers between the two passes, but see WIDE_BLOCK_ADDED: 4096 x
-16384 takes 106 us so and 110 read twice; in fp32 202 and 242."""
+"""Elements per row, at most, for which the whole row stays in registers between the two passes, except with
+WIDE_BLOCK_ADDED. 4096 x 16384 takes 106 us, and 110 us if the row is read twice; in fp32 202 and 242 us."""
 
 FETCH_ROW_BYTES = 32768
-"""Bytes of x in such a row up to which the next one is fetched to the L2 before the first pass: 4096 x 16384 takes
-106 us so, 115 if it is not; in fp32 202 us if it is not, 216 or more if it is."""
+"""Bytes of x in such a row, at most, for which the next row is fetched to the L2 before the first pass. 4096 x 16384
+takes 106 us with the fetch and 115 us without; in fp32 216 us or more with it and 202 us without."""
 
 WIDE_BLOCK_ADDED = 4096
-"""Elements at a time of rows of at most FETCH_ROW_BYTES with a gradient to add, which are read twice: 4096 x 16384
-takes 144 us so and 152 with all of the row kept; in fp32 272 kept and 299 read twice."""
+"""Elements per block of rows of at most FETCH_ROW_BYTES that have a gradient to add. These rows are read twice: 4096 x
+16384 takes 144 us, and 152 us with the whole row kept; in fp32 299 us, and 272 us with the row kept."""
 
 WIDE_FETCH_ROW_BYTES = 65536
-"""Bytes of x in a row wider still up to which the next one is fetched, with hints for the caches: 16384 x 32768 takes
-898 us in bf16 and 884 in fp16 so, 945 and 934 if it is not, 1450 in bf16 without hints. With a gradient to add, whose
-row is fetched at once, 1147 if the next row is not fetched, 1262 or more if it is: two rows an SM of everything do
-not fit the L2."""
+"""Bytes of x in a row of more than KEPT_MAX_N elements, at most, for which the next row is fetched, with hints for the
+caches. 16384 x 32768 takes 898 us in bf16 and 884 us in fp16; 945 and 934 us without the fetch, 1450 us in bf16 without
+hints. With a gradient to add, its row is fetched at once and the next row is not: 1147 us, and 1262 us or more if the
+next row is fetched too, because two rows per SM of all operands do not fit the L2."""
 
 WIDE_KEPT = 4
-"""Blocks that stay in registers of rows of more than WIDE_FETCH_ROW_BYTES: in fp32 16384 x 32768 takes 2166 us so,
-2293 or more with none, 2490 with the next row fetched; with a gradient to add 2484, 2501 with its row fetched. 16-bit
-rows are read twice: in bf16 it would be 880 instead of 898, but in fp16 952 instead of 884."""
+"""Blocks that stay in registers, for rows of more than WIDE_FETCH_ROW_BYTES. In fp32 16384 x 32768 takes 2166 us, 2293
+us or more with none kept, and 2490 us with the next row fetched. With a gradient to add it takes 2484 us, and 2501 us
+with that row fetched. 16-bit rows are read twice: kept blocks took 880 instead of 898 us in bf16, but 952 instead of
+884 us in fp16."""
 
 MOMENTS_BLOCK = 4096
 COLUMNS_BLOCK = 2048
 COLUMNS_WARPS = 4
 COLUMNS_PROGRAMS = 4
-"""Of rows wider still: elements at a time in the first and the second kernel, its warps, and programs an SM. Not
-measured against others."""
+"""For rows wider than WIDE_MAX_N: elements per block of the first and of the second kernel, and the second kernel's
+warps and programs per SM. No other values were measured."""
 
 GATED_TILE = 1024
 GATED_WARPS = 2
 GATED_PROGRAMS = 4
-"""As NARROW_TILE_BYTES, in elements, for gated groups: 200000 heads of 128 take 66.3 us, 49152 take 20.3; twice the
-elements, with twice the warps and half the programs, 67.7 and 21.1."""
+"""Elements that a program holds at a time, warps, and programs per SM, for gated groups. 200000 heads of 128 take 66.3
+us and 49152 heads 20.3 us; with twice the elements, twice the warps and half the programs 67.7 and 21.1 us."""
 
 GATED_FEW = ((4096, 256, 1, 2), (2**20, 1024, 2, 2))
-"""For up to so many elements in all: elements a program holds at a time, its warps, and programs an SM. 24 heads of 128
-take 2.4 us, 768 take 3.1, 6144 take 6.9."""
+"""Elements in all, at most -> elements that a program holds at a time, its warps, and programs per SM. 24 heads of 128
+take 2.4 us, 768 heads 3.1 us, 6144 heads 6.9 us."""
 
 GATED_WIDE = ((2048, 4, 2), (8192, 16, 1))
-"""Of groups wider than GATED_TILE, one at a time, up to so many elements: warps, and programs an SM. Not measured
-against others."""
+"""Elements per group, at most -> warps, and programs per SM, for groups wider than GATED_TILE. A program holds one
+group at a time. No other values were measured."""
 
 GATED_MAX_N = GATED_WIDE[-1][0]
-"""Elements of the widest gated group."""
+"""Elements of the widest gated group that a kernel takes."""
 
 MAX_ROWS = 2**30
-"""Rows a call: the kernels count them in 32 bits, and one step beyond the last."""
+"""Rows per call: the kernels count rows in 32 bits, to one step beyond the last row."""
 
 MAX_N = COLUMNS_BLOCK * 65535
-"""Elements a row: the second dimension of a CUDA grid holds no more blocks of columns."""
+"""Elements per row: the second dimension of a CUDA grid holds at most 65535 blocks of columns."""
 
 SUM_NARROW_N = 512
 SUM_NARROW = (128, 4)
 SUM_WIDE = (64, 8)
 SUM_WARPS = 4
-"""Of the parts of a weight's gradient, one a program: parts and columns at a time for weights of up to so many
-elements and for wider ones, and warps: 4096 x 1024 takes 10.8 us so, with 16 columns at a time 11.2."""
+"""The sum kernel adds the parts of a weight's gradient, one part per program of the gradient's kernel. SUM_NARROW (for
+at most SUM_NARROW_N elements) and SUM_WIDE: parts and columns at a time; SUM_WARPS: warps. 4096 x 1024 takes 10.8 us,
+and 11.2 us with 16 columns at a time."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,12 @@ class BackwardPlan:
 
 
 def gated_may_start_early(num_programs: int, num_sms: int) -> bool:
-    """Whether a gated gradient's kernel is launched as a programmatic dependent, so that it may start while the kernel
-    before runs. Not where it has to share SMs with that one, probably since its programs come to lie unevenly: 6144
-    heads, forward and backward, take 12.5 us so and 9.8 us otherwise. 24 heads, backward, take 2.4 us so and 2.6 us
-    otherwise."""
+    """Return whether a gated gradient's kernel may start while the previous kernel runs (programmatic dependent
+    launch).
+
+    It may, unless the two kernels would share SMs. 6144 heads, forward and backward, take 12.5 us with an early start
+    and 9.8 us without. 24 heads, backward, take 2.4 us with an early start and 2.6 us without. Hypothesis: on shared
+    SMs the programs spread unevenly."""
     return num_programs < num_sms
 
 
