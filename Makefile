@@ -17,7 +17,7 @@ HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev
 OTHER_VLLMS := tests/integrations/vllm/other_versions.py
 SGLANGS := tests/integrations/sglang/sglang_versions.py
 OLDEST_TRITON := tests/kernels/triton/oldest_triton.py
-SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(OLDEST_TRITON) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cuda/* kernels/operators/*)
+SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(OLDEST_TRITON) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cpu/backward/* kernels/cuda/* kernels/operators/*)
 
 .PHONY: test test-all bench ops lint setup clean
 

@@ -17,7 +17,6 @@ from serving_ops import counters, installation, reference, settings  # noqa: E40
 from serving_ops.explain import Explanation, explain  # noqa: E402
 from serving_ops.extension import cpp_library  # noqa: E402
 from serving_ops.norm_spec import NormSpec  # noqa: E402
-from serving_ops.ops import backward as _backward  # noqa: E402, F401 (registers)
 from serving_ops.ops.add_rms_norm import add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm_quant import fused_add_rms_norm_quant  # noqa: E402
@@ -27,6 +26,7 @@ from serving_ops.ops.rms_norm_gated_quant import rms_norm_gated_quant  # noqa: E
 from serving_ops.ops.rms_norm_quant import rms_norm_quant  # noqa: E402
 from serving_ops.prewarm import PrewarmReport, prewarm  # noqa: E402
 from serving_ops.quant_format import QuantFormat  # noqa: E402
+from serving_ops.training import backward_ops as _backward_ops  # noqa: E402, F401 (registers)
 from serving_ops.version import __version__  # noqa: E402
 
 installation.warn_without_library()

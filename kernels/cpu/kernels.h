@@ -3,9 +3,9 @@
 
 #include "isa.h"
 #include "rms_norm.h"
-#include "rms_norm_backward.h"
+#include "backward/rms_norm_backward.h"
 #include "rms_norm_gated.h"
-#include "rms_norm_gated_backward.h"
+#include "backward/rms_norm_gated_backward.h"
 
 namespace serving_ops::cpu {
 namespace {

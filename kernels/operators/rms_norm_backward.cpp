@@ -1,6 +1,6 @@
 // serving_ops::rms_norm_backward(Tensor dout, Tensor s, Tensor? weight, float eps, *, float weight_offset,
 // Tensor? ds_more) -> (Tensor ds, Tensor dweight)
-#include "../cpu/run_backward.h"
+#include "../cpu/backward/run_backward.h"
 #include "boxed.h"
 #include "operators.h"
 

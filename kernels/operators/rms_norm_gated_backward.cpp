@@ -1,6 +1,6 @@
 // serving_ops::rms_norm_gated_backward(Tensor dout, Tensor x, Tensor? z, Tensor? weight, float eps, *, Tensor? bias,
 // bool norm_before_gate, str activation, int? group_size) -> (Tensor dx, Tensor dz, Tensor dweight, Tensor dbias)
-#include "../cpu/run_backward.h"
+#include "../cpu/backward/run_backward.h"
 #include "boxed.h"
 #include "operators.h"
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, counters, cuda, modes, reference
+from serving_ops import counters, cuda, modes, reference
 from serving_ops.ops import registry
 from serving_ops.ops.description import NormOp, Number, Result, Rows, Vector
+from serving_ops.training import autograd
 
 IN_PLACE = "fused_add_rms_norm"
 

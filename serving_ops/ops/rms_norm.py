@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, checks, cuda, modes, reference
+from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import registry
 from serving_ops.ops.description import NormOp, Number, Result, Rows, Vector
+from serving_ops.training import autograd
 
 
 def rms_norm(

@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from serving_ops import autograd, checks, cuda, modes, reference
+from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import registry
 from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Result, Rows, Vector
+from serving_ops.training import autograd
 
 
 def rms_norm_gated(

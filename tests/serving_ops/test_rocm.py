@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import counters, cuda_backward, doctor, reference, support
+from serving_ops import counters, doctor, reference, support
+from serving_ops.training import cuda_backward
 
 REASON = "no kernels for ROCm"
 EPS = 1e-6

@@ -17,7 +17,8 @@ import torch
 import serving_ops
 from serving_ops import extension
 from serving_ops.kernels import contract
-from serving_ops.kernels.triton import backward, gated, norm
+from serving_ops.kernels.triton import gated, norm
+from serving_ops.kernels.triton.backward import run_backward
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.kernels.triton.variant import flags_of
 
@@ -102,7 +103,7 @@ def test_a_recipe_has_the_field_of_each_parameter_and_the_scratch_buffers() -> N
 
 
 def test_cpp_launches_norms_but_not_their_gradients() -> None:
-    launchers = {name: value for name, value in vars(backward).items() if isinstance(value, Launcher)}
+    launchers = {name: value for name, value in vars(run_backward).items() if isinstance(value, Launcher)}
     assert launchers
     assert not [name for name, launcher in launchers.items() if launcher.recipe is not None]
     assert all(launcher.recipe for launcher in (*norm._LAUNCHERS.values(), gated._launcher))

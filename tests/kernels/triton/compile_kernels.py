@@ -22,12 +22,13 @@ import torch
 import triton
 from compare_code import compiled, record_launches
 
-from serving_ops import cuda, cuda_backward, cuda_quant
+from serving_ops import cuda, cuda_quant
 from serving_ops.kernels import triton as kernels
 from serving_ops.kernels.triton import launch
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
 from serving_ops.quant_format import QuantFormat
+from serving_ops.training import cuda_backward
 
 EVERY_CALL = 90
 BF16, FP32, INT8 = torch.bfloat16, torch.float32, torch.int8

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serving_ops import plan_backward
+from serving_ops.training import plan_backward
 
 # In a process of its own: where there is no GPU, this one has the kernels in Triton's interpreter. It compiles each
 # description that it reads, a line each, and answers with a line: importing Triton takes longer than a kernel.
@@ -79,19 +79,19 @@ KERNELS = {
     "norm_tile": ("norm_tile_kernel", NORM | TILE | {"N": 128}, 1),
     "norm_wide": ("norm_wide_kernel", NORM | {"N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768}, 32),
     "gated": ("gated_kernel", SHARED | GATED | {"SIGMOID": False}, 2),
-    "norm_backward": ("norm_backward_kernel", BACKWARD | {"N": 8192, "BLOCK_N": 8192, "ROWS": 1}, 8),
-    "norm_backward_wide fetched": (
+    "backward.norm_backward": ("norm_backward_kernel", BACKWARD | {"N": 8192, "BLOCK_N": 8192, "ROWS": 1}, 8),
+    "backward.norm_backward_wide fetched": (
         "norm_backward_wide_kernel",
         {"N": 16384, "BLOCK_N": plan_backward.WIDE_BLOCK_ADDED, "KEPT": 0, "FETCH": True, "FETCH_MORE": True}
         | {"HINTS": False, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True},
         plan_backward.WIDE_WARPS,
     ),
-    "norm_backward_columns": (
+    "backward.norm_backward_columns": (
         "norm_backward_columns_kernel",
         {"N": 65536, "BLOCK_N": 2048, "STAGES": 3, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True},
         4,
     ),
-    "gated_backward": (
+    "backward.gated_backward": (
         "gated_backward_kernel",
         {key: value for key, value in GATED.items() if key not in {"LOG2_BLOCK_N", "PAIRWISE"}}
         | {"N": 128, "STAGES": 3, "FLAT": False, "HAS_WEIGHT": True, "SIGMOID": False, "PDL": True},
@@ -101,12 +101,12 @@ KERNELS = {
 
 
 OTHER_KERNELS = {
-    "norm_backward_columns moments": (
+    "backward.norm_backward_columns moments": (
         "row_moments_kernel",
         {"N": 65536, "BLOCK_N": plan_backward.MOMENTS_BLOCK, "HAS_WEIGHT": True, "ALIGNED": True},
         plan_backward.COLUMNS_WARPS,
     ),
-    "partial_sum": (
+    "backward.partial_sum": (
         "partial_sum_kernel",
         {"PARTS": plan_backward.SUM_WIDE[0], "COLUMNS": plan_backward.SUM_WIDE[1], "PDL": True},
         plan_backward.SUM_WARPS,
@@ -148,7 +148,7 @@ def test_wide_rows_and_their_sums_stay_in_registers(compiled: Compile, size: int
     constants = {"N": size, "BLOCK_N": plan.block_n, "KEPT": plan.kept, "FETCH": plan.fetch}
     constants |= {"FETCH_MORE": plan.fetch_more, "HINTS": plan.hints, "ALIGNED": True, "HAS_MORE": has_more}
     constants |= {"HAS_WEIGHT": True, "PDL": True}
-    code = compiled("norm_backward_wide", "norm_backward_wide_kernel", constants, plan.num_warps, pointer)
+    code = compiled("backward.norm_backward_wide", "norm_backward_wide_kernel", constants, plan.num_warps, pointer)
     assert code["local_loads"] <= FEW_LOCAL_LOADS
 
 
@@ -157,9 +157,9 @@ def test_wide_rows_and_their_sums_stay_in_registers(compiled: Compile, size: int
 def test_as_many_programs_of_the_widest_rows_fit_an_sm_as_are_launched(
     compiled: Compile, pointer: str, has_more: bool
 ) -> None:
-    name, constants, num_warps = KERNELS["norm_backward_columns"]
+    name, constants, num_warps = KERNELS["backward.norm_backward_columns"]
     code = compiled(
-        "norm_backward_columns", name, constants | {"ALIGNED": True, "HAS_MORE": has_more}, num_warps, pointer
+        "backward.norm_backward_columns", name, constants | {"ALIGNED": True, "HAS_MORE": has_more}, num_warps, pointer
     )
     assert code["registers"] * 32 * num_warps * plan_backward.COLUMNS_PROGRAMS <= REGISTERS_AN_SM
     assert code["local_loads"] == 0

@@ -6,8 +6,8 @@
 #include <memory>
 #include <new>
 
-#include "../operators/backward_calls.h"
-#include "isa.h"
+#include "../../operators/backward_calls.h"
+#include "../isa.h"
 
 namespace serving_ops::cpu {
 

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import plan_backward as plans
 from serving_ops import support
 from serving_ops.cuda import pdl
 from serving_ops.layout import RowGrid, row_grid
 from serving_ops.plan import MAX_GROUPS
+from serving_ops.training import plan_backward as plans
 
 
 @cache
 def _module() -> Any:
     """Imported at the first call: importing this package must not import Triton."""
-    from serving_ops.kernels.triton import backward
+    from serving_ops.kernels.triton.backward import run_backward
 
-    return backward
+    return run_backward
 
 
 @cache

@@ -3,8 +3,8 @@
 // dx = ds * g and dz = ds * x * slope. ds is that of rms_norm_backward.h, for dn = dy * weight.
 #pragma once
 
-#include "over_rows.h"
-#include "rms_norm_gated.h"
+#include "../over_rows.h"
+#include "../rms_norm_gated.h"
 
 namespace serving_ops::cpu {
 namespace {

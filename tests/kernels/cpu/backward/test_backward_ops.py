@@ -14,7 +14,7 @@ from numerics import rms_error, rows
 from torch import Tensor
 
 from serving_ops import extension
-from serving_ops.ops import backward
+from serving_ops.training import backward_ops
 
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
@@ -53,7 +53,7 @@ def _assert_no_worse_than(formula: Callable[..., Any], op: Any, arguments: Argum
 def assert_no_less_accurate(dout: Tensor, s: Tensor, weight: Tensor | None, offset: float, more: Tensor | None) -> None:
     options = {"weight_offset": offset, "ds_more": more}
     op = torch.ops.serving_ops.rms_norm_backward
-    _assert_no_worse_than(backward.rms_norm_backward, op, ((dout, s, weight, 1e-6), options))
+    _assert_no_worse_than(backward_ops.rms_norm_backward, op, ((dout, s, weight, 1e-6), options))
 
 
 def assert_gated_no_less_accurate(
@@ -61,7 +61,9 @@ def assert_gated_no_less_accurate(
 ) -> None:
     options = {"norm_before_gate": True, "activation": "silu", "group_size": None} | changes
     op = torch.ops.serving_ops.rms_norm_gated_backward
-    _assert_no_worse_than(backward.rms_norm_gated_backward, op, ((dout, x, z, weight, 1e-6), {"bias": bias, **options}))
+    _assert_no_worse_than(
+        backward_ops.rms_norm_gated_backward, op, ((dout, x, z, weight, 1e-6), {"bias": bias, **options})
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -174,8 +176,8 @@ def test_a_rows_gradient_has_the_same_bits_in_any_batch() -> None:
 def test_what_cpp_does_not_take_is_computed_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     for name in ("rms_norm_backward", "rms_norm_gated_backward"):
-        formula = getattr(backward, name)
-        monkeypatch.setattr(backward, name, lambda *a, f=formula, n=name, **o: (asked.append(n), f(*a, **o))[1])
+        formula = getattr(backward_ops, name)
+        monkeypatch.setattr(backward_ops, name, lambda *a, f=formula, n=name, **o: (asked.append(n), f(*a, **o))[1])
     deep = rows((3,) * 7 + (8,), torch.float32)[:, :2, :2, :2, :2, :2, :2]
     for x, taken in ((rows((3, 8), torch.float64), False), (deep, False), (torch.empty(0, 2, 8), True)):
         asked.clear()
@@ -191,7 +193,7 @@ def test_what_cpp_does_not_take_is_computed_in_pytorch(monkeypatch: pytest.Monke
 def test_rows_and_weights_with_gaps_are_copied_for_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of a sum has strides of 0."""
     for name in ("rms_norm_backward", "rms_norm_gated_backward"):
-        monkeypatch.setattr(backward, name, lambda *_, **__: pytest.fail("the formula was asked"))
+        monkeypatch.setattr(backward_ops, name, lambda *_, **__: pytest.fail("the formula was asked"))
     x, weight = rows((5, 32), torch.float32)[:, ::2], rows((32,), torch.float32)[::2]
     dout = torch.ones(()).expand(5, 16)
     for op, args, options in (

@@ -12,8 +12,9 @@ from numerics import rms_error, rows
 from torch import Tensor
 
 import serving_ops
-from serving_ops import cuda_backward, plan_backward, support
-from serving_ops.kernels.triton import backward
+from serving_ops import support
+from serving_ops.kernels.triton.backward import run_backward
+from serving_ops.training import cuda_backward, plan_backward
 
 EPS = 1e-6
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -131,7 +132,7 @@ def test_without_eps_a_program_that_is_not_full_sums_no_nan(kernel_device: torch
 
 
 def test_the_sum_of_parts_is_compiled_anew_for_each_dtype_it_ends_in() -> None:
-    keys = {backward.sum_variant(torch.empty(8, dtype=dtype), pdl) for dtype in DTYPES for pdl in (False, True)}
+    keys = {run_backward.sum_variant(torch.empty(8, dtype=dtype), pdl) for dtype in DTYPES for pdl in (False, True)}
     assert len(keys) == 2 * len(DTYPES)
 
 
@@ -285,7 +286,7 @@ def test_a_group_too_wide_for_registers_is_left_to_the_formula(kernel_device: to
 @pytest.mark.parametrize("size", [128, 4096, 16384, 32768, 65536, 2**20])
 def test_no_more_programs_than_run_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     asked: list[tuple[Any, ...]] = []
-    launches = SimpleNamespace(Block=backward.Block, run_norm_backward=lambda *arguments: asked.append(arguments))
+    launches = SimpleNamespace(Block=run_backward.Block, run_norm_backward=lambda *arguments: asked.append(arguments))
     monkeypatch.setattr(cuda_backward, "_module", lambda: launches)
     monkeypatch.setattr(cuda_backward, "_num_sms", lambda device: 132)
     row = torch.zeros(size, dtype=torch.bfloat16)

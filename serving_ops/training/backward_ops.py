@@ -1,4 +1,4 @@
-"""`rms_norm_backward` and `rms_norm_gated_backward`: what autograd calls (see `serving_ops.autograd`).
+"""`rms_norm_backward` and `rms_norm_gated_backward`: what autograd calls (see `serving_ops.training.autograd`).
 
 With s the row that is normed, n = s * rsqrt(mean(s^2) + eps), y = n * weight + bias (weight: with its offset), and dt
 the gradient of t:
@@ -9,8 +9,8 @@ dweight = the sum of dy * n over rows, dbias that of dy
 
 A gate g = act(z) behind the norm gives out = y * g, so dy = dout * g and dg = dout * y; one before it s = x * g, so
 dx = ds * g and dg = ds * x. In fp32 (float64 for float64), rounded once at the end. On CPU in C++
-(kernels/cpu/rms_norm_backward.h, rms_norm_gated_backward.h), on CUDA in Triton (kernels/triton/backward.py), where
-rstd is not kept from the forward but computed anew from the row that has to be read anyway; the rest is plain PyTorch.
+(kernels/cpu/backward/), on CUDA in Triton (kernels/triton/backward/), where rstd is not kept from the forward but
+computed anew from the row that has to be read anyway; the rest is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from serving_ops import checks, cuda_backward, reference, support
+from serving_ops import checks, reference, support
 from serving_ops.schemas import library
+from serving_ops.training import cuda_backward
 
 NAME = "rms_norm_backward"
 GATED_NAME = "rms_norm_gated_backward"

@@ -1,11 +1,12 @@
 """The ops differentiated, transformed or exported; with gradients, the serving operators forward, and
-`serving_ops.ops.backward` behind them.
+`serving_ops.training.backward_ops` behind them.
 
 So a row gets the same bits in training as in serving. Autograd is here and not at the operators, whose calls would pay
 for it while serving: engines that run under `torch.no_grad()` still go through its dispatch key.
 
-A gradient that is differentiated again is computed by its formula in PyTorch (see `serving_ops.ops.backward`), and what
-`torch.func` or forward-mode AD transforms is computed by `serving_ops.reference`, so all of these have right values.
+A gradient that is differentiated again is computed by its formula in PyTorch (see
+`serving_ops.training.backward_ops`), and what `torch.func` or forward-mode AD transforms is computed by
+`serving_ops.reference`, so all of these have right values.
 An exported graph holds operators that autograd knows, `*_trainable`: it may be trained, whatever it was exported under.
 """
 
@@ -17,15 +18,15 @@ import torch
 from torch import Tensor
 
 from serving_ops import checks, modes, reference
-from serving_ops.ops import backward
 from serving_ops.schemas import library
+from serving_ops.training import backward_ops
 
 _ops = torch.ops.serving_ops
 
 
 def _norm_backward() -> Any:
     """The operator, or its formula in PyTorch where the gradient may be differentiated again."""
-    return backward.rms_norm_backward if torch.is_grad_enabled() else _ops.rms_norm_backward.default
+    return backward_ops.rms_norm_backward if torch.is_grad_enabled() else _ops.rms_norm_backward.default
 
 
 def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:
@@ -149,7 +150,7 @@ class RMSNormGated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, z, weight, bias = ctx.saved_tensors
-        run = backward.rms_norm_gated_backward if torch.is_grad_enabled() else _ops.rms_norm_gated_backward.default
+        run = backward_ops.rms_norm_gated_backward if torch.is_grad_enabled() else _ops.rms_norm_gated_backward.default
         gradients = run(
             dout,
             x,

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from serving_ops.kernels.triton.gated_backward import gated_backward_kernel
+from serving_ops.kernels.triton.backward.gated_backward import gated_backward_kernel
+from serving_ops.kernels.triton.backward.norm_backward import norm_backward_kernel
+from serving_ops.kernels.triton.backward.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
+from serving_ops.kernels.triton.backward.norm_backward_wide import norm_backward_wide_kernel
+from serving_ops.kernels.triton.backward.partial_sum import partial_sum_kernel
 from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.norm import Rows, fields_of
-from serving_ops.kernels.triton.norm_backward import norm_backward_kernel
-from serving_ops.kernels.triton.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
-from serving_ops.kernels.triton.norm_backward_wide import norm_backward_wide_kernel
-from serving_ops.kernels.triton.partial_sum import partial_sum_kernel
 from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
 
 _tile = Launcher(norm_backward_kernel)
@@ -25,7 +25,7 @@ _sum = Launcher(partial_sum_kernel)
 
 
 class BackwardPlan(Protocol):
-    """As `serving_ops.plan_backward.BackwardPlan`."""
+    """As `serving_ops.training.plan_backward.BackwardPlan`."""
 
     @property
     def kernel(self) -> str: ...

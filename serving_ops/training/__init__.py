@@ -1,0 +1,1 @@
+"""Training: the ops differentiated, and the operators that compute their gradients."""
