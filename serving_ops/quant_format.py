@@ -21,10 +21,10 @@ ALLOWED = {
 """The values of each field."""
 
 PACKED = 4
-"""Scales in an int32 of the format ue8m0, the first in the lowest byte; bytes behind the last scale are 0."""
+"""Scales per int32 in the format ue8m0. The first is in the lowest byte; bytes after the last scale are 0."""
 
 TMA_ROWS = 4
-"""Rows that a column of scales is padded to a multiple of, 16 bytes, where it is to be loaded by TMA."""
+"""A column of scales that TMA loads is padded to a multiple of this many rows, which is 16 bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class QuantFormat:
             raise ValueError(f"serving_ops: granularity is 'tensor': its one scale is fp32 and row_major, not {self}")
 
     def fields(self) -> dict[str, Any]:
-        """By name, as operators take them."""
+        """Return the fields by name, as the operators take them."""
         return {
             "dtype": self.dtype,
             "granularity": self.granularity,
@@ -66,11 +66,11 @@ class QuantFormat:
         }
 
     def group(self, size: int) -> int:
-        """Elements that share a scale, of a row of this size."""
+        """Return how many elements share a scale, in a row of this size."""
         return self.group_size if self.granularity == "group" else size
 
     def scales(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], torch.dtype, tuple[int, ...] | None]:
-        """Shape, dtype and strides of the scales of rows of this shape, (..., N); strides None for contiguous ones."""
+        """Return shape, dtype and strides (None: contiguous) of the scales for rows of this shape, (..., N)."""
         *leading, size = shape
         if self.granularity == "tensor":
             return (0,), torch.float32, None

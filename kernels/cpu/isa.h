@@ -13,7 +13,7 @@ const Kernels* const* usable_kernels();
 // The best of them, or what use_kernels chose.
 const Kernels& chosen_kernels();
 
-// Chooses those of an instruction set from here on. False, and nothing changes, where they are not among the usable ones.
+// Uses the kernels of one instruction set from here on. Returns false and changes nothing if they are not usable here.
 bool use_kernels(const char* isa);
 
 }  // namespace serving_ops::cpu

@@ -35,7 +35,7 @@ class Rows(Protocol):
 
 
 def fields_of(rows: Rows, **tensors: Tensor) -> dict[str, Any]:
-    """What kernels are passed of rows, by the names of their parameters. tensors: those of `rows`, in its order."""
+    """Return the kernels' arguments for these rows, by parameter name. tensors: the tensors of `rows`, in its order."""
     of_rows = rows.num_rows, rows.inner, rows.inner == rows.num_rows
     values = (*of_rows, *tensors.values(), *rows.outer_strides, *rows.inner_strides)
     return dict(zip(_names_of(*tensors), values, strict=True))
@@ -48,7 +48,7 @@ def _names_of(*tensors: str) -> tuple[str, ...]:
 
 
 def constants_of(plan: Plan, pdl: bool) -> dict[str, Any]:
-    """The kernels' constants that a plan decides, by the names of their parameters."""
+    """Return the kernels' constants that a plan decides, by parameter name."""
     return {
         "BLOCK_N": plan.block_n,
         "LOG2_BLOCK_N": plan.block_n.bit_length() - 1,
@@ -61,7 +61,7 @@ def constants_of(plan: Plan, pdl: bool) -> dict[str, Any]:
 
 def run_norm(
     x: Tensor,  # (..., N)
-    residual: Tensor | None,  # like x; written, but for a `total`
+    residual: Tensor | None,  # like x; written, unless there is a `total`
     weight: Tensor | None,  # (N,)
     out: Tensor,  # like x; written, may be x
     eps: float,

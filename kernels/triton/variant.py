@@ -27,7 +27,7 @@ _BIT = SimpleNamespace(**contract.FLAGS)
 
 
 class Variant(NamedTuple):
-    """A compiled kernel's key. group_size is N but for gated norms of groups."""
+    """A compiled kernel's key. group_size is N, except for gated norms of groups."""
 
     flags: int
     size: int
@@ -35,7 +35,7 @@ class Variant(NamedTuple):
 
 
 def run_time_parameters(function: Callable[..., Any]) -> list[str]:
-    """Those of a kernel that are no constants of its code."""
+    """Return the names of a kernel's parameters that are not compile-time constants."""
     parameters = inspect.signature(function).parameters.items()
     return [name for name, parameter in parameters if "constexpr" not in str(parameter.annotation)]
 
