@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import NormSpec, QuantFormat, settings
+from serving_ops import NormSpec, QuantFormat, counters, cuda_quant, settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.vllm import installed
 from serving_ops.schemas import TAGS, library
@@ -46,12 +46,22 @@ WRITTEN = {1: "result", 2: "scale", 3: "residual"}
 def _norm_then_quantize(
     fmt: QuantFormat, result: Tensor, x: Tensor, weight: Tensor, scale: Tensor, eps: float, residual: Tensor | None
 ) -> None:
-    """Call the op that writes result and scale in place, for scales of any strides."""
+    """The scales are written where they lie, whatever their strides."""
+    name = "rms_norm_quant" if residual is None else "fused_add_rms_norm_quant"
+    if x.is_cuda and cuda_quant.norm_quant_unchecked(x, residual, weight, eps, fmt, result, scale) is None:
+        counters.count_kernel(name)
+        return
+    rows = (x,) if residual is None else (x, residual)
     options: dict[str, Any] = {"weight": weight, "eps": eps, **fmt.fields(), "out": result, "scales_out": scale}
-    if residual is None:
-        torch.ops.serving_ops.rms_norm_quant.out(x, **options)
-    else:
-        torch.ops.serving_ops.fused_add_rms_norm_quant.out(x, residual, **options)
+    getattr(torch.ops.serving_ops, name).out(*rows, **options)
+
+
+@functools.cache
+def _format(dtype: torch.dtype, group_size: int | None) -> QuantFormat:
+    """Of a scale a token, or a group."""
+    if group_size is None:
+        return QuantFormat(dtype=dtype, granularity="token")
+    return QuantFormat(dtype=dtype, group_size=group_size)
 
 
 def _per_token(
@@ -66,8 +76,7 @@ def _per_token(
     """`_C.rms_norm_dynamic_per_token_quant`; vLLM's pass never gives an upper bound of the scale."""
     if scale_ub is not None:
         raise RuntimeError(f"serving_ops: scale_ub is {scale_ub}: it must be None")
-    fmt = QuantFormat(dtype=result.dtype, granularity="token")
-    _norm_then_quantize(fmt, result, input, weight, scale, epsilon, residual)
+    _norm_then_quantize(_format(result.dtype, None), result, input, weight, scale, epsilon, residual)
 
 
 def _per_block(
@@ -84,8 +93,7 @@ def _per_block(
     """`_C.rms_norm_per_block_quant`; the strides of the scales say whether they are transposed."""
     if scale_ub is not None:
         raise RuntimeError(f"serving_ops: scale_ub is {scale_ub}: it must be None")
-    fmt = QuantFormat(dtype=result.dtype, group_size=group_size)
-    _norm_then_quantize(fmt, result, input, weight, scale, epsilon, residual)
+    _norm_then_quantize(_format(result.dtype, group_size), result, input, weight, scale, epsilon, residual)
 
 
 @functools.cache

@@ -9,7 +9,8 @@ its `Variant`, its plan and how it is launched, and goes to the compiled kernel;
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +58,10 @@ class Compiled(NamedTuple):
 
 
 OnCompiled = Callable[[Variant, Plan, Compiled], None]
+
+Repeat = Callable[[Iterable[int]], None]
+"""A launch that takes the addresses of a kernel's pointers, in its order. Their device has to be current."""
+
 
 on_compiled: OnCompiled | None = None
 """Called with each kernel compiled or loaded that a launcher of ours can launch."""
@@ -116,13 +121,17 @@ class Launcher:
             self._compile(variant, plan, grid, args, pdl)
             return
         pointers, others = args[: self._num_pointers], args[self._num_pointers :]
-        addresses = [tensor.data_ptr() for tensor in pointers]
-        if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler listens
-            compiled[grid](*addresses, *others)
-            return
-        stream = torch._C._cuda_getCurrentRawStream(device_index)
-        function, packed = compiled.function, compiled.packed_metadata
-        compiled.run(*grid, stream, function, packed, None, None, None, *addresses, *others)
+        _launch(compiled, grid, device_index, [tensor.data_ptr() for tensor in pointers], others)
+
+    def repeat_of(
+        self, variant: Variant, plan: Any, grid: tuple[int, int, int], arguments: Mapping[str, Any], pdl: bool
+    ) -> Repeat | None:
+        """The same launch for tensors at other addresses, at a fraction of the host time; None before `__call__`."""
+        compiled = self._variants.get((variant, plan, pdl))
+        if compiled is None:
+            return None
+        args = self._in_order(arguments)
+        return partial(_launch, compiled, grid, args[0].get_device(), others=args[self._num_pointers :])
 
     def _compile(
         self, variant: Variant, plan: Any, grid: tuple[int, int, int], args: tuple[Any, ...], pdl: bool
@@ -148,6 +157,17 @@ class Launcher:
             and not getattr(metadata, "global_scratch_size", 0)
             and not getattr(metadata, "profile_scratch_size", 0)
         )
+
+
+def _launch(
+    compiled: Any, grid: tuple[int, int, int], device_index: int, addresses: Iterable[int], others: tuple[Any, ...]
+) -> None:
+    if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler listens
+        compiled[grid](*addresses, *others)
+        return
+    stream = torch._C._cuda_getCurrentRawStream(device_index)
+    function, packed = compiled.function, compiled.packed_metadata
+    compiled.run(*grid, stream, function, packed, None, None, None, *addresses, *others)
 
 
 def _is_type(triton_type: str, field_type: str) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from serving_ops.kernels.triton import epilogue
-from serving_ops.kernels.triton.launch import Launcher, Plan
+from serving_ops.kernels.triton.launch import Launcher, Plan, Repeat
 from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
 from serving_ops.kernels.triton.norm_row import norm_row_quant_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_quant_kernel
@@ -59,8 +59,11 @@ def run_norm_quant(
     plan: Plan,
     pdl: bool,
     fetch_residual: bool = False,
-) -> None:
+) -> Repeat | None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1.
+
+    Returns the same launch for tensors that lie alike, by the addresses of x, residual (or x), weight (or x), normed
+    (or x), q and scales; None in the interpreter.
 
     The normalised row is rounded to x's dtype, and its quantization has the bits of one that follows `run_norm` with
     the same plan.
@@ -90,7 +93,12 @@ def run_norm_quant(
         **constants_of(plan, pdl),
     }
     grid = (-(-rows.num_rows // plan.rows_per_program), 1, 1)
-    _LAUNCHERS[plan.kernel](Variant(flags, size, columns_of_a_scale(fmt)), plan, grid, arguments, pdl)
+    launcher, launch = (
+        _LAUNCHERS[plan.kernel],
+        (Variant(flags, size, columns_of_a_scale(fmt)), plan, grid, arguments, pdl),
+    )
+    launcher(*launch)
+    return launcher.repeat_of(*launch)
 
 
 def quant_arguments(fmt: QuantFormat, scales: Tensor) -> dict[str, Any]:
