@@ -47,7 +47,7 @@ def test_a_regular_install_has_the_checkouts_hash_whatever_the_hash_seed(install
 def test_the_hash_covers_what_compiled_graphs_depend_on_and_no_bench() -> None:
     names = set(compile_cache.sources())
     assert {"ops/rms_norm.py", "kernels/triton/norm.py", "integrations/vllm/priority.py"} <= names
-    assert {name.split("/")[0] for name in names if "/" in name} == {"ops", "kernels", "integrations"}
+    assert {name.split("/")[0] for name in names if "/" in name} == {"ops", "training", "kernels", "integrations"}
     assert not [name for name in names if name.startswith("integrations/sglang")]
 
 
