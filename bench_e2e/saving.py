@@ -28,8 +28,8 @@ def compact(result: Mapping[str, Any]) -> str:
 def _lines(value: Any, depth: int) -> str:
     """What holds nothing but plain values stays on one line, and so does an object below the first levels."""
     is_object = isinstance(value, Mapping)
-    held = list(value.values()) if is_object else value if isinstance(value, list) else []
-    holds_others = any(isinstance(entry, (Mapping, list)) for entry in held)
+    held = list(value.values()) if is_object else value if isinstance(value, (list, tuple)) else []
+    holds_others = any(isinstance(entry, (Mapping, list, tuple)) for entry in held)
     if depth and (not holds_others or (is_object and depth >= OBJECTS_BROKEN)):
         return json.dumps(value)
     entries = [_lines(entry, depth + 1) for entry in held]

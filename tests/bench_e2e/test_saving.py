@@ -19,6 +19,14 @@ def test_a_case_takes_one_line() -> None:
     assert compact(result).splitlines()[4:] == ['{"shape": [1, 2], "times": {"eager": {"best": 1.0}}}', "]", "}"]
 
 
+def test_a_result_has_the_same_form_before_and_after_it_was_read() -> None:
+    result = {
+        "load": {"batch_sizes": (1, 16), "decode_steps": 96},
+        "engines": {"native": [{"rounds": [{"tpot": 1.0}]}]},
+    }
+    assert compact(result) == compact(json.loads(compact(result)))
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
 def test_committed_results_are_in_the_compact_form(file: Path) -> None:
     assert file.read_text() == compact(json.loads(file.read_text()))
