@@ -129,7 +129,8 @@ def _fallback(op: NormOp) -> Callable[..., str]:
 
 def _run(op: NormOp, call: Call) -> None:
     """Run a checked call that has all its results, on kernels or on the reference."""
-    kernels = op.run.get(call["x"].device.type)
+    x = call["x"]
+    kernels = op.run.get("cuda" if x.is_cuda else x.device.type)  # as `explain` asks
     reason = why_no_kernel(op, call) if kernels is None else kernels(**call)
     if reason is None:
         if op.part_of is None:
