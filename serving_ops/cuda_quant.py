@@ -151,10 +151,10 @@ def gated_quant_route(
     **_: Any,
 ) -> Route:
     """As `cuda.gated_route`, for `rms_norm_gated_quant`."""
-    from serving_ops.kernels.triton.gated_quant import why_not_scales
-
     route = gated_route(x, z, weight, bias, norm_group_size, x)
     if not isinstance(route, str):
+        from serving_ops.kernels.triton.gated_quant import why_not_scales
+
         route = why_not_scales(x.shape[-1], norm_group_size or x.shape[-1], fmt) or route
     return _with_results(route, x, z, fmt, normed, out, scales_out)
 
