@@ -120,6 +120,7 @@ def take(plain: Iterable[NormSpec], vllm_config: Any) -> str:
 
     vLLM looks the operators up when it first compiles, which is later. Where the prewarm fails, `_C`'s stay.
     """
+    _operators()  # also where they are not put into the pass: a graph from vLLM's cache may call them
     report = serving_ops.prewarm(specs(plain, vllm_config))
     for spec, reason in report.failed.items():
         _logger.warning("serving_ops: the prewarm of %s failed, vLLM's own kernel stays: %s", spec.op, reason)
