@@ -121,13 +121,13 @@ def take(plain: Iterable[NormSpec], vllm_config: Any) -> str:
     vLLM looks the operators up when it first compiles, which is later. Where the prewarm fails, `_C`'s stay.
     """
     _operators()  # also where they are not put into the pass: a graph from vLLM's cache may call them
-    report = serving_ops.prewarm(specs(plain, vllm_config))
+    report = serving_ops.prewarm(specs(plain, vllm_config) if settings.prewarm_enabled() else ())
     for spec, reason in report.failed.items():
         _logger.warning("serving_ops: the prewarm of %s failed, vLLM's own kernel stays: %s", spec.op, reason)
     if report.failed:
         return "vLLM's fused norms stay its own: their prewarm failed"
     install()
-    return "vLLM's pass fuses norms and FP8 in our kernels"
+    return "where vLLM's pass fuses norms with FP8, our kernels run"
 
 
 def specs(plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:

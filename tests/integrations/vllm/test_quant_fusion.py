@@ -173,6 +173,21 @@ def test_whole_rows_are_prewarmed_in_the_form_of_the_checkpoint_and_heads_are_no
     assert {spec.fmt for spec in quant_fusion.specs(plain, _config(None))} == {QuantFormat(granularity="token")}
 
 
+@pytest.mark.parametrize(("switch", "warmed"), [("1", 1), ("0", 0)])
+def test_the_users_switch_holds_for_the_prewarm_of_fused_norms_too(
+    monkeypatch: pytest.MonkeyPatch, switch: str, warmed: int
+) -> None:
+    asked: list[NormSpec] = []
+    monkeypatch.setenv("SERVING_OPS_PREWARM", switch)
+    monkeypatch.setattr(quant_fusion, "install", lambda: None)
+    monkeypatch.setattr(
+        quant_fusion.serving_ops, "prewarm", lambda norms: asked.extend(norms) or serving_ops.PrewarmReport()
+    )
+    plain = [NormSpec("rms_norm", 1024, torch.bfloat16, torch.bfloat16, torch.device("cpu"))]
+    assert "our kernels run" in quant_fusion.take(plain, _config([128, 128]))
+    assert len(asked) == warmed
+
+
 def test_nothing_is_taken_on_a_cpu() -> None:
     passes = types.SimpleNamespace(fuse_norm_quant=True)
     config = types.SimpleNamespace(compilation_config=types.SimpleNamespace(pass_config=passes))
