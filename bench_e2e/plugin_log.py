@@ -9,6 +9,8 @@ from collections.abc import Iterable
 # SERVING_OPS names ops, "auto for rms_norm, rms_norm_gated alone" stands in the place of "auto".
 STARTUP = re.compile(r"\bserving_ops \S+ \([^)]+\): on for .*")
 NOTHING_ON = ": on for no layer"
+IN_VLLMS_PASS = "our kernels run"
+"""Said where no layer is ours, and vLLM's fusion pass calls our kernels all the same."""
 
 
 def startup_line(log: Iterable[str]) -> str | None:
@@ -18,4 +20,4 @@ def startup_line(log: Iterable[str]) -> str | None:
 
 
 def is_active(line: str | None) -> bool:
-    return line is not None and NOTHING_ON not in line
+    return line is not None and (NOTHING_ON not in line or IN_VLLMS_PASS in line)

@@ -140,6 +140,12 @@ def test_a_plugin_that_took_no_layer_is_not_active() -> None:
     assert not is_active(startup_line(["serving_ops is off: SERVING_OPS='yes' is not known"]))
 
 
+def test_kernels_in_vllms_fusion_pass_count_as_active_where_no_layer_is_on() -> None:
+    line = "serving_ops 0.1.0 (auto, cuda:0): on for no layer; where vLLM's pass fuses norms with FP8, "
+    assert is_active(f"{line}our kernels run")
+    assert not is_active(f"{line}vLLM's own run")
+
+
 def test_a_round_slowed_by_something_else_is_named(result: Result) -> None:
     assert disturbed(result) == []
     slow = dataclasses.replace(result.rounds["native"][1], times_ms=dict.fromkeys(METRICS, 400.0), number=3)
