@@ -23,7 +23,7 @@ from typing import Any
 
 from serving_ops import extension, settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.vllm import installed, quantization
+from serving_ops.integrations.vllm import installed, quantization, token_pass
 from serving_ops.integrations.vllm.ir_providers import OURS, PROVIDER, ROWS_PROVIDER
 
 OPS = ("rms_norm", "fused_add_rms_norm")
@@ -83,6 +83,8 @@ def _hide_from_defaults() -> None:
 def _without_ours(original: Any) -> Any:
     @functools.wraps(original)
     def without_serving_ops(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with guard.unless_strict("vLLM", "read its pass configuration"):
+            token_pass.remember_choice(self)
         with _hidden(self.kernel_config.ir_op_priority):
             return original(self, *args, **kwargs)
 

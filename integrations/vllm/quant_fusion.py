@@ -106,28 +106,32 @@ def _operators() -> tuple[Any, ...]:
     return tuple(getattr(torch.ops.serving_ops, name).default for name in (TOKEN, BLOCK))
 
 
-def is_for(vllm_config: Any) -> bool:
-    """Return whether vLLM's pass fuses this model's norms with FP8 quantization, and our kernels may serve it."""
+def can_run() -> bool:
+    """Return whether our kernels may serve vLLM's pass on this device, with the ops that the user allows."""
     from vllm.platforms import current_platform
 
-    passes = vllm_config.compilation_config.pass_config
-    can_run = current_platform.is_cuda() and current_platform.has_device_capability(89)
-    return bool(can_run and getattr(passes, "fuse_norm_quant", False) and settings.ops() >= NEEDED_OPS)
+    on_device = current_platform.is_cuda() and current_platform.has_device_capability(89)
+    return bool(on_device and settings.ops() >= NEEDED_OPS)
 
 
-def take(plain: Iterable[NormSpec], vllm_config: Any) -> str:
-    """Prewarm what vLLM's pass may make of a loaded model's norms, and put it into the pass; a phrase for the line.
+def is_for(vllm_config: Any) -> bool:
+    """Return whether vLLM's pass fuses this model's norms with FP8 quantization, and our kernels may serve it."""
+    return can_run() and bool(getattr(vllm_config.compilation_config.pass_config, "fuse_norm_quant", False))
 
-    vLLM looks the operators up when it first compiles, which is later. Where the prewarm fails, `_C`'s stay.
+
+def take(plain: Iterable[NormSpec], vllm_config: Any) -> bool:
+    """Prewarm what vLLM's pass may make of a loaded model's norms, and put it into the pass.
+
+    vLLM looks the operators up when it first compiles, which is later. Returns False where the prewarm fails and `_C`'s
+    stay.
     """
     _operators()  # also where they are not put into the pass: a graph from vLLM's cache may call them
     report = serving_ops.prewarm(specs(plain, vllm_config) if settings.prewarm_enabled() else ())
     for spec, reason in report.failed.items():
         _logger.warning("serving_ops: the prewarm of %s failed, vLLM's own kernel stays: %s", spec.op, reason)
-    if report.failed:
-        return "vLLM's fused norms stay its own: their prewarm failed"
-    install()
-    return "where vLLM's pass fuses norms with FP8, our kernels run"
+    if not report.failed:
+        install()
+    return not report.failed
 
 
 def specs(plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:

@@ -15,7 +15,15 @@ from serving_ops import settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.line import describe
 from serving_ops.integrations.common.prewarm_layers import Outcome, after_failures, prewarm_layers
-from serving_ops.integrations.vllm import features, installed, layers, priority, quant_fusion, quantization
+from serving_ops.integrations.vllm import (
+    features,
+    installed,
+    layers,
+    priority,
+    quant_fusion,
+    quantization,
+    token_pass,
+)
 from serving_ops.integrations.vllm.layers import NormLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
@@ -67,22 +75,31 @@ def _report_or_give_back(worker: Any, *, strict: bool) -> None:
 
 def on_model_loaded(worker: Any, *, strict: bool) -> None:
     """Prewarm the model's norms and log the line. Raises RuntimeError in strict mode if a layer fell back."""
-    found = layers.norm_layers(layers.models_of(worker), worker.vllm_config, worker.device)
+    models = list(layers.models_of(worker))
+    found = layers.norm_layers(models, worker.vllm_config, worker.device)
     outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
-    line = describe(found, str(worker.device), "; ".join([outcome.summary, *_fused(found, worker.vllm_config)]))
+    line = describe(found, str(worker.device), "; ".join([outcome.summary, *_fused(models, found, worker.vllm_config)]))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
     _logger.info(line)
 
 
-def _fused(found: Sequence[NormLayer], vllm_config: Any) -> Iterator[str]:
-    """Take what vLLM fuses with a quantization; yields a phrase for the line."""
+def _fused(models: Sequence[Any], found: Sequence[NormLayer], vllm_config: Any) -> Iterator[str]:
+    """Take what vLLM fuses, or could fuse, with a quantization; yields a phrase for the line."""
     if quantization.why_norms_stay(vllm_config) is None:
         return
     with guard.unless_strict("vLLM", "take its fused norms"):
-        if quant_fusion.is_for(vllm_config):
-            yield quant_fusion.take((spec for layer in found for spec in layer.specs), vllm_config)
+        norms = [spec for layer in found for spec in layer.specs]
+        turns_on = token_pass.should_run(models, norms, vllm_config)
+        if not turns_on and not quant_fusion.is_for(vllm_config):
+            return
+        if not quant_fusion.take(norms, vllm_config):
+            yield "vLLM's fused norms stay its own: their prewarm failed"
+            return
+        if turns_on:
+            token_pass.turn_on(vllm_config)
+        yield "where vLLM's pass fuses norms with FP8, our kernels run"
 
 
 def prewarm(found: Sequence[NormLayer]) -> Outcome:

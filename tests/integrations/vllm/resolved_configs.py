@@ -7,9 +7,9 @@ CPU; the platform turns into a Hopper's once that is done, so none of CUDA's lib
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
+import pickle
 import sys
 import tempfile
 import types
@@ -133,11 +133,23 @@ CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "unquantized, pass off": (None, {"compilation_config": {"pass_config": {"fuse_norm_quant": False}}}),
     "unquantized, custom norm": (None, {"compilation_config": {"custom_ops": ["+rms_norm"]}}),
     **{name: (config, {}) for name, config in CHECKPOINTS.items()},
+    **{
+        f"compressed fp8 token, pass {'on' if on else 'off'}": (
+            CHECKPOINTS["compressed fp8 token"],
+            {"compilation_config": {"pass_config": {"fuse_norm_quant": on}}},
+        )
+        for on in (True, False)
+    },
+    "compressed fp8 token, level 0": (CHECKPOINTS["compressed fp8 token"], {"optimization_level": 0}),
     **{f"online {name}": (None, {"quantization": name}) for name in ON_THE_COMMAND_LINE},
     "moe_wna16": (GPTQ, {"quantization": "moe_wna16"}),
     "humming": (GPTQ, {"quantization": "humming"}),
 }
 """Name -> the checkpoint's `quantization_config`, and more for the engine."""
+
+
+MODES = {"compiled": False, "eager": True}
+"""Name -> `enforce_eager`."""
 
 
 def _resolve(folder: Path, case: str, *, eager: bool) -> Any:
@@ -153,7 +165,9 @@ def _resolve(folder: Path, case: str, *, eager: bool) -> Any:
 def _facts(config: Any, classes: list[str]) -> dict[str, Any]:
     compilation, priority = config.compilation_config, config.kernel_config.ir_op_priority
     return {
-        "pass_config": {name: repr(value) for name, value in vars(compilation.pass_config).items()},
+        "pass_config": {
+            name: repr(value) for name, value in vars(compilation.pass_config).items() if not name.startswith("_")
+        },
         "custom_ops": compilation.custom_ops,
         "ir_op_priority": {name: list(value) for name, value in vars(priority).items() if isinstance(value, list)},
         "classes": classes,
@@ -179,6 +193,10 @@ def _pretend_a_hopper() -> None:
     from vllm.platforms import current_platform
 
     sys.modules["vllm._C_stable_libtorch"] = types.ModuleType("vllm._C_stable_libtorch")
+    from vllm import _custom_ops
+
+    for weights in ("fp8", "block_fp8"):
+        setattr(_custom_ops, f"cutlass_scaled_mm_supports_{weights}", lambda capability: True)
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
 
@@ -198,6 +216,36 @@ def _pretend_a_hopper() -> None:
     current_platform.__class__ = Hopper  # other modules hold the object
 
 
+QUANTIZED = (
+    *("compressed fp8 token", "fp8 dynamic", "online fp8", "compressed fp8 token, pass on"),
+    *("compressed fp8 token, pass off", "compressed fp8 token, level 0", "compressed fp8 static", "fp8 block"),
+    *("compressed int8 token", "unquantized"),
+)
+"""Cases of CASES whose layers are built, on the meta device."""
+
+
+def _would_turn_the_pass_on(folder: Path, case: str, *, eager: bool) -> bool:
+    import torch
+
+    from serving_ops.integrations.vllm import layers, model_doctor, token_pass
+
+    # The compiled model's own class imports passes that ask for CUDA's operators. Its layers are the same.
+    model = model_doctor._build(_resolve(folder, case, eager=True))
+    config = pickle.loads(pickle.dumps(_resolve(folder, case, eager=eager)))  # as it reaches a worker
+    found = layers.norm_layers([model], config, torch.device("cpu"))
+    return token_pass.should_run([model], [spec for layer in found for spec in layer.specs], config)
+
+
+def _turning_on(folder: Path) -> dict[str, dict[str, bool]]:
+    from serving_ops.integrations.vllm import token_pass
+
+    token_pass.SERVES_FASTER = True
+    return {
+        case: {mode: _would_turn_the_pass_on(folder, case, eager=eager) for mode, eager in MODES.items()}
+        for case in QUANTIZED
+    }
+
+
 def _look_at_all(folder: Path) -> dict[str, Any]:
     os.environ["SERVING_OPS"] = "off"
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
@@ -209,18 +257,17 @@ def _look_at_all(folder: Path) -> dict[str, Any]:
 
     methods = {name: get_quantization_config(name).__name__ for name in QUANTIZATION_METHODS}
     found: dict[str, Any] = {}
-    modes = {"compiled": False, "eager": True}
     for switch in ("off", "auto"):
         os.environ["SERVING_OPS"] = switch
         register()
         found[switch] = {
-            case: {mode: _look(folder, case, eager=eager, on=switch == "auto") for mode, eager in modes.items()}
+            case: {mode: _look(folder, case, eager=eager, on=switch == "auto") for mode, eager in MODES.items()}
             for case in CASES
         }
-    return {"methods": methods, "failures": installed.failures, **found}
+    return {"methods": methods, "failures": installed.failures, "turning on": _turning_on(folder), **found}
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
         result = _look_at_all(Path(scratch))
     print(json.dumps(result))

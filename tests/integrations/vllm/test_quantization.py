@@ -130,6 +130,24 @@ def test_a_pass_that_the_user_chose_stays_as_chosen(vllm: str, resolved: Callabl
         assert found[case]["compiled"]["pass_config"]["fuse_norm_quant"] == chosen
 
 
+ONE_SCALE_A_TOKEN = {
+    "installed": {"compressed fp8 token", "fp8 dynamic"},
+    "0.25.1": {"compressed fp8 token", "fp8 dynamic", "online fp8"},
+    "0.33.0": {"compressed fp8 token", "fp8 dynamic"},
+}
+"""Models that give each token a scale. vLLM 0.25 quantizes so while loading, and later versions give one tensor one."""
+
+
+@on_each
+def test_vllms_pass_is_turned_on_for_compiled_models_with_a_scale_a_token_whose_user_left_it_to_vllm(
+    vllm: str, resolved: Callable[[str], dict[str, Any]]
+) -> None:
+    found = resolved(vllm)["turning on"]
+    assert {(case, mode) for case in found for mode, on in found[case].items() if on} == {
+        (case, "compiled") for case in ONE_SCALE_A_TOKEN[vllm]
+    }
+
+
 @on_each
 def test_the_reason_names_what_the_consumer_quantizes_to(vllm: str, resolved: Callable[[str], dict[str, Any]]) -> None:
     found = resolved(vllm)["auto"]

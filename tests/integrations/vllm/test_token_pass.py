@@ -1,0 +1,138 @@
+"""When vLLM's pass is turned on for FP8 with one scale per token. test_quantization.py asks each vLLM's own models."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from in_process import DEVICE, HIDDEN, model_config
+
+from serving_ops import NormSpec
+from serving_ops.integrations.vllm import quant_fusion, quantization, startup, token_pass
+
+NORM = NormSpec("fused_add_rms_norm", HIDDEN, torch.bfloat16, torch.bfloat16, DEVICE)
+HEADS = NormSpec("rms_norm", 128, torch.bfloat16, torch.bfloat16, DEVICE, heads=2)
+
+
+def _linear(kernel: str = "CutlassFP8ScaledMMLinearKernel", key: str = "kFp8DynamicTokenSym") -> Any:
+    from vllm.model_executor.kernels.linear.scaled_mm import cutlass, marlin
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.quantization.utils import quant_utils
+
+    cls = getattr(cutlass, kernel, None) or getattr(marlin, kernel)
+    made = cls.__new__(cls)
+    made.config = SimpleNamespace(activation_quant_key=getattr(quant_utils, key))
+    linear = LinearBase.__new__(LinearBase)
+    torch.nn.Module.__init__(linear)
+    linear.quant_method = SimpleNamespace(fp8_linear=made)
+    return linear
+
+
+def _config(chosen: bool | None = None, **more: Any) -> Any:
+    """A configuration after vLLM's defaults, which leave the pass off where the user chose nothing."""
+    passes = SimpleNamespace(fuse_norm_quant=chosen)
+    compilation = SimpleNamespace(pass_config=passes, mode=SimpleNamespace(name="VLLM_COMPILE"), backend="inductor")
+    config = SimpleNamespace(
+        compilation_config=compilation,
+        model_config=model_config(),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        lora_config=None,
+        quant_config=SimpleNamespace(get_name=lambda: "fp8"),
+    )
+    token_pass.remember_choice(config)
+    passes.fuse_norm_quant = bool(chosen)
+    vars(config).update(more)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_pass, "SERVES_FASTER", True)
+    monkeypatch.setattr(quant_fusion, "can_run", lambda: True)
+
+
+def _should_run(config: Any = None, linears: tuple[Any, ...] | None = None, norms: tuple[NormSpec, ...] = ()) -> bool:
+    model = torch.nn.ModuleList([_linear()] if linears is None else linears)
+    return token_pass.should_run([model], norms or (NORM, HEADS), config or _config())
+
+
+def test_the_pass_runs_for_a_dense_model_whose_layers_give_each_token_a_scale() -> None:
+    assert _should_run()
+
+
+def test_it_stays_off_where_it_was_not_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_pass, "SERVES_FASTER", False)
+    assert not _should_run()
+
+
+def test_it_stays_off_where_our_kernels_may_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quant_fusion, "can_run", lambda: False)
+    assert not _should_run()
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_the_users_choice_stays(chosen: bool) -> None:
+    assert not _should_run(_config(chosen))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"parallel_config": SimpleNamespace(tensor_parallel_size=2)}, {"lora_config": SimpleNamespace()}],
+    ids=["two GPUs", "adapters"],
+)
+def test_it_stays_off_for_a_model_that_is_served_in_a_way_that_was_not_measured(more: dict[str, Any]) -> None:
+    assert not _should_run(_config(**more))
+
+
+@pytest.mark.parametrize(
+    "linears",
+    [
+        (),
+        (("CutlassFP8ScaledMMLinearKernel", "kFp8StaticTensorSym"),),
+        (("CutlassFP8ScaledMMLinearKernel",), ("CutlassFP8ScaledMMLinearKernel", "kFp8DynamicTensorSym")),
+        (("MarlinFP8ScaledMMLinearKernel",),),
+    ],
+    ids=["no quantized layer", "static scales", "one layer of another kind", "a kernel for weights alone"],
+)
+def test_it_stays_off_where_a_layer_wants_another_input(linears: tuple[tuple[str, ...], ...]) -> None:
+    assert not _should_run(linears=tuple(_linear(*linear) for linear in linears))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"weight_dtype": torch.float32}, {"dtype": torch.float16}, {"eps": 1e-3}, {"weight_offset": 1.0}],
+    ids=lambda other: next(iter(other)),
+)
+def test_it_stays_off_where_the_pass_does_not_match_a_norm(other: dict[str, Any]) -> None:
+    assert not _should_run(norms=(NORM, dataclasses.replace(NORM, **other)))
+
+
+@pytest.fixture
+def of_a_token_model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(quantization, "why_norms_stay", lambda config: "its consumer quantizes to FP8")
+    return _config(), [torch.nn.ModuleList([_linear()])], [SimpleNamespace(specs=(NORM,))]
+
+
+@pytest.mark.parametrize("warmed", [True, False])
+def test_it_is_turned_on_once_our_kernels_are_in_it_and_not_where_they_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any, warmed: bool
+) -> None:
+    config, models, found = of_a_token_model
+    monkeypatch.setattr(quant_fusion, "take", lambda norms, config: warmed)
+    (phrase,) = startup._fused(models, found, config)
+    assert config.compilation_config.pass_config.fuse_norm_quant == warmed
+    assert ("our kernels run" in phrase) == warmed
+
+
+def test_an_error_of_ours_leaves_it_off(monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any) -> None:
+    config, models, found = of_a_token_model
+    monkeypatch.setenv("SERVING_OPS", "auto")
+    monkeypatch.setattr(quant_fusion, "take", lambda norms, config: 1 / 0)
+    assert list(startup._fused(models, found, config)) == []
+    assert not config.compilation_config.pass_config.fuse_norm_quant
