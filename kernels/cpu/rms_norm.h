@@ -2,7 +2,7 @@
 // x + residual in both passes: a scratch row for the fp32 sums would cost more than the second addition.
 #pragma once
 
-#include "blocks.h"
+#include "output.h"
 
 namespace serving_ops::cpu {
 namespace {
@@ -75,9 +75,8 @@ struct RmsNorm {
 
   // A few rows: row m is load(m, i, part); keep(rounding, m, i, s, part) stores what else is wanted of it, and asks for
   // what comes next.
-  template <class X, class Weight, class Count, class Load, class Keep>
-  static void few_rows(const NormSpec& spec, Weight weight, X* out, int64_t out_stride, Count count, Load load,
-                       Keep keep) {
+  template <class X, class Weight, class Output, class Count, class Load, class Keep>
+  static void few_rows(const NormSpec& spec, Weight weight, Output output, Count count, Load load, Keep keep) {
     constexpr bool careful = kFlushes<V, X>;
     // n this large leaves no subnormal unless a weight is below 2^-63.
     constexpr float kNormalSum = 0x1p-126f, kLargeEnough = 0x1p-62f;
@@ -97,7 +96,7 @@ struct RmsNorm {
         for (int m = 0; m < count; ++m) {
           const Pair s = load(m, i, part), n = {s.a * scales[m], s.b * scales[m]};
           keep(rounding, m, i, s, part);
-          Rounding::store(out + m * out_stride + i, weight.template apply<Rounding>(n, w), part);
+          output.template write<Rounding>(m, i, weight.template apply<Rounding>(n, w), part);
         }
       });
     };
@@ -122,7 +121,7 @@ struct RmsNorm {
             fetch<V, true>(residual + m * residual_rows.stride + i + ahead(residual_rows, count));
             rounding.store(residual + m * residual_rows.stride + i, s, part);
           };
-          few_rows(spec, weight, x, x_rows.stride, count, added, keep);
+          few_rows<X>(spec, weight, Rounded<X>(x_rows, first), count, added, keep);
         });
       });
     });
@@ -134,12 +133,11 @@ struct RmsNorm {
       with_weight<X>(spec, [&](auto weight) {
         for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
           const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride;
-          X* out = static_cast<X*>(out_rows.data) + first * out_rows.stride;
           const auto load = [=](int m, int64_t i, auto part) { return V::load(x + m * x_rows.stride + i, part); };
           const auto keep = [=](auto, int m, int64_t i, Pair, auto) {
             fetch<V>(x + m * x_rows.stride + i + ahead(x_rows, count));
           };
-          few_rows(spec, weight, out, out_rows.stride, count, load, keep);
+          few_rows<X>(spec, weight, Rounded<X>(out_rows, first), count, load, keep);
         });
       });
     });

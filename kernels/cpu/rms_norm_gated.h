@@ -2,7 +2,7 @@
 // one rounding at the end. A gate that comes before the norm is computed in both passes.
 #pragma once
 
-#include "blocks.h"
+#include "output.h"
 
 namespace serving_ops::cpu {
 namespace {
@@ -61,7 +61,7 @@ struct RmsNormGated {
                          int64_t first, Count count) {
     const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride + start;
     const X* z = gate == Gate::none ? nullptr : static_cast<const X*>(z_rows.data) + first * z_rows.stride + start;
-    X* out = static_cast<X*>(out_rows.data) + first * out_rows.stride + start;
+    const Rounded<X> output(out_rows, first, start);
     const auto gated = [&](Pair v, int m, int64_t i, auto part) {
       const Pair g = V::load(z + m * z_rows.stride + i, part);
       return Pair{v.a * activation<X>(g.a, spec.silu), v.b * activation<X>(g.b, spec.silu)};
@@ -83,14 +83,14 @@ struct RmsNormGated {
       for (int m = 0; m < count; ++m) {
         fetch<V>(x + m * x_rows.stride + i + ahead(x_rows, count));
         if constexpr (gate != Gate::none) fetch<V>(z + m * z_rows.stride + i + ahead(z_rows, count));
-        fetch<V, true>(out + m * out_rows.stride + i + ahead(out_rows, count));
+        fetch<V, true>(output.data + m * output.stride + i + ahead(out_rows, count));
         const Vec scale = V::broadcast(scales[m]);
         Pair y = load(m, i, part);
         y = {y.a * scale, y.b * scale};
         if (has_weight) y = {y.a * w.a, y.b * w.b};
         if (has_bias) y = {y.a + b.a, y.b + b.b};
         if constexpr (gate == Gate::after_norm) y = gated(y, m, i, part);
-        V::store(out + m * out_rows.stride + i, y, part);
+        output.template write<V>(m, i, y, part);
       }
     });
   }
