@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ACTIVATIONS = ("silu", "swish", "sigmoid")
 
 
-def _fail(argument: str, value: object, allowed: str) -> None:
+def fail(argument: str, value: object, allowed: str) -> NoReturn:
     raise RuntimeError(f"serving_ops: {argument} is {value}: {allowed}")
 
 
@@ -32,33 +33,33 @@ def not_differentiated(instead: str, **tensors: Tensor | None) -> None:
             continue
         if torch.is_grad_enabled() and tensor.requires_grad:
             allowed = f"this call writes in place and does not differentiate; {instead} does, or use torch.no_grad()"
-            _fail(f"{name}.requires_grad", True, allowed)
+            fail(f"{name}.requires_grad", True, allowed)
         if modes.transformed() and modes.is_transformed(tensor):
             allowed = f"this call writes in place and is not transformed; {instead} is"
-            _fail(name, "transformed by torch.func or forward-mode AD", allowed)
+            fail(name, "transformed by torch.func or forward-mode AD", allowed)
 
 
 def rows(name: str, tensor: Tensor) -> None:
     """(..., N) of a floating dtype."""
     if tensor.dtype not in FLOATING:
-        _fail(f"{name}.dtype", tensor.dtype, "allowed are float16, bfloat16, float32 and float64")
+        fail(f"{name}.dtype", tensor.dtype, "allowed are float16, bfloat16, float32 and float64")
     if tensor.dim() == 0:
-        _fail(f"{name}.shape", "()", "at least one dimension is needed, (..., N)")
+        fail(f"{name}.shape", "()", "at least one dimension is needed, (..., N)")
     if tensor.shape[-1] == 0:
-        _fail(f"{name}.shape", tuple(tensor.shape), "the last dimension, N, must be at least 1")
+        fail(f"{name}.shape", tuple(tensor.shape), "the last dimension, N, must be at least 1")
 
 
 def like_x(name: str, tensor: Tensor, x: Tensor) -> None:
     """In shape, dtype and device."""
     if tensor.dtype != x.dtype:
-        _fail(f"{name}.dtype", tensor.dtype, f"it must be x's, {x.dtype}")
+        fail(f"{name}.dtype", tensor.dtype, f"it must be x's, {x.dtype}")
     if tensor.device != x.device:
-        _fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
-    if not _same_sizes(tensor.shape, x.shape):
-        _fail(f"{name}.shape", tuple(tensor.shape), f"it must be x's, {tuple(x.shape)}")
+        fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
+    if not same_sizes(tensor.shape, x.shape):
+        fail(f"{name}.shape", tuple(tensor.shape), f"it must be x's, {tuple(x.shape)}")
 
 
-def _same_sizes(sizes: Sequence[int], wanted: Sequence[int]) -> bool:
+def same_sizes(sizes: Sequence[int], wanted: Sequence[int]) -> bool:
     """Of sizes that a trace does not know, as of `x[mask]`, the graph checks when it runs that they are equal."""
     if all(isinstance(size, int) for size in (*sizes, *wanted)):
         return tuple(sizes) == tuple(wanted)
@@ -78,11 +79,11 @@ def per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
         return
     if tensor.dtype != x.dtype and tensor.dtype != torch.float32:
         others = "" if x.dtype == torch.float32 else ", and torch.float32"
-        _fail(f"{name}.dtype", tensor.dtype, f"allowed is x's, {x.dtype}{others}")
+        fail(f"{name}.dtype", tensor.dtype, f"allowed is x's, {x.dtype}{others}")
     if tensor.device != x.device:
-        _fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
+        fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
     if tensor.dim() != 1 or tensor.shape[0] != x.shape[-1]:
-        _fail(f"{name}.shape", tuple(tensor.shape), f"it must be (N,) = ({x.shape[-1]},)")
+        fail(f"{name}.shape", tuple(tensor.shape), f"it must be (N,) = ({x.shape[-1]},)")
 
 
 def laid_out(
@@ -95,33 +96,33 @@ def laid_out(
 ) -> None:
     """A result that is given. strides: None for any."""
     if tensor.dtype != dtype:
-        _fail(f"{name}.dtype", tensor.dtype, f"it must be {dtype}")
+        fail(f"{name}.dtype", tensor.dtype, f"it must be {dtype}")
     if tensor.device != device:
-        _fail(f"{name}.device", tensor.device, f"it must be x's, {device}")
-    if not _same_sizes(tensor.shape, shape):
-        _fail(f"{name}.shape", tuple(tensor.shape), f"it must be {tuple(shape)}")
+        fail(f"{name}.device", tensor.device, f"it must be x's, {device}")
+    if not same_sizes(tensor.shape, shape):
+        fail(f"{name}.shape", tuple(tensor.shape), f"it must be {tuple(shape)}")
     steps = zip(tensor.shape, tensor.stride(), strides or (), strict=False)
     if any(size > 1 and step != wanted for size, step, wanted in steps):
-        _fail(f"{name}.stride()", tensor.stride(), f"it must be {strides}")
+        fail(f"{name}.stride()", tensor.stride(), f"it must be {strides}")
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        _fail(name, repr(value), f"allowed are {', '.join(allowed)}")
+        fail(name, repr(value), f"allowed are {', '.join(allowed)}")
 
 
 def divides(name: str, value: int | None, x: Tensor) -> None:
     if value is not None and (value < 1 or x.shape[-1] % value):
-        _fail(name, value, f"it must be at least 1 and divide N = {x.shape[-1]}")
+        fail(name, value, f"it must be at least 1 and divide N = {x.shape[-1]}")
 
 
 def quantizes(fmt: QuantFormat, x: Tensor, scale_name: str, scale: Tensor | None) -> None:
     """Whether rows like x can have this format, and the scale is given where the format has no other."""
     if x.shape[-1] % fmt.group(x.shape[-1]):
-        _fail("fmt.group_size", fmt.group_size, f"it must divide N = {x.shape[-1]}")
+        fail("fmt.group_size", fmt.group_size, f"it must divide N = {x.shape[-1]}")
     if (scale is None) == (fmt.granularity == "tensor"):
         value = "None" if scale is None else "given"
-        _fail(scale_name, value, "it is given where fmt.granularity is 'tensor', and nowhere else")
+        fail(scale_name, value, "it is given where fmt.granularity is 'tensor', and nowhere else")
 
 
 def norm_metadata(x: Tensor, other: Tensor | None, other_name: str, weight: Tensor | None) -> None:
@@ -192,52 +193,56 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
     distance = b.data_ptr() - a.data_ptr()
     if distance >= _extent(a) or -distance >= _extent(b):
         return False
-    return not _apart_by_stride(a, b, distance) and _runs_cross(a, b, distance)
+    pieces = _pieces(a), _pieces(b)
+    return not _apart_by_stride(*pieces, distance) and _pieces_cross(*pieces, distance)
 
 
-def _has_rows(tensor: Tensor) -> bool:
-    """Whether elements lie side by side in the last dimension."""
-    return tensor.dim() > 0 and tensor.stride(-1) == 1
+class _Pieces(NamedTuple):
+    """A tensor's memory. length: bytes that lie together. dims: of their numbers, each size, and its step in bytes."""
+
+    length: int
+    dims: tuple[tuple[int, int], ...]
 
 
-def _row_dims(tensor: Tensor) -> int:
-    """How many leading dimensions number the runs: all but the last where a row lies in one piece."""
-    return tensor.dim() - 1 if _has_rows(tensor) else tensor.dim()
+def _pieces(tensor: Tensor) -> _Pieces:
+    length = 1
+    dims: list[tuple[int, int]] = []
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1 or stride == 0:
+            continue
+        if stride == length and not dims:
+            length *= size
+        else:
+            dims.append((size, stride * tensor.itemsize))
+    return _Pieces(length * tensor.itemsize, tuple(dims))
 
 
-def _run_bytes(tensor: Tensor) -> int:
-    """Bytes that lie in one piece: a row, or one element."""
-    return tensor.itemsize * (tensor.shape[-1] if _has_rows(tensor) else 1)
+def _apart_by_stride(a: _Pieces, b: _Pieces, distance: int) -> bool:
+    """Whether all pieces of `a` start at one place modulo the strides' common divisor, and those of `b` beside them."""
+    period = math.gcd(*(step for _, step in a.dims + b.dims))
+    return bool(period) and a.length <= distance % period <= period - b.length
 
 
-def _apart_by_stride(a: Tensor, b: Tensor, distance: int) -> bool:
-    """Whether all runs of `a` start at one place modulo the strides' common divisor, and those of `b` beside them."""
-    steps = [t.stride(d) * t.itemsize for t in (a, b) for d in range(_row_dims(t)) if t.shape[d] > 1]
-    period = math.gcd(*steps)
-    return bool(period) and _run_bytes(a) <= distance % period <= period - _run_bytes(b)
-
-
-def _runs_cross(a: Tensor, b: Tensor, distance: int) -> bool:
-    starts_a, starts_b = (_run_starts(t).sort().values for t in (a, b))
+def _pieces_cross(a: _Pieces, b: _Pieces, distance: int) -> bool:
+    starts_a, starts_b = (_starts(pieces).sort().values for pieces in (a, b))
     starts_b += distance
-    first = torch.searchsorted(starts_b, starts_a - _run_bytes(b), right=True)  # of b, to end past a's start
+    first = torch.searchsorted(starts_b, starts_a - b.length, right=True)  # of b, to end past a's start
     there = first < starts_b.numel()
     nearest = starts_b[first.clamp(max=starts_b.numel() - 1)]
-    return bool((there & (nearest < starts_a + _run_bytes(a))).any())
+    return bool((there & (nearest < starts_a + a.length)).any())
 
 
-def _run_starts(tensor: Tensor) -> Tensor:
+def _starts(pieces: _Pieces) -> Tensor:
     starts = torch.zeros(1, dtype=torch.int64)
-    for dim in range(_row_dims(tensor)):
-        steps = torch.arange(tensor.shape[dim], dtype=torch.int64) * (tensor.stride(dim) * tensor.itemsize)
-        starts = (starts[:, None] + steps).flatten()
+    for size, step in pieces.dims:
+        starts = (starts[:, None] + torch.arange(size, dtype=torch.int64) * step).flatten()
     return starts
 
 
 def written(name: str, tensor: Tensor) -> None:
     """A tensor that is to be written holds each element once."""
     if not tensor.is_contiguous() and overlaps_itself(tensor):
-        _fail(
+        fail(
             f"{name}.stride()",
             tensor.stride(),
             f"it is written, so no two elements of {name} may share memory",
@@ -250,4 +255,4 @@ def apart(name: str, tensor: Tensor, other_name: str, other: Tensor | None, *, o
         return
     if share_memory(tensor, other):
         allowed = f"it must not overlap {other_name}" + (f", other than by being {other_name}" if or_same else "")
-        _fail(f"{name}", f"a view of memory that {other_name} uses", allowed)
+        fail(f"{name}", f"a view of memory that {other_name} uses", allowed)

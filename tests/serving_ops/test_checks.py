@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,3 +56,12 @@ def test_a_single_rows_stride_does_not_make_it_another_view() -> None:
     x = torch.zeros(4, 128)[:1, :64]
     assert checks.same_view(x, x.view(-1, 64))
     assert x.stride() != x.view(-1, 64).stride()
+
+
+def test_caches_whose_blocks_take_turns_are_told_apart_by_their_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache has millions of rows: none of them is looked at."""
+    monkeypatch.setattr(checks, "_starts", lambda pieces: pytest.fail("rows were compared one by one"))
+    both = torch.zeros(3, 2, 4, 5, 8)
+    assert not checks.share_memory(both[:, 0], both[:, 1])
+    heads_first = torch.zeros(3, 2, 5, 4, 8)
+    assert not checks.share_memory(heads_first[:, 0].transpose(1, 2), heads_first[:, 1].transpose(1, 2))
