@@ -20,12 +20,14 @@ from serving_ops.norm_spec import NormSpec  # noqa: E402
 from serving_ops.ops.add_rms_norm import add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm_quant import fused_add_rms_norm_quant  # noqa: E402
+from serving_ops.ops.qk_norm_rope import qk_norm_rope  # noqa: E402
 from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
 from serving_ops.ops.rms_norm_gated_quant import rms_norm_gated_quant  # noqa: E402
 from serving_ops.ops.rms_norm_quant import rms_norm_quant  # noqa: E402
 from serving_ops.prewarm import PrewarmReport, prewarm  # noqa: E402
 from serving_ops.quant_format import QuantFormat  # noqa: E402
+from serving_ops.rope_spec import RopeSpec  # noqa: E402
 from serving_ops.training import backward_ops as _backward_ops  # noqa: E402, F401 (registers)
 from serving_ops.version import __version__  # noqa: E402
 
@@ -36,6 +38,7 @@ __all__ = [
     "NormSpec",
     "PrewarmReport",
     "QuantFormat",
+    "RopeSpec",
     "__version__",
     "add_rms_norm",
     "counters",
@@ -44,6 +47,7 @@ __all__ = [
     "fused_add_rms_norm",
     "fused_add_rms_norm_quant",
     "prewarm",
+    "qk_norm_rope",
     "reference",
     "rms_norm",
     "rms_norm_gated",

@@ -40,7 +40,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     described.check_metadata(call)
     call |= described.empty_results(call)
     described.check(call)
-    if call["x"].is_cuda and described.route is not None:
+    if described.subject(call).is_cuda and described.route is not None:
         route = described.route(**call)
         return Explanation("reference", route) if isinstance(route, str) else _launch(route[1])
     reason = registry.why_no_kernel(described, call)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from serving_ops.quant_format import QuantFormat
+from serving_ops.rope_spec import PLAIN, RopeSpec
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class NormSpec:
     token_stride, gate_token_stride: elements from token to token of x and of z where they are views of a wider
         buffer; None for contiguous tensors.
     fmt: of a quantized norm; has_normed: whether its layer wants the unquantized rows too.
+    rotation: of `qk_norm_rope`.
     """
 
     op: str
@@ -39,6 +41,7 @@ class NormSpec:
     gate_token_stride: int | None = None
     fmt: QuantFormat | None = None
     has_normed: bool = False
+    rotation: RopeSpec = PLAIN
 
     @property
     def has_scale(self) -> bool:

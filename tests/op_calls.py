@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, QuantFormat, reference
+from serving_ops import NormSpec, QuantFormat, RopeSpec, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import Choice, Divisor, Flag, Format, NormOp, Number, Vector
+from serving_ops.ops.description import Choice, Divisor, Flag, Format, NormOp, Number, Own, Rows, Vector
 from serving_ops.quant_format import ALLOWED
 
 OPS = list(registry.OPS.values())
@@ -20,15 +20,18 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def specs(op: NormOp, dtype: torch.dtype = torch.bfloat16, size: int = 128, *, pairs: bool = False) -> list[NormSpec]:
-    """A plain layer of the op, and one for each value of each of its options; pairs: for each two, formats aside."""
+    """A plain layer of the op, and one for each value of each of its options.
+
+    pairs: for each two, but formats and rotations only alone.
+    """
     quantized = any(isinstance(argument, Format) for argument in op.arguments)
-    plain = NormSpec(
-        op.name, size, dtype, dtype, torch.device("cpu"), fmt=QuantFormat(granularity="token") if quantized else None
-    )
+    fmt = QuantFormat(granularity="token") if quantized else None
+    even = RopeSpec(rotary_dim=size // 2 * 2)
+    plain = NormSpec(op.name, size, dtype, dtype, torch.device("cpu"), fmt=fmt, rotation=even)
     options = [list(_changes(argument, plain)) for argument in op.arguments]
     changes = [{}, *itertools.chain.from_iterable(options)]
     if pairs:
-        few = [found for found in options if not any("fmt" in change for change in found)]
+        few = [found for found in options if not any({"fmt", "rotation"} & change.keys() for change in found)]
         changes += [a | b for one, other in itertools.combinations(few, 2) for a in one for b in other]
     return list(dict.fromkeys(dataclasses.replace(plain, **change) for change in changes))
 
@@ -49,6 +52,31 @@ def _changes(argument: Any, plain: NormSpec) -> Iterator[dict[str, Any]]:
         yield {argument.name: not getattr(plain, argument.name)}
     elif type(argument) is Number:
         yield {argument.name: 0.5}
+    elif isinstance(argument, Own) and argument.name == "q_weight":
+        yield from ({"weight_dtype": dtype} for dtype in (torch.float32, None))
+    elif isinstance(argument, Own) and argument.name == "cos_sin_cache":
+        yield from ({"rotation": rotation} for rotation in rotations(plain))
+
+
+def rotations(plain: NormSpec) -> Iterator[RopeSpec]:
+    """Layers that rotate in different ways; those of odd sizes rotate less than a head."""
+    half, quarter = plain.size // 2, plain.size // 4
+    section = (half - 2 * (half // 3), half // 3, half // 3)
+    cached = dataclasses.replace(plain.rotation, has_cache=True)
+    for change in (
+        {"rotary_dim": 2 * quarter},
+        {"is_neox": False},
+        {"is_neox": False, "rotary_dim": 2 * quarter},
+        {"mrope_section": section},
+        {"mrope_section": section, "mrope_interleaved": True},
+        {"table_dtype": torch.float32},
+        {"num_kv_heads": 3, "index_dtype": torch.int32},
+        {"separate": True, "num_kv_heads": 2},
+    ):
+        yield dataclasses.replace(plain.rotation, **change)
+    yield cached
+    yield dataclasses.replace(cached, separate=True, block_size=None, index_dtype=torch.int32)
+    yield dataclasses.replace(cached, num_kv_heads=2, cache_dtype=torch.float8_e4m3fn)
 
 
 SCALED = ((torch.float8_e4m3fn, "group", 128), (torch.int8, "token", 128))
@@ -76,8 +104,21 @@ def make(spec: NormSpec, device: torch.device, num_tokens: int = 5, seed: int = 
 
 
 def randomise(tensor: Tensor, seed: int) -> None:
+    """Indices stay as they are."""
+    if not tensor.is_floating_point():
+        return
     generator = torch.Generator().manual_seed(seed)
     tensor.copy_(torch.randn(tensor.shape, generator=generator))
+
+
+def is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def token_dimension(op: NormOp, name: str) -> int | None:
+    """Of an argument with an entry a token, the dimension of tokens."""
+    argument = op.all[name]
+    return argument.tokens if isinstance(argument, Own) else 0 if isinstance(argument, Rows) else None
 
 
 def copied(call: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +155,7 @@ def collect(op: NormOp, call: dict[str, Any], returned: Any) -> dict[str, Tensor
 
 def exact(op: NormOp, call: dict[str, Any]) -> dict[str, Tensor]:
     """The results in float64; those of a quantized op as they are before it quantizes."""
-    double = {name: value.double() if isinstance(value, Tensor) else value for name, value in call.items()}
+    double = {name: value.double() if is_floating(value) else value for name, value in call.items()}
     if "fmt" not in call:
         return by_formula(op, double)
     found = by_formula(op, double | {"normed": torch.empty_like(double["x"])})
@@ -125,7 +166,7 @@ def exact(op: NormOp, call: dict[str, Any]) -> dict[str, Tensor]:
 def values(op: NormOp, call: dict[str, Any], outcome: dict[str, Tensor]) -> dict[str, Tensor]:
     """What results stand for, to be compared with `exact`."""
     if "fmt" not in call:
-        return outcome
+        return {name: value.float() if value.dtype == torch.float8_e4m3fn else value for name, value in outcome.items()}
     scales = outcome.get("scales_out", call["scale"])
     out = reference.dequantize(outcome["out"], scales, call["fmt"])
     return {name: value for name, value in outcome.items() if name != "scales_out"} | {"out": out}

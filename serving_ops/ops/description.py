@@ -154,7 +154,30 @@ class Format:
         return spec.fmt
 
 
-Argument = Rows | Vector | Scalar | Number | Format
+@dataclass(frozen=True)
+class Own:
+    """An argument that no other op has, with rules and samples of its op alone.
+
+    tokens: the dimension whose entries are tokens.
+    written, may_be: as for `Rows`.
+    """
+
+    name: str
+    type: str
+    checked: Callable[[Any, Call], None]
+    sampled: Callable[[NormSpec, int], Any]
+    tokens: int | None = None
+    written: bool = False
+    may_be: tuple[str, ...] = ()
+
+    def check(self, value: Any, call: Call) -> None:
+        self.checked(value, call)
+
+    def sample(self, spec: NormSpec, num_tokens: int) -> Any:
+        return self.sampled(spec, num_tokens)
+
+
+Argument = Rows | Vector | Scalar | Number | Format | Own
 
 
 class Layout(NamedTuple):
@@ -194,12 +217,14 @@ class NormOp:
 
     function: the public one. The operator has its name, its keywords and its defaults.
     formula: takes the arguments by name, returns the results, and writes what is written in place.
-    arguments: in the function's order; the first is x.
+    arguments: in the function's order; the first has the device and the dtype of the call.
     run: by type of device, the kernels that Python runs. They take the call by name and return why not, as a text.
     route: on CUDA, what `run` would launch, or why not.
     in_cpp: whether the C++ library registers it, for CPU and CUDA; then `run` serves what C++ hands back.
     has_out: whether there is an overload that writes results where the caller wants them.
     part_of: the op in whose place it runs on contiguous copies, and which counts its calls.
+    check_values: raises for wrong numbers in tensors of indices; called where that needs no synchronization.
+    bytes_moved: the fewest that a call must move; None for its rows and results, once each way.
     """
 
     function: Callable[..., Any]
@@ -211,6 +236,8 @@ class NormOp:
     in_cpp: bool = False
     has_out: bool = True
     part_of: str | None = None
+    check_values: Callable[[Call], None] | None = None
+    bytes_moved: Callable[[Call], int] | None = None
 
     @property
     def name(self) -> str:
@@ -264,6 +291,11 @@ class NormOp:
         unset = {result.name for result in self.results if bound.arguments.get(result.name) is None}
         return {name: value for name, value in bound.arguments.items() if name not in unset}
 
+    def subject(self, call: Call) -> Tensor:
+        """The tensor whose device and dtype are the call's."""
+        tensor: Tensor = call[self.arguments[0].name]
+        return tensor
+
     def arguments_of(self, call: Call) -> Call:
         return {argument.name: call[argument.name] for argument in self.arguments}
 
@@ -279,6 +311,8 @@ class NormOp:
     def check(self, call: Call) -> None:
         """Raises for all that is wrong about a call, before anything is written."""
         self.check_metadata(call)
+        if self.check_values is not None and self.subject(call).device.type == "cpu":
+            self.check_values(call)
         written = [name for name in self.may_be if isinstance(call.get(name), Tensor)]
         if not written:
             return
@@ -292,5 +326,5 @@ class NormOp:
             del tensors[name]  # two that are written are compared once
 
 
-def is_written(parameter: Argument | Result) -> TypeGuard[Rows | Result]:
-    return isinstance(parameter, Result) or (isinstance(parameter, Rows) and parameter.written)
+def is_written(parameter: Argument | Result) -> TypeGuard[Rows | Own | Result]:
+    return isinstance(parameter, Result) or (isinstance(parameter, (Rows, Own)) and parameter.written)

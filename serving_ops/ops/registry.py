@@ -129,7 +129,7 @@ def _fallback(op: NormOp) -> Callable[..., str]:
 
 def _run(op: NormOp, call: Call) -> None:
     """Run a checked call that has all its results, on kernels or on the reference."""
-    x = call["x"]
+    x = op.subject(call)
     kernels = op.run.get("cuda" if x.is_cuda else x.device.type)  # as `explain` asks
     reason = why_no_kernel(op, call) if kernels is None else kernels(**call)
     if reason is None:
@@ -144,7 +144,7 @@ def _run(op: NormOp, call: Call) -> None:
 
 def why_no_kernel(op: NormOp, call: Call) -> str | None:
     """Why a checked call on a device without kernels in `op.run` goes to the reference; None where C++ takes it."""
-    x = call["x"]
+    x = op.subject(call)
     if x.device.type != "cpu":
         return f"no kernels for {x.device.type}"
     if not op.in_cpp:
@@ -162,6 +162,8 @@ def sample(spec: NormSpec, num_tokens: int = 1) -> Call:
 
 def bytes_moved(op: NormOp, call: Call) -> int:
     """The fewest that a call must move: each of its rows once each way. Vectors are left out: they stay in cache."""
+    if op.bytes_moved is not None:
+        return op.bytes_moved(call)
     call = call | op.empty_results(call)
     ways = {a.name: a.read + a.written for a in op.arguments if isinstance(a, Rows)} | {r.name: 1 for r in op.results}
     return sum(call[name].nbytes * count for name, count in ways.items() if call[name] is not None)
