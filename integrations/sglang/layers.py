@@ -6,21 +6,25 @@ Qwen3 and Qwen3.5 on CUDA, and norms behind an all-reduce.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from serving_ops import NormSpec, extension, settings
+from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.norm_specs import why_reference
 from serving_ops.integrations.sglang import (
     fused_rms_norm_gated,
     gemma_rms_norm,
     mixer2_rms_norm_gated,
+    quantizing_rms_norm,
     rms_norm,
     rms_norm_gated,
 )
 from serving_ops.integrations.sglang.adapter import KEPT, Activations, Adapter
+from serving_ops.integrations.sglang.quantizing_rms_norm import Pair
 
 ADAPTERS = (
     rms_norm.ADAPTER,
@@ -45,7 +49,11 @@ UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"
 
 @dataclass(frozen=True)
 class NormLayer:
-    """One layer: its class, the norms that it may call, why SGLang keeps it or None, and its adapter."""
+    """One layer: its class, the norms that it may call, why SGLang keeps it or None, and its adapter.
+
+    pair: the projection that it quantizes for, if it does.
+    quantized_apart: why a projection that quantizes its result does so in a kernel after the norm.
+    """
 
     kind: str
     specs: tuple[NormSpec, ...]
@@ -53,6 +61,8 @@ class NormLayer:
     layer: torch.nn.Module
     adapter: Adapter | None = None
     of_heads: bool = False  # rows narrower than hidden states
+    pair: Pair | None = None
+    quantized_apart: str | None = None
 
 
 def norm_layers(runner: Any) -> list[NormLayer]:
@@ -60,7 +70,23 @@ def norm_layers(runner: Any) -> list[NormLayer]:
     x = Activations(runner.dtype, getattr(runner.model_config, "hidden_size", 0))
     nothing_because = _why_none(runner)
     found = (_norm_layer(layer, x, nothing_because) for layer in runner.model.modules())
-    return [layer for layer in found if layer is not None]
+    layers = [layer for layer in found if layer is not None]
+    with guard.unless_strict("SGLang", "quantize in its norms"):
+        pairs = quantizing_rms_norm.pairs(runner, x)
+        return [_quantizing(layer, x, pairs.get(layer.layer)) for layer in layers]
+    return layers
+
+
+def _quantizing(found: NormLayer, x: Activations, pair: Pair | None) -> NormLayer:
+    """Return the layer as one that quantizes for its projection, if it is ours and that takes quantized rows."""
+    if pair is None or found.native_because is not None:
+        return found
+    if isinstance(pair.form, str):
+        return dataclasses.replace(found, quantized_apart=pair.form)
+    adapter = quantizing_rms_norm.adapter(pair.form)
+    return dataclasses.replace(
+        found, kind=adapter.kind, adapter=adapter, specs=adapter.specs(found.layer, x), pair=pair
+    )
 
 
 def _why_none(runner: Any) -> str | None:

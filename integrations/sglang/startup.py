@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 import pkgutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from serving_ops import settings
@@ -17,6 +18,7 @@ from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.line import describe
 from serving_ops.integrations.common.prewarm_layers import after_failures, prewarm_layers
 from serving_ops.integrations.sglang import layers, switch
+from serving_ops.integrations.sglang.layers import NormLayer
 
 TARGET = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 
@@ -60,6 +62,12 @@ def load_then_report(load_model: Callable[..., Any], runner: Any, *args: Any, **
     return result
 
 
+def _quantized_apart(found: Sequence[NormLayer]) -> list[str]:
+    """Return the start-up line's part on norms whose result is quantized by another kernel."""
+    reasons = Counter(layer.quantized_apart for layer in found if layer.quantized_apart is not None)
+    return ["quantized apart: " + ", ".join(f"{count} ({why})" for why, count in reasons.items())] if reasons else []
+
+
 def on_model_loaded(runner: Any) -> None:
     """Switch the model's norms over, and log the line. Raises RuntimeError in strict mode if a layer fell back.
 
@@ -71,7 +79,7 @@ def on_model_loaded(runner: Any) -> None:
     outcome = prewarm_layers(found, _logger)
     found = [after_failures(layer, outcome) for layer in found]
     model = ", draft model" if getattr(runner, "is_draft_worker", False) else ""
-    line = describe(found, f"{runner.device}{model}", outcome.summary)
+    line = describe(found, f"{runner.device}{model}", "; ".join([*_quantized_apart(found), outcome.summary]))
     fell_back = [layer for layer in found if layer.native_because not in (None, *layers.BY_CHOICE)]
     if settings.mode() == "strict" and fell_back:
         raise RuntimeError(f"{guard.STRICT} {line}")

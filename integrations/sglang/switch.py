@@ -16,6 +16,9 @@ from typing import Any
 from serving_ops.integrations.sglang.adapter import KEPT
 from serving_ops.integrations.sglang.layers import NormLayer
 
+CONNECTED = "serving_ops_connected"
+"""The attribute of a norm that quantizes: the record of what was changed in the projection after it."""
+
 
 def on(found: NormLayer) -> None:
     """Have our operators run for a layer. Does nothing if they already do."""
@@ -31,6 +34,8 @@ def on(found: NormLayer) -> None:
     else:
         layer.sglangs_forward = layer.forward
         layer.forward = ours
+    if found.pair is not None:
+        vars(layer)[CONNECTED] = found.pair.connect()
 
 
 def off(model: Any) -> None:
@@ -44,6 +49,8 @@ def off(model: Any) -> None:
         else:
             del layer.forward
         del layer.sglangs_forward
+        if CONNECTED in vars(layer):
+            vars(layer).pop(CONNECTED).undo()
 
 
 def _enter_torch_compile(layer: Any, num_tokens: int) -> None:

@@ -13,7 +13,13 @@ from sglang_versions import run
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 NEWEST = sglang_versions.VERSIONS[-1]
-IN_PROCESS = ("test_sglang_norms.py", "test_sglang_quantization.py", "test_sglang_flag.py", "test_register.py")
+IN_PROCESS = (
+    "test_sglang_norms.py",
+    "test_sglang_quantization.py",
+    "test_sglang_quantizing.py",
+    "test_sglang_flag.py",
+    "test_register.py",
+)
 
 each_version = [
     pytest.param(version, marks=[sglang_versions.needs(version), *([pytest.mark.slow] if version != NEWEST else [])])

@@ -1,0 +1,161 @@
+"""SGLang's `RMSNorm` where the projection after it quantizes its input: both in one kernel of ours.
+
+The norm returns `Rows`, and the projection's method, which we wrap, multiplies them without quantizing again. Only the
+norms of known decoder layers are paired, which pass the norm's result to this one projection and read no more of it
+than `Rows` has. What a call brings beyond that is normed as in `rms_norm`, and the projection quantizes it itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import NormSpec, QuantFormat
+from serving_ops.integrations.common.norm_specs import why_reference
+from serving_ops.integrations.common.record import Installed
+from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.sglang import projections, rms_norm
+from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations, Adapter, given
+from serving_ops.integrations.sglang.projections import NOT_QUANTIZED, Prequantized
+
+ATTENTION = ("input_layernorm", "self_attn.qkv_proj")
+MLP = ("post_attention_layernorm", "mlp.gate_up_proj")
+
+PAIRED: dict[str, tuple[tuple[str, str], ...]] = {
+    "sglang.srt.models.llama.LlamaDecoderLayer": (ATTENTION, MLP),
+    "sglang.srt.models.qwen2.Qwen2DecoderLayer": (ATTENTION, MLP),
+    "sglang.srt.models.qwen3.Qwen3DecoderLayer": (ATTENTION, MLP),
+    "sglang.srt.models.qwen3_moe.Qwen3MoeDecoderLayer": (ATTENTION,),  # a router reads the other norm's result too
+}
+"""A decoder layer -> its norms, and for each the only reader of its result."""
+
+NOT_WITH = {
+    "enable_lora": "LoRA reads its result too",
+    "lora_paths": "LoRA reads its result too",
+    "enable_torch_compile": "torch.compile traces the model",
+    "enable_dp_attention": "data-parallel attention gathers its result",
+    "enable_two_batch_overlap": "two-batch overlap splits its result",
+}
+"""An argument of the server -> why no norm is paired."""
+
+
+class Rows(tuple[Tensor, Tensor, torch.dtype]):
+    """Quantized rows in place of a tensor: q, its scales, and the dtype that the rows had."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> torch.Size:
+        """As q's."""
+        return self[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The rows' before quantization."""
+        return self[2]
+
+    @property
+    def device(self) -> torch.device:
+        """As q's."""
+        return self[0].device
+
+    @property
+    def is_cuda(self) -> bool:
+        """As q's."""
+        return self[0].is_cuda
+
+    def numel(self) -> int:
+        """As q's."""
+        return self[0].numel()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A norm whose result one projection reads, and how that takes quantized rows, or why the norm stays plain."""
+
+    projection: Any
+    form: Prequantized | str
+
+    def connect(self) -> Installed:
+        """Have the projection take `Rows`. Returns the record that undoes it."""
+        assert not isinstance(self.form, str)
+        changes, product = Installed(), self.form.product
+        changes.wrap(self.projection.quant_method, "apply", lambda own: _taking_rows(own, product))
+        return changes
+
+
+def _taking_rows(own: Callable[..., Any], product: projections.Product) -> Callable[..., Any]:
+    def apply(layer: Any, x: Any, bias: Tensor | None = None) -> Any:
+        return product(layer, *x, bias) if type(x) is Rows else own(layer, x, bias)
+
+    return apply
+
+
+def pairs(runner: Any, x: Activations) -> dict[torch.nn.Module, Pair]:
+    """Return the pairs of a loaded model by norm, without those whose projection is not quantized."""
+    why_none = _why_none(runner.server_args)
+    found = {}
+    for norm, projection in _norms_and_projections(runner.model):
+        form = projections.prequantized(projection, x.dtype)
+        if form != NOT_QUANTIZED:
+            found[norm] = Pair(projection, why_none or _with_kernels(norm, form, x))
+    return found
+
+
+def _norms_and_projections(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, torch.nn.Module]]:
+    for layer in model.modules():
+        for norm, projection in PAIRED.get(f"{type(layer).__module__}.{type(layer).__qualname__}", ()):
+            yield layer.get_submodule(norm), layer.get_submodule(projection)
+
+
+def _why_none(server_args: Any) -> str | None:
+    for name, reason in NOT_WITH.items():
+        if getattr(server_args, name, None):
+            return reason
+    if getattr(server_args, "tp_size", 1) > 1 or getattr(server_args, "attn_cp_size", 1) > 1:
+        return "not tried with several ranks"
+    graphs = getattr(server_args, "cuda_graph_config", None)
+    return "torch.compile traces the model" if graphs is not None and graphs.prefill.backend == "tc_piecewise" else None
+
+
+def _with_kernels(norm: Any, form: Prequantized | str, x: Activations) -> Prequantized | str:
+    return form if isinstance(form, str) else why_reference(_specs(norm, x, form.fmt)) or form
+
+
+def _specs(norm: Any, x: Activations, fmt: QuantFormat) -> list[NormSpec]:
+    return [dataclasses.replace(spec, op=f"{spec.op}_quant", fmt=fmt) for spec in rms_norm.specs(norm, x)]
+
+
+def adapter(form: Prequantized) -> Adapter:
+    """Return the adapter of a norm that quantizes for such a projection."""
+    fmt, scale = form.fmt, form.scale
+    fixed: dict[str, Any] = {**fmt.fields(), "scale": scale, "weight_offset": WEIGHT_IN_FP32}
+    ops = torch.ops.serving_ops
+
+    def specs(norm: Any, x: Activations) -> tuple[NormSpec, ...]:
+        return (*_specs(norm, x, fmt), *rms_norm.specs(norm, x))
+
+    def forward(norm: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
+        """`RMSNorm.forward`, x (tokens, N): `Rows`; with a residual like x, that is written and returned too."""
+        fits = x.dim() == 2 and x.shape[0] > 0 and rows_fit(x, norm.weight) and not given(more, others)
+        if not fits or (residual is not None and (residual is x or not alike(x, residual))):
+            return rms_norm.forward(norm, x, residual, *more, **others)
+        if residual is None:
+            q, scales = ops.rms_norm_quant(x, norm.weight, norm.variance_epsilon, **fixed)
+        else:
+            q, scales = ops.fused_add_rms_norm_quant(x, residual, norm.weight, norm.variance_epsilon, **fixed)
+        rows = Rows((q, scales if scale is None else scale, x.dtype))
+        return rows if residual is None else (rows, residual)
+
+    return dataclasses.replace(rms_norm.ADAPTER, kind=f"RMSNorm with {_name(fmt)}", specs=specs, forward=forward)
+
+
+def _name(fmt: QuantFormat) -> str:
+    dtype = "INT8" if fmt.dtype == torch.int8 else "FP8"
+    parts = {"tensor": "with a static scale", "token": "per token", "group": f"in groups of {fmt.group_size}"}
+    return f"{dtype} {parts[fmt.granularity]}"

@@ -1,0 +1,366 @@
+"""Norms that quantize for the projection after them: which are paired, and what SGLang's methods make of the rows."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("sglang", reason="SGLang is not installed beside this package: test_sglang_versions.py runs these")
+
+import fp8_on_cpu
+from built_layers import HIDDEN, rms_norm, rows, runner_of
+
+from serving_ops import QuantFormat, extension, reference
+from serving_ops.integrations.sglang import projections, quantizing_rms_norm, startup, switch
+from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32
+from serving_ops.integrations.sglang.quantizing_rms_norm import PAIRED, Rows
+
+COLUMNS = 384
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="these layers are built for CPU"),
+    pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    monkeypatch.setattr(quantizing_rms_norm, "why_reference", lambda specs: None)
+    fp8_on_cpu.install(monkeypatch)
+
+
+def _method(module: str, name: str, **options: Any) -> Any:
+    """A method of SGLang's, without what its constructor asks of the server."""
+    method = object.__new__(getattr(importlib.import_module(f"sglang.srt.layers.quantization.{module}"), name))
+    vars(method).update(options)
+    return method
+
+
+def _fp8_weight(*shape: int) -> torch.Tensor:
+    return (rows(*shape, seed=3).float() * 20).to(torch.float8_e4m3fn)
+
+
+def _projection(method: Any, weight: torch.Tensor, **attributes: Any) -> torch.nn.Module:
+    projection = torch.nn.Module()
+    projection.quant_method, projection.weight, projection.input_scale = method, weight, None
+    for name, value in attributes.items():
+        setattr(projection, name, value)
+    return projection
+
+
+def _scales(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(4)) / 100 + 0.001
+
+
+def _fp8_method(**options: Any) -> Any:
+    absent = ("use_marlin", "use_mxfp8", "block_quant", "block_fp8_as_mxfp8", "use_per_token_if_dynamic")
+    fixed = dict.fromkeys(absent, False)
+    return _method("fp8", "Fp8LinearMethod", **{**fixed, "cutlass_fp8_supported": True, **options})
+
+
+def _blocks(linear: str) -> torch.nn.Module:
+    from sglang.srt.layers.quantization import fp8_utils
+
+    chosen = getattr(fp8_utils, linear)
+    config, size = SimpleNamespace(weight_block_size=[128, 128]), [128, 128]
+    method = _fp8_method(block_quant=True, quant_config=config, weight_block_size=size, w8a8_block_fp8_linear=chosen)
+    return _projection(method, _fp8_weight(COLUMNS, HIDDEN), weight_scale_inv=_scales(COLUMNS // 128, HIDDEN // 128))
+
+
+def _per_column(method: Any, **attributes: Any) -> torch.nn.Module:
+    return _projection(method, _fp8_weight(COLUMNS, HIDDEN).T, weight_scale=_scales(COLUMNS, 1), **attributes)
+
+
+def _compressed(scheme: str, **options: Any) -> dict[str, Any]:
+    where = "compressed_tensors.schemes"
+    return {
+        "method": _method("compressed_tensors.compressed_tensors", "CompressedTensorsLinearMethod"),
+        "scheme": _method(where, scheme, weight_block_size=None, strategy="channel", **options),
+    }
+
+
+def _compressed_blocks() -> torch.nn.Module:
+    from sglang.srt.layers.quantization import fp8_utils
+
+    given = _compressed("CompressedTensorsW8A8Fp8", w8a8_block_fp8_linear=fp8_utils.triton_w8a8_block_fp8_linear)
+    given["scheme"].weight_block_size = [128, 128]
+    scale = _scales(COLUMNS // 128, HIDDEN // 128)
+    return _projection(weight=_fp8_weight(COLUMNS, HIDDEN), weight_scale=scale, **given)
+
+
+def _int8(method: Any, **attributes: Any) -> torch.nn.Module:
+    weight = torch.randint(-127, 128, (COLUMNS, HIDDEN), dtype=torch.int8, generator=torch.Generator().manual_seed(5)).T
+    return _projection(method, weight, weight_scale=_scales(COLUMNS, 1), **attributes)
+
+
+def _static(scale: float = 0.02) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
+
+
+def _per_tensor() -> torch.nn.Module:
+    given = _compressed("CompressedTensorsW8A8Fp8", is_static_input_scheme=True)
+    weight = _fp8_weight(COLUMNS, HIDDEN).T
+    return _projection(weight=weight, weight_scale=torch.tensor(0.01), **given | {"input_scale": _static()})
+
+
+TAKEN: dict[str, tuple[Callable[[], torch.nn.Module], str, str]] = {
+    "fp8 token": (lambda: _per_column(_fp8_method()), "FP8 per token", "cutlass"),
+    "fp8 static": (lambda: _per_column(_fp8_method(), input_scale=_static()), "FP8 with a static scale", "cutlass"),
+    "fp8 blocks, Triton": (lambda: _blocks("triton_w8a8_block_fp8_linear"), "FP8 in groups of 128", "triton"),
+    "fp8 blocks, DeepGEMM": (
+        lambda: _blocks("deepgemm_w8a8_block_fp8_linear_with_fallback"), "FP8 in groups of 128", "deepgemm",
+    ),
+    "w8a8_fp8 token": (
+        lambda: _per_column(_method("w8a8_fp8", "W8A8Fp8LinearMethod", cutlass_fp8_supported=True)),
+        "FP8 per token", "cutlass",
+    ),
+    "compressed fp8 token": (
+        lambda: _per_column(**_compressed("CompressedTensorsW8A8Fp8", is_static_input_scheme=False)),
+        "FP8 per token", "cutlass",
+    ),
+    "compressed fp8 static": (_per_tensor, "FP8 with a static scale", "torch"),
+    "compressed fp8 blocks": (_compressed_blocks, "FP8 in groups of 128", "triton"),
+    "int8 token": (lambda: _int8(_method("w8a8_int8", "W8A8Int8LinearMethod")), "INT8 per token", "cutlass"),
+    "compressed int8 token": (lambda: _int8(**_compressed("CompressedTensorsW8A8Int8")), "INT8 per token", "cutlass"),
+}  # fmt: skip
+"""How to build a projection, the quantization of the norm before it, and the product that it runs."""
+
+
+def layer_of(projection: torch.nn.Module, name: str = "sglang.srt.models.qwen3.Qwen3DecoderLayer") -> Any:
+    """A decoder layer of SGLang's as far as the pairing looks: its class, its norms, and what reads them."""
+    module, _, cls = name.rpartition(".")
+    layer = object.__new__(getattr(importlib.import_module(module), cls))
+    torch.nn.Module.__init__(layer)
+    layer.input_layernorm, layer.post_attention_layernorm = rms_norm(), rms_norm()
+    layer.self_attn, layer.mlp = torch.nn.Module(), torch.nn.Module()
+    layer.self_attn.qkv_proj, layer.mlp.gate_up_proj = projection, torch.nn.Linear(HIDDEN, COLUMNS)
+    layer.mlp.gate_up_proj.quant_method = UNQUANTIZED
+    return layer
+
+
+class UnquantizedLinearMethod:
+    """Named as SGLang's."""
+
+
+UNQUANTIZED = UnquantizedLinearMethod()
+
+
+def report(caplog: pytest.LogCaptureFixture, layer: Any, **server_args: Any) -> str:
+    """Switch the layer over; the start-up line."""
+    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
+        startup.on_model_loaded(runner_of(layer, **server_args))
+    return caplog.messages[-1]
+
+
+def _unfused(norm: Any) -> Callable[..., torch.Tensor]:
+    """The norm alone, in the arithmetic of SGLang: the weight is applied before rounding."""
+    options = {"weight": norm.weight, "eps": norm.variance_epsilon, "weight_offset": WEIGHT_IN_FP32}
+
+    def run(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if residual is None:
+            return reference.rms_norm(x, **options)
+        return reference.add_rms_norm(x, residual, **options)[0]
+
+    return run
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_a_projection_of_quantized_rows_gives_the_bits_of_its_own_method(
+    case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    build, name, product = TAKEN[case]
+    projection = build()
+    own = projection.quant_method.apply
+    layer = layer_of(projection)
+    line = report(caplog, layer)
+    assert f"on for 1 of 1 RMSNorm with {name}, 1 of 1 RMSNorm; " in line
+    norm, bias = layer.input_layernorm, rows(COLUMNS, seed=6)
+    unfused = _unfused(norm)
+    for tokens in (1, 5):
+        x, residual = rows(tokens, HIDDEN), rows(tokens, HIDDEN, seed=2)
+        for args in ((x,), (x, residual)):
+            given = [tensor.clone() for tensor in args]
+            normed, result = unfused(*args), norm(*given)
+            taken = result if len(args) == 1 else result[0]
+            assert type(taken) is Rows
+            assert len(args) == 1 or result[1] is given[1]
+            if len(args) == 2:
+                assert torch.equal(given[1], x + residual)
+            fp8_on_cpu.PRODUCTS.clear()
+            y = projection.quant_method.apply(projection, taken, bias)
+            assert torch.equal(y, own(projection, normed, bias))
+            assert [product, product] == fp8_on_cpu.PRODUCTS
+            assert y.dtype == torch.bfloat16
+            assert torch.equal(projection.quant_method.apply(projection, normed, bias), y)  # not ours: its own method
+
+
+def test_rows_say_what_decoder_layers_ask_of_a_tensor() -> None:
+    q, scales = reference.quantize(rows(3, HIDDEN), QuantFormat())
+    taken = Rows((q, scales, torch.bfloat16))
+    assert (taken.shape, taken.dtype, taken.device) == ((3, HIDDEN), torch.bfloat16, q.device)
+    assert (taken.is_cuda, taken.numel()) == (False, 3 * HIDDEN)
+
+
+def test_what_a_call_brings_beyond_rows_is_normed_and_not_quantized(caplog: pytest.LogCaptureFixture) -> None:
+    projection = TAKEN["fp8 token"][0]()
+    layer, plain = layer_of(projection), rms_norm()
+    report(caplog, layer)
+    norm, x, residual = layer.input_layernorm, rows(2, HIDDEN), rows(2, HIDDEN, seed=2)
+    for args in (
+        (x, residual, rows(2, HIDDEN, seed=7)),
+        (x.double(), residual.double()),
+        (rows(0, HIDDEN), rows(0, HIDDEN)),
+        (x.view(1, 2, HIDDEN),),
+    ):
+        result, expected = (call(*(tensor.clone() for tensor in args)) for call in (norm, plain))
+        torch.testing.assert_close(result, expected)
+
+
+def test_the_router_of_experts_gets_a_norm_that_does_not_quantize(caplog: pytest.LogCaptureFixture) -> None:
+    layer = layer_of(TAKEN["fp8 token"][0](), "sglang.srt.models.qwen3_moe.Qwen3MoeDecoderLayer")
+    layer.mlp.gate_up_proj = TAKEN["fp8 token"][0]()
+    assert "on for 1 of 1 RMSNorm with FP8 per token, 1 of 1 RMSNorm;" in report(caplog, layer)
+    assert type(layer.post_attention_layernorm(rows(2, HIDDEN))) is torch.Tensor
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_every_paired_decoder_layer_is_one_of_sglangs_that_builds_the_named_parts(name: str) -> None:
+    import inspect
+
+    module, _, cls = name.rpartition(".")
+    source = inspect.getsource(getattr(importlib.import_module(module), cls))
+    for norm, projection in PAIRED[name]:
+        assert f"self.{norm} = RMSNorm(" in source
+        assert f"self.{projection.partition('.')[0]} = " in source
+
+
+def test_layers_that_are_not_known_keep_a_norm_that_does_not_quantize(caplog: pytest.LogCaptureFixture) -> None:
+    class Qwen3DecoderLayer(torch.nn.Module):
+        """Another model's, with the same parts and maybe other readers."""
+
+    layer = layer_of(TAKEN["fp8 token"][0]())
+    layer.__class__ = Qwen3DecoderLayer
+    line = report(caplog, layer)
+    assert "on for 2 of 2 RMSNorm; prewarmed" in line
+
+
+@pytest.mark.parametrize(
+    ("server_args", "reason"),
+    [
+        ({"enable_lora": True}, "LoRA reads its result too"),
+        ({"lora_paths": ["one"]}, "LoRA reads its result too"),
+        ({"enable_torch_compile": True}, "torch.compile traces the model"),
+        ({"enable_dp_attention": True}, "data-parallel attention gathers its result"),
+        ({"tp_size": 2}, "not tried with several ranks"),
+        (
+            {"cuda_graph_config": SimpleNamespace(prefill=SimpleNamespace(backend="tc_piecewise"))},
+            "torch.compile traces the model",
+        ),
+    ],
+)
+def test_a_server_whose_other_parts_read_a_norms_result_has_plain_norms(
+    server_args: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = layer_of(TAKEN["fp8 token"][0]())
+    line = report(caplog, layer, **server_args)
+    assert f"on for 2 of 2 RMSNorm; quantized apart: 1 ({reason}); " in line
+    assert type(layer.input_layernorm(rows(2, HIDDEN))) is torch.Tensor
+    assert "apply" not in vars(layer.self_attn.qkv_proj.quant_method)
+
+
+def _of_another_dtype() -> torch.nn.Module:
+    projection = _blocks("triton_w8a8_block_fp8_linear")
+    projection.weight_scale_inv = projection.weight_scale_inv.to(torch.int32)
+    return projection
+
+
+NOT_TAKEN: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
+    "Marlin": (
+        lambda: _per_column(_fp8_method(use_marlin=True)),
+        "no code for its projection's FP8 by Marlin or MXFP8",
+    ),
+    "packed scales": (
+        _of_another_dtype, "no code for its projection's FP8 in blocks of (128, 128) with scales in torch.int32",
+    ),
+    "another product": (
+        lambda: _blocks("cutlass_w8a8_block_fp8_linear_with_fallback"),
+        "no code for its projection's cutlass_w8a8_block_fp8_linear_with_fallback",
+    ),
+    "FlashInfer's": (
+        lambda: _blocks("flashinfer_deepgemm_w8a8_block_fp8_linear_with_fallback"),
+        "no code for its projection's flashinfer_deepgemm_w8a8_block_fp8_linear_with_fallback",
+    ),
+    "another scheme": (
+        lambda: _projection(
+            _method("compressed_tensors.compressed_tensors", "CompressedTensorsLinearMethod"),
+            _fp8_weight(COLUMNS, HIDDEN),
+            scheme=_method("compressed_tensors.schemes", "CompressedTensorsW8A16Fp8"),
+        ),
+        "no code for its projection's CompressedTensorsW8A16Fp8",
+    ),
+    "another method": (
+        lambda: _projection(_method("blockwise_int8", "BlockInt8LinearMethod"), _fp8_weight(COLUMNS, HIDDEN)),
+        "no code for its projection's BlockInt8LinearMethod",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_TAKEN)
+def test_a_method_or_product_that_is_not_known_quantizes_itself(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    build, reason = NOT_TAKEN[case]
+    layer = layer_of(build())
+    assert f"on for 2 of 2 RMSNorm; quantized apart: 1 ({reason}); " in report(caplog, layer)
+    assert type(layer.input_layernorm(rows(2, HIDDEN))) is torch.Tensor
+
+
+def test_deep_gemm_is_given_only_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.layers import deep_gemm_wrapper
+
+    projection = _blocks("deepgemm_w8a8_block_fp8_linear_with_fallback")
+    form = projections.prequantized(projection, torch.bfloat16)
+    assert not isinstance(form, str)
+    assert form.fmt.scale_layout == "tma_aligned"
+    assert projections.prequantized(projection, torch.float16) == "DeepGEMM does not take its projection"
+    monkeypatch.setattr(deep_gemm_wrapper, "DEEPGEMM_SCALE_UE8M0", True)
+    assert "no code" in str(projections.prequantized(projection, torch.bfloat16))
+
+
+def test_where_no_kernel_quantizes_the_norm_stays_plain_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    fp8_on_cpu.install(monkeypatch)
+    line = report(caplog, layer_of(TAKEN["fp8 token"][0]()))
+    assert "on for 2 of 2 RMSNorm; quantized apart: 1 (rms_norm_quant has no kernel for it: " in line
+
+
+def test_switched_off_the_norm_and_its_projection_are_sglangs_again(caplog: pytest.LogCaptureFixture) -> None:
+    projection = TAKEN["fp8 token"][0]()
+    own, layer = dict(vars(projection.quant_method)), layer_of(projection)
+    report(caplog, layer)
+    assert "apply" in vars(projection.quant_method)
+    switch.off(layer)
+    assert vars(projection.quant_method) == own
+    assert vars(layer.input_layernorm).keys() - {"_forward_method"} == vars(rms_norm()).keys() - {"_forward_method"}
+    assert type(layer.input_layernorm(rows(2, HIDDEN))) is torch.Tensor
+
+
+def test_an_error_in_the_pairing_leaves_plain_norms_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    projection = TAKEN["fp8 token"][0]()
+    del projection.quant_method.use_marlin  # as in a SGLang that names it otherwise
+    monkeypatch.setenv("SERVING_OPS", "auto")
+    assert "on for 2 of 2 RMSNorm; prewarmed" in report(caplog, layer_of(projection))
+    assert "serving_ops could not quantize in its norms: " in caplog.text
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    with pytest.raises(RuntimeError, match="could not quantize in its norms"):
+        startup.on_model_loaded(runner_of(layer_of(projection)))
