@@ -40,6 +40,15 @@ def _user_chose(vllm_config: Any, op: str) -> bool:
     return bool(chosen) and OURS.isdisjoint(chosen)
 
 
+def user_chose_any(vllm_config: Any) -> bool:
+    """Return whether the order of a configuration whose defaults are set is another one than the platform's default."""
+    from vllm.platforms import current_platform
+
+    order = vllm_config.kernel_config.ir_op_priority
+    default = current_platform.get_default_ir_op_priority(vllm_config)
+    return any(list(getattr(order, op)) != list(getattr(default, op)) for op in OPS)
+
+
 def with_ours(op: str, providers: list[str], *, cuda: bool) -> list[str]:
     """Return vLLM's default order for one op, with our provider added."""
     eager_cuda = cuda and VLLM_C in providers

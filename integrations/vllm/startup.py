@@ -22,6 +22,7 @@ from serving_ops.integrations.vllm import (
     priority,
     quant_fusion,
     quantization,
+    quantized_pairs,
     token_pass,
 )
 from serving_ops.integrations.vllm.layers import NormLayer
@@ -79,7 +80,8 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
     found = layers.norm_layers(models, worker.vllm_config, worker.device)
     outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
-    line = describe(found, str(worker.device), "; ".join([outcome.summary, *_fused(models, found, worker.vllm_config)]))
+    quantizing = (*_fused(models, found, worker.vllm_config), *_paired(models, worker))
+    line = describe(found, str(worker.device), "; ".join([outcome.summary, *quantizing]))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
     _logger.info(line)
@@ -100,6 +102,14 @@ def _fused(models: Sequence[Any], found: Sequence[NormLayer], vllm_config: Any) 
         if turns_on:
             token_pass.turn_on(vllm_config)
         yield "where vLLM's pass fuses norms with FP8, our kernels run"
+
+
+def _paired(models: Sequence[Any], worker: Any) -> Iterator[str]:
+    """Have norms quantize for the layer behind them; yields a phrase for the line."""
+    with guard.unless_strict("vLLM", "have its norms quantize"):
+        phrase = quantized_pairs.take(models, worker.vllm_config, worker.device)
+        if phrase is not None:
+            yield phrase
 
 
 def prewarm(found: Sequence[NormLayer]) -> Outcome:

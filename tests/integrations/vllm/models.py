@@ -1,6 +1,6 @@
 """Very small models with real checkpoints from a seed: a dense one, gated-delta-net hybrids and a Mamba-2.
 
-Run by path: models.py {dense,hybrid,hybrid_without_experts,mamba2} DIRECTORY
+Run by path: models.py {dense,dense_int8,hybrid,hybrid_without_experts,mamba2} DIRECTORY
 
 The logits of a model with random weights lie so close that bf16 rounding picks the token. Here the output matrix
 is the input embedding with its rows moved: the model leans to one successor of each token, by a margin, and what its
@@ -9,6 +9,7 @@ layers add still decides more than half of the last hidden state.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def mamba2_config() -> Any:
 
 CONFIGS = {
     "dense": dense_config,
+    "dense_int8": dense_config,
     "hybrid": hybrid_config,
     "hybrid_without_experts": hybrid_without_experts_config,
     "mamba2": mamba2_config,
@@ -104,6 +106,41 @@ def write_model(name: str, target: Path) -> None:
     with torch.no_grad():
         lean_to_one_successor(model)
     model.save_pretrained(target)
+    if name == "dense_int8":
+        quantize_to_int8(target)
+
+
+_INT8: dict[str, Any] = {"type": "int", "num_bits": 8, "symmetric": True}
+INT8_TOKEN: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {**_INT8, "strategy": "channel", "dynamic": False},
+            "input_activations": {**_INT8, "strategy": "token", "dynamic": True},
+        }
+    },
+}
+"""A checkpoint with one scale per output channel, whose inputs get one scale per token."""
+
+
+def quantize_to_int8(folder: Path) -> None:
+    """Quantize the projections of a checkpoint in place, as `INT8_TOKEN` says."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file, config = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        weight = tensors[name].float()
+        scale = weight.abs().amax(dim=1, keepdim=True) / 127
+        tensors[name] = (weight / scale).round().to(torch.int8)
+        tensors[f"{name}_scale"] = scale
+    save_file(tensors, file, {"format": "pt"})
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": INT8_TOKEN}))
 
 
 def lean_to_one_successor(model: Any) -> None:

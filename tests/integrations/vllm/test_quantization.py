@@ -206,6 +206,16 @@ def test_layers_quantized_while_loading_beside_a_weight_only_checkpoint_count() 
     assert quantization.why_norms_stay(config) == "its consumer may quantize: auto_awq with a quantization_config"
 
 
+@pytest.mark.parametrize(("mode", "reason"), [("NONE", None), ("VLLM_COMPILE", "its consumer quantizes to FP8")])
+def test_in_eager_mode_nothing_is_fused_and_norms_may_be_ours(
+    monkeypatch: pytest.MonkeyPatch, mode: str, reason: str | None
+) -> None:
+    monkeypatch.setattr(quantization, "EAGER_NORMS_ARE_OURS", True)
+    config = vllm_config(_quantized("fp8"))
+    config.compilation_config = SimpleNamespace(mode=SimpleNamespace(name=mode))
+    assert quantization.why_norms_stay(config) == reason
+
+
 FP8 = _quantized("fp8")
 
 

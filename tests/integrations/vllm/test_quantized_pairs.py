@@ -1,0 +1,351 @@
+"""Norms that quantize for the linear layer behind them: which are paired, and what vLLM's kernels are handed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("vllm")
+
+from in_process import HIDDEN, model_config, rows
+
+import serving_ops
+from serving_ops import PrewarmReport, QuantFormat, extension
+from serving_ops.integrations.vllm import features, installed, priority, quantized_consumers, quantized_pairs
+
+pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
+
+CPU = torch.device("cpu")
+WIDTH = 512
+MODES = ("eager", "compiled")
+NAMES = ("weight", "weight_scale", "input_scale", "input_scale_ub")
+
+
+def _module(module: str, name: str, **children: Any) -> Any:
+    """A layer of vLLM's class of this name, with these children."""
+    made = type(name, (torch.nn.Module,), {"__module__": f"vllm.model_executor.models.{module}"})()
+    for child, value in children.items():
+        setattr(made, child, value)
+    return made
+
+
+def _linear(kernel: Any, **more: Any) -> Any:
+    linear = torch.nn.Module()
+    vars(linear).update(quant_method=SimpleNamespace(kernel=kernel), **more)
+    return linear
+
+
+def _norm(kind: str = "RMSNorm", **options: Any) -> Any:
+    from vllm.model_executor.layers import layernorm
+
+    norm = getattr(layernorm, kind)(HIDDEN, **options)
+    norm.weight.data = rows(HIDDEN).cpu()
+    return norm.requires_grad_(False)
+
+
+def _cpu_int8(*, symmetric: bool = True) -> tuple[Any, Any]:
+    """vLLM's kernel on CPU, and the layer that holds its weights."""
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
+    from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearLayerConfig
+
+    layer = torch.nn.Module()
+    layer.logical_widths, layer.input_scale, layer.input_zero_point, layer.bias = [WIDTH], None, None, None
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (WIDTH, HIDDEN), generator=generator).to(torch.int8)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    layer.weight_scale = torch.nn.Parameter(torch.rand(WIDTH, 1, generator=generator) / 127, requires_grad=False)
+    config = Int8ScaledMMLinearLayerConfig(is_static_input_scheme=False, is_channelwise=True, input_symmetric=symmetric)
+    names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
+    kernel = CPUInt8ScaledMMLinearKernel(config, names)
+    kernel.process_weights_after_loading(layer)
+    return kernel, layer
+
+
+def _decoder(norm: Any, kernel: Any, module: str = "qwen3", name: str = "Qwen3DecoderLayer", **linear: Any) -> Any:
+    """A decoder layer of which only the norm before attention can be paired."""
+    attention = _module("qwen3", "Qwen3Attention", qkv_proj=_linear(kernel, **linear))
+    experts = _module("qwen3_moe", "Qwen3MoeSparseMoeBlock", gate_up_proj=_linear(kernel))
+    children = {"input_layernorm": norm, "post_attention_layernorm": _norm(), "self_attn": attention, "mlp": experts}
+    return _module(module, name, **children)
+
+
+def _pairs(layer: Any) -> list[quantized_pairs.Pair]:
+    return list(quantized_pairs.pairs_of([torch.nn.ModuleList([layer])], torch.bfloat16, CPU))
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Any:
+    yield
+    installed.undo()
+
+
+def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vllm: Any) -> None:
+    (pair,) = _pairs(_decoder(norm := _norm(eps=1e-5), kernel := _cpu_int8()[0]))
+    assert (pair.norm, pair.kernel, pair.fmt) == (norm, kernel, QuantFormat(dtype=torch.int8, granularity="token"))
+    assert {(spec.size, spec.eps, spec.weight_dtype, spec.weight_offset) for spec in pair.specs} == {
+        (HIDDEN, 1e-5, torch.bfloat16, 0.0)
+    }
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: _decoder(_norm(), _cpu_int8()[0], module="llama_eagle3", name="LlamaDecoderLayer"),
+        lambda: _decoder(_norm(), _cpu_int8()[0], module="another", name="Qwen3DecoderLayer"),
+        lambda: _decoder(_norm(var_hidden_size=128), _cpu_int8()[0]),
+        lambda: _decoder(torch.nn.RMSNorm(HIDDEN), _cpu_int8()[0]),
+        lambda: _decoder(_norm(), _cpu_int8(symmetric=False)[0]),
+        lambda: _decoder(_norm(), _cpu_int8()[0], input_scale_ub=torch.ones(1)),
+        lambda: _decoder(_norm(), None),
+        lambda: _decoder(_norm(), SimpleNamespace()),
+    ],
+    ids=[
+        "a draft model's layer of the same name",
+        "a layer of another module",
+        "a norm over a part of the row",
+        "a norm of PyTorch's",
+        "a zero point",
+        "an upper bound of the scale",
+        "a layer that is not quantized",
+        "an unknown kernel",
+    ],
+)
+def test_what_may_be_read_otherwise_is_not_paired(in_vllm: Any, layer: Any) -> None:
+    assert _pairs(layer()) == []
+
+
+@pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_paired_layer_computes_on_cpu_what_vllms_own_does(in_vllm: Any, kind: str, fused: bool) -> None:
+    """Where a value lies halfway between two, vLLM's rounding may be the other one."""
+    kernel, linear = _cpu_int8()
+    norm = _norm(kind)
+    x, total = rows(5, HIDDEN).cpu(), rows(5, HIDDEN).cpu() * 0.5
+    arguments = (x, total) if fused else (x,)
+    own = norm(*(given.clone() for given in arguments))
+    expected = kernel.apply_weights(linear, own[0] if fused else own)
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+    given = tuple(argument.clone() for argument in arguments)
+    result = norm(*given)
+    handed = result[0] if fused else result
+    assert handed.data.dtype == torch.int8
+    torch.testing.assert_close(kernel.apply_weights(linear, handed), expected, rtol=2e-2, atol=2e-2)
+    if fused:
+        assert result[1] is given[1]
+        torch.testing.assert_close(result[1], own[1])
+
+
+def test_rows_that_our_kernels_do_not_take_and_plain_inputs_are_vllms(in_vllm: Any) -> None:
+    kernel, linear = _cpu_int8()
+    norm = _norm()
+    x = rows(2, 3, HIDDEN).cpu()
+    own = norm(x)
+    expected = kernel.apply_weights(linear, own)
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+    assert torch.equal(norm(x), own)
+    assert torch.equal(kernel.apply_weights(linear, own), expected)
+
+
+def test_vllms_kernels_are_as_they_were_when_it_is_undone(in_vllm: Any) -> None:
+    kernel, _ = _cpu_int8()
+    before = type(kernel).apply_weights
+    quantized_pairs.switch(*_pairs(_decoder(_norm(), kernel)))
+    assert type(kernel).apply_weights is not before
+    installed.undo()
+    assert type(kernel).apply_weights is before
+
+
+def _cutlass(name: str, group: tuple[int, int], key: str, **quantized: Any) -> Any:
+    """A CUDA kernel of vLLM's with its own quantization, and without the check of the device."""
+    from vllm.model_executor.kernels.linear.scaled_mm import cutlass, deep_gemm
+    from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
+    from vllm.model_executor.layers.quantization.utils import quant_utils
+
+    cls = getattr(cutlass, name, None) or getattr(deep_gemm, name)
+    kernel = cls.__new__(cls)
+    kernel.config = SimpleNamespace(activation_quant_key=getattr(quant_utils, key), out_dtype=torch.bfloat16)
+    kernel.quant_fp8 = QuantFP8(static=False, group_shape=quant_utils.GroupShape(*group), **quantized)
+    kernel.layer_param_names, kernel.logical_output_size, kernel.fp8_dtype = NAMES, WIDTH, torch.float8_e4m3fn
+    kernel.use_triton, kernel.use_deep_gemm_e8m0 = False, bool(quantized.get("use_ue8m0"))
+    return kernel
+
+
+KERNELS = {
+    "one scale a token": lambda: _cutlass("CutlassFP8ScaledMMLinearKernel", (1, -1), "kFp8DynamicTokenSym"),
+    "blocks": lambda: _cutlass(
+        "CutlassFp8BlockScaledMMKernel",
+        (1, 128),
+        "kFp8Dynamic128Sym",
+        use_ue8m0=False,
+        column_major_scales=True,
+    ),
+}
+
+
+def _fp8_layer(*, blocks: bool) -> Any:
+    layer = torch.nn.Module()
+    weight = torch.zeros(WIDTH, HIDDEN).to(torch.float8_e4m3fn)
+    layer.weight = torch.nn.Parameter(weight if blocks else weight.t(), requires_grad=False)
+    layer.weight_scale = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize("case", KERNELS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str, fused: bool
+) -> None:
+    from vllm import _custom_ops as ops
+
+    asked: list[tuple[Tensor, Tensor, Any]] = []
+
+    def gemm(a: Tensor, b: Tensor, *, scale_a: Tensor, **options: Any) -> Tensor:
+        asked.append((a, scale_a, (b.shape, b.stride(), options["out_dtype"], options.get("bias"))))
+        return torch.zeros(a.shape[0], WIDTH, dtype=torch.bfloat16)
+
+    monkeypatch.setattr(ops, "cutlass_scaled_mm", gemm)
+    kernel, linear, norm = KERNELS[case](), _fp8_layer(blocks=case == "blocks"), _norm()
+    arguments = (rows(5, HIDDEN).cpu(), rows(5, HIDDEN).cpu() * 0.5) if fused else (rows(5, HIDDEN).cpu(),)
+    own = norm(*(given.clone() for given in arguments))
+    expected = kernel.apply_weights(linear, own[0] if fused else own)
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+    result = norm(*arguments)
+    product = kernel.apply_weights(linear, result[0] if fused else result)
+    assert (product.shape, product.dtype) == (expected.shape, expected.dtype)
+    (a, scale, more), (our_a, our_scale, our_more) = asked
+    assert more == our_more
+    assert (our_a.dtype, our_a.shape, our_a.stride()) == (a.dtype, a.shape, a.stride())
+    assert (our_scale.shape, our_scale.stride()) == (scale.shape, scale.stride())
+    torch.testing.assert_close(our_scale, scale)
+    groups = HIDDEN // scale.shape[1]
+    dequantized, our_dequantized = (
+        values.float() * factors.repeat_interleave(groups, 1) for values, factors in ((a, scale), (our_a, our_scale))
+    )
+    torch.testing.assert_close(our_dequantized, dequantized, rtol=0.13, atol=1e-3)  # one step of FP8
+    assert (our_dequantized == dequantized).float().mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("options", "fmt"),
+    [
+        ({}, QuantFormat()),
+        ({"column_major_scales": True}, QuantFormat(scale_layout="column_major")),
+        ({"column_major_scales": True, "tma_aligned_scales": True}, QuantFormat(scale_layout="tma_aligned")),
+        (
+            {"column_major_scales": True, "tma_aligned_scales": True, "use_ue8m0": True},
+            QuantFormat(scale_layout="tma_aligned", scale_format="fp32_power_of_2"),
+        ),
+    ],
+)
+def test_the_scales_of_blocks_lie_as_the_kernels_own_quantization_has_them(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, options: dict[str, Any], fmt: QuantFormat
+) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_device_capability", classmethod(lambda *_: True))
+    given = {"use_ue8m0": False, **options}
+    kernel = _cutlass("DeepGemmFp8BlockScaledMMKernel", (1, 128), "kFp8Dynamic128Sym", **given)
+    assert quantized_consumers.fmt_of(kernel) == fmt
+
+
+def test_packed_scales_are_deepgemms_own(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_device_capability", classmethod(lambda *_: False))
+    kernel = _cutlass("DeepGemmFp8BlockScaledMMKernel", (1, 128), "kFp8Dynamic128Sym", use_ue8m0=True)
+    assert quantized_consumers.fmt_of(kernel) is None
+
+
+def _config(mode: str = "NONE", **more: Any) -> Any:
+    config = SimpleNamespace(
+        compilation_config=SimpleNamespace(mode=SimpleNamespace(name=mode)),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        lora_config=None,
+        model_config=model_config(),
+    )
+    vars(config).update(more)
+    return config
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every combination was measured to be faster, and kernels take every norm."""
+    every = frozenset((name, mode) for name in quantized_consumers.CONSUMERS for mode in MODES)
+    monkeypatch.setattr(quantized_pairs, "SERVES_FASTER", every)
+    monkeypatch.setattr(quantized_pairs, "why_reference", lambda specs: None)
+    monkeypatch.setattr(priority, "user_chose_any", lambda config: False)
+    monkeypatch.setenv("SERVING_OPS", "auto")
+
+
+def _take(config: Any) -> tuple[str | None, bool]:
+    """The phrase, and whether the norm quantizes."""
+    layer = _decoder(_norm(), _cpu_int8()[0])
+    phrase = quantized_pairs.take([torch.nn.ModuleList([layer])], config, CPU)
+    return phrase, not isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
+
+
+def test_the_start_up_line_says_how_many_norms_quantize(everywhere: None, in_vllm: Any) -> None:
+    assert _take(_config()) == ("1 norms quantize for the layer behind them, where our kernels run", True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"parallel_config": SimpleNamespace(tensor_parallel_size=2)}, {"lora_config": SimpleNamespace()}],
+    ids=["an all-reduce between", "adapters read it too"],
+)
+def test_a_result_that_others_read_stays_as_it_is(everywhere: None, in_vllm: Any, more: dict[str, Any]) -> None:
+    assert _take(_config(**more)) == (None, False)
+
+
+def test_an_ir_priority_that_the_user_gave_holds(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    monkeypatch.setattr(priority, "user_chose_any", lambda config: True)
+    assert _take(_config()) == (None, False)
+
+
+def test_batch_invariant_models_are_not_taken(everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    monkeypatch.setattr(features, "is_batch_invariant", lambda: True)
+    assert _take(_config()) == (None, False)
+
+
+@pytest.mark.parametrize(("given", "chose"), [(None, False), (["vllm_c", "native"], True)])
+def test_an_order_unlike_the_platforms_default_is_the_users(in_vllm: Any, given: list[str] | None, chose: bool) -> None:
+    from vllm.config import KernelConfig, VllmConfig
+
+    kernels = KernelConfig() if given is None else KernelConfig(ir_op_priority={"rms_norm": given})
+    assert priority.user_chose_any(VllmConfig(kernel_config=kernels)) == chose
+
+
+def test_a_user_who_leaves_an_op_out_gets_vllms(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    monkeypatch.setenv("SERVING_OPS", "auto,rms_norm")
+    assert _take(_config()) == (None, False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_what_was_measured_to_be_faster_is_taken(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, mode: str
+) -> None:
+    measured = frozenset({("CPUInt8ScaledMMLinearKernel", mode)})
+    monkeypatch.setattr(quantized_pairs, "SERVES_FASTER", measured)
+    taken = {"eager": _take(_config("NONE"))[1], "compiled": _take(_config("VLLM_COMPILE"))[1]}
+    assert taken == {other: other == mode for other in MODES}
+
+
+def test_a_norm_without_a_kernel_is_vllms(everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    monkeypatch.setattr(quantized_pairs, "why_reference", lambda specs: "no kernels for it on cpu")
+    assert _take(_config()) == (None, False)
+
+
+def test_where_the_prewarm_fails_nothing_changes_and_cached_graphs_are_told_apart(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any
+) -> None:
+    monkeypatch.setattr(serving_ops, "prewarm", lambda specs: PrewarmReport(failed=dict.fromkeys(specs, "no compiler")))
+    assert _take(_config()) == ("no norm quantizes for the layer behind it: no compiler", False)
+    assert quantized_pairs.NAME in installed.failures
