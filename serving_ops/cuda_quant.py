@@ -25,7 +25,7 @@ Route = tuple[RowGrid, Plan] | str
 
 
 @cache
-def _converts_to_fp8(device: torch.device) -> bool:
+def converts_to_fp8(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
@@ -45,7 +45,7 @@ def _with_results(
     """A plain norm's route, with the rows of what a quantized one writes."""
     if isinstance(route, str):
         return route
-    if fmt.dtype == torch.float8_e4m3fn and not _converts_to_fp8(x.device):
+    if fmt.dtype == torch.float8_e4m3fn and not converts_to_fp8(x.device):
         return NO_FP8
     reason = support.why_not_layout(("normed", normed))
     if reason is not None:

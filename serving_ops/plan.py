@@ -95,7 +95,7 @@ class Plan:
     kept_n: columns that the wide kernel keeps in registers.
     """
 
-    kernel: Literal["tile", "row", "wide"]
+    kernel: Literal["tile", "row", "wide", "heads"]
     block_n: int
     rows_per_program: int
     num_warps: int

@@ -155,7 +155,10 @@ def slot_mapping(tensor: Tensor | None, call: Call) -> None:
 
 def scale(name: str, tensor: Tensor | None, call: Call) -> None:
     """k_scale or v_scale."""
+    other = "v_scale" if name == "k_scale" else "k_scale"
     if tensor is None:
+        if call[other] is not None:
+            fail(name, "None", f"{other} is given, so it must be given too")
         return
     cache = call["key_cache"]
     if cache is None or cache.dtype != FP8:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import checks, modes, rope_checks, rope_reference
+from serving_ops import checks, cuda_rope, modes, rope_checks, rope_reference
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
 from serving_ops.ops.description import Call, NormOp, Number, Own
@@ -59,7 +59,7 @@ def qk_norm_rope(
             in qkv's dtype or FP8 E4M3, any strides. k, rotated, and v are written into them too.
         slot_mapping: (n,), int32 or int64, n at most num_tokens: the slot of each of the first n tokens; where it is
             negative, nothing is cached.
-        k_scale, v_scale: fp32, one element, what values are divided by on their way into FP8; None for 1.
+        k_scale, v_scale: fp32, one element, what values are divided by on their way into FP8; both None for 1.
 
     The normalised head is rounded to qkv's dtype, as by `serving_ops.rms_norm`, then rotated in fp32 and rounded.
 
@@ -192,6 +192,8 @@ registry.register(
             Own("slot_mapping", "Tensor?", rope_checks.slot_mapping, _sample_slots, tokens=0),
             *(Own(name, "Tensor?", partial(rope_checks.scale, name), _sample_scale) for name in ("k_scale", "v_scale")),
         ),
+        run={"cuda": cuda_rope.qk_norm_rope},
+        route=cuda_rope.rope_route,
         check_values=rope_checks.index_values,
         bytes_moved=_bytes_moved,
     )

@@ -192,6 +192,7 @@ WRONG = {
     "no cache for v": ({"value_cache": None}, "value_cache is None: .* together"),
     "caches without slots": ({"slot_mapping": None}, "slot_mapping is None: .* together"),
     "a scale without FP8": ({"k_scale": torch.ones(())}, "k_scale is given: .*float8_e4m3fn.*bfloat16"),
+    "one scale": ({"v_scale": torch.ones(())}, "k_scale is None: v_scale is given"),
     "v without k": ({"v": torch.ones(6, 128, dtype=BF16)}, "v is given: it is taken where k is given"),
     "qkv beside k": (
         {"k": torch.ones(6, 128, dtype=BF16)},

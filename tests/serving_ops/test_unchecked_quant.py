@@ -37,7 +37,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     found = Launches()
     monkeypatch.setattr(norm_quant, "run_norm_quant", found.run)
     monkeypatch.setattr(cuda_quant, "_repeats", {})
-    monkeypatch.setattr(cuda_quant, "_converts_to_fp8", lambda device: True)
+    monkeypatch.setattr(cuda_quant, "converts_to_fp8", lambda device: True)
     monkeypatch.setattr(cuda_quant, "pdl", lambda device: True)
     monkeypatch.setattr(torch.cuda, "_DeviceGuard", lambda index: contextlib.nullcontext())
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: -1, raising=False)

@@ -103,6 +103,7 @@ def compiled(kernel: Any, options: dict[str, Any], plan: Any, arguments: dict[st
         torch.float8_e4m3fn: "*fp8e4nv",
         torch.int8: "*i8",
         torch.int32: "*i32",
+        torch.int64: "*i64",
     }
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}

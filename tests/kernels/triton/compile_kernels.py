@@ -28,6 +28,7 @@ from serving_ops.kernels.triton import launch
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
 from serving_ops.quant_format import QuantFormat
+from serving_ops.rope_spec import RopeSpec
 from serving_ops.training import cuda_backward
 
 EVERY_CALL = 90
@@ -55,6 +56,14 @@ SPECS = (
     replace(GATED, **IN_HEADS, gate_token_stride=2 * TILE),
     replace(GATED, group_size=1024, norm_before_gate=False, activation="sigmoid", has_bias=True),
     replace(GATED, has_gate=False, weight_dtype=None),
+)
+ROPE = NormSpec("qk_norm_rope", TILE, BF16, BF16, torch.device("cpu"), heads=4, rotation=RopeSpec(num_kv_heads=2))
+ROTATIONS = (
+    RopeSpec(),
+    RopeSpec(rotary_dim=32, has_cache=True, table_dtype=FP32),
+    RopeSpec(is_neox=False, has_cache=True, cache_dtype=torch.float8_e4m3fn, index_dtype=torch.int32),
+    RopeSpec(mrope_section=(24, 20, 20)),
+    RopeSpec(rotary_dim=64, is_neox=False, mrope_section=(12, 10, 10), mrope_interleaved=True, separate=True),
 )
 
 NORM_GRADIENTS = (
@@ -104,7 +113,7 @@ def gated_gradients(size: int, before: bool, has_bias: bool) -> str | None:
 
 def calls() -> Iterator[tuple[str, Callable[[], str | None]]]:
     """Each call with its name."""
-    for spec in (*SPECS, *quantized_specs()):
+    for spec in (*SPECS, *quantized_specs(), *(replace(ROPE, rotation=rotation) for rotation in ROTATIONS)):
         yield str(spec), partial(forward, spec)
     for size, dtype, has_more in NORM_GRADIENTS:
         yield f"norm's gradients {size} {dtype} {has_more=}", partial(norm_gradients, size, dtype, has_more)
@@ -116,7 +125,7 @@ def pretend(capability: int) -> None:
     """Have calls launch what they would on such a GPU."""
     torch.cuda.get_device_capability = lambda *_: divmod(capability, 10)  # type: ignore[assignment]
     launch.programmatic_launch_supported = lambda _: capability >= 90  # type: ignore[assignment]
-    for answer in (cuda.pdl, cuda_quant._converts_to_fp8, cuda_backward._has_bulk_copies):
+    for answer in (cuda.pdl, cuda_quant.converts_to_fp8, cuda_backward._has_bulk_copies):
         answer.cache_clear()
 
 

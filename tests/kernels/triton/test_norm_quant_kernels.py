@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import triton
@@ -19,6 +17,8 @@ from serving_ops.kernels.triton.norm import run_norm
 from serving_ops.kernels.triton.norm_quant import run_norm_quant
 from serving_ops.layout import row_grid
 from serving_ops.quant_format import QuantFormat
+
+pytestmark = pytest.mark.usefixtures("gpu_conversions")
 
 EPS = 1e-6
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
@@ -70,32 +70,6 @@ def quantized(y: Tensor, scales: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tens
     if fmt.granularity == "tensor":
         return reference.quantize(y, fmt, scales)[0], scales
     return reference.quantize(y, fmt)
-
-
-@pytest.fixture(autouse=True)
-def conversions_of_the_gpu(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter truncates to bf16 and loses carries in FP8; here it rounds as the GPU does."""
-    if kernel_device.type != "cpu":
-        return
-    from triton.runtime import interpreter
-
-    def converted(data: np.ndarray[Any, Any], dtype: Any) -> np.ndarray[Any, Any]:
-        values = torch.from_numpy(np.ascontiguousarray(data))
-        if dtype == tl.bfloat16:
-            return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-        return saturated(values).view(torch.uint8).numpy()
-
-    for method in ("cast_impl", "create_fp_to_fp"):
-        original = getattr(interpreter.InterpreterBuilder, method)
-
-        def cast(self: Any, src: Any, dst_type: Any, *rest: Any, original: Any = original) -> Any:
-            if src.dtype.scalar == tl.float32 and dst_type.scalar in (tl.bfloat16, tl.float8e4nv):
-                return interpreter.TensorHandle(converted(src.data, dst_type.scalar), dst_type.scalar)
-            return original(self, src, dst_type, *rest)
-
-        monkeypatch.setattr(interpreter.InterpreterBuilder, method, cast)
-    for alias in ("create_fp_trunc", "create_fp_ext"):
-        monkeypatch.setattr(interpreter.InterpreterBuilder, alias, interpreter.InterpreterBuilder.cast_impl)
 
 
 def assert_same_bits(got: Tensor, want: Tensor) -> None:

@@ -1,0 +1,120 @@
+"""`qk_norm_rope` on CUDA: from a checked call to a Triton launch, or to the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from serving_ops import plan, rope_reference, support
+from serving_ops.cuda import pdl
+from serving_ops.cuda_quant import NO_FP8, converts_to_fp8
+from serving_ops.plan import Plan
+from serving_ops.plan_rope import MAX_SIZE, plan_rope
+
+TOO_LARGE = f"heads of more than {MAX_SIZE} elements"
+NOTHING_ROTATED = "a rotation of no elements"
+TWO_WEIGHT_DTYPES = "q_weight and k_weight of two dtypes"
+TWO_LAYOUTS = "key_cache and value_cache in different strides"
+TOO_MANY_SLOTS = "more slots than the kernels count"
+MAX_SLOTS = 2**31 - 1
+
+
+class Heads(NamedTuple):
+    """(num_tokens, heads, head_dim) each; v only where it is cached."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor | None
+
+
+def rope_route(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    k: Tensor | None,
+    v: Tensor | None,
+    key_cache: Tensor | None,
+    value_cache: Tensor | None,
+    **_: Any,
+) -> tuple[Heads, Plan] | str:
+    """The heads and the plan that run this call, or why the reference does."""
+    heads = Heads(*rope_reference.heads_of(qkv, k, v, num_q_heads, num_kv_heads, head_dim))
+    if key_cache is None:
+        heads = heads._replace(v=None)
+    named = (("qkv", heads.q), ("k", heads.k), ("v", heads.v), ("q_weight", q_weight), ("k_weight", k_weight))
+    reason = support.no_triton() or support.why_not_layout(*named, ("cos_sin_cache", cos_sin_cache))
+    reason = reason or _why_not(heads.q, cos_sin_cache, q_weight, k_weight)
+    if key_cache is not None and value_cache is not None:
+        reason = reason or _why_not_caches(key_cache, value_cache)
+    return reason or (heads, plan_rope(head_dim, qkv.shape[0], num_q_heads + num_kv_heads))
+
+
+def _why_not(q: Tensor, table: Tensor, q_weight: Tensor | None, k_weight: Tensor | None) -> str | None:
+    if q.shape[2] > MAX_SIZE:
+        return TOO_LARGE
+    if table.shape[1] == 0:
+        return NOTHING_ROTATED
+    if q_weight is not None and k_weight is not None and q_weight.dtype != k_weight.dtype:
+        return TWO_WEIGHT_DTYPES
+    return support.TOO_MANY_ROWS if q.shape[0] > plan.MAX_ROWS else None
+
+
+def _why_not_caches(keys: Tensor, values: Tensor) -> str | None:
+    if keys.dtype == torch.float8_e4m3fn and not converts_to_fp8(keys.device):
+        return NO_FP8
+    if keys.stride() != values.stride():
+        return TWO_LAYOUTS
+    if keys.stride(-1) != 1 and keys.shape[-1] != 1:
+        return "key_cache.stride(-1) is not 1"
+    return TOO_MANY_SLOTS if keys.shape[:-2].numel() > MAX_SLOTS else None
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    *,
+    eps: float,
+    weight_offset: float,
+    is_neox: bool,
+    mrope_section: Sequence[int] | None,
+    mrope_interleaved: bool,
+    key_cache: Tensor | None,
+    value_cache: Tensor | None,
+    slot_mapping: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    **sizes: Any,
+) -> str | None:
+    """Run `qk_norm_rope`; returns why not, with nothing written. sizes: the other arguments, as for `rope_route`."""
+    route = rope_route(
+        qkv, positions, cos_sin_cache, q_weight, k_weight, key_cache=key_cache, value_cache=value_cache, **sizes
+    )
+    if isinstance(route, str):
+        return route
+    if qkv.shape[0]:
+        from serving_ops.kernels.triton.run_rope import Cache, Rotation, run_qk_norm_rope
+
+        section = None if mrope_section is None else tuple(mrope_section)
+        rotation = Rotation(cos_sin_cache.shape[1], is_neox, section, mrope_interleaved)
+        cache = None
+        if key_cache is not None and value_cache is not None and slot_mapping is not None:
+            caches = rope_reference.in_slots(key_cache), rope_reference.in_slots(value_cache)
+            cache = Cache(*caches, slot_mapping, k_scale, v_scale)
+        heads, chosen = route
+        numbers = q_weight, k_weight, eps, weight_offset
+        with torch.cuda._DeviceGuard(qkv.get_device()):
+            run_qk_norm_rope(
+                *heads, positions, cos_sin_cache, *numbers, rotation, cache, chosen, pdl(qkv.device)
+            )  # fmt: skip
+    return None
