@@ -1,28 +1,22 @@
 """What the options of every bench may hold; anything else ends with a sentence and status 2 before anything starts.
 
-The functions that take a text are types for argparse; those that take a parser check options together.
+The functions that take a text are types for argparse.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import json
 import math
 import os
-import shlex
-import socket
 from pathlib import Path
 from typing import Any
-
-from serving_ops.bench_e2e import presets
-from serving_ops.bench_e2e.server import HOST
 
 MOST_BYTES = 200  # of a file's name, which gets an ending
 # A server that the bench cannot reach, or that asks its client for a key, cannot be measured.
 OF_THE_BENCH = frozenset(
-    ("--api-key", "--host", "--port", "--uds", "--root-path", "--served-model-name", "--ssl-keyfile", "--ssl-certfile")
+    ("api_key", "host", "port", "uds", "root_path", "served_model_name", "ssl_keyfile", "ssl_certfile")
 )
 
 
@@ -73,51 +67,25 @@ def shapes(text: str) -> tuple[tuple[int, ...], ...]:
     return found
 
 
-def port(text: str) -> int | None:
-    """None for `auto`. One that another program listens on is refused."""
-    if text == "auto":
-        return None
-    number = at_least_1(text)
-    if number > 65535:
-        raise refusal(text, "auto, or 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended still holds it
-        try:
-            probe.bind((HOST, number))
-        except OSError as error:
-            raise argparse.ArgumentTypeError(f"{text} cannot be used: {error.strerror}") from None
-    return number
-
-
 def file_name(text: str) -> str:
     if not text.strip() or "/" in text or text in (".", "..") or len(os.fsencode(text)) > MOST_BYTES:
         raise refusal(text, f"a file's name without folders, of at most {MOST_BYTES} bytes")
     return text
 
 
-def server_words(text: str) -> list[str]:
-    """More words for a server's command line, as a shell would split them."""
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-    for word in words:
-        option = word.partition("=")[0].replace("_", "-")
-        if option in OF_THE_BENCH:
-            raise argparse.ArgumentTypeError(f"{option}: the bench decides it, since its own client is to be served")
-    return words
-
-
 def engine_arguments(text: str) -> dict[str, Any]:
-    """A JSON object. The model is an option, and the device time of a pipeline's step is not measured."""
+    """A JSON object by the names of Python. The device time of a pipeline's step is not measured."""
     try:
         found = json.loads(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
     if not isinstance(found, dict):
         raise refusal(text, 'a JSON object such as {"max_num_seqs": 4}')
+    found = {name.lstrip("-").replace("-", "_"): value for name, value in found.items()}
     if found.keys() & {"model", "model_path"}:
         raise argparse.ArgumentTypeError("the model is the option --model")
+    if taken := found.keys() & OF_THE_BENCH:
+        raise argparse.ArgumentTypeError(f"{', '.join(taken)}: the bench decides it, since its own client is served")
     several = [name for name in ("pipeline_parallel_size", "pp_size", "data_parallel_size", "dp_size") if name in found]
     if any(found[name] != 1 for name in several):
         raise argparse.ArgumentTypeError(
@@ -140,44 +108,22 @@ def model(text: str) -> str:
     return text
 
 
-def model_label(chosen: argparse.Namespace) -> str:
-    """The model to a reader: a folder by its last name alone."""
-    if not chosen.model:
-        return f"preset {preset_label(chosen)}"
-    return Path(chosen.model).name if os.path.isabs(chosen.model) else str(chosen.model)
+def check_writable(parser: argparse.ArgumentParser, file: Path) -> None:
+    """Where a result is to go; folders that are missing will be made."""
+    made = next(path for path in (file, *file.parents) if path.exists())
+    problem = ""
+    if made == file:
+        problem = os.strerror(errno.EISDIR) if file.is_dir() else ""
+    elif not made.is_dir():
+        problem = os.strerror(errno.ENOTDIR)
+    if not problem and not os.access(made, os.W_OK):
+        problem = os.strerror(errno.EACCES)
+    if problem:
+        parser.error(f"--out: {file} cannot be written: {problem}")
 
 
-def preset_label(chosen: argparse.Namespace) -> str:
-    """The preset with its quantization, as in the names of files."""
-    return "-".join(filter(None, (chosen.preset, chosen.quantization)))
+def check_gpu(parser: argparse.ArgumentParser, device: str) -> None:
+    import torch
 
-
-def check_length(parser: argparse.ArgumentParser, options: argparse.Namespace, tokens: int) -> None:
-    if not options.model and tokens > presets.MAX_POSITIONS:
-        parser.error(f"--preset {options.preset} has {presets.MAX_POSITIONS} positions: {tokens} tokens do not fit")
-
-
-def check_writable(parser: argparse.ArgumentParser, *files: Path) -> None:
-    """Where results are to go. What has to be created to find out is removed again."""
-    for file in files:
-        try:
-            _try_to_write(file)
-        except OSError as error:
-            parser.error(f"--out: {file} cannot be written: {error.strerror}")
-
-
-def _try_to_write(file: Path) -> None:
-    missing = [folder for folder in file.parents if not folder.exists()]
-    try:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-        existed = file.exists()
-        file.open("ab").close()
-        if not existed:
-            file.unlink()
-    finally:
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU on this machine")

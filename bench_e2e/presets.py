@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import quantization
+from serving_ops.bench_e2e import quantized_presets
 
 PRESETS = ("dense", "dense-8b", "hybrid", "mamba2")
-QUANTIZED = ("dense", "dense-8b")  # with `quantization.QUANTIZATIONS`
+QUANTIZED = ("dense", "dense-8b")  # with `quantized_presets.QUANTIZATIONS`
 MAX_POSITIONS = 16384  # tokens; longer prompts need a real model
 
 # vLLM refuses a prompt with more characters than tokens fit, times the longest token's length. Each word brings a space
@@ -138,12 +138,12 @@ MAMBA2_LAYERS = {"cpu": 6, "cuda": 48}
 def write_preset(name: str, directory: Path, device: str = "cpu", quantized: str | None = None) -> Path:
     """Write preset `name` for `device` ("cpu" or "cuda") into `directory` and return it.
 
-    quantized: one of `quantization.QUANTIZATIONS`, for a preset in QUANTIZED.
+    quantized: one of `quantized_presets.QUANTIZATIONS`, for a preset in QUANTIZED.
 
     The tokenizer lies in a folder of its own, `tokenizer_of(directory)`: beside a Qwen3.5's config.json
     transformers reads it as that model's tokenizer class. Raises ValueError for a name not in PRESETS.
     """
-    config = preset_config(name, device) | quantization.of_checkpoint(quantized)
+    config = preset_config(name, device) | quantized_presets.of_checkpoint(quantized)
     tokenizer = tokenizer_of(directory)
     tokenizer.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
@@ -172,7 +172,7 @@ def preset_config(name: str, device: str) -> dict[str, Any]:
 def preset_engine_args(name: str, device: str, engine: str = "vllm", quantized: str | None = None) -> dict[str, Any]:
     """What an engine has to be told beside the path: no weights on disk, and no pictures for the Qwen3.5."""
     on_language_alone = LANGUAGE_ALONE[engine] if (name, device) == ("hybrid", "cuda") else {}
-    return {"load_format": "dummy", **on_language_alone, **quantization.of_engine(quantized)}
+    return {"load_format": "dummy", **on_language_alone, **quantized_presets.of_engine(quantized)}
 
 
 LANGUAGE_ALONE: dict[str, dict[str, Any]] = {
@@ -191,20 +191,6 @@ SGLANG_ON_CPU: dict[str, Any] = {
     "sleep_on_idle": True,
 }
 """What SGLang needs where the CPU has no AMX. Overlap is with a GPU's work; an idle scheduler would poll on a core."""
-
-
-def preset_serve_args(name: str, device: str, engine: str = "vllm", quantized: str | None = None) -> list[str]:
-    """The same as words of the server's command line."""
-    return as_words(preset_engine_args(name, device, engine, quantized))
-
-
-def as_words(arguments: dict[str, Any]) -> list[str]:
-    """Arguments by name as words of a command line; what is False is left out."""
-    words = []
-    for argument, value in arguments.items():
-        if value is not False:
-            words += [f"--{argument.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return words
 
 
 def _tokenizer(vocab_size: int) -> dict[str, dict[str, Any]]:

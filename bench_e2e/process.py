@@ -43,17 +43,21 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop(*self.started)
+
+    def stop(self, *stopped: Child) -> None:
+        """Together: none waits for another's end."""
         try:
-            for child in self.started:
+            for child in stopped:
                 child.send(signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
-            for child in self.started:
+            for child in stopped:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.process.wait(max(0.0, deadline - time.monotonic()))
         finally:
-            for child in self.started:
+            for child in stopped:
                 child.send(signal.SIGKILL)  # also workers that outlived their parent
-            for child in self.started:
+            for child in stopped:
                 child.process.wait()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> Child:

@@ -1,4 +1,4 @@
-"""`vllm serve`, one fresh process for each measurement."""
+"""The engine's own server, a process for each variant."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serving_ops import settings
 from serving_ops.bench_e2e import environment
+from serving_ops.bench_e2e.comparison import BASELINE, OURS
+from serving_ops.bench_e2e.engine_arguments import as_words
 from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
-from serving_ops.bench_e2e.result import BASELINE, OURS
 
 HOST = "127.0.0.1"
 VARIANTS = {BASELINE: "off", OURS: "auto"}  # value of SERVING_OPS
@@ -28,37 +30,30 @@ CPU_DEFAULTS = {
     "vllm": {"VLLM_CPU_KVCACHE_SPACE": "1"},  # GiB
     "sglang": {"SGLANG_USE_CPU_ENGINE": "1"},
 }
-VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]  # the console script may lie in no PATH
 
 
 @dataclass(frozen=True)
 class Address:
     """Where a server listens, and the model's name, which no other server on this machine answers to."""
 
-    port: int | str
+    port: int
     name: str
 
 
-def new_address(port: int | None = None) -> Address:
-    return Address(port or free_port(), f"bench-{secrets.token_hex(4)}")
-
-
-def free_port() -> int:
+def new_address() -> Address:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+        return Address(int(probe.getsockname()[1]), f"bench-{secrets.token_hex(4)}")
 
 
-def serve_command(model: str, address: Address, max_model_len: int, eager: bool, extra: Sequence[str]) -> list[str]:
-    """`extra` comes last, so that it wins over what stands here. Prefixes are not cached: a prompt that was
-    warmed up would be answered without its prefill."""
-    return [
-        *VLLM,
-        *("serve", model, "--host", HOST, "--port", str(address.port), "--served-model-name", address.name),
-        *("--max-model-len", str(max_model_len), "--no-enable-prefix-caching"),
-        *(["--enforce-eager"] if eager else []),
-        *extra,
-    ]
+def serve_command(engine: str, model: str, tokenizer: str, address: Address, arguments: dict[str, Any]) -> list[str]:
+    """arguments: those of the engine, by name. The console script of vLLM may lie in no PATH."""
+    start = {
+        "vllm": ("vllm.entrypoints.cli.main", "serve", model, "--tokenizer", tokenizer),
+        "sglang": ("sglang.launch_server", "--model-path", model, "--tokenizer-path", tokenizer),
+    }
+    bound = ("--host", HOST, "--port", str(address.port), "--served-model-name", address.name)
+    return [sys.executable, "-m", *start[engine], *bound, *as_words(engine, arguments)]
 
 
 def engine_environment(variant: str, device: str, work: Path, offline: bool, engine: str = "vllm") -> dict[str, str]:
@@ -89,8 +84,8 @@ def _switch(variant: str) -> str:
     return ",".join(word for word in words if word.strip().lower() != "off")
 
 
-def wait_until_healthy(server: Child, address: Address, timeout: float, tick: Callable[[str], None]) -> float:
-    """Seconds until this server answers; `tick` gets the log's last line. Raises ChildFailed: dead, or late."""
+def wait_until_healthy(server: Child, address: Address, timeout: float, tick: Callable[[str], None]) -> None:
+    """Until this server answers; `tick` gets the log's last line. Raises ChildFailed: dead, or late."""
     started = time.monotonic()
     while not _healthy(address):
         if server.ended() is not None:
@@ -99,7 +94,6 @@ def wait_until_healthy(server: Child, address: Address, timeout: float, tick: Ca
             raise ChildFailed(f"the server was not up after {timeout:.0f} s", server)
         tick(server.last_line())
         wait_a_little()
-    return time.monotonic() - started
 
 
 def _healthy(address: Address) -> bool:
@@ -113,7 +107,7 @@ def _healthy(address: Address) -> bool:
 
 
 def _get(address: Address, path: str) -> bytes:
-    connection = http.client.HTTPConnection(HOST, int(address.port), timeout=HEALTH_SECONDS)
+    connection = http.client.HTTPConnection(HOST, address.port, timeout=HEALTH_SECONDS)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

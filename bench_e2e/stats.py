@@ -1,6 +1,6 @@
 """The statistics behind the tables, all pure.
 
-Of servers and engines, few and costly: the spread over rounds, and a ratio with its confidence interval. Of ops, which
+Of servers and engines, few and costly: the spread over pairs, and a ratio with its confidence interval. Of ops, which
 run hundreds of rounds: medians and quartiles, so that a round in which the machine did something else does not count.
 """
 
@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LEAST_PAIRS = 5  # that give an interval: with fewer it is as wide as luck decides
 RATIO_METHOD = "geometric mean of the paired rounds' ratios; 95% interval by Student's t on their logarithms"
 
 # Two-sided 95% quantiles of Student's t by degrees of freedom, from any printed table.
@@ -23,7 +24,7 @@ T_95 = (
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over the rounds."""
+    """One figure over the pairs."""
 
     median: float
     low: float
@@ -32,12 +33,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How one variant compares with another; below 1 is faster. One round gives no interval, but None."""
+    """How one variant compares with another; below 1 is faster. Too few pairs give no interval, but None."""
 
     ratio: float
     low: float | None
     high: float | None
-    rounds: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,20 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio | None:
-    """`other / baseline`, round by round: what a slow minute of the machine does to both cancels.
+def paired_ratio(baseline: Sequence[float], other: Sequence[float], least: int = LEAST_PAIRS) -> Ratio | None:
+    """`other / baseline`, pair by pair: what a slow minute of the machine does to both cancels.
 
-    None where a value is not positive: a short load's noise can be larger than its time per token. Raises ValueError
-    if the rounds do not pair up, or there are none.
+    least: pairs that give an interval. None where a value is not positive: a short load's noise can be larger than its
+    time per token. Raises ValueError if the values do not pair up, or there are none.
     """
     if len(baseline) != len(other) or not baseline:
-        raise ValueError(f"rounds do not pair up: {len(baseline)} against {len(other)}")
+        raise ValueError(f"pairs are incomplete: {len(baseline)} against {len(other)}")
     if min(*baseline, *other) <= 0:
         return None
     logs = [math.log(b / a) for a, b in zip(baseline, other, strict=True)]
     centre = statistics.fmean(logs)
-    if len(logs) == 1:
-        return Ratio(math.exp(centre), None, None, 1)
+    if len(logs) < max(2, least):
+        return Ratio(math.exp(centre), None, None, len(logs))
     reach = t_quantile_95(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
     return Ratio(math.exp(centre), math.exp(centre - reach), math.exp(centre + reach), len(logs))
 

@@ -9,14 +9,52 @@ They go to standard output, or between a page's markers, where NAME is the resul
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from serving_ops.bench_e2e import old_results
 
 COMMAND = "python -m serving_ops.bench_e2e table"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table. marked: for each line the place of the cell that is bold in Markdown and green on a terminal."""
+
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    title: str = ""
+    marked: Sequence[int | None] = field(default=())
+
+    def markdown(self) -> str:
+        rows = [self.header, ("---", *["---:"] * (len(self.header) - 1))]
+        rows += [_with(line, place, "**{}**") for line, place in self._marked_lines()]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+        return f"{self.title}\n\n{table}" if self.title else table
+
+    def print(self, console: Console) -> None:
+        shown = Table(title=self.title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place, name in enumerate(self.header):
+            shown.add_column(name, justify="right" if place else "left", no_wrap=not place)
+        for line, place in self._marked_lines():
+            shown.add_row(*_with([cell.replace("[", "\\[") for cell in line], place, "[green]{}[/green]"))
+        console.print(shown)
+
+    def _marked_lines(self) -> Iterable[tuple[Sequence[str], int | None]]:
+        return zip(self.lines, self.marked or [None] * len(self.lines), strict=True)
+
+
+def _with(line: Sequence[str], place: int | None, mark: str) -> list[str]:
+    return [mark.format(cell) if number == place else cell for number, cell in enumerate(line)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,13 +62,14 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Render result files as Markdown tables.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result JSON of any bench")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
-    parser.add_argument("--summary", metavar="NAME", help="of --turns or --ops: one table, for the marker NAME-summary")
+    parser.add_argument("--summary", metavar="NAME", help="of step or ops: one table, for the marker NAME-summary")
     arguments = parser.parse_args(argv)
     try:
+        results = {path: old_results.read(path) for path in arguments.files}
         if arguments.summary:
-            tables = {f"{arguments.summary}-summary": _summary(arguments.files)}
+            tables = {f"{arguments.summary}-summary": _summary(list(results.values()))}
         else:
-            tables = {path.stem: _rendered(path) for path in arguments.files}
+            tables = {path.stem: _rendered(path, result) for path, result in results.items()}
         if arguments.readme is None:
             print("\n\n".join(tables.values()))
         else:
@@ -41,40 +80,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _rendered(path: Path) -> str:
+def _rendered(path: Path, result: dict[str, Any]) -> str:
     try:
-        return str(_kind(path).render(path))
+        return str(_renderer(result).markdown(result))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no result of this bench: {error!r}") from error
 
 
-def _summary(files: Sequence[Path]) -> str:
-    kinds = {_kind(path) for path in files}
-    if len(kinds) != 1 or not hasattr(kind := kinds.pop(), "summarize"):
-        raise ValueError("--summary is for results of --turns, or for results of --ops")
-    return str(kind.summarize(files))
+def _summary(results: Sequence[dict[str, Any]]) -> str:
+    kinds = {result["kind"] for result in results}
+    if kinds not in ({"step"}, {"ops"}):
+        raise ValueError("--summary is for results of step, or for results of ops")
+    return str(_renderer(results[0]).summary(results))
 
 
-def _kind(path: Path) -> ModuleType:
-    """The module that renders a file, by what is in it. One that measures ops imports torch."""
-    plain = json.loads(path.read_text())
-    if plain.get("kind") == "turns":
-        from serving_ops.bench_e2e.turns import table as kind
-    elif "step_ms" in plain:
-        from serving_ops.bench_e2e.training import steps as kind
-    elif "results" not in plain:
-        from serving_ops.bench_e2e import report as kind
-    elif "passes" in plain["results"][0]:
-        from serving_ops.bench_e2e.training import table as kind
+def _renderer(result: dict[str, Any]) -> ModuleType:
+    """The module with `markdown` and `summary` of a result's kind."""
+    if result["kind"] in ("ops", "training"):
+        from serving_ops.bench_e2e.ops import ops_table as renderer
     else:
-        from serving_ops.bench_e2e.ops import table as kind
-    return kind
-
-
-def rows(lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first line is its header."""
-    header, *body = lines
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ("---", *["---:"] * (len(header) - 1)), *body))
+        from serving_ops.bench_e2e import comparison_table as renderer
+    return renderer
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
@@ -85,10 +111,5 @@ def fill(text: str, tables: dict[str, str]) -> str:
         places = pattern.findall(text)
         if len(places) != 1:
             raise ValueError(f"expected {marker} ... <!-- /table --> once, found it {len(places)} times")
-        text = pattern.sub(rf"\1{_literal(table)}\n\2", text)
+        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)  # type: ignore[misc]
     return text
-
-
-def _literal(text: str) -> str:
-    """For use as a replacement: no group references."""
-    return text.replace("\\", r"\\")

@@ -14,7 +14,7 @@ from torch import Tensor
 from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
-from serving_ops.bench_e2e.ops.rounds import Samples, round_robin
+from serving_ops.bench_e2e.ops.round_robin import Samples, round_robin
 from serving_ops.bench_e2e.ops.timing_cuda import capture, replay_us
 
 LAYERS = 8  # of weights, 33 MB each at 4096 x 4096 bf16: every product reads its own from memory, as a model's do

@@ -16,42 +16,81 @@ FUSED_ADD = "fused_add_rms_norm"
 RMS_NORM = "rms_norm"
 GATED = "rms_norm_gated"
 FUSED_ADD_QUANT = "fused_add_rms_norm_quant"
-OPS = (FUSED_ADD, RMS_NORM, GATED, FUSED_ADD_QUANT)
+ADD = "add_rms_norm"  # of training, which cannot write in place
+
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
+PASSES = {"ops": (FORWARD,), "training": (BACKWARD, BOTH)}
+"""What each of the benches measures of an op at a size."""
 
 FORMS = {  # those that the FP8 products of engines take
     "block": QuantFormat(granularity="group", group_size=128, scale_layout="column_major"),
     "token": QuantFormat(granularity="token"),
 }
-
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+# Tensors of the rows' size that the backward pass reads or writes once: dy, x, dx; dy, the gradient of the sum, the
+# sum, dx; dy, x, z, dx, dz.
+_BACKWARD_TENSORS = {RMS_NORM: 3, ADD: 4, GATED: 5}
 
 Shape = tuple[int, ...]
 
-CPU_SHAPES: tuple[Shape, ...] = tuple((m, n) for n in (896, 2048, 4096) for m in (1, 8, 64, 512, 4096))
-CPU_QUICK_SHAPES: tuple[Shape, ...] = ((1, 896), (8, 2048), (64, 4096), (512, 4096))
-CPU_VARIANT_SHAPES: tuple[Shape, ...] = ((1, 4096), (8, 4096), (512, 4096))
-CPU_GATED_SHAPES: tuple[Shape, ...] = ((1, 16, 128), (8, 16, 128), (2048, 16, 128))
 
-DECODE_SHAPES: tuple[Shape, ...] = tuple(
-    (m, n) for n in (1024, 2048, 4096, 5120, 7168, 8192, 16384) for m in (1, 4, 16, 64, 256)
-)
-PREFILL_SHAPES: tuple[Shape, ...] = (
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a regime. standard: measured without being asked for."""
+
+    regime: str
+    ops: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    standard: bool = True
+
+
+def _grid(rows: Sequence[int], sizes: Sequence[int]) -> tuple[Shape, ...]:
+    return tuple((m, n) for n in sizes for m in rows)
+
+
+PLAIN = (FUSED_ADD, RMS_NORM)
+HEADS = 24  # of Qwen3-Next and Qwen3.5 on one GPU; their z has a row stride of 2 x 24 x 128 = 6144
+PREFILL: tuple[Shape, ...] = (
     *((131072, 896), (32768, 2048), (32768, 4095), (16384, 4096), (16384, 5120), (16384, 5125)),
     *((16384, 7168), (8192, 8192), (4096, 16384), (2048, 32768), (32768, 32768)),
 )
-SMALL_SHAPES: tuple[Shape, ...] = tuple((m, n) for n in (64, 128, 256, 512) for m in (4096, 32768, 262144, 4194304))
-WIDE_SHAPES: tuple[Shape, ...] = ((4096, 65536), (2048, 131072))
-CUDA_VARIANT_SHAPES: tuple[Shape, ...] = ((1, 4096), (64, 4096), (256, 8192), (16384, 4096))
-HEADS = 24  # of Qwen3-Next and Qwen3.5 on one GPU; their z has a row stride of 2 x 24 x 128 = 6144
-CUDA_GATED_SHAPES: tuple[Shape, ...] = tuple((m, HEADS, 128) for m in (1, 32, 256, 8192, 60381))
-QUANT_SHAPES: tuple[Shape, ...] = (
+QUANT: tuple[Shape, ...] = (
     *((1, n) for n in (1024, 2048, 4096, 5120, 7168)),
     *((16, 4096), (64, 4096), (256, 4096), (256, 7168), (8192, 4096), (8192, 7168)),
 )
-
-CPU_REGIMES = ("rows", "variants", "gated")
-CUDA_REGIMES = ("decode", "prefill", "wide", "small", "gated", "variants", "gemm", "host", "quant")
-CUDA_STANDARD = ("decode", "prefill", "gated", "gemm", "host")
+ROWS_OF_4096 = _grid((4096,), (1024, 2048, 4096, 8192, 16384))
+CPU_TRAINING: tuple[Shape, ...] = ((64, 1024), (512, 1024), (512, 4096), (4096, 2048), (4096, 4096))
+SIZES = {
+    ("ops", "cpu"): (
+        Sizes("rows", PLAIN, _grid((1, 8, 64, 512, 4096), (896, 2048, 4096))),
+        Sizes("variants", PLAIN, _grid((1, 8, 512), (4096,))),
+        Sizes("gated", (GATED,), ((1, 16, 128), (8, 16, 128), (2048, 16, 128))),
+    ),
+    ("ops", "cuda"): (
+        Sizes("decode", PLAIN, _grid((1, 4, 16, 64, 256), (1024, 2048, 4096, 5120, 7168, 8192, 16384))),
+        Sizes("prefill", PLAIN, PREFILL),
+        Sizes("wide", PLAIN, ((4096, 65536), (2048, 131072)), standard=False),
+        Sizes("small", PLAIN, _grid((4096, 32768, 262144, 4194304), (64, 128, 256, 512)), standard=False),
+        Sizes("gated", (GATED,), tuple((m, HEADS, 128) for m in (1, 32, 256, 8192, 60381))),
+        Sizes("variants", PLAIN, ((1, 4096), (64, 4096), (256, 8192), (16384, 4096)), standard=False),
+        Sizes("gemm", (FUSED_ADD,), ((1, 4096),)),
+        Sizes("host", PLAIN, ((1, 4096),)),
+        Sizes("quant", (FUSED_ADD_QUANT,), QUANT, standard=False),
+    ),
+    ("training", "cpu"): (
+        Sizes("rows", (RMS_NORM, ADD), CPU_TRAINING),
+        Sizes("gated", (GATED,), ((64, 16, 128), (512, 16, 128), (2048, 16, 128))),
+    ),
+    ("training", "cuda"): (
+        Sizes("rows", (RMS_NORM, ADD), ROWS_OF_4096),
+        Sizes("large", (RMS_NORM,), ((32768, 4096), (16384, 32768), (32768, 32768))),
+        Sizes("large", (ADD,), ((32768, 32768),)),
+        Sizes("narrow", (RMS_NORM,), _grid((4096, 16384, 32768), (64, 128, 256, 512))),
+        Sizes("gated", (GATED,), tuple((rows, 128) for rows in (24, 768, 6144, 49152, 200000))),
+    ),
+}
+"""(bench, device) -> its regimes, in the order measured."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +106,7 @@ class Case:
     weight_offset: float = 0.0
     threads: int | None = None
     form: str | None = None  # of a quantized result: a key of FORMS
+    passes: str = FORWARD
 
     @property
     def rows(self) -> int:
@@ -88,7 +128,11 @@ class Case:
     def bytes_moved(self) -> int:
         """The fewest bytes the op must move: each tensor once, the weight left out (it stays in cache)."""
         spec = NormSpec(self.op, self.size, self.torch_dtype, None, torch.device("meta"), fmt=self.fmt)
-        return registry.bytes_moved(registry.find(self.op), registry.sample(spec, self.rows))
+        forward = registry.bytes_moved(registry.find(self.op), registry.sample(spec, self.rows))
+        if self.passes == FORWARD:
+            return forward
+        backward = _BACKWARD_TENSORS[self.op] * self.rows * self.size * self.torch_dtype.itemsize
+        return backward + (forward if self.passes == BOTH else 0)
 
     @property
     def label(self) -> str:
@@ -97,72 +141,51 @@ class Case:
         return " x ".join(map(str, self.shape)) + strided + form
 
 
-def regimes_for(device: str) -> tuple[str, ...]:
-    return CUDA_REGIMES if device == "cuda" else CPU_REGIMES
+def regimes_for(bench: str, device: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(sizes.regime for sizes in SIZES[bench, device]))
+
+
+def ops_of(bench: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(op for device in ("cpu", "cuda") for sizes in SIZES[bench, device] for op in sizes.ops))
 
 
 def plan(
+    bench: str,
     device: str,
     regimes: Sequence[str] = (),
     *,
-    ops: Sequence[str] = OPS,
+    ops: Sequence[str] = (),
     shapes: Sequence[Shape] = (),
     dtypes: Sequence[str] = ("bfloat16",),
-    threads: Sequence[int] = (),
+    threads: Sequence[int] = (1,),
     quick: bool = False,
 ) -> list[Case]:
     """Every case of the regimes, in the order measured; without regimes, of those that say most on this device.
 
-    shapes: instead of the regimes' own lists.
+    shapes: instead of the regimes' own; in training under an op's first regime alone, since all measure alike.
     """
-    regimes = regimes or (CUDA_STANDARD if device == "cuda" else CPU_REGIMES)
-    cases = [
-        replace(case, dtype=dtype)
-        for dtype in dtypes
-        for regime in regimes
-        for case in _regime_cases(device, regime, shapes, quick)
-        if case.op in ops
-    ]
+    chosen = [sizes for sizes in SIZES[bench, device] if (sizes.regime in regimes if regimes else sizes.standard)]
+    planned: list[Case] = []
+    for sizes in chosen:
+        for op in (op for op in sizes.ops if not ops or op in ops):
+            if bench == "training" and shapes and op in {case.op for case in planned}:
+                continue
+            ranks = {len(shape) for shape in sizes.shapes} if bench == "ops" else {2, 3}
+            own = [shape for shape in shapes if len(shape) in ranks] if shapes else sizes.shapes[:: 4 if quick else 1]
+            planned += [case for shape in own for case in _cases(bench, sizes.regime, op, shape)]
+    planned = [replace(case, dtype=dtype) for dtype in dtypes for case in planned]
     if device == "cpu":
-        cases = [replace(case, threads=count) for count in threads for case in cases]
-    return cases
+        planned = [replace(case, threads=count) for count in threads for case in planned]
+    return planned
 
 
-def _regime_cases(device: str, regime: str, shapes: Sequence[Shape], quick: bool) -> list[Case]:
-    if regime == "gated":
-        own = CPU_GATED_SHAPES if device == "cpu" else CUDA_GATED_SHAPES
-        chosen = _of_rank(3, shapes or own)
-        contiguous = [Case(regime, GATED, shape, weight="float32") for shape in chosen]
-        return contiguous + [replace(case, layout="strided") for case in contiguous]
-    own = _plain_shapes(device, regime, quick)
-    chosen = _of_rank(2, shapes or own)
-    if regime == "quant":
-        return [
-            Case(regime, FUSED_ADD_QUANT, shape, form=form)
-            for form, fmt in FORMS.items()
-            for shape in chosen
-            if shape[-1] % fmt.group(shape[-1]) == 0
-        ]
-    ops = (FUSED_ADD,) if regime == "gemm" else (FUSED_ADD, RMS_NORM)
-    return [Case(regime, op, shape) for op in ops for shape in chosen]
-
-
-def _of_rank(rank: int, shapes: Sequence[Shape]) -> list[Shape]:
-    return [shape for shape in shapes if len(shape) == rank]
-
-
-def _plain_shapes(device: str, regime: str, quick: bool) -> tuple[Shape, ...]:
-    if device == "cpu":
-        rows = CPU_QUICK_SHAPES if quick else CPU_SHAPES
-        return {"rows": rows, "variants": CPU_VARIANT_SHAPES}[regime]
-    lists = {
-        "decode": DECODE_SHAPES,
-        "prefill": PREFILL_SHAPES,
-        "wide": WIDE_SHAPES,
-        "small": SMALL_SHAPES,
-        "variants": CUDA_VARIANT_SHAPES,
-        "gemm": ((1, 4096),),
-        "host": ((1, 4096),),
-        "quant": QUANT_SHAPES,
-    }
-    return lists[regime][::4] if quick else lists[regime]
+def _cases(bench: str, regime: str, op: str, shape: Shape) -> list[Case]:
+    """Those of one op at one size. The gated norm's weight is fp32, as models keep it."""
+    plain = Case(regime, op, shape, weight="float32" if op == GATED else "same")
+    if bench == "training":
+        return [replace(plain, passes=passes) for passes in PASSES[bench]]
+    if op == GATED:
+        return [plain, replace(plain, layout="strided")]
+    if op == FUSED_ADD_QUANT:
+        return [replace(plain, form=form) for form, fmt in FORMS.items() if shape[-1] % fmt.group(shape[-1]) == 0]
+    return [plain]

@@ -2,7 +2,7 @@
 
 A contestant binds a case's tensors into a call without arguments. The call either writes in place (x and
 residual, or `out`) and returns None, or returns what it allocated: x and residual as a pair, or the result.
-A quantized result is two tensors: `out` and `scales`.
+A quantized result is two tensors: `out` and `scales`. With gradients, the call returns those of the leaves.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import serving_ops
 from serving_ops import reference
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, GATED, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.inputs import Inputs
+from serving_ops.bench_e2e.comparison import OURS
+from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.quant_format import QuantFormat
 
 Call = Callable[[], object]
-OURS = "serving_ops"
+Norm = Callable[..., object]  # of a case's leaves
 
 
 class Unsupported(Exception):
@@ -46,8 +48,6 @@ class Contestant:
 
 
 def ours() -> Contestant:
-    import serving_ops
-
     return Contestant(OURS, serving_ops.__version__, bind_ours)
 
 
@@ -65,14 +65,16 @@ def variants() -> list[Contestant]:
 
 
 def eager() -> Contestant:
-    return Contestant("eager", torch.__version__, lambda case, inputs: partial(formula(case), *inputs.arguments))
+    return Contestant("eager", torch.__version__, lambda case, inputs: _bind(formula(case), case, inputs))
 
 
 def inductor() -> Contestant:
-    return Contestant("Inductor", torch.__version__, _bind_inductor)
+    return Contestant("Inductor", torch.__version__, lambda case, inputs: _bind(_compiled(case), case, inputs))
 
 
 def bind_ours(case: Case, inputs: Inputs) -> Call:
+    if case.passes != FORWARD:
+        return differentiated(with_eps(getattr(serving_ops, case.op)), case, inputs)
     op = getattr(torch.ops.serving_ops, case.op)
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
     if case.fmt is not None:
@@ -83,9 +85,34 @@ def bind_ours(case: Case, inputs: Inputs) -> Call:
     return partial(op.out, *inputs.arguments, out=inputs.out, **offset)
 
 
+def differentiated(norm: Norm, case: Case, inputs: Inputs, *, overwrites_dout: bool = False) -> Call:
+    """The passes of the case, differentiated by autograd as users do.
+
+    overwrites_dout: the backward pass writes dx there, and so gets copies.
+    """
+    leaves, douts = inputs.leaves, inputs.douts
+    if overwrites_dout:
+        douts = tuple(dout.clone() for dout in douts)
+    if case.passes == BOTH:
+        return lambda: torch.autograd.grad(norm(*leaves), leaves, douts)  # type: ignore[arg-type]
+    results = norm(*leaves)
+    return lambda: torch.autograd.grad(results, leaves, douts, retain_graph=True)  # type: ignore[arg-type]
+
+
+def with_eps(norm: Norm) -> Norm:
+    return lambda *leaves: norm(*leaves, EPS)
+
+
+def _bind(norm: Norm, case: Case, inputs: Inputs) -> Call:
+    if case.passes != FORWARD:
+        return differentiated(with_eps(norm), case, inputs)
+    return partial(norm, *inputs.arguments)
+
+
 # Out of place, also where the op is in place: eager PyTorch would copy each result once more.
 FORMULAS: dict[str, Callable[..., object]] = {
     FUSED_ADD: reference.add_rms_norm,
+    ADD: reference.add_rms_norm,
     RMS_NORM: reference.rms_norm,
     GATED: reference.rms_norm_gated,
 }
@@ -107,17 +134,16 @@ def _quantizing(fmt: QuantFormat) -> Callable[..., tuple[Tensor, Tensor, Tensor]
     return add_norm_quantize
 
 
-def _bind_inductor(case: Case, inputs: Inputs) -> Call:
-    return partial(_compiled(case), *inputs.arguments)
+_compiled_for: dict[Case, Norm] = {}
 
 
-_compiled_for: dict[Case, Callable[..., object]] = {}
-
-
-def _compiled(case: Case) -> Callable[..., object]:
+def _compiled(case: Case) -> Norm:
     """One at a time: past eight shapes of one function Dynamo would silently run it eagerly."""
-    if case not in _compiled_for:
+    key = case if case.passes == FORWARD else replace(case, passes=BOTH)
+    if key not in _compiled_for:
         torch._dynamo.reset()
+        # A backward pass that gives away the buffers it was handed cannot run twice on one forward pass.
+        torch._functorch.config.donated_buffer = case.passes == FORWARD
         _compiled_for.clear()
-        _compiled_for[case] = torch.compile(formula(case), dynamic=False, fullgraph=True)
-    return _compiled_for[case]
+        _compiled_for[key] = torch.compile(formula(case), dynamic=False, fullgraph=True)
+    return _compiled_for[key]

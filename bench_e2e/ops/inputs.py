@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, Case
+from serving_ops.bench_e2e.ops.cases import ADD, FORWARD, FUSED_ADD, FUSED_ADD_QUANT, GATED, Case
 from serving_ops.ops.quantized import RESULTS
 
 EPS = 1e-6
@@ -18,7 +18,8 @@ EPS = 1e-6
 class Inputs:
     """x, residual, z and out have the case's shape; weight is (N,). What the op does not take is None.
 
-    A quantized case has `out` and `scales` in its format.
+    A quantized case has `out` and `scales` in its format. A case with gradients has none of both; `douts` are the
+    gradients of its results, and the tensors before them require theirs.
     """
 
     x: Tensor
@@ -27,6 +28,12 @@ class Inputs:
     weight: Tensor | None
     out: Tensor | None
     scales: Tensor | None = None
+    douts: tuple[Tensor, ...] = ()
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What is differentiated: x, the residual or z, and the weight."""
+        return tuple(tensor for tensor in (self.x, self.residual, self.z, self.weight) if tensor is not None)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -36,7 +43,7 @@ class Inputs:
 
     @property
     def bytes(self) -> int:
-        tensors = (self.x, self.residual, self.z, self.out, self.scales)
+        tensors = (self.x, self.residual, self.z, self.out, self.scales, *self.douts)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
@@ -45,15 +52,16 @@ def make_inputs(case: Case, device: str) -> Inputs:
     strided = case.layout == "strided"
     gated = case.op == GATED
     x = _random(case, device, strided and not gated)
-    out, scales = _results(case, x)
-    return Inputs(
-        x=x,
-        residual=_random(case, device, strided) if case.op in (FUSED_ADD, FUSED_ADD_QUANT) else None,
-        z=_random(case, device, strided) if gated else None,
-        weight=_weight(case, device),
-        out=out,
-        scales=scales,
-    )
+    residual = _random(case, device, strided) if case.op in (FUSED_ADD, FUSED_ADD_QUANT, ADD) else None
+    z = _random(case, device, strided) if gated else None
+    weight = _weight(case, device)
+    if case.passes == FORWARD:
+        return Inputs(x, residual, z, weight, *_results(case, x))
+    for tensor in (x, residual, z, weight):
+        if tensor is not None:
+            tensor.requires_grad_()
+    douts = tuple(_random(case, device, strided=False) for _ in range(2 if case.op == ADD else 1))
+    return Inputs(x, residual, z, weight, None, None, douts)
 
 
 def redraw(inputs: Inputs) -> None:

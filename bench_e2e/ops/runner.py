@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 import torch
 
 import serving_ops
+from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import timing_cpu, timing_cuda
 from serving_ops.bench_e2e.ops.between_gemms import Chain, bind_chain, time_between_gemms
-from serving_ops.bench_e2e.ops.cases import Case
-from serving_ops.bench_e2e.ops.check import problem
-from serving_ops.bench_e2e.ops.contestants import OURS, Call, Contestant, Unsupported, variants
+from serving_ops.bench_e2e.ops.case_result import CaseResult, first_line
+from serving_ops.bench_e2e.ops.cases import FORWARD, Case
+from serving_ops.bench_e2e.ops.check import checker
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
-from serving_ops.bench_e2e.ops.load import DISTURBING, OtherLoad
-from serving_ops.bench_e2e.ops.results import CaseResult, case_result, first_line
-from serving_ops.bench_e2e.ops.rounds import Samples
+from serving_ops.bench_e2e.ops.machine_load import DISTURBING, OtherLoad
+from serving_ops.bench_e2e.ops.round_robin import Samples
 
 TRIES = 2  # of the timing of one case
 
@@ -34,27 +35,27 @@ class Field:
         self.calls.pop(name, None)
 
 
-def measure_case(
-    case: Case, contestants: Sequence[Contestant], device: str, *, quick: bool = False
-) -> list[CaseResult]:
-    """Of ours alone in the regime that compares its own variants. Raises nothing for a contestant that fails."""
-    return [measure(case, variants() if case.regime == "variants" else contestants, device, quick=quick)]
-
-
-@torch.no_grad()
 def measure(case: Case, contestants: Sequence[Contestant], device: str, *, quick: bool = False) -> CaseResult:
-    """Raises nothing for a contestant that fails: its reason is in the result's problems."""
+    """Raises nothing for a contestant that fails: its reason is in the result's problems.
+
+    In the regime that compares our own variants, only those take part.
+    """
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    sets: dict[Case, list[Inputs]] = {}
-    entered = _enter(case, contestants, device, sets)
-    if device == "cpu":
-        first_calls = {name: calls[0] for name, calls in entered.calls.items()}
-        samples, other_cores = time_in_calm(lambda: timing_cpu.time_calls(first_calls, quick=quick))
-    else:  # the device's time does not depend on who uses the host
-        samples, other_cores = _time_on_cuda(case, entered), None
-    path = _path(case, sets[case][0]) if OURS in entered.calls else None
-    return case_result(case, path, samples, entered.problems, tuple(entered.contestants), other_cores)
+    trained = case.passes != FORWARD
+    present = variants() if case.regime == "variants" else contestants
+    # A backward pass runs on the stream of its forward pass, which so must be the one that is captured.
+    stream = torch.cuda.Stream() if trained and device == "cuda" else None
+    with torch.set_grad_enabled(trained), torch.cuda.stream(stream):  # type: ignore[arg-type]
+        sets: dict[Case, list[Inputs]] = {}
+        entered = _enter(case, present, device, sets)
+        if device == "cpu":
+            first_calls = {name: calls[0] for name, calls in entered.calls.items()}
+            samples, other_cores = time_in_calm(lambda: timing_cpu.time_calls(first_calls, quick=quick))
+        else:  # the device's time does not depend on who uses the host
+            samples, other_cores = _time_on_cuda(case, entered, stream), None
+        path = _path(case, sets[case][0]) if OURS in entered.calls and not trained else None
+    return CaseResult(case, path, samples, entered.problems, tuple(entered.contestants), other_cores)
 
 
 def _path(case: Case, inputs: Inputs) -> str:
@@ -77,13 +78,15 @@ def time_in_calm(work: Callable[[], Samples]) -> tuple[Samples, float | None]:
 
 def _enter(case: Case, contestants: Sequence[Contestant], device: str, sets: dict[Case, list[Inputs]]) -> Field:
     entered = Field(contestants={contestant.name: contestant for contestant in contestants})
+    checks: dict[Case, Callable[[Call], str | None]] = {}
     for contestant in contestants:
         own = contestant.case(case)
         if own not in sets:
             sets[own] = _make_sets(own, device)
+            checks[own] = checker(own, sets[own][0])
         try:
             calls = [contestant.bind(own, inputs) for inputs in sets[own]]
-            wrong = problem(own, sets[own][0], calls[0])
+            wrong = checks[own](calls[0])
         except Unsupported as reason:
             wrong = f"unsupported: {reason}"
         except Exception as error:  # another project's kernel may fail in any way; the others are still measured
@@ -99,11 +102,11 @@ def _make_sets(case: Case, device: str) -> list[Inputs]:
     first = make_inputs(case, device)
     if device == "cpu" or case.regime in ("host", "gemm"):
         return [first]
-    count = timing_cuda.sets_for(first.bytes, timing_cuda.l2_bytes())
+    count = timing_cuda.sets_for(first.bytes, timing_cuda.l2_bytes(), trained=case.passes != FORWARD)
     return [first, *(make_inputs(case, device) for _ in range(count - 1))]
 
 
-def _time_on_cuda(case: Case, entered: Field) -> Samples:
+def _time_on_cuda(case: Case, entered: Field, stream: torch.cuda.Stream | None) -> Samples:
     if not entered.calls:
         return {}
     if case.regime == "host":
@@ -112,7 +115,11 @@ def _time_on_cuda(case: Case, entered: Field) -> Samples:
         return _time_between_gemms(case, entered)
     sets = len(next(iter(entered.calls.values())))
     count = timing_cuda.calls_for(case.bytes_moved, sets)
-    graphs = _capture_each(entered, lambda name: timing_cuda.capture(entered.calls[name], count))
+    # Eager's backward pass takes 30 GiB for one call at 32768 x 32768, so that the graphs have to share a pool.
+    pool = torch.cuda.graph_pool_handle() if stream else None
+    graphs = _capture_each(
+        entered, lambda name: timing_cuda.capture(entered.calls[name], count, stream=stream, pool=pool)
+    )
     return timing_cuda.time_graphs(graphs, count)
 
 

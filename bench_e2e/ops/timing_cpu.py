@@ -7,7 +7,7 @@ from itertools import repeat
 from time import perf_counter_ns
 
 from serving_ops.bench_e2e.ops.contestants import Call
-from serving_ops.bench_e2e.ops.rounds import Samples, round_robin
+from serving_ops.bench_e2e.ops.round_robin import Samples, round_robin
 
 WINDOW_NS = 1_000_000  # of calls between two clock reads; a read costs about 50 ns
 MOST_ROUNDS = 30

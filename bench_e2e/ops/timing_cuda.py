@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from serving_ops.bench_e2e.ops.contestants import Call
-from serving_ops.bench_e2e.ops.rounds import Samples, round_robin
+from serving_ops.bench_e2e.ops.round_robin import Samples, round_robin
 
 ROUNDS = 15
 HOST_ROUNDS = 30
@@ -27,6 +27,7 @@ LAUNCH_US = 1.3  # and at the cost of a small kernel in a graph
 SETS_DECODE = 8
 SETS_PREFILL = 2  # at least; more until they are L2_MULTIPLE times the L2
 L2_MULTIPLE = 4
+MOST_SETS = 64  # with gradients; where they are less than the L2 multiplied, the rows stay in it
 
 COPY_BYTES = 2 << 30  # read, and as many written
 COPY_ROUNDS = 20
@@ -42,11 +43,17 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def sets_for(set_bytes: int, l2: int) -> int:
-    """Sets of tensors to rotate over: about half the L2 if one set fits there, else several times it."""
+def sets_for(set_bytes: int, l2: int, *, trained: bool = False) -> int:
+    """Sets of tensors to rotate over: about half the L2 if one set fits there, else several times it.
+
+    trained: several times the L2 where MOST_SETS allow it. What a backward pass reads, its forward pass left long ago.
+    """
+    several = -(-L2_MULTIPLE * l2 // set_bytes)
+    if trained:
+        return min(MOST_SETS, max(1, several))
     if set_bytes <= l2 // 2:
         return min(SETS_DECODE, max(2, l2 // 2 // set_bytes))
-    return max(SETS_PREFILL, -(-L2_MULTIPLE * l2 // set_bytes))
+    return max(SETS_PREFILL, several)
 
 
 def calls_for(bytes_moved: int, sets: int) -> int:

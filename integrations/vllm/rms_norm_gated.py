@@ -1,7 +1,7 @@
 """vLLM's `RMSNormGated` on our operator: GDN and OLMo layers build it by the old name.
 
 Taken in every mode. Eager, CUDA's flash-linear-attention kernel copies a strided z and CPU has no fused one; compiled,
-Inductor's code competes, and `bench_e2e --ops --regime gated` times both.
+Inductor's code competes, and `bench_e2e ops --regime gated` times both.
 """
 
 from __future__ import annotations

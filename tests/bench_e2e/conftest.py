@@ -1,4 +1,4 @@
-"""A stand-in for vLLM that starts in a blink: `serve` answers /health, `bench serve` writes made-up times."""
+"""A stand-in for vLLM that starts in a blink: its server answers /health, its load generator gives made-up times."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import serving_ops
-from serving_ops.bench_e2e.environment import RECORDED, Hardware
-from serving_ops.bench_e2e.load import METRICS, Load
-from serving_ops.bench_e2e.result import Result, Round
+from serving_ops.bench_e2e.client import LABELS, METRICS
+from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.environment import RECORDED
 
 STAND_IN = """
 import http.server, json, os, pathlib, sys, time
@@ -27,22 +27,40 @@ class Health(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps({"data": [{"id": option("--served-model-name")}]}).encode())
 
-if sys.argv[1] == "serve":
-    behaviour = os.environ.get("STAND_IN", "works")
-    print("pid", os.getpid(), flush=True)
-    if behaviour == "dies":
-        sys.exit("the weights are made of cheese")
-    if behaviour == "hangs":
-        time.sleep(600)
-    if os.environ["SERVING_OPS"] == "auto" and behaviour != "inactive":
-        print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
-    http.server.HTTPServer((option("--host"), int(option("--port"))), Health).serve_forever()
-else:
-    prompts = int(option("--num-prompts"))
-    times = {f"{f}_{m}_ms": 10.0 for f in ("mean", "median", "p90", "p99") for m in ("ttft", "tpot")}
-    saved = {"completed": prompts, "failed": 0, "num_prompts": prompts, **times}
-    pathlib.Path(option("--result-dir"), option("--result-filename")).write_text(json.dumps(saved))
+behaviour = os.environ.get("STAND_IN", "works")
+print("pid", os.getpid(), flush=True)
+if behaviour == "dies":
+    sys.exit("the weights are made of cheese")
+if behaviour == "hangs":
+    time.sleep(600)
+if os.environ["SERVING_OPS"] == "auto" and behaviour != "inactive":
+    print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
+http.server.HTTPServer((option("--host"), int(option("--port"))), Health).serve_forever()
 """
+GENERATOR = """
+import os, urllib.request
+
+def add_cli_args(parser):
+    for name in ("num-prompts", "port", "seed", "num-warmups"):
+        parser.add_argument(f"--{name}", type=int)
+
+def main(arguments):
+    urllib.request.urlopen(f"http://127.0.0.1:{arguments.port}/health").close()
+    print("asked with", arguments.port, arguments.seed, arguments.num_warmups, flush=True)
+    behaviour = os.environ.get("STAND_IN", "works")
+    if behaviour == "fails":
+        raise SystemExit("no request came back")
+    times = {f"{f}_{m}_ms": 10.0 for f in ("mean", "median", "p90", "p99") for m in ("ttft", "tpot")}
+    return {"completed": arguments.num_prompts - (behaviour == "loses"), **times}
+"""
+PARSER = """
+import argparse
+
+class FlexibleArgumentParser(argparse.ArgumentParser):
+    def parse_args(self, words):
+        return self.parse_known_args(words)[0]
+"""
+MODULES = {"entrypoints/cli/main": STAND_IN, "benchmarks/serve": GENERATOR, "utils/argparse_utils": PARSER}
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -51,11 +69,13 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def stand_in(tmp_path: Path) -> dict[str, str]:
     """An environment in which `vllm` is the stand-in, and our plugin is registered with it."""
     site = tmp_path / "site"
-    package = site / "vllm" / "entrypoints" / "cli"
-    package.mkdir(parents=True)
-    for folder in (package, package.parent, package.parent.parent):
+    for name, text in MODULES.items():
+        module = site / "vllm" / f"{name}.py"
+        module.parent.mkdir(parents=True)
+        module.write_text(text)
+    for folder in (site / "vllm").rglob("*/"):
         (folder / "__init__.py").touch()
-    (package / "main.py").write_text(STAND_IN)
+    (site / "vllm" / "__init__.py").touch()
     information = site / "vllm-0.0.1+cpu.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.0.1+cpu\n")
@@ -87,26 +107,23 @@ def bench(stand_in: dict[str, str], tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def result() -> Result:
-    """Two rounds in which serving_ops takes 0.8 and 0.9 of native's time."""
-    return Result(
-        name="sample",
-        date="2026-11-20T12:00:00+00:00",
-        command="python -m serving_ops.bench_e2e --rounds 2",
-        serve_command="vllm serve dense",
-        engine="vllm",
-        model="preset dense",
-        device="cpu",
-        eager=True,
-        load=Load(num_prompts=4, input_len=64, output_len=8, concurrency=1, num_warmups=1),
-        versions={"serving_ops": "0.1.0", "vllm": "0.32.0+cpu", "torch": "2.13.0+cpu"},
-        hardware=Hardware(cpu="Some CPU", cores=2, memory_gib=23.5, gpu=None),
-        rounds={"native": rounds([100.0, 100.0], None), "serving_ops": rounds([80.0, 90.0], "on for 5 of 5")},
-    )
-
-
-def rounds(times_ms: list[float], line: str | None) -> list[Round]:
-    return [
-        Round(number, 1, 1000 + number, 12.0, line is not None, line, dict.fromkeys(METRICS, time_ms))
-        for number, time_ms in enumerate(times_ms, start=1)
-    ]
+def result() -> Comparison:
+    """Two pairs in which serving_ops takes 0.8 and 0.9 of native's time."""
+    run = {
+        "schema": 2,
+        "kind": "serve",
+        "name": "sample",
+        "date": "2026-11-20T12:00:00+00:00",
+        "command": "python -m serving_ops.bench_e2e serve --pairs 2",
+        "engine": "vllm",
+        "model": "preset dense",
+        "device": "cpu",
+        "mode": "eager",
+        "method": "4 requests a turn.",
+        "versions": {"serving_ops": "0.1.0", "vllm": "0.32.0+cpu", "torch": "2.13.0+cpu"},
+        "hardware": {"cpu": "Some CPU", "cores": 2, "memory_gib": 23.5, "gpu": None},
+    }
+    on = "serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm"
+    times = {"native": (100.0, 100.0), "serving_ops": (80.0, 90.0)}
+    pairs = {variant: [dict.fromkeys(METRICS, time) for time in of] for variant, of in times.items()}
+    return Comparison(run, LABELS, pairs, {"native": [None], "serving_ops": [on]})

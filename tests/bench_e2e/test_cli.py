@@ -15,34 +15,26 @@ from pathlib import Path
 
 import pytest
 
+from serving_ops.bench_e2e import comparison
 from serving_ops.bench_e2e.environment import plugin_installed
-from serving_ops.bench_e2e.rounds import turns
 
 START_SECONDS = 60  # for a subprocess that imports torch on a busy machine
 
 
-def test_every_round_serves_each_variant_and_the_order_alternates() -> None:
-    order = list(turns(("native", "serving_ops"), 3))
-    assert [variant for _, _, variant in order] == [
-        *("native", "serving_ops"),
-        *("serving_ops", "native"),
-        *("native", "serving_ops"),
-    ]
-    assert [place for _, place, _ in order] == [1, 2, 1, 2, 1, 2]
-
-
 def test_a_run_prints_the_table_and_writes_json_and_png(bench, tmp_path: Path) -> None:
-    words = ("--rounds", "2", "--num-prompts", "3", "--out", "out", "--name", "sample")
+    words = ("serve", "--pairs", "5", "--num-prompts", "3", "--out", "out", "--name", "sample")
     done = bench(*words, VLLM_LOGGING_LEVEL="INFO", VLLM_API_KEY="hidden")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT p99" in done.stdout
-    assert "round 2 of 2, native: server starting" in done.stdout
+    assert "pair 2 of 5, native" in done.stdout
     saved = (tmp_path / "out" / "sample.json").read_text()
     assert "hidden" not in saved + done.stdout
     plain = json.loads(saved)
-    assert [entry["place"] for entry in plain["variants"]["native"]["rounds"]] == [1, 2]
+    assert {variant: len(pairs) for variant, pairs in plain["pairs"].items()} == {"native": 5, "serving_ops": 5}
+    assert plain["ratios"]["serving_ops"]["median_tpot_ms"] == {"ratio": 1.0, "low": 1.0, "high": 1.0, "pairs": 5}
     assert plain["plugin_active"] is True
-    assert "on for 5 of 5" in plain["variants"]["serving_ops"]["rounds"][0]["plugin_line"]
+    (line,) = plain["plugin_lines"]["serving_ops"]
+    assert "on for 5 of 5" in line
     assert plain["command"].endswith(
         f"VLLM_API_KEY=REDACTED VLLM_LOGGING_LEVEL=INFO python -m serving_ops.bench_e2e {' '.join(words)}"
     )
@@ -50,17 +42,52 @@ def test_a_run_prints_the_table_and_writes_json_and_png(bench, tmp_path: Path) -
     assert (tmp_path / "out" / "sample.png").read_bytes().startswith(b"\x89PNG")
 
 
+def _asked(folder: Path) -> list[tuple[int, ...]]:
+    """Port, seed and warm-ups of each turn of the one load generator."""
+    (log,) = folder.glob("serving-ops-bench-*/client/log")
+    return [tuple(map(int, found)) for found in re.findall(r"asked with (\d+) (\d+) (\d+)", log.read_text())]
+
+
+def test_both_servers_live_to_the_end_and_each_is_warmed_up_once(bench, tmp_path: Path) -> None:
+    done = bench("serve", "--pairs", "3", "--keep-logs", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    ports, seeds, warmups = zip(*_asked(tmp_path), strict=True)
+    first, second = ports[:2]
+    assert ports == (first, second, second, first, first, second)
+    assert seeds == (1001, 1001, 1002, 1002, 1003, 1003)
+    assert warmups == (2, 2, 0, 0, 0, 0)
+
+
+def test_a_sequence_has_a_server_for_each_turn(bench, tmp_path: Path) -> None:
+    done = bench("serve", "--sequential", "--pairs", "2", "--keep-logs", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    ports, _, warmups = zip(*_asked(tmp_path), strict=True)
+    assert len(set(ports)) == 4
+    assert warmups == (2, 2, 2, 2)
+    assert "one server alive at a time" in done.stdout
+
+
 def test_a_variant_that_was_not_active_is_said_loudly_and_fails(bench, tmp_path: Path) -> None:
-    done = bench("--quick", "--out", "out", "--name", "sample", STAND_IN="inactive")
+    done = bench("serve", "--quick", "--out", "out", "--name", "sample", STAND_IN="inactive")
     assert done.returncode == 3
     assert "serving_ops was not active" in done.stdout
     assert json.loads((tmp_path / "out" / "sample.json").read_text())["plugin_active"] is False
 
 
-def test_a_server_that_dies_ends_the_run_with_its_last_words(bench, tmp_path: Path) -> None:
-    done = bench("--quick", "--out", "out", STAND_IN="dies")
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("dies", "the weights are made of cheese"),
+        ("fails", "no request came back"),
+        ("loses", "1 of 2 requests succeeded"),
+    ],
+)
+def test_a_server_or_a_load_generator_that_fails_ends_the_run_with_its_last_words(
+    bench, tmp_path: Path, behaviour: str, said: str
+) -> None:
+    done = bench("serve", "--quick", "--out", "out", STAND_IN=behaviour)
     assert done.returncode == 1
-    assert "the weights are made of cheese" in done.stdout
+    assert said in done.stdout
     log = re.search(r"last lines of (\S+):", done.stdout)
     assert log
     assert Path(log[1]).is_file()
@@ -69,7 +96,7 @@ def test_a_server_that_dies_ends_the_run_with_its_last_words(bench, tmp_path: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_server(stand_in: dict[str, str], tmp_path: Path, number: int) -> None:
-    command = [sys.executable, "-m", "serving_ops.bench_e2e", "--quick"]
+    command = [sys.executable, "-m", "serving_ops.bench_e2e", "serve", "--quick"]
     environment = {**stand_in, "STAND_IN": "hangs", "TMPDIR": str(tmp_path)}
     # A shell that runs this suite in the background leaves SIGINT ignored, and children inherit that.
     heed = partial(signal.signal, number, signal.SIG_DFL)
@@ -90,7 +117,7 @@ def test_a_missing_plugin_is_said_before_a_server_starts(bench, stand_in: dict[s
         pytest.skip("the plugin is installed here")
     site = Path(stand_in["PYTHONPATH"].split(os.pathsep)[0])
     (site / "vllm-0.0.1+cpu.dist-info" / "entry_points.txt").unlink()
-    done = bench("--quick")
+    done = bench("serve", "--quick")
     assert done.returncode == 2
     assert "install serving-ops" in done.stderr
 
@@ -106,6 +133,7 @@ def test_a_real_vllm_serves_both_variants(tmp_path: Path) -> None:
         sys.executable,
         "-m",
         "serving_ops.bench_e2e",
+        "serve",
         "--quick",
         "--out",
         str(tmp_path),
@@ -114,10 +142,10 @@ def test_a_real_vllm_serves_both_variants(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    plain = json.loads((tmp_path / "real.json").read_text())
-    assert plain["plugin_active"] is True
-    for variant in ("native", "serving_ops"):
-        assert plain["variants"][variant]["median_ttft_ms"] > plain["variants"][variant]["median_tpot_ms"] > 0
+    result = comparison.load(tmp_path / "real.json")
+    assert result.active
+    for (figures,) in result.pairs.values():
+        assert figures["median_ttft_ms"] > figures["median_tpot_ms"] > 0
 
 
 def _installed(name: str) -> bool:
@@ -130,8 +158,15 @@ def _installed(name: str) -> bool:
 def _server_pid(folder: Path) -> int:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        for log in folder.glob("serving-ops-bench-*/round1-native-server.log"):
+        for log in folder.glob("serving-ops-bench-*/native-server-1.log"):
             if found := re.search(r"pid (\d+)\n", log.read_text()):
                 return int(found[1])
         time.sleep(0.05)
     raise AssertionError("no server was started")
+
+
+def test_without_a_subcommand_all_are_named(bench) -> None:
+    for words, status in (((), 2), (("--turns",), 2), (("--help",), 0)):
+        done = bench(*words)
+        assert done.returncode == status
+        assert "training-steps" in done.stdout + done.stderr

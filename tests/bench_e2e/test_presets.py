@@ -9,11 +9,11 @@ from serving_ops.bench_e2e.presets import (
     PRESETS,
     QUANTIZED,
     preset_config,
-    preset_serve_args,
+    preset_engine_args,
     tokenizer_of,
     write_preset,
 )
-from serving_ops.bench_e2e.quantization import CHECKPOINTS, QUANTIZATIONS
+from serving_ops.bench_e2e.quantized_presets import CHECKPOINTS, QUANTIZATIONS
 
 transformers = pytest.importorskip("transformers")
 
@@ -58,7 +58,7 @@ def test_qwen3_next_has_the_expert_layer_without_which_vllm_refuses_it() -> None
 
 def test_weights_are_never_read_from_disk() -> None:
     for name in PRESETS:
-        assert preset_serve_args(name, "cpu")[:2] == ["--load-format", "dummy"]
+        assert preset_engine_args(name, "cpu")["load_format"] == "dummy"
 
 
 def test_a_quantized_checkpoint_says_so_and_nothing_else_changes(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ def test_spread_is_median_and_extremes() -> None:
     assert (found.median, found.low, found.high) == (2.5, 1.0, 10.0)
 
 
-def test_interval_of_two_rounds_is_the_hand_computed_one() -> None:
+def test_interval_of_two_pairs_is_the_hand_computed_one() -> None:
     # Logarithms of the ratios -1 and 1: mean 0, deviation sqrt(2), reach 12.706 * sqrt(2) / sqrt(2).
-    found = paired_ratio([1.0, 1.0], [math.exp(-1), math.exp(1)])
+    found = paired_ratio([1.0, 1.0], [math.exp(-1), math.exp(1)], least=2)
     assert found.ratio == pytest.approx(1.0)
     assert found.low == pytest.approx(math.exp(-12.706))
     assert found.high == pytest.approx(math.exp(12.706))
@@ -29,31 +29,32 @@ def test_interval_of_five_rounds_is_the_hand_computed_one() -> None:
         pytest.approx(math.exp(0.3 - reach)),
         pytest.approx(math.exp(0.3 + reach)),
     )
-    assert found.rounds == 5
+    assert found.pairs == 5
 
 
 def test_a_slow_round_that_hits_both_variants_does_not_widen_the_interval() -> None:
-    found = paired_ratio([10.0, 30.0, 10.0], [9.0, 27.0, 9.0])
+    found = paired_ratio([10.0, 30.0, 10.0, 10.0, 20.0], [9.0, 27.0, 9.0, 9.0, 18.0])
     assert found.low == pytest.approx(0.9)
     assert found.high == pytest.approx(0.9)
 
 
 def test_swapping_the_variants_inverts_ratio_and_interval() -> None:
-    there, back = paired_ratio([3.0, 4.0], [2.0, 5.0]), paired_ratio([2.0, 5.0], [3.0, 4.0])
+    there, back = paired_ratio([3.0, 4.0], [2.0, 5.0], 2), paired_ratio([2.0, 5.0], [3.0, 4.0], 2)
     assert there.low is not None
     assert back.high is not None
     assert there.ratio == pytest.approx(1 / back.ratio)
     assert there.low == pytest.approx(1 / back.high)
 
 
-def test_one_round_has_no_interval() -> None:
-    found = paired_ratio([2.0], [1.0])
-    assert (found.ratio, found.low, found.high, found.rounds) == (0.5, None, None, 1)
+@pytest.mark.parametrize(("pairs", "least"), [(4, 5), (1, 1)])
+def test_too_few_pairs_have_no_interval(pairs: int, least: int) -> None:
+    found = paired_ratio([2.0] * pairs, [1.0] * pairs, least)
+    assert (found.ratio, found.low, found.high, found.pairs) == (pytest.approx(0.5), None, None, pairs)
 
 
 @pytest.mark.parametrize(("baseline", "other"), [([], []), ([1.0], [1.0, 2.0])])
 def test_rounds_that_do_not_pair_up_are_refused(baseline: list[float], other: list[float]) -> None:
-    with pytest.raises(ValueError, match="rounds"):
+    with pytest.raises(ValueError, match="pairs"):
         paired_ratio(baseline, other)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from serving_ops.bench_e2e import cli, table
+from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.saving import compact
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench_e2e" / "results"
@@ -42,3 +44,30 @@ def test_results_of_several_kinds_have_no_summary(capsys: pytest.CaptureFixture[
     for files in (["ops-h200", "turns-h200"], ["serve-cpu"]):
         assert table.main([*(str(RESULTS / f"{name}.json") for name in files), "--summary", "all"]) == 1
         assert "--summary is for results of" in capsys.readouterr().err
+
+
+PAGE = "before\n<!-- table:sample -->\nold\n<!-- /table -->\nafter\n<!-- table:x -->\n<!-- /table -->\n"
+
+
+def test_a_table_replaces_what_stands_between_its_markers_and_nothing_else(result: Comparison, tmp_path: Path) -> None:
+    (tmp_path / "sample.json").write_text(compact(result.to_json()))
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    for _ in range(2):  # a second run changes nothing
+        assert table.main([str(tmp_path / "sample.json"), "--readme", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- table:sample -->\n**preset dense")
+    assert text.endswith("<!-- /table -->\nafter\n<!-- table:x -->\n<!-- /table -->\n")
+    assert "old" not in text
+    assert text.count("TTFT median") == 1
+
+
+def test_a_table_without_its_markers_is_an_error_that_leaves_the_page(
+    result: Comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sample.json").write_text(compact(result.to_json()))
+    page = tmp_path / "page.md"
+    page.write_text("no markers\n")
+    assert table.main([str(tmp_path / "sample.json"), "--readme", str(page)]) == 1
+    assert "<!-- table:sample -->" in capsys.readouterr().err
+    assert page.read_text() == "no markers\n"

@@ -12,9 +12,9 @@ from functools import partial
 from torch import Tensor
 
 from serving_ops.bench_e2e.ops.cases import GATED, Case
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Norm, Unsupported
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
-from serving_ops.bench_e2e.ops.peers import installed
+from serving_ops.bench_e2e.ops.peers import installed, trained
 
 Rows = Callable[[Tensor, Tensor, Tensor, Tensor], object]  # of x, z, weight, out; x and out as rows
 
@@ -44,3 +44,15 @@ def _bind(norm: Rows, case: Case, inputs: Inputs) -> Call:
     assert inputs.out is not None
     rows = (case.rows, case.size)
     return partial(norm, inputs.x.view(rows), inputs.z, inputs.weight, inputs.out.view(rows))
+
+
+def with_gradients() -> list[Contestant]:
+    layernorm_gated = importlib.import_module("fla.modules.layernorm_gated").rmsnorm_fn
+    fused_norm_gate = importlib.import_module("fla.modules.fused_norm_gate").rms_norm_gated
+    version = installed.version("fla-core", "flash-linear-attention")
+    guard: dict[str, Norm] = {GATED: lambda x, z, weight: layernorm_gated(x, weight, None, z=z, eps=EPS)}
+    gate: dict[str, Norm] = {GATED: lambda x, z, weight: fused_norm_gate(x, z, weight, None, eps=EPS)}
+    return [
+        Contestant("FLA layernorm_gated", version, trained(guard)),
+        Contestant("FLA fused_norm_gate", version, trained(gate)),
+    ]

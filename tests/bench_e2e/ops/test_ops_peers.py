@@ -163,7 +163,7 @@ def _check(contestant: Contestant, case: Case) -> None:
 
 
 def _load(adapter: str) -> list[Contestant]:
-    found, absent = peers.load([adapter])
+    found, absent = peers.load("ops", [adapter])
     assert not absent
     return found
 
@@ -205,9 +205,9 @@ def test_fla_leaves_the_plain_norms_out() -> None:
 
 
 def test_vllm_cpu_kernels_give_the_right_result() -> None:
-    found, absent = peers.load(["vllm_cpu"])
+    found, absent = peers.load("ops", ["vllm_c"])
     if absent:
-        pytest.skip(f"vLLM's CPU kernels are not here: {absent['vllm_cpu']}")
+        pytest.skip(f"vLLM's CPU kernels are not here: {absent['vllm_c']}")
     for op in (FUSED_ADD, RMS_NORM):
         _check(found[0], Case("rows", op, (4, 896)))
 
@@ -278,15 +278,15 @@ def test_a_build_without_quantized_norms_leaves_them_out() -> None:
         vllm_c.bind(case, make_inputs(case, "cpu"))
 
 
-@pytest.mark.parametrize("adapter", peers.adapters_for("cuda", libraries=True))
+@pytest.mark.parametrize("adapter", peers.adapters_for("ops", "cuda", libraries=True))
 def test_what_is_not_installed_is_left_out_with_a_reason(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("flashinfer.norm", "quack.rmsnorm", "liger_kernel.ops.fused_add_rms_norm"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, "fla.modules.layernorm_gated", None)
     monkeypatch.setattr(sys, "path", [])
-    if adapter == "vllm_cuda" and hasattr(torch.ops._C, "fused_add_rms_norm"):
+    if adapter == "vllm_c" and hasattr(torch.ops._C, "fused_add_rms_norm"):
         pytest.skip("this process has loaded vLLM's operators already")
-    found, absent = peers.load([adapter])
+    found, absent = peers.load("ops", [adapter])
     assert found == []
     assert "Error: " in absent[adapter]
 
@@ -296,10 +296,10 @@ def test_an_adapter_broken_in_any_way_does_not_stop_the_others(monkeypatch: pyte
     module = ModuleType("serving_ops.bench_e2e.ops.peers.broken")
     vars(module)["contestants"] = broken
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert peers.load(["broken"])[1] == {"broken": "ZeroDivisionError: division by zero"}
+    assert peers.load("ops", ["broken"])[1] == {"broken": "ZeroDivisionError: division by zero"}
 
 
 def test_only_engines_run_unless_the_libraries_are_asked_for() -> None:
-    assert peers.adapters_for("cpu", libraries=False) == ("vllm_cpu",)
-    assert set(peers.adapters_for("cuda", libraries=False)) == {"vllm_cuda", "sgl"}
-    assert len(peers.adapters_for("cuda", libraries=True)) == 6
+    assert peers.adapters_for("ops", "cpu", libraries=False) == ("vllm_c",)
+    assert set(peers.adapters_for("ops", "cuda", libraries=False)) == {"vllm_c", "sgl"}
+    assert len(peers.adapters_for("ops", "cuda", libraries=True)) == 6

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from serving_ops.bench_e2e.ops import table, timing_cpu
+from serving_ops.bench_e2e.comparison import OURS
+from serving_ops.bench_e2e.ops import ops_table, timing_cpu
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import OURS, Call, Contestant, Unsupported, eager, ours, variants
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, eager, ours, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs
 from serving_ops.bench_e2e.ops.runner import measure
 
@@ -76,4 +77,7 @@ def test_a_quantized_norm_is_measured_beside_the_reference_and_has_a_table_a_for
     record = result.to_json()
     assert (record["form"], record["path"]) == (form, "reference")
     other = record | {"form": None}
-    assert [len(block.lines) for block in table.blocks({"results": [record, record, other]})] == [2, 1]
+    assert [len(block.lines) for block in ops_table.blocks({"kind": "ops", "results": [record, record, other]})] == [
+        2,
+        1,
+    ]

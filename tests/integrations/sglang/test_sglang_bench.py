@@ -12,10 +12,9 @@ import sglang_versions
 import torch
 from sglang_versions import run
 
-from serving_ops.bench_e2e import presets
-from serving_ops.bench_e2e.turns import sglang_scheduler
-from serving_ops.bench_e2e.turns.load import tpot, ttft
-from serving_ops.bench_e2e.turns.result import load_result
+from serving_ops.bench_e2e import comparison, presets, sglang_scheduler
+from serving_ops.bench_e2e.engine_arguments import as_words
+from serving_ops.bench_e2e.step_load import tpot, ttft
 
 HERE = Path(__file__).parent
 
@@ -40,7 +39,7 @@ def test_the_scheduler_answers_the_bench_from_its_own_process(
     environment = sglang_versions.environment(version) | {"SERVING_OPS": "auto"}
     names = sglang_scheduler.write_entry_point(tmp_path / "names")
     environment["PYTHONPATH"] = os.pathsep.join([str(names), environment["PYTHONPATH"]])
-    done = run([str(HERE / "turns_engine.py"), str(written_model("dense")), str(tmp_path)], environment)
+    done = run([str(HERE / "run_step_engine.py"), str(written_model("dense")), str(tmp_path)], environment)
     assert done.returncode == 0, done.stdout[-6000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["ms"] > 0
@@ -50,26 +49,25 @@ def test_the_scheduler_answers_the_bench_from_its_own_process(
 @on_one
 def test_engines_with_and_without_the_plugin_are_compared_in_turns(version: str, tmp_path: Path) -> None:
     small = ["--engines", "1", "--rounds", "1", "--prompt-lens", "64", "--decode-steps", "4"]
-    command = ["-m", "serving_ops.bench_e2e", "--turns", "--engine", "sglang", *small]
+    command = ["-m", "serving_ops.bench_e2e", "step", "--engine", "sglang", *small]
     done = run([*command, "--out", str(tmp_path), "--name", "real"], sglang_versions.environment(version))
     assert done.returncode == 0, done.stdout[-6000:]
-    result = load_result(tmp_path / "real.json")
-    assert (result.engine, result.versions["sglang"]) == ("sglang", version)
-    assert {tpot(1), ttft(64)} <= set(result.figures())
-    assert result.engines["native"][0].plugin_line is None
-    assert "on for 25 of 25 RMSNorm" in str(result.engines["serving_ops"][0].plugin_line)
+    result = comparison.load(tmp_path / "real.json")
+    assert (result.run["engine"], result.run["versions"]["sglang"]) == ("sglang", version)
+    assert {tpot(1), ttft(64)} <= result.figures.keys()
+    assert result.plugin_lines["native"] == [None]
+    assert "on for 25 of 25 RMSNorm" in str(result.plugin_lines["serving_ops"][0])
 
 
 @on_one
 def test_a_real_sglang_serves_both_variants_to_its_own_load_generator(version: str, tmp_path: Path) -> None:
-    command = ["-m", "serving_ops.bench_e2e", "--engine", "sglang", "--quick", "--out", str(tmp_path), "--name", "real"]
-    done = run(command, sglang_versions.environment(version))
+    command = ["-m", "serving_ops.bench_e2e", "serve", "--engine", "sglang", "--quick", "--name", "real"]
+    done = run([*command, "--out", str(tmp_path)], sglang_versions.environment(version))
     assert done.returncode == 0, done.stdout[-6000:]
-    result = json.loads((tmp_path / "real.json").read_text())
-    assert result["plugin_active"] is True
-    assert "sglang.launch_server" in result["serve_command"]
-    for variant in ("native", "serving_ops"):
-        assert result["variants"][variant]["median_ttft_ms"] > 0 < result["variants"][variant]["median_tpot_ms"]
+    result = comparison.load(tmp_path / "real.json")
+    assert result.active
+    for (figures,) in result.pairs.values():
+        assert figures["median_ttft_ms"] > 0 < figures["median_tpot_ms"]
 
 
 @on_one
@@ -78,7 +76,7 @@ def test_the_one_batch_bench_loads_the_plugin_that_its_flag_asks_for(version: st
     size = ["--batch-size", "1", "--input-len", "16", "--output-len", "4"]
     saved = tmp_path / "result.jsonl"  # by default SGLang appends to one in the working directory
     paths = ["--model-path", str(model), "--tokenizer-path", str(presets.tokenizer_of(model))]
-    words = presets.as_words({**presets.SGLANG_ON_CPU, "load_format": "dummy", "max_total_tokens": 512})
+    words = as_words("sglang", {**presets.SGLANG_ON_CPU, "load_format": "dummy", "max_total_tokens": 512})
     command = ["-m", "serving_ops.bench_e2e", "one-batch", *paths, *size, *words, "--serving-ops", "auto"]
     command += ["--result-filename", str(saved)]
     done = run(command, sglang_versions.environment(version) | {"SERVING_OPS": "off"})

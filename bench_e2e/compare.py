@@ -1,0 +1,91 @@
+"""`python -m serving_ops.bench_e2e compare A.json B.json`: two results of one kind beside each other.
+
+The runs were not measured in turns: what changed on the machine between them is in B / A, which so has no interval.
+Each run's own ratio to its baseline has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from serving_ops.bench_e2e import comparison, old_results
+from serving_ops.bench_e2e.comparison import BASELINE, OURS
+from serving_ops.bench_e2e.comparison_table import ratio_text, spread_text
+from serving_ops.bench_e2e.table import Block
+
+CASE = ("regime", "op", "shape", "dtype", "layout", "form", "threads", "passes")
+"""What makes a case of an op, in the order in which it is shown."""
+UNSAID = (None, "contiguous", "forward")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 1, with a sentence, for files that cannot be compared."""
+    parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e compare", description=__doc__)
+    parser.add_argument("files", nargs=2, type=Path, metavar="FILE", help="results of one kind")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    chosen = parser.parse_args(argv)
+    try:
+        a, b = (old_results.read(path) for path in chosen.files)
+        block = compared(a, b)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if chosen.markdown:
+        print(block.markdown())
+    else:
+        block.print(Console(highlight=False))
+    return 0
+
+
+def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
+    """Raises ValueError where the results have nothing in common."""
+    if a["kind"] != b["kind"]:
+        raise ValueError(f"a result of {a['kind']} and one of {b['kind']} have no figures in common")
+    block = _of_ops(a, b) if "results" in a else _of_variants(a, b)
+    if not block.lines:
+        raise ValueError("the results have no figures in common")
+    return block
+
+
+def _of_variants(a: dict[str, Any], b: dict[str, Any]) -> Block:
+    first, second = comparison.of(a), comparison.of(b)
+    common = [figure for figure in first.figures if figure in second.figures]
+    lines = []
+    for figure in common:
+        spreads = [result.spread(variant, figure) for variant in (BASELINE, OURS) for result in (first, second)]
+        changes = [f"{new.median / old.median:.3f}" for old, new in (spreads[:2], spreads[2:])]
+        cells = [cell for place in (0, 1) for cell in (*map(spread_text, spreads[2 * place :][:2]), changes[place])]
+        lines.append([first.figures[figure], *cells, *(ratio_text(result.ratio(figure)) for result in (first, second))])
+    of_variants = [f"{variant} {name}" for variant in (BASELINE, OURS) for name in ("A", "B", "B / A")]
+    return Block(["ms", *of_variants, *(f"{OURS} / {BASELINE} {name}" for name in "AB")], lines)
+
+
+def _of_ops(a: dict[str, Any], b: dict[str, Any]) -> Block:
+    times, others = _times(a), _times(b)
+    ratios = {case: others[case] / time for case, time in times.items() if case in others}
+    lines = [[case, f"{times[case]:.2f}", f"{others[case]:.2f}", f"{ratio:.3f}"] for case, ratio in ratios.items()]
+    if ratios:
+        mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+        sums = [sum(of[case] for case in ratios) for of in (times, others)]
+        lines.append(["sum; geometric mean of the ratios", *(f"{total:.1f}" for total in sums), f"{mean:.3f}"])
+    return Block([f"us of {OURS}", "A", "B", "B / A"], lines)
+
+
+def _times(report: dict[str, Any]) -> dict[str, float]:
+    """Of ours, by case."""
+    measured = [result for result in report["results"] if OURS in result["times"]]
+    return {_case(result): result["times"][OURS]["median_us"] for result in measured}
+
+
+def _case(result: dict[str, Any]) -> str:
+    shown = [result.get(name) for name in CASE]
+    return " ".join(
+        " x ".join(map(str, value)) if isinstance(value, list) else str(value) for value in shown if value not in UNSAID
+    )

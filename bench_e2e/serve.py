@@ -1,0 +1,155 @@
+"""`python -m serving_ops.bench_e2e serve`: a real server with serving_ops and one without, asked in turns.
+
+Both are alive at once, so that start-up is paid once and the two halves of a pair are seconds apart. `--sequential`
+has one alive at a time, and starts a server for every turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serving_ops.bench_e2e import engine_arguments, envelope, options, redact, session, turns
+from serving_ops.bench_e2e.arguments import at_least_1, at_least_2
+from serving_ops.bench_e2e.client import LABELS, METRICS, ServeLoad
+from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.plugin_log import startup_line
+from serving_ops.bench_e2e.process import Child, ChildFailed, Children
+from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.server import (
+    HOST,
+    VARIANTS,
+    Address,
+    engine_environment,
+    new_address,
+    serve_command,
+    wait_until_healthy,
+)
+from serving_ops.bench_e2e.stats import RATIO_METHOD
+
+CLIENT = [sys.executable, "-m", "serving_ops.bench_e2e.client"]
+FIRST_SEED = 1000
+WARMUPS = 2  # requests before a server's first turn
+# On CPU eager, where the engine runs our ops call by call and start-up is short. On CUDA what one would deploy:
+# compiled, with CUDA graphs.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"eager": True, "pairs": 12, "num_prompts": 4, "input_len": 512, "output_len": 32},
+    "cuda": {"eager": False, "pairs": 12, "num_prompts": 16, "input_len": 512, "output_len": 128},
+}
+QUICK = {"pairs": 1, "num_prompts": 2, "input_len": 64, "output_len": 8}
+
+
+@dataclass
+class Serving:
+    """What the run needs and measures. pairs, lines: variant -> what came so far."""
+
+    chosen: argparse.Namespace
+    load: ServeLoad
+    engine_options: dict[str, Any]
+    pairs: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {variant: [] for variant in VARIANTS})
+    lines: dict[str, list[str | None]] = field(default_factory=lambda: {variant: [] for variant in VARIANTS})
+
+    def run(self, work: Path) -> None:
+        """Raises ChildFailed; what is whole until then stays."""
+        chosen = self.chosen
+        model, tokenizer = options.model_and_tokenizer(chosen, work)
+        with Children() as children, Progress(2 * chosen.pairs) as progress, session.whole_pairs(self.pairs):
+            started = time.monotonic()
+            self.work, self.children, self.progress = work, children, progress
+            self.model, self.tokenizer = model, tokenizer
+            progress.console.print(f"serving {options.model_label(chosen)}; logs in {work}", soft_wrap=True)
+            client, mailbox = self._start_client()
+            up = {} if chosen.sequential else self._both()
+            turns.answer("the load generator", client, mailbox, 0, progress, timeout=chosen.start_timeout)
+            progress.console.print(f"up after {time.monotonic() - started:.0f} s")
+            for turn, (number, variant) in enumerate(turns.order(list(VARIANTS), chosen.pairs), start=1):
+                server, address = up.get(variant) or self._up(variant, self._start(variant))
+                progress.phase(f"pair {number} of {chosen.pairs}, {variant}")
+                fresh = chosen.sequential or number == 1
+                mailbox.ask(turn, self._words(address, FIRST_SEED + number, WARMUPS if fresh else 0))
+                found = turns.answer("the load generator", client, mailbox, turn, progress, needs=[server])
+                if found["completed"] != self.load.num_prompts:
+                    done = f"{found['completed']:.0f} of {self.load.num_prompts} requests succeeded"
+                    raise ChildFailed(done, client)
+                figures = {name: found[name] for name in METRICS}
+                progress.done({LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")})
+                self.pairs[variant].append(figures)
+                if chosen.sequential:
+                    children.stop(server)
+
+    def _words(self, address: Address, seed: int, warmups: int) -> list[str]:
+        """Both halves of a pair have the same prompts."""
+        return self.load.words(self.chosen.engine, HOST, address.port, address.name, self.tokenizer, seed, warmups)
+
+    def _both(self) -> dict[str, tuple[Child, Address]]:
+        """Both start at once, beside the load generator's imports."""
+        started = {variant: self._start(variant) for variant in VARIANTS}
+        return {variant: self._up(variant, server) for variant, server in started.items()}
+
+    def _start(self, variant: str) -> tuple[Child, Address]:
+        address = new_address()
+        command = serve_command(self.chosen.engine, self.model, self.tokenizer, address, self.engine_options)
+        log = self.work / f"{variant}-server-{len(self.lines[variant]) + 1}.log"
+        return self.children.start(command, self._environment(variant), log, cwd=self.work), address
+
+    def _up(self, variant: str, started: tuple[Child, Address]) -> tuple[Child, Address]:
+        self.progress.phase(f"{variant} starting")
+        wait_until_healthy(*started, self.chosen.start_timeout, self.progress.tick)
+        self.lines[variant].append(startup_line(started[0].lines()))
+        return started
+
+    def _start_client(self) -> tuple[Child, turns.Mailbox]:
+        folder = self.work / "client"
+        folder.mkdir()
+        command = [*CLIENT, str(folder), self.chosen.engine]
+        environment = self._environment("native")
+        return self.children.start(command, environment, folder / "log", cwd=self.work), turns.Mailbox(folder)
+
+    def _environment(self, variant: str) -> dict[str, str]:
+        offline = Path(self.model).is_dir()
+        return engine_environment(variant, self.chosen.device, self.work, offline, self.chosen.engine)
+
+    def result(self, words: list[str]) -> Comparison | None:
+        count = len(self.pairs["native"])
+        if not count:
+            return None
+        asked, alive = self.load, "one server alive at a time" if self.chosen.sequential else "both servers alive"
+        method = (
+            f"{asked.num_prompts} requests a turn, {asked.input_len} tokens in, {asked.output_len} out, "
+            f"{asked.concurrency} in flight; {alive}, in turns: median over {count} turn{'s' if count > 1 else ''} "
+            f"[lowest-highest]; ratio: {RATIO_METHOD}."
+        )
+        own = {"load": asdict(asked), "engine_options": redact.plain(self.engine_options), "method": method}
+        run = {**envelope.of_run("serve", options.command("serve", words), self.chosen.device)}
+        return Comparison(run | options.described(self.chosen) | own, LABELS, self.pairs, self.lines)
+
+
+def main(words: list[str]) -> int:
+    """Exit status 1 if a server failed, 3 if serving_ops was not active: the figures are there then."""
+    chosen = _parse(words)
+    load = ServeLoad(chosen.num_prompts, chosen.input_len, chosen.output_len, chosen.concurrency)
+    alive = 1 if chosen.sequential else len(VARIANTS)
+    arguments = engine_arguments.of(chosen, alive, chosen.input_len + chosen.output_len, chosen.concurrency)
+    serving = Serving(chosen, load, arguments)
+    return session.run(serving.run, lambda: serving.result(words), options.out(chosen), chosen.keep_logs)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """The options, complete. Exits with status 2 and a sentence for what cannot work."""
+    parser = options.parser("serve", "Serve a model with and without serving_ops and compare TTFT and TPOT.")
+    add = parser.add_argument
+    add("--pairs", type=at_least_1, help="turns of each server (default: 12)")
+    add("--num-prompts", type=at_least_1, help="requests a turn (default: 4 on CPU, 16 on CUDA)")
+    add("--input-len", type=at_least_1, help="tokens (default: 512)")
+    add("--output-len", type=at_least_2, help="tokens (default: 32 on CPU, 128 on CUDA)")
+    add("--concurrency", type=at_least_1, default=1, help="requests in flight (default: 1)")
+    add("--sequential", action="store_true", help="a server at a time, where two do not fit: takes longer")
+    add("--quick", action="store_true", help="one tiny pair: does it work at all?")
+    chosen = parser.parse_args(words)
+    return options.complete(
+        parser, chosen, DEFAULTS, QUICK if chosen.quick else {}, lambda of: of.input_len + of.output_len
+    )

@@ -1,0 +1,81 @@
+"""What every run has: an end on signals that leaves no process, and a result that is saved before it is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from serving_ops.bench_e2e import comparison_table
+from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.plot import write_plot
+from serving_ops.bench_e2e.process import ChildFailed
+from serving_ops.bench_e2e.saving import save
+
+FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
+
+
+def run(
+    measure: Callable[[Path], None], result: Callable[[], Comparison | None], out: Path, keep_logs: bool = False
+) -> int:
+    """Measures in a folder for logs, then saves and shows the result; the exit status.
+
+    result: what was measured so far, None before the first whole pair. It is saved however `measure` ended.
+    """
+    console = Console(highlight=False)
+    work = Path(tempfile.mkdtemp(prefix="serving-ops-bench-"))
+    status = 0
+    end_as_if_interrupted()
+    try:
+        measure(work)
+    except ChildFailed as error:
+        console.print("[bold red]failed[/bold red]: ", end="")
+        console.print(str(error), markup=False, soft_wrap=True)
+        status = FAILED
+    except KeyboardInterrupt:
+        console.print(f"[bold]interrupted[/bold]; no process is left, the logs are in {work}", soft_wrap=True)
+        status = INTERRUPTED
+    measured = result()
+    if measured is not None:
+        publish(measured, out, console)
+        status = status or (0 if measured.active else INACTIVE)
+    if status in (0, INACTIVE) and not keep_logs:
+        shutil.rmtree(work, ignore_errors=True)
+    return status
+
+
+def publish(measured: Comparison, out: Path, console: Console) -> None:
+    written = save(measured.to_json(), out)
+    console.print(f"wrote {written}", soft_wrap=True)
+    comparison_table.show(measured, console)
+    try:
+        console.print(f"wrote {write_plot(measured, written.with_suffix('.png'))}", soft_wrap=True)
+    except Exception as error:  # the drawing library is another project's, and may be missing
+        console.print(f"no picture: {error!r}", markup=False, soft_wrap=True)
+
+
+def end_as_if_interrupted() -> None:
+    """Signals that would end us end the processes that we started, too."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+@contextlib.contextmanager
+def whole_pairs(pairs: dict[str, list[dict[str, float]]]) -> Iterator[None]:
+    """Drops what only some of the variants have, also where the block fails."""
+    try:
+        yield
+    finally:
+        whole = min(map(len, pairs.values()))
+        for entries in pairs.values():
+            del entries[whole:]

@@ -1,0 +1,154 @@
+"""`python -m serving_ops.bench_e2e step`: engines with and without serving_ops, all alive at once, asked in turns.
+
+A difference of a percent drowns in what differs from one start of a server to the next, and in HTTP. Here every
+variant has several engines, so that starts average out, and each round measures all of them within seconds of each
+other, so that what the machine does meanwhile meets both variants alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serving_ops.bench_e2e import engine_arguments, envelope, options, redact, session, sglang_scheduler, turns
+from serving_ops.bench_e2e.arguments import at_least_1, numbers
+from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.plugin_log import startup_line
+from serving_ops.bench_e2e.process import Child, Children
+from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.server import VARIANTS, engine_environment
+from serving_ops.bench_e2e.step_load import StepLoad, typical
+from serving_ops.bench_e2e.turns import Mailbox
+
+ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"eager": True, "batch_sizes": (1,), "prompt_lens": (512,), "decode_steps": 32},
+    "cuda": {"eager": False, "batch_sizes": (1, 16), "prompt_lens": (512, 8192), "decode_steps": 96},
+}
+
+Name = tuple[str, int]  # variant, place
+Running = dict[Name, tuple[Child, Mailbox]]
+
+
+@dataclass
+class Engines:
+    """What the run needs and measures. rounds: variant -> figures of each round, for each engine."""
+
+    chosen: argparse.Namespace
+    load: StepLoad
+    engine_options: dict[str, Any]
+    rounds: dict[str, list[list[dict[str, float]]]] = field(default_factory=dict)
+    lines: dict[str, list[str | None]] = field(default_factory=dict)
+
+    def run(self, work: Path) -> None:
+        """Raises ChildFailed; the whole rounds until then stay."""
+        chosen, places = self.chosen, range(1, self.chosen.engines + 1)
+        names = [(variant, place) for place in places for variant in VARIANTS]
+        model, _ = options.model_and_tokenizer(chosen, work)
+        settings = {"engine": chosen.engine, "model": model, "options": self.engine_options}
+        settings |= {"load": asdict(self.load), "device": chosen.device}
+        with Children() as children, Progress(len(names) * (chosen.rounds + 1)) as progress:
+            progress.console.print(f"{len(names)} engines, all alive at once; logs in {work}", soft_wrap=True)
+            running: Running = {}
+            for name in _started(names, settings, work, children, running):
+                progress.phase(f"{_text(name)} starting")
+                turns.answer(_text(name), *running[name], 0, progress, timeout=chosen.start_timeout)
+                progress.done("up")
+            self.lines = {
+                variant: [startup_line(running[variant, place][0].lines()) for place in places] for variant in VARIANTS
+            }
+            self.rounds = {variant: [[] for _ in places] for variant in VARIANTS}
+            for number in range(1, chosen.rounds + 1):
+                for (variant, place), figures in self._round(running, number, progress).items():
+                    self.rounds[variant][place - 1].append(figures)
+
+    def _round(self, running: Running, number: int, progress: Progress) -> dict[Name, dict[str, float]]:
+        """Whoever went first in one round goes last in the next."""
+        found = {}
+        for name in running if number % 2 else reversed(running):
+            progress.phase(f"round {number}, {_text(name)}")
+            running[name][1].ask(number)
+            found[name] = turns.answer(_text(name), *running[name], number, progress)
+            progress.done(found[name])
+        return found
+
+    def result(self, words: list[str]) -> Comparison | None:
+        if not self.rounds or not self.rounds["native"][0]:
+            return None
+        pairs = {variant: [typical(rounds) for rounds in engines] for variant, engines in self.rounds.items()}
+        own = {
+            "load": asdict(self.load),
+            "engine_options": redact.plain(self.engine_options),
+            "method": self.load.method(self.chosen.engines, len(self.rounds["native"][0])),
+            "rounds": self.rounds,
+        }
+        run = envelope.of_run("step", options.command("step", words), self.chosen.device)
+        return Comparison(run | options.described(self.chosen) | own, self.load.labels, pairs, self.lines)
+
+
+def main(words: list[str]) -> int:
+    """Exit status 1 if an engine failed, 3 if serving_ops was not active: the figures are there then."""
+    chosen = _parse(words)
+    load = _load(chosen)
+    engines = Engines(chosen, load, engine_arguments.of_step(chosen, load))
+    return session.run(engines.run, lambda: engines.result(words), options.out(chosen), chosen.keep_logs)
+
+
+def _load(chosen: argparse.Namespace) -> StepLoad:
+    return StepLoad(chosen.batch_sizes, chosen.prompt_lens, chosen.decode_steps)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """The options, complete. Exits with status 2 and a sentence for what cannot work."""
+    parser = options.parser("step", "Compare engines with and without serving_ops, all alive at once, in turns.")
+    add = parser.add_argument
+    add("--engines", type=at_least_1, default=5, help="of each variant (default: %(default)s, which give an interval)")
+    add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")
+    add("--batch-sizes", type=numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
+    add("--prompt-lens", type=numbers, help="tokens (default: 512; on CUDA 512,8192)")
+    add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
+    return options.complete(parser, parser.parse_args(words), DEFAULTS, {}, lambda chosen: _load(chosen).context)
+
+
+def _started(
+    names: list[Name], settings: dict[str, Any], work: Path, children: Children, running: Running
+) -> Iterator[Name]:
+    """Engines whose answer is to be awaited: on CUDA all start at once; on CPU each takes all the cores."""
+    for name in names:
+        running[name] = _start(name, settings, work, children)
+        if settings["device"] == "cpu":
+            yield name
+    if settings["device"] != "cpu":
+        yield from names
+
+
+def _start(name: Name, settings: dict[str, Any], work: Path, children: Children) -> tuple[Child, Mailbox]:
+    variant, place = name
+    folder = work / f"{variant}-{place}"
+    folder.mkdir()
+    (folder / "engine.json").write_text(json.dumps(settings))
+    offline = Path(settings["model"]).is_dir()
+    variables = engine_environment(variant, settings["device"], work, offline, settings["engine"])
+    if settings["engine"] == "sglang":
+        _for_sglang(variables, work)
+    else:
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: less noise
+    child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
+    return child, Mailbox(folder)
+
+
+def _for_sglang(variables: dict[str, str], work: Path) -> None:
+    beside_ours = sglang_scheduler.write_entry_point(work / "names")
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(beside_ours), variables["PYTHONPATH"]]))
+    if variables.get("SGLANG_PLUGINS"):  # the user's choice, beside which this one is to load; empty means all
+        variables["SGLANG_PLUGINS"] += f",{sglang_scheduler.NAME}"
+
+
+def _text(name: Name) -> str:
+    return " ".join(map(str, name))

@@ -1,0 +1,127 @@
+"""One engine in a process of its own, by its own offline interface, measured whenever it is its turn.
+
+`python -m serving_ops.bench_e2e.step_engine FOLDER` reads `engine.json` there and talks through the folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from serving_ops.bench_e2e import step_load
+from serving_ops.bench_e2e.device_time import Gpu, WorkersGpus, ask_own_gpu, decode_step_ms
+from serving_ops.bench_e2e.sglang_scheduler import METHOD
+from serving_ops.bench_e2e.step_load import StepLoad
+from serving_ops.bench_e2e.turns import Mailbox
+
+CALLS = 3  # a turn gives the median of so many
+FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
+
+
+class Engine(Protocol):
+    """An engine's own offline interface, with the processes that have its GPUs."""
+
+    gpu: Gpu
+
+    def generate(self, prompts: list[list[int]], output_len: int) -> None:
+        """So many greedy tokens for each of these prompts, all of them asked for at once."""
+
+
+class VllmEngine:
+    """`vllm.LLM`, its scheduler in this process. Under tensor parallelism its workers are processes."""
+
+    def __init__(self, model: str, options: dict[str, Any], folder: Path) -> None:
+        from vllm import LLM
+
+        self.llm = LLM(model, **options)
+        self.gpu = WorkersGpus(lambda question: self.llm.collective_rpc(ask_own_gpu, args=(question,)))
+
+    def generate(self, prompts: list[list[int]], output_len: int) -> None:
+        from vllm import SamplingParams
+
+        asked = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True, detokenize=False)
+        self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)
+
+
+class SglangEngine:
+    """`sglang.Engine`. Its schedulers, one for each GPU, are processes; see `sglang_scheduler`."""
+
+    def __init__(self, model: str, options: dict[str, Any], folder: Path) -> None:
+        import sglang
+
+        self.engine = sglang.Engine(model_path=model, **options)
+        self.answers = folder / "answers"
+        self.answers.mkdir()
+        self.gpu = WorkersGpus(self._ask)
+
+    def _ask(self, question: str) -> list[Any]:
+        """SGLang's remote calls answer nothing, so files do: one of each scheduler, all there when the call is over."""
+        self.engine.collective_rpc(METHOD, question=question, answers=str(self.answers))
+        return [json.loads(answer.read_text()) for answer in self.answers.iterdir()]
+
+    def generate(self, prompts: list[list[int]], output_len: int) -> None:
+        asked = {"temperature": 0.0, "max_new_tokens": output_len, "ignore_eos": True}
+        self.engine.generate(input_ids=prompts, sampling_params=asked)
+
+
+ENGINES = {"vllm": VllmEngine, "sglang": SglangEngine}
+
+
+class Measured:
+    """An engine on made-up prompts of exact lengths."""
+
+    def __init__(self, engine: Engine, load: StepLoad, device: str) -> None:
+        self.engine, self.load, self.device = engine, load, device
+
+    def serve(self, batch_size: int, prompt_len: int, output_len: int) -> float:
+        """Milliseconds until a batch of requests has all its tokens."""
+        prompts = [
+            [FIRST_TOKEN + (7 * request + place) % TOKENS for place in range(prompt_len)]
+            for request in range(batch_size)
+        ]
+        start = time.perf_counter()
+        self.engine.generate(prompts, output_len)
+        return (time.perf_counter() - start) * 1e3
+
+    def tpot_ms(self, batch_size: int) -> float:
+        """Prefill cancels: requests of one token are taken from requests of many."""
+        length, steps = self.load.decode_prompt_len, self.load.decode_steps
+        first, whole = (self.typical(batch_size, length, tokens) for tokens in (1, 1 + steps))
+        return (whole - first) / steps
+
+    def typical(self, batch_size: int, prompt_len: int, output_len: int) -> float:
+        return statistics.median(self.serve(batch_size, prompt_len, output_len) for _ in range(CALLS))
+
+    def device_step_ms(self, batch_size: int) -> float:
+        return decode_step_ms(
+            lambda tokens: self.serve(batch_size, self.load.decode_prompt_len, tokens), self.engine.gpu
+        )
+
+    def measure(self) -> dict[str, float]:
+        sizes = self.load.batch_sizes
+        figures = {step_load.tpot(size): self.tpot_ms(size) for size in sizes}
+        figures |= {step_load.ttft(length): self.typical(1, length, 1) for length in self.load.prompt_lens}
+        if self.device == "cuda":
+            figures |= {step_load.device_step(size): self.device_step_ms(size) for size in sizes}
+        return figures
+
+
+def main(folder: Path) -> None:
+    settings = json.loads((folder / "engine.json").read_text())
+    mailbox = Mailbox(folder)
+    started = ENGINES[settings["engine"]](settings["model"], settings["options"], folder)
+    engine = Measured(started, StepLoad(**settings["load"]), settings["device"])
+    engine.measure()  # warms up
+    mailbox.answer(0, {})
+    for turn in itertools.count(1):
+        mailbox.asked(turn)
+        mailbox.answer(turn, engine.measure())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,122 @@
+"""Engines in turns, on a stand-in for the engine's process that answers in a blink."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from serving_ops.bench_e2e import comparison, sglang_scheduler, step
+from serving_ops.bench_e2e.environment import detect_device, engine_version, plugin_installed
+from serving_ops.bench_e2e.process import ChildFailed
+from serving_ops.bench_e2e.step_load import StepLoad
+
+STAND_IN = """
+import json, os, sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from serving_ops.bench_e2e.turns import Mailbox
+
+folder = Path(sys.argv[1])
+told = json.loads((folder / "engine.json").read_text())["options"]
+if os.environ["SERVING_OPS"] == told.get("dies as"):
+    sys.exit("the weights are made of cheese")
+if os.environ["SERVING_OPS"] == "auto":
+    print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
+(folder / "plugins").write_text(" ".join(point.name for point in entry_points(group="sglang.srt.plugins")))
+(folder / "allowed").write_text(os.environ.get("SGLANG_PLUGINS", ""))
+mailbox = Mailbox(folder)
+mailbox.answer(0, {})
+for turn in range(1, 100):
+    mailbox.asked(turn)
+    with (folder.parent / "order").open("a") as order:
+        order.write(folder.name + " ")
+    mailbox.answer(turn, {"tpot_ms_batch_1": 10.0 * turn})
+"""
+
+
+LOAD = StepLoad(batch_sizes=(1,), prompt_lens=(512,), decode_steps=32)
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> step.Engines:
+    """Two of each variant over two rounds, each in a stand-in's process."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(step, "ENGINE", [sys.executable, str(script)])
+    chosen = {"engine": "vllm", "model": str(tmp_path), "device": "cpu", "eager": True, "name": "sample"}
+    chosen |= {"engines": 2, "rounds": 2, "start_timeout": 60}
+    return step.Engines(SimpleNamespace(**chosen), LOAD, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_engine_has_one_turn_a_round_and_the_order_alternates(
+    engines: step.Engines, tmp_path: Path, device: str
+) -> None:
+    engines.chosen.device = device
+    engines.run(tmp_path)
+    first = ["native-1", "serving_ops-1", "native-2", "serving_ops-2"]
+    assert (tmp_path / "order").read_text().split() == [*first, *reversed(first)]
+    assert [entry["tpot_ms_batch_1"] for entry in engines.rounds["native"][0]] == [10.0, 20.0]
+    told = json.loads((tmp_path / "native-1" / "engine.json").read_text())
+    assert (told["model"], told["load"]["prompt_lens"]) == (str(tmp_path), [512])
+
+
+def test_a_pair_of_engines_is_compared_by_the_medians_of_its_rounds(engines: step.Engines, tmp_path: Path) -> None:
+    engines.run(tmp_path)
+    result = engines.result(["--rounds", "2"])
+    assert result.pairs == {variant: [{"tpot_ms_batch_1": 15.0}] * 2 for variant in ("native", "serving_ops")}
+    assert result.plugin_lines["native"] == [None, None]
+    assert "on for 5 of 5 RMSNorm" in result.plugin_lines["serving_ops"][1]
+    assert (result.active, result.figures) == (True, {"tpot_ms_batch_1": "TPOT, batch 1"})
+    assert "2 engines of each variant, alive at once, in turns over 2 rounds" in result.run["method"]
+    assert result.run["command"].endswith("python -m serving_ops.bench_e2e step --rounds 2")
+
+
+def test_an_engine_that_dies_ends_the_run_with_its_last_words(engines: step.Engines, tmp_path: Path) -> None:
+    engines.engine_options["dies as"] = "auto"
+    with pytest.raises(ChildFailed, match="made of cheese") as failure:
+        engines.run(tmp_path)
+    assert "serving_ops 1 ended with status 1" in str(failure.value)
+    assert engines.result([]) is None
+
+
+@pytest.mark.parametrize(("chosen", "allowed"), [("serving_ops", f"serving_ops,{sglang_scheduler.NAME}"), ("", "")])
+def test_a_sglang_engine_finds_the_plugin_that_its_scheduler_is_asked_through(
+    engines: step.Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, allowed: str
+) -> None:
+    """An empty choice of plugins means all of them."""
+    monkeypatch.setenv("SGLANG_PLUGINS", chosen)
+    engines.chosen.engine, engines.chosen.engines = "sglang", 1
+    engines.run(tmp_path)
+    assert sglang_scheduler.NAME in (tmp_path / "native-1" / "plugins").read_text().split()
+    assert (tmp_path / "native-1" / "allowed").read_text() == allowed
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(engine_version() is None, reason="vLLM is not installed")
+@pytest.mark.skipif(not plugin_installed(), reason="serving-ops is not installed, vLLM would not find the plugin")
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        pytest.param((), 0, "on for 25 of 25 RMSNorm", marks=pytest.mark.slow),
+        (("--quantization", "int8-token"), 3, "native: 25 RMSNorm (its consumer quantizes to INT8)"),
+    ],
+)
+def test_real_engines_with_and_without_the_plugin_are_compared(
+    tmp_path: Path, words: tuple[str, ...], status: int, line: str
+) -> None:
+    if detect_device() != "cpu":
+        pytest.skip("the presets' numbers of norms are those on CPU")
+    small = ("--engines", "1", "--rounds", "1", "--prompt-lens", "64", "--decode-steps", "4")
+    command = [sys.executable, "-m", "serving_ops.bench_e2e", "step", *words, *small, "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--name", "real"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "TTFT, 64 tokens" in done.stdout
+    result = comparison.load(tmp_path / "real.json")
+    assert result.plugin_lines["native"] == [None]
+    assert line in str(result.plugin_lines["serving_ops"][0])

@@ -1,0 +1,30 @@
+"""Run by path, in a process of its own: the engine that `bench_e2e step` measures, served, and asked about its GPU.
+
+Usage: run_step_engine.py MODEL FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from serving_ops.bench_e2e import engine_arguments
+from serving_ops.bench_e2e.step_engine import Measured, SglangEngine
+from serving_ops.bench_e2e.step_load import StepLoad
+
+
+def main() -> None:
+    model, folder = sys.argv[1], Path(sys.argv[2])
+    chosen = SimpleNamespace(engine="sglang", model=model, device="cpu", eager=True, engine_args={}, engines=1)
+    load = StepLoad(batch_sizes=(2,), prompt_lens=(16,), decode_steps=4, decode_prompt_len=8)
+    engine = SglangEngine(model, engine_arguments.of_step(chosen, load), folder)
+    engine.gpu.count_replays()
+    took = Measured(engine, load, "cpu").serve(2, 8, 5)
+    (folder / "result.json").write_text(json.dumps({"ms": took, "replays": engine.gpu.replays()}))
+    engine.engine.shutdown()
+
+
+if __name__ == "__main__":
+    main()
