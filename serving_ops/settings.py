@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 Mode = Literal["off", "auto", "strict"]
 MODES = ("off", "auto", "strict")
-OPS = ("fused_add_rms_norm", "rms_norm", "rms_norm_gated")
+OPS = ("fused_add_rms_norm", "qk_norm_rope", "rms_norm", "rms_norm_gated")
 CPU_ISAS = ("avx512", "avx2", "neon", "portable")
 """The instruction sets that the C++ library has kernels for, by the names it knows them by."""
 

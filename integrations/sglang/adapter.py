@@ -71,3 +71,11 @@ def native(layer: Any) -> Callable[..., Any]:
     compiled = getattr(layer, "is_torch_compile", False)
     own: Callable[..., Any] = layer.forward_native if compiled else layer.sglangs_forward
     return own
+
+
+def why_traced(server_args: Any) -> str | None:
+    """Return that SGLang compiles the model's code, if it does: then its methods and their results stay its own."""
+    graphs = getattr(server_args, "cuda_graph_config", None)
+    compiled = getattr(server_args, "enable_torch_compile", False)
+    pieces = graphs is not None and graphs.prefill.backend == "tc_piecewise"
+    return "torch.compile traces the model" if compiled or pieces else None

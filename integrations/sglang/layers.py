@@ -1,12 +1,14 @@
 """The norm layers of a loaded model: which of our operators each may call, or why SGLang keeps it.
 
-Some of SGLang's fused kernels read a layer's weight and never call the layer. We leave those alone: q and k of
-Qwen3 and Qwen3.5 on CUDA, and norms behind an all-reduce.
+Some of SGLang's fused kernels read a layer's weight and never call the layer. We leave those alone, such as q and k of
+Qwen3.5 on CUDA and norms behind an all-reduce, but for q and k of Qwen3: see `qk_norm_rope`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +17,17 @@ import torch
 from serving_ops import NormSpec, extension, settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.norm_specs import why_reference
+from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.sglang import (
     fused_rms_norm_gated,
     gemma_rms_norm,
     mixer2_rms_norm_gated,
+    qk_norm_rope,
     quantizing_rms_norm,
     rms_norm,
     rms_norm_gated,
 )
-from serving_ops.integrations.sglang.adapter import KEPT, Activations, Adapter
+from serving_ops.integrations.sglang.adapter import KEPT, Activations, Adapter, why_traced
 from serving_ops.integrations.sglang.quantizing_rms_norm import Pair
 
 ADAPTERS = (
@@ -40,7 +44,7 @@ FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
 TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
 PINNED = "its model pins it to SGLang's code"
-BY_CHOICE = {NO_ADAPTER, LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED, rms_norm.QUANTIZES}
+BY_CHOICE = {LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED, rms_norm.QUANTIZES}
 """Reasons that are not a fallback: SGLang's code is wanted or better there, or we have no code for the norm."""
 
 UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"
@@ -51,8 +55,10 @@ UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"
 class NormLayer:
     """One layer: its class, the norms that it may call, why SGLang keeps it or None, and its adapter.
 
-    pair: the projection that it quantizes for, if it does.
-    quantized_apart: why a projection that quantizes its result does so in a kernel after the norm.
+    An attention layer is one too: it calls the norms of q and k, and has no adapter.
+
+    connect: what changes SGLang beside the layer's own method, and returns the record of it.
+    quantized_apart: why a projection that quantizes the result does so in a kernel after the norm.
     """
 
     kind: str
@@ -61,7 +67,7 @@ class NormLayer:
     layer: torch.nn.Module
     adapter: Adapter | None = None
     of_heads: bool = False  # rows narrower than hidden states
-    pair: Pair | None = None
+    connect: Callable[[], Installed] | None = None
     quantized_apart: str | None = None
 
 
@@ -73,8 +79,27 @@ def norm_layers(runner: Any) -> list[NormLayer]:
     layers = [layer for layer in found if layer is not None]
     with guard.unless_strict("SGLang", "quantize in its norms"):
         pairs = quantizing_rms_norm.pairs(runner, x)
-        return [_quantizing(layer, x, pairs.get(layer.layer)) for layer in layers]
+        layers = [_quantizing(layer, x, pairs.get(layer.layer)) for layer in layers]
+    if torch.device(runner.device).type == "cuda" and nothing_because is None:
+        with guard.unless_strict("SGLang", "norm and rotate q and k in one kernel"):
+            layers += _attentions(runner, x)
     return layers
+
+
+def _attentions(runner: Any, x: Activations) -> list[NormLayer]:
+    """Return the attention layers whose norms of q and k and rotary embedding are one kernel of ours, or might be."""
+    why_none = why_traced(runner.server_args) if qk_norm_rope.OP in settings.ops() else LEFT_OUT
+    found = []
+    for layer in runner.model.modules():
+        if qk_norm_rope.attention(layer) is None:
+            continue
+        reason = why_none or qk_norm_rope.why_native(layer)
+        specs = () if reason is not None else qk_norm_rope.specs(layer, x)
+        reason = reason or why_reference(specs)
+        connect = functools.partial(qk_norm_rope.connect, layer)
+        kind = f"{type(layer).__name__}'s q and k"
+        found.append(NormLayer(kind, () if reason else specs, reason, layer, connect=connect))
+    return found
 
 
 def _quantizing(found: NormLayer, x: Activations, pair: Pair | None) -> NormLayer:
@@ -85,7 +110,7 @@ def _quantizing(found: NormLayer, x: Activations, pair: Pair | None) -> NormLaye
         return dataclasses.replace(found, quantized_apart=pair.form)
     adapter = quantizing_rms_norm.adapter(pair.form)
     return dataclasses.replace(
-        found, kind=adapter.kind, adapter=adapter, specs=adapter.specs(found.layer, x), pair=pair
+        found, kind=adapter.kind, adapter=adapter, specs=adapter.specs(found.layer, x), connect=pair.connect
     )
 
 

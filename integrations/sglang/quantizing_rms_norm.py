@@ -20,7 +20,7 @@ from serving_ops.integrations.common.norm_specs import why_reference
 from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.common.rows import alike, rows_fit
 from serving_ops.integrations.sglang import projections, rms_norm
-from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations, Adapter, given
+from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations, Adapter, given, why_traced
 from serving_ops.integrations.sglang.projections import NOT_QUANTIZED, Prequantized
 
 ATTENTION = ("input_layernorm", "self_attn.qkv_proj")
@@ -37,7 +37,6 @@ PAIRED: dict[str, tuple[tuple[str, str], ...]] = {
 NOT_WITH = {
     "enable_lora": "LoRA reads its result too",
     "lora_paths": "LoRA reads its result too",
-    "enable_torch_compile": "torch.compile traces the model",
     "enable_dp_attention": "data-parallel attention gathers its result",
     "enable_two_batch_overlap": "two-batch overlap splits its result",
 }
@@ -119,8 +118,7 @@ def _why_none(server_args: Any) -> str | None:
             return reason
     if getattr(server_args, "tp_size", 1) > 1 or getattr(server_args, "attn_cp_size", 1) > 1:
         return "not tried with several ranks"
-    graphs = getattr(server_args, "cuda_graph_config", None)
-    return "torch.compile traces the model" if graphs is not None and graphs.prefill.backend == "tc_piecewise" else None
+    return why_traced(server_args)
 
 
 def _with_kernels(norm: Any, form: Prequantized | str, x: Activations) -> Prequantized | str:

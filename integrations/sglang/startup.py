@@ -80,7 +80,8 @@ def on_model_loaded(runner: Any) -> None:
     found = [after_failures(layer, outcome) for layer in found]
     model = ", draft model" if getattr(runner, "is_draft_worker", False) else ""
     line = describe(found, f"{runner.device}{model}", "; ".join([*_quantized_apart(found), outcome.summary]))
-    fell_back = [layer for layer in found if layer.native_because not in (None, *layers.BY_CHOICE)]
+    ours = [layer for layer in found if layer.adapter is not None or layer.specs]
+    fell_back = [layer for layer in ours if layer.native_because not in (None, *layers.BY_CHOICE)]
     if settings.mode() == "strict" and fell_back:
         raise RuntimeError(f"{guard.STRICT} {line}")
     for layer in found:

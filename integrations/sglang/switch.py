@@ -17,12 +17,14 @@ from serving_ops.integrations.sglang.adapter import KEPT
 from serving_ops.integrations.sglang.layers import NormLayer
 
 CONNECTED = "serving_ops_connected"
-"""The attribute of a norm that quantizes: the record of what was changed in the projection after it."""
+"""The attribute of a layer that keeps the record of what `NormLayer.connect` changed."""
 
 
 def on(found: NormLayer) -> None:
     """Have our operators run for a layer. Does nothing if they already do."""
     layer, adapter = found.layer, found.adapter
+    if found.connect is not None and CONNECTED not in vars(layer):
+        vars(layer)[CONNECTED] = found.connect()
     if adapter is None or KEPT in vars(layer):
         return
     ours = MethodType(adapter.forward, layer)
@@ -34,13 +36,13 @@ def on(found: NormLayer) -> None:
     else:
         layer.sglangs_forward = layer.forward
         layer.forward = ours
-    if found.pair is not None:
-        vars(layer)[CONNECTED] = found.pair.connect()
 
 
 def off(model: Any) -> None:
     """Give every layer of a model back to SGLang."""
     for layer in model.modules():
+        if CONNECTED in vars(layer):
+            vars(layer).pop(CONNECTED).undo()
         if KEPT not in vars(layer):
             continue
         if hasattr(layer, "_forward_method"):
@@ -49,8 +51,6 @@ def off(model: Any) -> None:
         else:
             del layer.forward
         del layer.sglangs_forward
-        if CONNECTED in vars(layer):
-            vars(layer).pop(CONNECTED).undo()
 
 
 def _enter_torch_compile(layer: Any, num_tokens: int) -> None:

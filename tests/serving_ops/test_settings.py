@@ -102,7 +102,7 @@ WRONG = {
 ALLOWED = {
     "SERVING_OPS_CPU_ISA": "allowed are avx512, avx2, neon, portable. The default is used: the best that the CPU has",
     "SERVING_OPS_BUILD": "allowed are required, 0, false, off, no. The default is used: off",
-    "SERVING_OPS": "allowed are off, auto, strict, and fused_add_rms_norm, rms_norm, rms_norm_gated",
+    "SERVING_OPS": "allowed are off, auto, strict, and fused_add_rms_norm, qk_norm_rope, rms_norm, rms_norm_gated",
 }
 SWITCH = "allowed are 1, true, on, yes, 0, false, off, no. The default is used: 1"
 

@@ -17,6 +17,7 @@ IN_PROCESS = (
     "test_sglang_norms.py",
     "test_sglang_quantization.py",
     "test_sglang_quantizing.py",
+    "test_sglang_qk_norm_rope.py",
     "test_sglang_flag.py",
     "test_register.py",
 )

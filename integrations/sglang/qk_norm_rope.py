@@ -1,0 +1,160 @@
+"""The norms of q and k, the rotary embedding and the cache write of SGLang's Qwen3 attention in one kernel of ours.
+
+On CUDA SGLang runs three kernels in `Qwen3Attention`, and two in `Qwen3MoeAttention`, whose rotary embedding writes the
+cache. We set a method on each attention layer. Where SGLang's own kernels may write the cache beside the rotary
+embedding, ours does; elsewhere the attention writes it, as before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import NormSpec
+from serving_ops.integrations.common.record import Installed
+from serving_ops.integrations.sglang import rms_norm
+from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations
+from serving_ops.rope_spec import RopeSpec
+
+OP = "qk_norm_rope"
+OPTIONS = "serving_ops_qk_norm_rope"
+"""The attribute of an attention layer that keeps what its calls have in common."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A class of SGLang's: the method that ours replaces, and ours."""
+
+    method: str
+    ours: Callable[..., Any]
+
+
+def _forward(layer: Any, positions: Tensor, hidden_states: Any, forward_batch: Any) -> Tensor:
+    """`Qwen3Attention.forward`."""
+    qkv, _ = layer.qkv_proj(hidden_states)
+    caches = _caches(layer.attn, qkv, forward_batch)
+    q, k, v = _normed_and_rotated(layer, qkv, positions, caches)
+    out, _ = layer.o_proj(layer.attn(q, k, v, forward_batch, save_kv_cache=not caches))
+    projected: Tensor = out
+    return projected
+
+
+def _apply_qk_norm_rope(layer: Any, qkv: Tensor, positions: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
+    """`Qwen3MoeAttention.apply_qk_norm_rope`. Its caller reads the attribute, and writes the cache where it is True."""
+    caches = _caches(layer.attn, qkv, forward_batch) if layer.compatible_with_fused_kv_buffer else {}
+    layer._used_fused_qk_norm_rope_last_call = not caches
+    return _normed_and_rotated(layer, qkv, positions, caches)
+
+
+def _normed_and_rotated(layer: Any, qkv: Tensor, positions: Tensor, caches: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """q, k and v as views of qkv, with k and v in the caches."""
+    weights = layer.q_norm.weight, layer.k_norm.weight
+    options = getattr(layer, OPTIONS)
+    torch.ops.serving_ops.qk_norm_rope(qkv, positions, layer.rotary_emb.cos_sin_cache, *weights, **options, **caches)
+    return qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
+
+
+def _caches(attn: Any, qkv: Tensor, forward_batch: Any) -> dict[str, Tensor]:
+    """Return the caches that the kernel may write, as SGLang's rotary embedding may, and the slots; else nothing."""
+    from sglang.srt.models import utils
+
+    if attn.k_scale is not None or attn.v_scale is not None or not utils.enable_fused_set_kv_buffer(forward_batch):
+        return {}
+    keys, values = _pool(forward_batch).get_kv_buffer(attn.layer_id)
+    slots = forward_batch.out_cache_loc
+    if keys.dim() != 3 or keys.dtype != qkv.dtype or slots.shape[0] > qkv.shape[0]:
+        return {}
+    return {"key_cache": keys, "value_cache": values, "slot_mapping": slots}
+
+
+def _pool(forward_batch: Any) -> Any:
+    """A batch of SGLang 0.5.11 has its pool."""
+    if hasattr(forward_batch, "token_to_kv_pool"):
+        return forward_batch.token_to_kv_pool
+    from sglang.srt.model_executor.forward_context import get_token_to_kv_pool
+
+    return get_token_to_kv_pool()
+
+
+ATTENTION = {
+    "sglang.srt.models.qwen3.Qwen3Attention": Attention("forward", _forward),
+    "sglang.srt.models.qwen3_moe.Qwen3MoeAttention": Attention("apply_qk_norm_rope", _apply_qk_norm_rope),
+}
+
+PLAIN, SECTIONS = "RotaryEmbedding", "MRotaryEmbedding"
+ROTARY = "sglang.srt.layers.rotary_embedding"
+
+
+def attention(layer: torch.nn.Module) -> Attention | None:
+    """Return how a layer is taken, or None for one of another class."""
+    return ATTENTION.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
+
+
+def why_native(layer: Any) -> str | None:
+    """Return what the layer does beyond our operator, or None."""
+    if _rotation(layer.rotary_emb) is None:
+        return f"no code for {type(layer.rotary_emb).__name__}"
+    if getattr(layer, "use_fused_qk_norm_rope", False):
+        return "the user chose SGLang's fused kernel"
+    if layer.q_norm.variance_epsilon != layer.k_norm.variance_epsilon:
+        return "q and k have norms of two kinds"
+    return rms_norm.why_native(layer.q_norm) or rms_norm.why_native(layer.k_norm)
+
+
+def _rotation(rotary: Any) -> dict[str, Any] | None:
+    """Return the operator's options for a rotary embedding, or None for one that computes something else.
+
+    A subclass that only fills its table otherwise, as YaRN's does, rotates as its base.
+    """
+    base = next(cls for cls in type(rotary).__mro__ if any(name.startswith("forward") for name in vars(cls)))
+    if not base.__module__.startswith(ROTARY) or base.__name__ not in (PLAIN, SECTIONS):
+        return None
+    options = {"rotary_dim": rotary.rotary_dim, "is_neox": rotary.is_neox_style}
+    if base.__name__ == PLAIN:
+        return options
+    if not rotary.mrope_section or getattr(rotary, "mrope_interleaved_glm", False):
+        return None
+    return {
+        **options,
+        "mrope_section": tuple(rotary.mrope_section),
+        "mrope_interleaved": rotary.mrope_interleaved,
+    }
+
+
+def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
+    """With a cache and without; SGLang may turn a table into the activations' dtype while it serves."""
+    rotation = _rotation(layer.rotary_emb)
+    assert rotation is not None
+    plain = x.spec(OP, layer.q_norm, eps=layer.q_norm.variance_epsilon, weight_offset=WEIGHT_IN_FP32)
+    return tuple(
+        dataclasses.replace(
+            plain,
+            heads=layer.num_heads,
+            rotation=RopeSpec(layer.num_kv_heads, table_dtype=dtype, has_cache=cached, block_size=None, **rotation),
+        )
+        for dtype in {layer.rotary_emb.cos_sin_cache.dtype, x.dtype}
+        for cached in (True, False)
+    )
+
+
+def connect(layer: Any) -> Installed:
+    """Have our method run for an attention layer. Returns the record that undoes it."""
+    changes, taken = Installed(), attention(layer)
+    assert taken is not None
+    options = {
+        "num_q_heads": layer.num_heads,
+        "num_kv_heads": layer.num_kv_heads,
+        "head_dim": layer.head_dim,
+        "eps": layer.q_norm.variance_epsilon,
+        "weight_offset": WEIGHT_IN_FP32,
+        **(_rotation(layer.rotary_emb) or {}),
+    }
+    changes.set(layer, OPTIONS, options)
+    changes.set(layer, taken.method, MethodType(taken.ours, layer))
+    return changes

@@ -1,0 +1,326 @@
+"""Qwen3's attention with q and k normed, rotated and cached by our operator, beside SGLang's own code for it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("sglang", reason="SGLang is not installed beside this package: test_sglang_versions.py runs these")
+
+from built_layers import HIDDEN, rms_norm, rows, runner_of
+
+from serving_ops import NormSpec, PrewarmReport, extension
+from serving_ops.integrations.sglang import layers, qk_norm_rope, startup, switch
+from serving_ops.ops.registry import sample
+
+HEADS, KV_HEADS, HEAD = 4, 2, 64
+DENSE, EXPERTS = "sglang.srt.models.qwen3.Qwen3Attention", "sglang.srt.models.qwen3_moe.Qwen3MoeAttention"
+SLOTS = 16
+CLOSE = {"rtol": 2e-2, "atol": 2e-2}
+"""SGLang's code for CPU rounds cos and sin to bf16, and the products too."""
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="these layers are built for CPU"),
+    pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels for everything, and what SGLang's code asks of a server."""
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    monkeypatch.setattr(layers, "why_reference", lambda specs: None)
+    server = SimpleNamespace(
+        rl_on_policy_target=None,
+        deterministic=SimpleNamespace(rl_on_policy_target=None),
+        graph=SimpleNamespace(cuda_graph_config=SimpleNamespace(prefill=SimpleNamespace(tc_compiler="eager"))),
+    )
+    modules = ("layers.rotary_embedding.base", "layers.rotary_embedding.mrope", "models.qwen3", "models.qwen3_moe")
+    for module in (*modules, "models.utils"):
+        for name in ("get_exec", "get_global_server_args"):
+            found = importlib.import_module(f"sglang.srt.{module}")
+            monkeypatch.setattr(found, name, lambda: server, raising=False)
+
+
+class Pool:
+    """A cache of SGLang's: a slot a row."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self) -> None:
+        self.keys, self.values = torch.zeros(2, SLOTS, KV_HEADS, HEAD, dtype=torch.bfloat16)
+
+    def get_kv_buffer(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.keys, self.values
+
+
+class Attn(torch.nn.Module):
+    """What reads q, k and v; keeps what it was given."""
+
+    layer_id, k_scale, v_scale = 0, None, None
+
+    def forward(self, q: Any, k: Any, v: Any, forward_batch: Any, save_kv_cache: bool = True) -> torch.Tensor:
+        self.given = [tensor.reshape(tensor.shape[0], -1).clone() for tensor in (q, k, v)]
+        self.saves = save_kv_cache
+        return self.given[0]
+
+
+class Projection(torch.nn.Module):
+    """A linear layer as SGLang's: its result and no bias."""
+
+    def __init__(self, rows_in: int, rows_out: int) -> None:
+        super().__init__()
+        self.weight = rows(rows_out, rows_in, seed=8) / rows_in**0.5
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return x @ self.weight.T, None
+
+
+def _rotary(kind: str) -> Any:
+    module = importlib.import_module("sglang.srt.layers.rotary_embedding")
+    sizes = {"head_size": HEAD, "max_position_embeddings": 64, "base": 10000, "dtype": torch.bfloat16}
+    if kind == "plain":
+        return module.RotaryEmbedding(**sizes, rotary_dim=HEAD, is_neox_style=True)
+    if kind == "interleaved pairs, half of the head":
+        return module.RotaryEmbedding(**sizes, rotary_dim=HEAD // 2, is_neox_style=False)
+    interleaved = kind == "interleaved sections"
+    section = [12, 10, 10] if interleaved else [8, 12, 12]
+    options = {"mrope_section": section, "mrope_interleaved": interleaved}
+    return module.MRotaryEmbedding(**sizes, rotary_dim=HEAD, is_neox_style=True, **options)
+
+
+ROTARIES = ("plain", "interleaved pairs, half of the head", "sections", "interleaved sections")
+
+
+def attention(name: str, kind: str = "plain") -> Any:
+    module, _, cls = name.rpartition(".")
+    layer = object.__new__(getattr(importlib.import_module(module), cls))
+    torch.nn.Module.__init__(layer)
+    layer.num_heads, layer.num_kv_heads, layer.head_dim = HEADS, KV_HEADS, HEAD
+    layer.q_size, layer.kv_size = HEADS * HEAD, KV_HEADS * HEAD
+    layer.q_norm, layer.k_norm = rms_norm(HEAD), rms_norm(HEAD)
+    layer.k_norm.weight.copy_(rows(HEAD, seed=9))
+    layer.qkv_proj = Projection(HIDDEN, (HEADS + 2 * KV_HEADS) * HEAD)
+    layer.o_proj = Projection(HEADS * HEAD, HIDDEN)
+    layer.rotary_emb, layer.attn, layer.alt_stream = _rotary(kind), Attn(), None
+    layer.use_fused_qk_norm_mrope = layer.use_fused_qk_norm_rope = layer.use_fused_qk_norm_rope_cpu = False
+    layer.compatible_with_fused_kv_buffer = "sections" not in kind
+    return layer
+
+
+def report(caplog: pytest.LogCaptureFixture, layer: Any, **server_args: Any) -> str:
+    """Switch a layer over as on a GPU; the start-up line."""
+    runner = runner_of(layer, **server_args)
+    runner.device = "cuda"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
+        startup.on_model_loaded(runner)
+    return caplog.messages[-1]
+
+
+def _positions(kind: str, tokens: int) -> torch.Tensor:
+    plain = torch.arange(tokens) * 3 + 1
+    return torch.stack([plain, plain + 2, plain * 2]) if "sections" in kind else plain
+
+
+def _batch(pool: Pool, tokens: int) -> Any:
+    return SimpleNamespace(token_to_kv_pool=pool, out_cache_loc=torch.arange(tokens) * 2 + 1)
+
+
+def _with_cache(patch: pytest.MonkeyPatch, may_write: bool) -> None:
+    from sglang.srt.models import utils
+
+    patch.setattr(utils, "enable_fused_set_kv_buffer", lambda forward_batch: may_write)
+    for module in ("qwen3", "qwen3_moe"):
+        patch.setattr(f"sglang.srt.models.{module}.enable_fused_set_kv_buffer", lambda _: may_write, raising=False)
+
+
+@pytest.mark.parametrize("kind", ROTARIES)
+@pytest.mark.parametrize("name", [DENSE, EXPERTS])
+@pytest.mark.parametrize("may_write", [True, False])
+def test_q_k_and_v_are_sglangs_and_lie_in_the_cache_that_its_own_kernels_may_write(
+    name: str, kind: str, may_write: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, x, positions = attention(name, kind), rows(5, HIDDEN), _positions(kind, 5)
+    _with_cache(monkeypatch, False)  # SGLang's own code for it needs a GPU
+    monkeypatch.setattr(layer, "forward_prepare_npu", None)
+    expected = layer.forward(positions=positions, hidden_states=x, forward_batch=_batch(Pool(), 5))
+    given = layer.attn.given
+    _with_cache(monkeypatch, may_write)
+    assert f"1 of 1 {name.rpartition('.')[2]}'s q and k" in report(caplog, layer)
+    pool = Pool()
+    own, calls = torch.ops.serving_ops.qk_norm_rope, []
+    monkeypatch.setattr(torch.ops.serving_ops, "qk_norm_rope", lambda *args, **more: calls.append(own(*args, **more)))
+    result = layer(positions=positions, hidden_states=x, forward_batch=_batch(pool, 5))
+    assert len(calls) == 1
+    torch.testing.assert_close(layer.attn.given, given, **CLOSE)
+    torch.testing.assert_close(result, expected, **CLOSE)
+    writes = may_write and (name == DENSE or layer.compatible_with_fused_kv_buffer)
+    assert layer.attn.saves is not writes
+    for cache, tensor in ((pool.keys, layer.attn.given[1]), (pool.values, layer.attn.given[2])):
+        cached = torch.zeros(SLOTS, KV_HEADS * HEAD, dtype=torch.bfloat16)
+        if writes:
+            cached[1:11:2] = tensor
+        assert torch.equal(cache.view(SLOTS, -1), cached)
+
+
+@pytest.mark.parametrize("name", [DENSE, EXPERTS])
+@pytest.mark.parametrize("change", ["a scale", "pages", "another dtype", "more slots than rows"])
+def test_a_cache_of_another_form_is_written_by_sglang(
+    change: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, pool = attention(name), Pool()
+    _with_cache(monkeypatch, True)
+    report(caplog, layer)
+    batch = _batch(pool, 5)
+    if change == "a scale":
+        layer.attn.k_scale = 1.0
+    elif change == "pages":
+        pool.keys = pool.keys.view(4, 4, KV_HEADS, HEAD)
+    elif change == "another dtype":
+        pool.keys = pool.keys.float()
+    else:
+        batch.out_cache_loc = torch.arange(6)
+    layer(positions=_positions("plain", 5), hidden_states=rows(5, HIDDEN), forward_batch=batch)
+    assert layer.attn.saves
+    assert not pool.keys.any()
+
+
+def test_what_is_prewarmed_is_what_calls_bring(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, warmed = attention(DENSE, "sections"), []
+
+    def keep(specs: Any) -> PrewarmReport:
+        warmed.extend(specs)
+        return PrewarmReport()
+
+    monkeypatch.setattr("serving_ops.prewarm", keep)
+    _with_cache(monkeypatch, True)
+    report(caplog, layer)
+    samples = [sample(spec) for spec in warmed if spec.op == "qk_norm_rope"]
+    own, calls = torch.ops.serving_ops.qk_norm_rope, []
+    monkeypatch.setattr(torch.ops.serving_ops, "qk_norm_rope", lambda *args, **options: calls.append((args, options)))
+    layer(positions=_positions("sections", 2), hidden_states=rows(2, HIDDEN), forward_batch=_batch(Pool(), 2))
+    ((args, options),) = calls
+    brought = dict(zip((argument.name for argument in own.default._schema.arguments), args, strict=False)) | options
+    assert any(
+        _form(brought) == {name: it for name, it in _form(found).items() if name in brought} for found in samples
+    )
+
+
+def _form(call: dict[str, Any]) -> dict[str, Any]:
+    """What kernels are compiled for: dtypes and dimensions of tensors, and the other arguments."""
+    tensors = {name: (it.dtype, it.dim(), it.shape[-1]) for name, it in call.items() if torch.is_tensor(it)}
+    tensors.pop("positions", None), tensors.pop("slot_mapping", None)
+    plain = {name: tuple(it) if isinstance(it, list) else it for name, it in call.items() if not torch.is_tensor(it)}
+    return tensors | {name: it for name, it in plain.items() if it is not None}
+
+
+def _glm() -> Any:
+    layer = attention(DENSE, "sections")
+    layer.rotary_emb.mrope_interleaved_glm = True
+    return layer
+
+
+def _of_another_class() -> Any:
+    layer = attention(DENSE)
+
+    class RotaryEmbedding(type(layer.rotary_emb)):  # type: ignore[misc]
+        def forward_native(self) -> None:
+            """Something else."""
+
+    layer.rotary_emb.__class__ = RotaryEmbedding
+    return layer
+
+
+def _with_other_norms() -> Any:
+    layer = attention(DENSE)
+    layer.k_norm.variance_epsilon = 1e-3
+    return layer
+
+
+def _chosen() -> Any:
+    layer = attention(EXPERTS)
+    layer.use_fused_qk_norm_rope = True
+    return layer
+
+
+REFUSED = {
+    "no code for MRotaryEmbedding": _glm,
+    "no code for RotaryEmbedding": _of_another_class,
+    "q and k have norms of two kinds": _with_other_norms,
+    "the user chose SGLang's fused kernel": _chosen,
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_the_operator_does_not_do_stays_sglangs_and_that_is_no_fallback(
+    reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = REFUSED[reason]()
+    assert f"1 {type(layer).__name__}'s q and k ({reason})" in report(caplog, layer)
+    assert not {"forward", "apply_qk_norm_rope", qk_norm_rope.OPTIONS} & vars(layer).keys()
+
+
+def test_a_subclass_that_fills_its_table_otherwise_is_ours(caplog: pytest.LogCaptureFixture) -> None:
+    layer = attention(DENSE)
+    module = importlib.import_module("sglang.srt.layers.rotary_embedding.yarn")
+    layer.rotary_emb.__class__ = module.YaRNScalingRotaryEmbedding
+    assert "1 of 1 Qwen3Attention's q and k" in report(caplog, layer)
+
+
+def test_a_compiled_model_and_an_op_that_was_left_out_stay_sglangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = report(caplog, attention(DENSE), enable_torch_compile=True)
+    assert "1 Qwen3Attention's q and k (torch.compile traces the model)" in line
+    monkeypatch.setenv("SERVING_OPS", "strict,rms_norm,fused_add_rms_norm")
+    assert f"1 Qwen3Attention's q and k ({layers.LEFT_OUT})" in report(caplog, attention(DENSE))
+
+
+def test_where_there_is_no_kernel_or_its_prewarm_fails_sglangs_own_code_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(layers, "why_reference", lambda specs: _why(specs, "no kernel"))
+    layer = attention(DENSE)
+    assert "1 Qwen3Attention's q and k (no kernel)" in report(caplog, layer)
+    assert "forward" not in vars(layer)
+    monkeypatch.setattr(layers, "why_reference", lambda specs: None)
+
+    def fails(specs: Any) -> PrewarmReport:
+        return PrewarmReport(failed={spec: "no compiler" for spec in specs if spec.op == "qk_norm_rope"})
+
+    monkeypatch.setattr("serving_ops.prewarm", fails)
+    with pytest.raises(RuntimeError, match="the prewarm of qk_norm_rope failed"):
+        report(caplog, layer)
+    monkeypatch.setenv("SERVING_OPS", "auto")
+    assert "1 Qwen3Attention's q and k (the prewarm of qk_norm_rope failed)" in report(caplog, layer)
+    assert "forward" not in vars(layer)
+
+
+def _why(specs: tuple[NormSpec, ...], reason: str) -> str | None:
+    return reason if any(spec.op == "qk_norm_rope" for spec in specs) else None
+
+
+def test_on_cpu_attention_is_sglangs_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    layer = attention(DENSE)
+    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
+        startup.on_model_loaded(runner_of(layer))
+    assert "q and k" not in caplog.messages[-1]
+    assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("name", [DENSE, EXPERTS])
+def test_switched_off_an_attention_layer_is_sglangs_again(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    layer = attention(name)
+    before = dict(vars(layer))
+    report(caplog, layer)
+    assert vars(layer).keys() > before.keys()
+    switch.off(layer)
+    assert vars(layer) == before
