@@ -154,7 +154,7 @@ def gated_metadata(
     divides("group_size", group_size, x)
 
 
-def _extent(tensor: Tensor) -> int:
+def extent(tensor: Tensor) -> int:
     """Bytes from the first element to the end of the last."""
     spans = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (1 + sum(spans)) * tensor.itemsize
@@ -191,7 +191,7 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
     if a.numel() == 0 or b.numel() == 0:
         return False
     distance = b.data_ptr() - a.data_ptr()
-    if distance >= _extent(a) or -distance >= _extent(b):
+    if distance >= extent(a) or -distance >= extent(b):
         return False
     pieces = _pieces(a), _pieces(b)
     return not _apart_by_stride(*pieces, distance) and _pieces_cross(*pieces, distance)

@@ -194,6 +194,7 @@ registry.register(
         ),
         run={"cuda": cuda_rope.qk_norm_rope},
         route=cuda_rope.rope_route,
+        repeat=cuda_rope.repeat,
         check_values=rope_checks.index_values,
         bytes_moved=_bytes_moved,
     )
