@@ -12,7 +12,7 @@ from pathlib import Path
 
 import serving_ops
 from serving_ops import extension, settings
-from serving_ops.integrations.vllm import features, installed
+from serving_ops.integrations.vllm import features, installed, qk_norm_rope
 
 VARIABLE = settings.CHOICE.name
 """Its factor stands for all that changes compiled code."""
@@ -47,7 +47,8 @@ def source_hash() -> str:
 
 
 def compile_key() -> str:
-    """What vLLM hashes for `VARIABLE`: version, source hash, settings, how RMSNorm is reached, what stays vLLM's.
+    """What vLLM hashes for `VARIABLE`: version, source hash, settings, how RMSNorm is reached, what stays vLLM's,
+    which attention layers call `qk_norm_rope`.
 
     Graphs call the operators by name, so the C++ library's code is not part of it. Whether there is a library is: it
     decides which of vLLM's classes are replaced.
@@ -57,6 +58,7 @@ def compile_key() -> str:
     launch = "pdl" if settings.pdl_enabled() else "plain"
     native = sorted(installed.given_back | set(installed.failures))
     parts = [serving_ops.__version__, source_hash(), settings.choice(), reached, library, launch, *native]
+    parts += qk_norm_rope.layers_on
     return "-".join(parts)
 
 

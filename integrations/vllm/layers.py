@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,13 @@ def models_of(worker: Any) -> Iterator[torch.nn.Module]:
             yield drafting
 
 
-def norm_layers(models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[NormLayer]:
-    """Return every norm layer of the models that vLLM built from this configuration."""
+def norm_layers(
+    models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device, without: Collection[Any] = ()
+) -> list[NormLayer]:
+    """Return every norm layer of the models that vLLM built from this configuration, except those in `without`."""
     model = vllm_config.model_config
     x = Activations(model.dtype, device, model.get_hidden_size(), model.get_head_size())
-    found = (_norm_layer(layer, x) for model in models for layer in model.modules())
+    found = (_norm_layer(layer, x) for model in models for layer in model.modules() if layer not in without)
     stays = quantization.why_norms_stay(vllm_config)
     return [_that_stays(layer, stays) for layer in found if layer is not None]
 

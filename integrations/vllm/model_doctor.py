@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from serving_ops import settings
-from serving_ops.integrations.vllm import features, layers, register, startup
+from serving_ops.integrations.vllm import features, register, startup
 
 
 def examine(model: str, *, eager: bool) -> str:
@@ -30,7 +30,7 @@ def examine(model: str, *, eager: bool) -> str:
         config.kernel_config.ir_op_priority.set_default()
     features.install_for(config, strict=False)
     device = torch.device(config.device_config.device)
-    found = layers.norm_layers([_build(config)], config, device)
+    found = startup.survey([_build(config)], config, device)
     return startup.describe(found, str(device), f"as vLLM would serve it {'eager' if eager else 'compiled'}")
 
 

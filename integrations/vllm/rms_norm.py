@@ -42,13 +42,14 @@ def norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, 
     return x, residual
 
 
-def _is_of_part(layer: Any) -> bool:
+def is_of_part(layer: Any) -> bool:
+    """Return whether the variance is over a part of the row."""
     return getattr(layer, "variance_size_override", None) is not None
 
 
 def why_native(layer: Any, x: Activations) -> str | None:
     """Return why vLLM keeps the layer, or None: it norms parts of rows, or Inductor is faster."""
-    if _is_of_part(layer):
+    if is_of_part(layer):
         return PART_OF_ROW
     return HEADS_IN_ONE_KERNEL if x.leaves_heads_to_inductor(layer) else None
 
@@ -60,7 +61,7 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
 
 def forward(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
     """`RMSNorm.forward_cuda`: x (..., N); with a residual like x, both are written and returned."""
-    if _is_of_part(layer):
+    if is_of_part(layer):
         return None
     return norm(x, residual, layer.weight if layer.has_weight else None, layer.variance_epsilon)
 

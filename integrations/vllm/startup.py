@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from serving_ops import settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.line import describe
@@ -20,12 +22,14 @@ from serving_ops.integrations.vllm import (
     installed,
     layers,
     priority,
+    qk_norm_rope,
     quant_fusion,
     quantization,
     quantized_pairs,
     token_pass,
 )
 from serving_ops.integrations.vllm.layers import NormLayer
+from serving_ops.integrations.vllm.qk_norm_rope import AttentionLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -77,14 +81,27 @@ def _report_or_give_back(worker: Any, *, strict: bool) -> None:
 def on_model_loaded(worker: Any, *, strict: bool) -> None:
     """Prewarm the model's norms and log the line. Raises RuntimeError in strict mode if a layer fell back."""
     models = list(layers.models_of(worker))
-    found = layers.norm_layers(models, worker.vllm_config, worker.device)
+    found = survey(models, worker.vllm_config, worker.device)
     outcome = prewarm(found)
+    if qk_norm_rope.OP in outcome.failed:  # its layers call their norms again
+        found = survey(models, worker.vllm_config, worker.device)
+        outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
     quantizing = (*_fused(models, found, worker.vllm_config), *_paired(models, worker))
     line = describe(found, str(worker.device), "; ".join([outcome.summary, *quantizing]))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
+    qk_norm_rope.take(found)
     _logger.info(line)
+
+
+def survey(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[NormLayer]:
+    """Return the norm layers of the models, and attention layers instead of the q and k norms that they fuse."""
+    attentions: list[AttentionLayer] = []
+    with guard.unless_strict("vLLM", "look at attention layers, whose q and k stay vLLM's own"):
+        attentions = qk_norm_rope.survey(models, vllm_config, device)
+    fused = {norm for layer in attentions if layer.native_because is None for norm in layer.norms()}
+    return [*layers.norm_layers(models, vllm_config, device, without=fused), *attentions]
 
 
 def _fused(models: Sequence[Any], found: Sequence[NormLayer], vllm_config: Any) -> Iterator[str]:

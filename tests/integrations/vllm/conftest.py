@@ -16,7 +16,7 @@ from typing import Any
 import other_versions
 import pytest
 import torch
-from in_process import OURS_FIRST
+from in_process import FUSED, OURS_FIRST
 from once import once
 
 from serving_ops.integrations.vllm import installed, priority, register
@@ -92,7 +92,7 @@ def _lacks_experts() -> bool:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str, str], Served]:
-    """served(model, mode, switch, vllm): "dense" or "hybrid", "eager" or "compiled", the value of SERVING_OPS."""
+    """served(model, mode, switch, vllm): "dense" or "hybrid", "eager" or "compiled", SERVING_OPS or FUSED."""
     pytest.importorskip("vllm")
     scratch = tmp_path_factory.mktemp("engines")
 
@@ -115,6 +115,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str,
             "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor-cache"),
         }
         environment = {**os.environ, **ENGINE_ENVIRONMENT, **caches, "SERVING_OPS": switch}
+        if switch == FUSED:
+            environment |= {"SERVING_OPS": "auto", "FUSE_Q_AND_K": "1"}
         if vllm in other_versions.VERSIONS:
             environment |= other_versions.environment(vllm)
         if vllm == BATCH_INVARIANT:

@@ -15,6 +15,8 @@ from serving_ops.integrations.vllm.layers import NormLayer
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 HIDDEN, HEAD = 256, 128
+FUSED = "auto, with q and k in one call"
+"""A switch of the engines that tests start: `auto`, and `qk_norm_rope` is on wherever it fits, on its reference too."""
 OURS_FIRST = [ir_providers.PROVIDER, "native"]
 SPEC = NormSpec("rms_norm", 256, torch.bfloat16, torch.bfloat16, DEVICE)
 

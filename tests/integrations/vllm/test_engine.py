@@ -9,6 +9,13 @@ from typing import Any
 import other_versions
 import pytest
 
+pytest.importorskip("vllm")
+
+from in_process import FUSED
+
+from serving_ops.integrations.vllm.qk_norm_rope import KIND
+from serving_ops.ops import registry
+
 pytestmark = pytest.mark.engine
 
 MODELS = ("dense", "hybrid", "mamba2")
@@ -22,6 +29,9 @@ LAYERS = {
     # the norm before each of two layers and the last one; the gated norm within each
     "mamba2": {"RMSNorm": 3, "Mixer2RMSNormGated": 2},
 }
+
+IN_ONE_CALL = {"RMSNorm": 5, KIND: 2}
+"""Of the dense model, whose two attention layers norm and rotate q and k."""
 
 ON_CUDA = {
     # norms of heads are left to Inductor
@@ -38,6 +48,7 @@ CALLS_PER_STEP = {
     "hybrid": {"rms_norm": 3, "fused_add_rms_norm": 4, "rms_norm_gated": 1},
     "mamba2": {"rms_norm": 1, "fused_add_rms_norm": 2, "rms_norm_gated": 2},
 }
+CALLS_IN_ONE = {"rms_norm": 1, "fused_add_rms_norm": 4, "rms_norm_gated": 0, "qk_norm_rope": 2}
 
 NEAR_TIE = 0.1
 """Nats. Logits near 8 in bf16 are 0.03 to 0.06 apart, so two candidates this close may change places."""
@@ -71,6 +82,12 @@ runs = [
 ]
 
 
+def _in_one_call(model: str, mode: str, device: str) -> bool:
+    """Whether `auto` has a kernel for q's and k's norms with the rotation here, and takes it."""
+    op = registry.find("qk_norm_rope")
+    return model == "dense" and (op.in_cpp or (device == "cuda" and mode == "compiled" and "cuda" in op.run))
+
+
 @pytest.mark.parametrize(("model", "mode", "vllm"), runs)
 def test_one_line_says_for_how_many_layers_it_is_on(
     served: Callable[..., Any], model: str, mode: str, vllm: str
@@ -78,12 +95,15 @@ def test_one_line_says_for_how_many_layers_it_is_on(
     run = served(model, mode, "auto", vllm)
     lines = run.start_up_lines()
     assert len(lines) == 1, lines
-    expected = LAYERS[model] if run.device() == "cpu" else ON_CUDA[model, mode]
+    fused = _in_one_call(model, mode, run.device())
+    there = IN_ONE_CALL if fused else LAYERS[model]
+    expected = there if fused or run.device() == "cpu" else ON_CUDA[model, mode]
     on = lines[0].partition("; ")[0]
     assert on.count(" of ") == len(expected), on
     for kind, count in expected.items():
-        assert f"{count} of {LAYERS[model][kind]} {kind}" in on
-    assert ("native" in lines[0]) == (expected != LAYERS[model])
+        assert f"{count} of {there[kind]} {kind}" in on
+    assert (f"2 {KIND} (" in lines[0]) == (model == "dense" and not fused)
+    assert ("native" in lines[0]) == (expected != there or (model == "dense" and not fused))
 
 
 @pytest.mark.parametrize(("model", "mode", "vllm"), runs)
@@ -95,12 +115,15 @@ def test_every_step_calls_each_norm_once_in_the_worker_and_never_the_reference(
         pytest.skip("replays of CUDA graphs are not counted")
     calls = run.calls()
     assert {op: count["reference"] for op, count in calls.items()} == {op: {} for op in calls}
-    assert {op for op, count in calls.items() if count["kernel"]} <= set(CALLS_PER_STEP[model])
-    steps = calls["rms_norm"]["kernel"] // CALLS_PER_STEP[model]["rms_norm"]
+    _assert_calls_per_step(run, CALLS_IN_ONE if _in_one_call(model, mode, "cpu") else CALLS_PER_STEP[model])
+
+
+def _assert_calls_per_step(run: Any, expected: dict[str, int]) -> None:
+    calls = {op: count["kernel"] + sum(count["reference"].values()) for op, count in run.calls().items()}
+    assert {op for op, count in calls.items() if count} <= set(expected)
+    steps = calls["rms_norm"] // expected["rms_norm"]
     assert steps >= len(run.result["tokens"][0])
-    assert {op: count["kernel"] for op, count in calls.items() if op in CALLS_PER_STEP[model]} == {
-        op: steps * per_step for op, per_step in CALLS_PER_STEP[model].items()
-    }
+    assert {op: calls[op] for op in expected} == {op: steps * per_step for op, per_step in expected.items()}
 
 
 @pytest.mark.parametrize(("model", "mode", "vllm"), runs)
@@ -162,6 +185,10 @@ def test_greedy_tokens_equal_native_ones_up_to_near_ties(
     native, ours = (served(model, mode, switch, vllm).result for switch in ("off", "auto"))
     equal = sum(map(list.__eq__, native["tokens"], ours["tokens"]))
     print(f"\n{model} {mode}: all tokens equal for {equal} of {len(ours['tokens'])} prompts")
+    _assert_tokens(native, ours)
+
+
+def _assert_tokens(native: dict[str, Any], ours: dict[str, Any]) -> None:
     for theirs, mine, native_logprobs, our_logprobs in _steps(native, ours):
         if theirs != mine:
             gap = native_logprobs[str(theirs)] - native_logprobs.get(str(mine), float("-inf"))
@@ -175,10 +202,27 @@ def test_logprobs_stay_within_bf16_rounding_of_native_ones(
     served: Callable[..., Any], model: str, mode: str, vllm: str
 ) -> None:
     native, ours = (served(model, mode, switch, vllm).result for switch in ("off", "auto"))
-    apart = [
+    apart = _logprobs_apart(native, ours)
+    print(f"\n{model} {mode}: {len(apart)} logprobs, at most {max(apart):.4f} nats apart")
+    assert max(apart) <= LOGPROB_TOLERANCE
+
+
+def _logprobs_apart(native: dict[str, Any], ours: dict[str, Any]) -> list[float]:
+    return [
         abs(native_logprobs[token] - our_logprobs[token])
         for _, _, native_logprobs, our_logprobs in _steps(native, ours)
         for token in native_logprobs.keys() & our_logprobs.keys()
     ]
-    print(f"\n{model} {mode}: {len(apart)} logprobs, at most {max(apart):.4f} nats apart")
-    assert max(apart) <= LOGPROB_TOLERANCE
+
+
+@pytest.mark.parametrize(("model", "mode", "vllm"), [run for run in runs if run.values[0] == "dense"])
+def test_q_and_k_in_one_call_give_native_tokens_whatever_runs_it(
+    served: Callable[..., Any], model: str, mode: str, vllm: str
+) -> None:
+    native, ours = (served(model, mode, switch, vllm) for switch in ("off", FUSED))
+    (line,) = ours.start_up_lines()
+    assert f"on for 5 of 5 RMSNorm, 2 of 2 {KIND}; " in line
+    if ours.device() == "cpu":
+        _assert_calls_per_step(ours, CALLS_IN_ONE)
+    _assert_tokens(native.result, ours.result)
+    assert max(_logprobs_apart(native.result, ours.result)) <= LOGPROB_TOLERANCE

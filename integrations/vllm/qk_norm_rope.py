@@ -1,0 +1,242 @@
+"""q and k norms and the rotary embedding of vLLM's attention layers in one launch.
+
+vLLM runs three kernels there in eager mode, and Inductor two when it compiles. vLLM has no layer for both, so ours is
+the `forward` of the attention classes that norm heads and then rotate them. Each layer of a loaded model is examined
+once; what the operator does not do stays vLLM's.
+
+vLLM's attention layer still writes the KV cache. A model may only skip that write where the attention backend says so,
+which none can say before 0.33; and the write needs the slots of the step, which vLLM keeps out of compiled graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import NormSpec, RopeSpec, extension, settings
+from serving_ops.integrations.common.norm_specs import why_reference
+from serving_ops.integrations.vllm import features, gemma_rms_norm, installed, rms_norm
+from serving_ops.integrations.vllm.adapter import LEFT_OUT, Activations, Adapter, calls
+from serving_ops.integrations.vllm.layers import NormLayer
+from serving_ops.ops import registry
+
+OP = "qk_norm_rope"
+KIND = "q and k norms with rotary in one kernel"
+
+CLASSES = {
+    "Qwen3Attention": "vllm.model_executor.models.qwen3",
+    "Qwen3MoeAttention": "vllm.model_executor.models.qwen3_moe",
+    "Gemma3Attention": "vllm.model_executor.models.gemma3",
+}
+"""The name of a class -> its module. Other models build these classes too, as Qwen3-VL does."""
+
+STEPS = {
+    *("qkv_proj", "split", "q_size", "kv_size", "q_norm", "k_norm", "rotary_emb", "attn", "o_proj"),
+    *("view", "shape", "unflatten", "flatten", "head_dim", "num_heads", "num_kv_heads"),
+}
+"""The names that a `forward` uses which ours may replace. A name beyond them is a step that ours lacks."""
+
+COMPUTES = ("forward", "forward_native", "forward_cuda", "forward_cpu", "_match_cos_sin_cache_dtype")
+"""Methods of a rotary embedding. Classes that only compute another table inherit all of these."""
+
+OPTIONS = "serving_ops_qk_norm_rope"
+"""The attribute of each layer that is on: the operator's keyword arguments."""
+
+PASS = "vLLM's own fusion pass was asked for"
+FROM_PYTHON = "launched from Python, it takes the host longer than vLLM's three kernels"
+
+layers_on: list[str] = []
+"""The names of the loaded model's layers that are on, with their classes: compiled graphs depend on them."""
+
+
+@dataclass(frozen=True)
+class AttentionLayer(NormLayer):
+    """An attention layer of one of `CLASSES`, and its name in the model."""
+
+    name: str
+    attention: Any
+
+    def fell_back(self) -> bool:
+        """Return whether the operator failed. Elsewhere vLLM keeps what the operator is not for."""
+        return OP in installed.given_back
+
+    def norms(self) -> tuple[Any, Any]:
+        """Return the layers that are not called where the operator is."""
+        return self.attention.q_norm, self.attention.k_norm
+
+    def options(self) -> dict[str, Any]:
+        """The operator's keyword arguments."""
+        (spec, *_) = self.specs
+        rope = spec.rotation
+        return {
+            "num_q_heads": spec.heads,
+            "num_kv_heads": rope.num_kv_heads,
+            "head_dim": spec.size,
+            "eps": spec.eps,
+            "weight_offset": spec.weight_offset,
+            "rotary_dim": rope.rotary_dim,
+            "is_neox": rope.is_neox,
+            "mrope_section": rope.mrope_section,
+            "mrope_interleaved": rope.mrope_interleaved,
+        }
+
+
+def survey(models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[AttentionLayer]:
+    """Return the attention layers of `CLASSES`, and why vLLM keeps each, or None."""
+    named = [(name, layer) for model in models for name, layer in model.named_modules() if _is_known(type(layer))]
+    if not named:
+        return []
+    model = vllm_config.model_config
+    x = Activations(model.dtype, device, model.get_hidden_size(), model.get_head_size())
+    everywhere = _why_nowhere(vllm_config)
+    return [_examine(name, layer, x, everywhere) for name, layer in named]
+
+
+def _is_known(cls: type) -> bool:
+    return CLASSES.get(cls.__name__) == cls.__module__
+
+
+def _why_nowhere(vllm_config: Any) -> str | None:
+    """Why vLLM keeps all layers, or None."""
+    if OP not in settings.ops():
+        return LEFT_OUT
+    if OP in installed.given_back:
+        return f"the prewarm of {OP} failed"
+    if vllm_config.compilation_config.pass_config.enable_qk_norm_rope_fusion:
+        return PASS
+    return installed.failures.get(features.COMPILE_CACHE) or features.why_no_kernels()
+
+
+def _examine(name: str, attention: Any, x: Activations, reason: str | None) -> AttentionLayer:
+    reason = reason or next(filter(None, _misfits(attention)), None)
+    specs = () if reason else _specs(attention, x)
+    return AttentionLayer(KIND, specs, reason or why_reference(specs) or _why_slower(attention, x), name, attention)
+
+
+def _misfits(attention: Any) -> Iterator[str | None]:
+    """What the layer does that ours does not, each or None."""
+    yield _other_steps(type(attention))
+    yield _other_norms(attention)
+    yield _other_rotation(attention.rotary_emb, attention.head_dim)
+
+
+def _other_steps(cls: type) -> str | None:
+    forward = getattr(cls.forward, "__wrapped__", cls.forward)
+    others = sorted(set(forward.__code__.co_names) - STEPS)
+    return f"{cls.__name__} also uses {', '.join(others)}" if others else None
+
+
+def _other_norms(attention: Any) -> str | None:
+    q, k = attention.q_norm, attention.k_norm
+    for norm in (q, k):
+        if not any(_is_built_for(norm, adapter) for adapter in (rms_norm.ADAPTER, gemma_rms_norm.ADAPTER)):
+            return f"its norms are {type(norm).__name__}"
+        whole = norm.weight.numel() == attention.head_dim and not rms_norm.is_of_part(norm)
+        if not whole or not getattr(norm, "has_weight", True):
+            return "its norms are not of heads with a weight"
+    return None if _fixed_by(q) == _fixed_by(k) else "its two norms differ"
+
+
+def _is_built_for(norm: Any, adapter: Adapter) -> bool:
+    """Return whether it is vLLM's class, or our subclass of it, and no other subclass."""
+    cls = type(norm)
+    return adapter.is_of(cls) and (cls.__module__ in adapter.defined_in or hasattr(cls, "stay_native"))
+
+
+def _fixed_by(norm: Any) -> tuple[torch.dtype, float, float]:
+    """Return the weight's dtype, eps, and the weight's offset."""
+    offset = gemma_rms_norm.WEIGHT_OFFSET if gemma_rms_norm.ADAPTER.is_of(type(norm)) else 0.0
+    return norm.weight.dtype, norm.variance_epsilon, offset
+
+
+def _other_rotation(rotary: Any, head_dim: int) -> str | None:
+    from vllm.model_executor.layers.rotary_embedding import MRotaryEmbedding, RotaryEmbedding
+
+    base = MRotaryEmbedding if isinstance(rotary, MRotaryEmbedding) else RotaryEmbedding
+    inherits = isinstance(rotary, base) and all(
+        getattr(type(rotary), method, None) is getattr(base, method, None) for method in COMPUTES
+    )
+    fits = inherits and rotary.head_size == head_dim and not rotary.use_flashinfer
+    return None if fits else f"its rotary embedding is {type(rotary).__name__}"
+
+
+def _specs(attention: Any, x: Activations) -> tuple[NormSpec, ...]:
+    """The calls that the layer may make: with three positions a token and with one."""
+    rotary = attention.rotary_emb
+    weight_dtype, eps, offset = _fixed_by(attention.q_norm)
+    section = getattr(rotary, "mrope_section", None)
+    ropes = [
+        RopeSpec(
+            num_kv_heads=attention.num_kv_heads,
+            rotary_dim=rotary.rotary_dim,
+            is_neox=rotary.is_neox_style,
+            mrope_section=rows,
+            mrope_interleaved=rows is not None and rotary.mrope_interleaved,
+        )
+        for rows in dict.fromkeys((section and tuple(section), None))
+    ]
+    shared = {"eps": eps, "weight_offset": offset, "heads": attention.num_heads}
+    return tuple(
+        NormSpec(OP, attention.head_dim, x.dtype, weight_dtype, x.device, **shared, rotation=rope) for rope in ropes
+    )
+
+
+def _why_slower(attention: Any, x: Activations) -> str | None:
+    """Why vLLM's kernels take less time in eager mode on CUDA, where the host sets the pace, or None."""
+    if x.device.type != "cuda" or calls(attention.q_norm, "forward_native"):
+        return None
+    in_cpp = registry.find(OP).in_cpp and extension.cpp_library() is not None
+    return None if in_cpp else FROM_PYTHON
+
+
+def take(found: Iterable[NormLayer]) -> None:
+    """Have the layers that are on call the operator. vLLM compiles them later."""
+    on = [layer for layer in found if isinstance(layer, AttentionLayer) and layer.native_because is None]
+    for cls in {type(layer.attention) for layer in on}:
+        installed.wrap(cls, "forward", _with_ours)
+    for layer in on:
+        setattr(layer.attention, OPTIONS, layer.options())
+        installed.on_undo(functools.partial(_leave, weakref.ref(layer.attention)))  # a model that is gone stays so
+    layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}" for layer in on)
+    installed.on_undo(layers_on.clear)
+
+
+def _leave(attention: weakref.ref[Any]) -> None:
+    layer = attention()
+    if layer is not None:
+        vars(layer).pop(OPTIONS, None)
+
+
+def _with_ours(original: Any) -> Any:
+    @functools.wraps(original)
+    def norm_and_rotate(self: Any, positions: Tensor, hidden_states: Tensor, **more: Any) -> Tensor:
+        options = getattr(self, OPTIONS, None)
+        if options is not None and _fit(positions, hidden_states, options):
+            return forward(self, positions, hidden_states, options)
+        result: Tensor = original(self, positions, hidden_states, **more)
+        return result
+
+    return norm_and_rotate
+
+
+def _fit(positions: Tensor, hidden_states: Any, options: dict[str, Any]) -> bool:
+    """hidden_states may come quantized, as vLLM's `QuantizedActivation`."""
+    shape = hidden_states.shape if isinstance(hidden_states, Tensor) else hidden_states.orig_shape
+    return len(shape) == 2 and (positions.dim() == 1 or options["mrope_section"] is not None)
+
+
+def forward(attention: Any, positions: Tensor, hidden_states: Tensor, options: dict[str, Any]) -> Tensor:
+    """`Qwen3Attention.forward`: hidden_states (num_tokens, hidden_size). The heads of q and k are written in place."""
+    qkv, _ = attention.qkv_proj(hidden_states)
+    table = attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
+    q_weight, k_weight = attention.q_norm.weight, attention.k_norm.weight
+    torch.ops.serving_ops.qk_norm_rope(qkv, positions, table, q_weight, k_weight, **options)
+    q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+    output: Tensor = attention.o_proj(attention.attn(q, k, v))[0]
+    return output

@@ -1,0 +1,482 @@
+"""q and k norms with the rotary embedding in vLLM's attention layers: which layers, the same numbers, no copies."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from in_process import DEVICE, HEAD, HIDDEN, rows, vllm_config
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+import serving_ops
+from serving_ops import PrewarmReport, counters, extension
+from serving_ops.integrations.vllm import compile_cache, features, installed, qk_norm_rope, startup
+
+pytestmark = [
+    pytest.mark.skipif(
+        DEVICE.type == "cpu" and extension.cpp_library() is None, reason="the C++ library was not built"
+    ),
+    pytest.mark.usefixtures("registered"),
+]
+
+HEADS, KV_HEADS, TOKENS = 4, 2, 7
+PLAIN = {"rope_type": "default", "rope_theta": 1e6}
+MROPE = {**PLAIN, "mrope_section": [24, 20, 20]}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+class Recorder(torch.nn.Module):
+    """In the place of vLLM's attention, which needs a whole engine."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.seen = q, k, v
+        return q.contiguous()
+
+
+Build = Callable[..., Any]
+
+
+@pytest.fixture
+def build(in_vllm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Build]:
+    """build(class, rope parameters): one of vLLM's attention layers with weights, as after loading."""
+    from vllm.distributed import parallel_state
+
+    parallel_state.init_distributed_environment(1, 0, (tmp_path / "rendezvous").as_uri(), 0, "gloo")
+    parallel_state.ensure_model_parallel_initialized(1, 1)
+
+    def build(name: str, rope: dict[str, Any] = PLAIN, **more: Any) -> Any:
+        module = importlib.import_module(qk_norm_rope.CLASSES[name])
+        monkeypatch.setattr(module, "Attention", Recorder)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with torch.device(DEVICE):
+                layer = _of_gemma(module, rope, **more) if name.startswith("Gemma") else _of_qwen(module, name, rope)
+        finally:
+            torch.set_default_dtype(before)
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, std=0.05 if parameter.dim() > 1 else 1.0)
+        for linear in (layer.qkv_proj, layer.o_proj):
+            linear.quant_method.process_weights_after_loading(linear)
+        return layer.requires_grad_(False)
+
+    yield build
+    parallel_state.destroy_model_parallel()
+    parallel_state.destroy_distributed_environment()
+
+
+def _of_qwen(module: Any, name: str, rope: dict[str, Any]) -> Any:
+    return getattr(module, name)(HIDDEN, HEADS, KV_HEADS, rope_parameters=rope, head_dim=HEAD, prefix="layers.0.attn")
+
+
+def _of_gemma(module: Any, rope: dict[str, Any], kind: str = "full_attention") -> Any:
+    from transformers import Gemma3TextConfig
+
+    kinds = ("full_attention", "sliding_attention")
+    config = Gemma3TextConfig(
+        hidden_size=HIDDEN,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD,
+        num_hidden_layers=2,
+        layer_types=list(kinds),
+        rope_parameters=dict.fromkeys(kinds, rope),
+    )
+    prefix = f"layers.{kinds.index(kind)}.attn"
+    return module.Gemma3Attention(config, HIDDEN, HEADS, KV_HEADS, HEAD, 1024, prefix=prefix)
+
+
+@pytest.fixture
+def forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that the operator fits are on, whatever runs it: the reference too."""
+    monkeypatch.setattr(qk_norm_rope, "why_reference", lambda specs: None)
+    monkeypatch.setattr(qk_norm_rope, "_why_slower", lambda attention, x: None)
+
+
+def _config(quant_config: Any = None, *, fuses: bool = False) -> Any:
+    passes = SimpleNamespace(enable_qk_norm_rope_fusion=fuses)
+    config = vllm_config(quant_config)
+    config.compilation_config = SimpleNamespace(pass_config=passes)
+    return config
+
+
+def _survey(layer: Any, **more: Any) -> Any:
+    """How the plugin sees the layer."""
+    (found,) = qk_norm_rope.survey([layer], _config(**more), DEVICE)
+    return found
+
+
+def _take(layer: Any) -> None:
+    qk_norm_rope.take([_survey(layer)])
+
+
+def _positions(dims: int) -> Tensor:
+    of_text = torch.arange(TOKENS, device=DEVICE) + 3
+    return of_text if dims == 1 else torch.stack([of_text, of_text * 2, of_text + 9])
+
+
+def _calls() -> int:
+    counted = counters.snapshot()[qk_norm_rope.OP]
+    return int(counted["kernel"] + sum(counted["reference"].values()))
+
+
+FITTING = {
+    "dense": ("Qwen3Attention", PLAIN, 1, {}),
+    "experts": ("Qwen3MoeAttention", PLAIN, 1, {}),
+    "a part of each head": ("Qwen3Attention", {**PLAIN, "partial_rotary_factor": 0.5}, 1, {}),
+    "YaRN's table": ("Qwen3Attention", YARN, 1, {}),
+    "MRoPE in sections": ("Qwen3Attention", MROPE, 2, {}),
+    "MRoPE interleaved": ("Qwen3MoeAttention", {**MROPE, "mrope_interleaved": True}, 2, {}),
+    "MRoPE with one position a token": ("Qwen3Attention", MROPE, 1, {}),
+    "Gemma, global": ("Gemma3Attention", PLAIN, 1, {"kind": "full_attention"}),
+    "Gemma, sliding": ("Gemma3Attention", PLAIN, 1, {"kind": "sliding_attention"}),
+}
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_attention_gets_the_q_k_and_v_of_vllms_forward_from_one_call(build: Build, forced: None, case: str) -> None:
+    name, rope, dims, more = FITTING[case]
+    layer, x, positions = build(name, rope, **more), rows(TOKENS, HIDDEN), _positions(dims)
+    output, expected = layer(positions, x), layer.attn.seen
+    _take(layer)
+    before = _calls()
+    result, found = layer(positions, x), layer.attn.seen
+    assert _calls() == before + 1
+    assert torch.equal(found[2], expected[2])
+    for of_ours, of_vllm in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(of_ours, of_vllm, rtol=2**-6, atol=2**-6)
+    torch.testing.assert_close(result, output, rtol=2**-5, atol=2**-5)
+
+
+def test_q_k_and_v_stay_where_the_projection_wrote_them(build: Build, forced: None) -> None:
+    layer = build("Qwen3Attention")
+    _take(layer)
+    layer(_positions(1), rows(TOKENS, HIDDEN))
+    q, k, v = layer.attn.seen
+    assert [tensor.storage_offset() for tensor in (q, k, v)] == [0, HEADS * HEAD, (HEADS + KV_HEADS) * HEAD]
+    assert q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr() == v.untyped_storage().data_ptr()
+
+
+def test_batches_of_another_shape_run_vllms_own_forward(build: Build, forced: None) -> None:
+    layer = build("Qwen3Attention")
+    _take(layer)
+    before = _calls()
+    layer(_positions(1), rows(1, TOKENS, HIDDEN))
+    assert _calls() == before
+
+
+def test_rows_that_the_norm_before_has_quantized_are_taken_too(build: Build, forced: None) -> None:
+    layer, x = build("Qwen3Attention"), rows(TOKENS, HIDDEN)
+    qkv, _ = layer.qkv_proj(x)
+    _take(layer)
+    layer(_positions(1), x)
+    expected = layer.attn.seen
+    layer.qkv_proj.forward = lambda quantized: (quantized.data, None)
+    before = _calls()
+    layer(_positions(1), SimpleNamespace(data=qkv, orig_shape=x.shape))
+    assert _calls() == before + 1
+    assert all(map(torch.equal, layer.attn.seen, expected))
+
+
+def _scale_norms_apart(layer: Any) -> None:
+    layer.k_norm.variance_epsilon *= 10
+
+
+def _norm_all_heads(layer: Any) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    layer.q_norm, layer.k_norm = RMSNorm(HEADS * HEAD), RMSNorm(KV_HEADS * HEAD)
+
+
+def _norm_parts(layer: Any) -> None:
+    layer.q_norm.variance_size_override = HEAD // 2
+
+
+def _norm_without_weight(layer: Any) -> None:
+    layer.q_norm.has_weight = False
+
+
+def _norm_otherwise(layer: Any) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    class ScaledRMSNorm(RMSNorm):  # type: ignore[misc]
+        pass
+
+    layer.k_norm.__class__ = ScaledRMSNorm
+
+
+def _rotate_otherwise(layer: Any) -> None:
+    from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
+
+    class TwistedRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]
+        def forward_native(self, positions: Tensor, query: Tensor, key: Tensor | None = None) -> Any:
+            return query, key
+
+    layer.rotary_emb.__class__ = TwistedRotaryEmbedding
+
+
+def _rotate_in_chunks(layer: Any) -> None:
+    from vllm.model_executor.layers.rotary_embedding.dual_chunk_rope import DualChunkRotaryEmbedding
+
+    layer.rotary_emb.__class__ = DualChunkRotaryEmbedding
+
+
+def _rotate_by_flashinfer(layer: Any) -> None:
+    layer.rotary_emb.use_flashinfer = True
+
+
+MISFITS: dict[Callable[[Any], None], str] = {
+    _scale_norms_apart: "its two norms differ",
+    _norm_all_heads: "its norms are not of heads with a weight",
+    _norm_parts: "its norms are not of heads with a weight",
+    _norm_without_weight: "its norms are not of heads with a weight",
+    _norm_otherwise: "its norms are ScaledRMSNorm",
+    _rotate_otherwise: "its rotary embedding is TwistedRotaryEmbedding",
+    _rotate_in_chunks: "its rotary embedding is DualChunkRotaryEmbedding",
+    _rotate_by_flashinfer: "its rotary embedding is RotaryEmbedding",
+}
+
+
+@pytest.mark.parametrize("change", MISFITS)
+def test_what_the_operator_does_not_do_stays_vllms_and_is_no_fallback(
+    build: Build, forced: None, change: Callable[[Any], None]
+) -> None:
+    layer = build("Qwen3Attention")
+    rotary = type(layer.rotary_emb), dict(vars(layer.rotary_emb))
+    try:
+        change(layer)
+        found = _survey(layer)
+    finally:  # vLLM shares it between layers
+        layer.rotary_emb.__class__ = rotary[0]
+        vars(layer.rotary_emb).update(rotary[1])
+    assert found.native_because == MISFITS[change]
+    assert not found.fell_back()
+    qk_norm_rope.take([found])
+    assert qk_norm_rope.OPTIONS not in vars(layer)
+
+
+def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(
+    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
+        qkv, _ = self.qkv_proj(hidden_states)
+        return self.gate_proj(self.clip(qkv))  # type: ignore[no-any-return]
+
+    layer = build("Qwen3Attention")
+    monkeypatch.setattr(type(layer), "forward", forward)
+    assert _survey(layer).native_because == "Qwen3Attention also uses clip, gate_proj"
+
+
+def test_where_ours_stands_in_for_forward_it_is_vllms_steps_that_count(build: Build, forced: None) -> None:
+    layer = build("Qwen3Attention")
+    _take(layer)
+    assert _survey(layer).native_because is None
+
+
+def test_an_attention_layer_of_another_class_is_none_of_ours(build: Build, forced: None) -> None:
+    layer = build("Qwen3Attention")
+    layer.__class__ = type("Qwen3Attention", (type(layer),), {"__module__": "vllm.of_another_plugin"})
+    assert qk_norm_rope.survey([layer], _config(), DEVICE) == []
+
+
+def test_without_a_kernel_the_layer_stays_vllms_and_strict_mode_starts(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = serving_ops.Explanation("reference", "not built")
+    monkeypatch.setattr("serving_ops.explain", lambda *_, **__: why)
+    found = _survey(build("Qwen3Attention"))
+    assert found.native_because == "qk_norm_rope has no kernel for it: not built"
+    assert not found.fell_back()
+
+
+def test_left_out_by_name_it_stays_vllms(build: Build, forced: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_OPS", "rms_norm,fused_add_rms_norm")
+    assert _survey(build("Qwen3Attention")).native_because == "left out by SERVING_OPS"
+
+
+def test_a_fusion_that_the_user_asked_vllm_for_stays_vllms(build: Build, forced: None) -> None:
+    assert _survey(build("Qwen3Attention"), fuses=True).native_because == qk_norm_rope.PASS
+
+
+def test_without_our_part_of_the_compile_cache_key_it_stays_vllms(
+    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(installed.failures, features.COMPILE_CACHE, "keys made otherwise")
+    assert _survey(build("Qwen3Attention")).native_because == "keys made otherwise"
+
+
+@pytest.mark.parametrize(("method", "in_cpp", "reason"), [
+    ("forward_cuda", False, qk_norm_rope.FROM_PYTHON),
+    ("forward_cuda", True, None),
+    ("forward_native", False, None),
+])  # fmt: skip
+def test_in_eager_mode_on_cuda_it_is_on_only_if_cpp_launches_it(
+    build: Build, monkeypatch: pytest.MonkeyPatch, method: str, in_cpp: bool, reason: str | None
+) -> None:
+    layer = build("Qwen3Attention")
+    layer.q_norm._forward_method = getattr(layer.q_norm, method)
+    monkeypatch.setattr(qk_norm_rope, "why_reference", lambda specs: None)
+    monkeypatch.setattr(qk_norm_rope.registry, "find", lambda op: SimpleNamespace(in_cpp=in_cpp))
+    (found,) = qk_norm_rope.survey([layer], _config(), torch.device("cuda"))
+    assert found.native_because == reason
+
+
+def _worker(model: torch.nn.Module, config: Any) -> Any:
+    return SimpleNamespace(
+        get_model=lambda: model, model_runner=SimpleNamespace(), device=DEVICE, vllm_config=config
+    )  # fmt: skip
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The start-up lines that are logged."""
+    found: list[str] = []
+    monkeypatch.setattr(startup._logger, "info", found.append)
+    return found
+
+
+def test_the_start_up_line_counts_the_layer_and_not_its_norms(build: Build, forced: None, lines: list[str]) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    model = torch.nn.ModuleList([RMSNorm(HIDDEN, dtype=torch.bfloat16), build("Qwen3Attention")]).to(DEVICE)
+    startup.on_model_loaded(_worker(model, _config()), strict=True)
+    assert f"on for 1 of 1 RMSNorm, 1 of 1 {qk_norm_rope.KIND}; prewarmed 3 norms" in lines[0]
+
+
+def test_where_it_is_off_the_line_counts_the_norms_and_says_why(
+    build: Build, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVING_OPS", "rms_norm,fused_add_rms_norm")
+    startup.on_model_loaded(_worker(build("Qwen3Attention"), _config()), strict=True)
+    assert f"on for 2 of 2 RMSNorm; native: 1 {qk_norm_rope.KIND} (left out by SERVING_OPS)" in lines[0]
+
+
+def test_a_quantized_model_keeps_its_norms_and_fuses_those_of_q_and_k(
+    build: Build, forced: None, lines: list[str]
+) -> None:
+    from vllm import ir
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    for op in ("rms_norm", "fused_add_rms_norm"):
+        getattr(ir.ops, op).set_default(["native"])
+    quantized = _config(SimpleNamespace(get_name=lambda: "fp8"))
+    quantized.compilation_config.pass_config.fuse_norm_quant = True
+    model = torch.nn.ModuleList([RMSNorm(HIDDEN, dtype=torch.bfloat16), build("Qwen3Attention")]).to(DEVICE)
+    startup.on_model_loaded(_worker(model, quantized), strict=True)
+    assert f"on for 1 of 1 {qk_norm_rope.KIND}; native: 1 RMSNorm (its consumer quantizes to FP8)" in lines[0]
+    before = _calls()
+    model[1](_positions(1), rows(TOKENS, HIDDEN))
+    assert _calls() == before + 1
+
+
+def test_if_its_prewarm_fails_its_norms_are_prewarmed_and_called_instead(
+    build: Build, forced: None, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def prewarm(specs: Any) -> PrewarmReport:
+        asked.extend(spec.op for spec in specs)
+        return PrewarmReport(failed={spec: "no compiler" for spec in specs if spec.op == qk_norm_rope.OP})
+
+    monkeypatch.setattr("serving_ops.prewarm", prewarm)
+    layer = build("Qwen3Attention")
+    startup.on_model_loaded(_worker(layer, _config()), strict=False)
+    assert f"on for 2 of 2 RMSNorm; native: 1 {qk_norm_rope.KIND} (the prewarm of qk_norm_rope failed)" in lines[0]
+    assert asked[-1] == "rms_norm"
+    before = _calls()
+    layer(_positions(1), rows(TOKENS, HIDDEN))
+    assert _calls() == before
+    with pytest.raises(RuntimeError, match="the prewarm of qk_norm_rope failed"):
+        startup.on_model_loaded(_worker(layer, _config()), strict=True)
+
+
+def test_attention_of_which_vllm_changed_the_parts_leaves_other_norms_on(
+    build: Build, forced: None, lines: list[str]
+) -> None:
+    layer = build("Qwen3Attention")
+    rotary = vars(layer.rotary_emb).pop("use_flashinfer")
+    try:
+        startup.on_model_loaded(_worker(layer, _config()), strict=False)
+        assert "on for 2 of 2 RMSNorm; prewarmed" in lines[0]
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("SERVING_OPS", "strict")
+            with pytest.raises(RuntimeError, match=r"could not look at attention layers.*use_flashinfer"):
+                startup.on_model_loaded(_worker(layer, _config()), strict=True)
+    finally:
+        layer.rotary_emb.use_flashinfer = rotary
+
+
+def test_undo_restores_forward_also_for_a_model_that_is_loaded(build: Build, forced: None) -> None:
+    layer = build("Qwen3Attention")
+    own = type(layer).forward
+    _take(layer)
+    assert type(layer).forward is not own
+    installed.undo()
+    assert type(layer).forward is own
+    assert qk_norm_rope.OPTIONS not in vars(layer)
+
+
+def test_the_record_of_what_was_changed_does_not_keep_a_model_alive(build: Build, forced: None) -> None:
+    layer = build("Qwen3Attention")
+    _take(layer)
+    watched = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert watched() is None
+
+
+def test_the_compile_cache_key_says_which_layers_are_on(build: Build, forced: None) -> None:
+    without = compile_cache.compile_key()
+    model = torch.nn.ModuleDict({"first": build("Qwen3Attention"), "second": build("Qwen3Attention")})
+    found = qk_norm_rope.survey([model], _config(), DEVICE)
+    keys = [without]
+    for on in (found, found[:1]):
+        qk_norm_rope.take(on)
+        keys.append(compile_cache.compile_key())
+    assert len(set(keys)) == 3
+    installed.undo()
+    assert compile_cache.compile_key() not in keys[1:]
+
+
+def _compiled(function: Any, *args: Tensor) -> tuple[Any, str]:
+    """As vLLM compiles: one graph for any number of tokens, mutation by its first form of functional calls."""
+    torch._dynamo.reset()
+    for tensor in args:
+        torch._dynamo.mark_dynamic(tensor, tensor.dim() - 1 if tensor.dtype == torch.int64 else 0)
+    with torch._inductor.config.patch(enable_auto_functionalized_v2=False), torch.inference_mode():
+        result, code = run_and_get_code(torch.compile(function, fullgraph=True), *args)
+    (graph,) = code
+    return result, graph.split("def call(")[1].split("\nrunner = ")[0]
+
+
+@pytest.mark.parametrize("case", ["dense", "MRoPE interleaved", "Gemma, global"])
+def test_a_compiled_piece_that_ends_before_attention_copies_no_part_of_qkv(
+    build: Build, forced: None, case: str
+) -> None:
+    name, rope, dims, more = FITTING[case]
+    layer, x, positions = build(name, rope, **more), rows(TOKENS, HIDDEN), _positions(dims)
+    layer(positions, x)
+    expected = layer.attn.seen
+    layer.attn.forward = lambda q, k, v: (q, k, v)
+    layer.o_proj.forward = lambda views: (views, None)
+    _take(layer)
+    found, code = _compiled(layer, positions, x)
+    for of_ours, of_vllm in zip(found, expected, strict=True):
+        torch.testing.assert_close(of_ours, of_vllm, rtol=2**-6, atol=2**-6)
+    assert code.count("torch.ops.serving_ops.qk_norm_rope.default(") == 1
+    assert not [word for word in ("copy_(", "clone", "cpp_fused", "triton_") if word in code], code
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 1
