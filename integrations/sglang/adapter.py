@@ -9,11 +9,7 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec
-
-WEIGHT_IN_FP32 = torch.finfo(torch.float32).tiny
-"""A `weight_offset` that is too small to change a weight. It makes `rms_norm` and `fused_add_rms_norm` apply a weight
-of x's dtype in fp32 and round once, as SGLang does. Without an offset they round before the weight, as vLLM does. A
-weight of zero gives 1e-38 of the normed row, which is 0 in fp16 and nearly 0 in bf16."""
+from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32 as WEIGHT_IN_FP32
 
 KEPT = "sglangs_forward"
 """The attribute that keeps SGLang's own method on a layer that we have switched over."""

@@ -9,6 +9,7 @@ import torch
 
 from serving_ops import NormSpec, settings
 from serving_ops.integrations.common.norm_specs import as_view, why_reference
+from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import features, installed
 from serving_ops.integrations.vllm.adapter import HEADS_IN_ONE_KERNEL, LEFT_OUT, Activations, calls
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
@@ -20,12 +21,10 @@ BATCH_INVARIANT = "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
 
 def norms_and_why_native(layer: Any, x: Activations) -> tuple[tuple[NormSpec, ...], str | None]:
     """Return the norms that the layer may call and SERVING_OPS allows, and why vLLM keeps the layer, or None."""
-    rows = tuple(
-        NormSpec(op, layer.weight.numel(), x.dtype, _weight_dtype(layer), x.device, eps=layer.variance_epsilon)
-        for op in OPS
-    )
+    size, options = layer.weight.numel(), {"eps": layer.variance_epsilon, "weight_offset": WEIGHT_IN_FP32}
+    rows = tuple(NormSpec(op, size, x.dtype, _weight_dtype(layer), x.device, **options) for op in OPS)
     view = _chosen(as_view(rows[0]))
-    size, rows = rows[0].size, _chosen(*rows)
+    rows = _chosen(*rows)
     if size == x.hidden_size:
         return rows, _why_native(layer, rows)
     return (*rows, *view), _why_native(layer, view if size == x.head_size else rows)

@@ -4,7 +4,8 @@ A provider's body is one operator call: Inductor's lowering traces it, and so do
 the hot path of eager mode and are traced too, so they read metadata only. A call that they refuse goes to the next
 provider; vLLM's native provider is the last one.
 
-vLLM's definition (vllm/ir/ops/layernorm.py) and ours agree for a weight in x's dtype and for an fp32 weight.
+vLLM's definition (vllm/ir/ops/layernorm.py) rounds before a weight of x's dtype, and Inductor leaves that rounding out.
+We round once, as Inductor does (see common/rounding.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.common.rows import alike, rows_fit
 from serving_ops.integrations.vllm import installed
 
@@ -42,7 +44,7 @@ def rms_norm_of_rows_supports(
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
     """vLLM's `ir.ops.rms_norm`: x (..., N) in any leading strides; a new contiguous tensor."""
-    result: Tensor = torch.ops.serving_ops.rms_norm(x, weight, epsilon)
+    result: Tensor = torch.ops.serving_ops.rms_norm(x, weight, epsilon, weight_offset=WEIGHT_IN_FP32)
     return result
 
 
@@ -57,7 +59,7 @@ def fused_add_rms_norm(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """vLLM's `ir.ops.fused_add_rms_norm`, in place on both; vLLM clones where it needs the inputs later."""
-    torch.ops.serving_ops.fused_add_rms_norm(x, x_residual, weight, epsilon)
+    torch.ops.serving_ops.fused_add_rms_norm(x, x_residual, weight, epsilon, weight_offset=WEIGHT_IN_FP32)
     return x, x_residual
 
 

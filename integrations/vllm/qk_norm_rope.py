@@ -21,6 +21,7 @@ from torch import Tensor
 
 from serving_ops import NormSpec, RopeSpec, extension, settings
 from serving_ops.integrations.common.norm_specs import why_reference
+from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import features, gemma_rms_norm, installed, rms_norm
 from serving_ops.integrations.vllm.adapter import LEFT_OUT, Activations, Adapter, calls
 from serving_ops.integrations.vllm.layers import NormLayer
@@ -151,7 +152,7 @@ def _is_built_for(norm: Any, adapter: Adapter) -> bool:
 
 def _fixed_by(norm: Any) -> tuple[torch.dtype, float, float]:
     """Return the weight's dtype, eps, and the weight's offset."""
-    offset = gemma_rms_norm.WEIGHT_OFFSET if gemma_rms_norm.ADAPTER.is_of(type(norm)) else 0.0
+    offset = gemma_rms_norm.WEIGHT_OFFSET if gemma_rms_norm.ADAPTER.is_of(type(norm)) else WEIGHT_IN_FP32
     return norm.weight.dtype, norm.variance_epsilon, offset
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from serving_ops import NormSpec
 from serving_ops.integrations.common.norm_specs import as_view
+from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.common.rows import alike, rows_fit
 from serving_ops.integrations.vllm.adapter import HEADS_IN_ONE_KERNEL, Activations, Adapter
 
@@ -23,14 +24,19 @@ OPS: tuple[str, ...] = ("rms_norm", "fused_add_rms_norm")
 PART_OF_ROW = "its variance is over a part of the row"
 
 
-def norms_of(layer: Any, weight: Tensor | None, x: Activations, **options: Any) -> tuple[NormSpec, ...]:
+def norms_of(
+    layer: Any, weight: Tensor | None, x: Activations, weight_offset: float = WEIGHT_IN_FP32
+) -> tuple[NormSpec, ...]:
     """Return the norms that a layer without a gate may call: hidden states with and without a residual, or heads."""
     size = layer.weight.numel()
-    specs = tuple(x.spec(op, size, weight, eps=layer.variance_epsilon, **options) for op in OPS)
+    options = {"eps": layer.variance_epsilon, "weight_offset": weight_offset}
+    specs = tuple(x.spec(op, size, weight, **options) for op in OPS)
     return specs if size == x.hidden_size else (*specs, as_view(specs[0]))
 
 
-def norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float = 0.0) -> Any:
+def norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float = WEIGHT_IN_FP32
+) -> Any:
     """Norm x, or x + residual in place. Returns None, with nothing written, if the kernels refuse."""
     if not rows_fit(x, weight):
         return None

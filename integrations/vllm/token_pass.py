@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec
+from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import linear_kernels, quant_fusion
 
 SERVES_FASTER = False
@@ -77,6 +78,6 @@ def _matches(plain: Iterable[NormSpec], model: Any) -> bool:
         spec.op in quant_fusion.NEEDED_OPS
         and spec.dtype == spec.weight_dtype == torch.bfloat16
         and spec.eps in EPS
-        and spec.weight_offset == 0
+        and spec.weight_offset == WEIGHT_IN_FP32
         for spec in rows
     )

@@ -224,6 +224,36 @@ def test_the_fused_provider_works_in_place_and_agrees_with_native(case: str) -> 
     torch.testing.assert_close(result, expected)
 
 
+def _share_unequal(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((result != expected).double().mean())
+
+
+def _rounded_once(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    wide = x.double()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight.double()).to(x.dtype)
+
+
+def test_the_providers_apply_the_weight_before_the_only_rounding() -> None:
+    """Rounded before the weight too, a quarter of the values would differ."""
+    from vllm import ir
+
+    x, residual, weight = rows(64, 576), rows(64, 576).flip(0), rows(576)
+    assert _share_unequal(ir.ops.rms_norm(x, weight, 1e-6), _rounded_once(x, weight)) < 1e-3
+    total = x.float() + residual.float()
+    normed, _ = ir.ops.fused_add_rms_norm.maybe_inplace(x.clone(), residual.clone(), weight, 1e-6)
+    assert _share_unequal(normed, _rounded_once(total, weight).to(x.dtype)) < 1e-3
+
+
+@pytest.mark.slow
+def test_compiled_vllm_has_the_bits_of_our_providers_up_to_the_order_of_sums() -> None:
+    from vllm import ir
+
+    x, weight = rows(64, 576), rows(576)
+    native = ir.ops.rms_norm.impls["native"].impl_fn
+    compiled = torch.compile(lambda x, weight: native(x, weight, 1e-6))
+    assert _share_unequal(ir.ops.rms_norm(x, weight, 1e-6), compiled(x, weight)) < 1e-3
+
+
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_unsupported_rows_stay_native(case: str) -> None:
     from vllm import ir

@@ -14,9 +14,10 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, HIDDEN, model_config
 
 from serving_ops import NormSpec
+from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import quant_fusion, quantization, startup, token_pass
 
-NORM = NormSpec("fused_add_rms_norm", HIDDEN, torch.bfloat16, torch.bfloat16, DEVICE)
+NORM = NormSpec("fused_add_rms_norm", HIDDEN, torch.bfloat16, torch.bfloat16, DEVICE, weight_offset=WEIGHT_IN_FP32)
 HEADS = NormSpec("rms_norm", 128, torch.bfloat16, torch.bfloat16, DEVICE, heads=2)
 
 
