@@ -33,6 +33,9 @@ pytestmark = [
 HEADS, KV_HEADS, TOKENS = 4, 2, 7
 PLAIN = {"rope_type": "default", "rope_theta": 1e6}
 MROPE = {**PLAIN, "mrope_section": [24, 20, 20]}
+NEAR = {"rtol": 2**-6, "atol": 2**-4}
+"""Some of vLLM's rotations round every product to bf16, of heads whose elements go up to 8."""
+
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
@@ -158,8 +161,8 @@ def test_attention_gets_the_q_k_and_v_of_vllms_forward_from_one_call(build: Buil
     assert _calls() == before + 1
     assert torch.equal(found[2], expected[2])
     for of_ours, of_vllm in zip(found[:2], expected[:2], strict=True):
-        torch.testing.assert_close(of_ours, of_vllm, rtol=2**-6, atol=2**-6)
-    torch.testing.assert_close(result, output, rtol=2**-5, atol=2**-5)
+        torch.testing.assert_close(of_ours, of_vllm, **NEAR)
+    torch.testing.assert_close(result, output, **NEAR)
 
 
 def test_q_k_and_v_stay_where_the_projection_wrote_them(build: Build, forced: None) -> None:
@@ -476,7 +479,7 @@ def test_a_compiled_piece_that_ends_before_attention_copies_no_part_of_qkv(
     _take(layer)
     found, code = _compiled(layer, positions, x)
     for of_ours, of_vllm in zip(found, expected, strict=True):
-        torch.testing.assert_close(of_ours, of_vllm, rtol=2**-6, atol=2**-6)
+        torch.testing.assert_close(of_ours, of_vllm, **NEAR)
     assert code.count("torch.ops.serving_ops.qk_norm_rope.default(") == 1
     assert not [word for word in ("copy_(", "clone", "cpp_fused", "triton_") if word in code], code
     assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 1
