@@ -11,11 +11,13 @@ import torch
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
 from serving_ops.quant_format import QuantFormat
+from serving_ops.rope_spec import RopeSpec
 
 FUSED_ADD = "fused_add_rms_norm"
 RMS_NORM = "rms_norm"
 GATED = "rms_norm_gated"
 FUSED_ADD_QUANT = "fused_add_rms_norm_quant"
+QK_ROPE = "qk_norm_rope"
 ADD = "add_rms_norm"  # of training, which cannot write in place
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
@@ -59,6 +61,11 @@ QUANT: tuple[Shape, ...] = (
     *((1, n) for n in (1024, 2048, 4096, 5120, 7168)),
     *((16, 4096), (64, 4096), (256, 4096), (256, 7168), (8192, 4096), (8192, 7168)),
 )
+ROPE: tuple[Shape, ...] = (  # heads of q and of k: Qwen3 0.6B, 8B, and a model with heads of 256
+    *((m, 16, 8, 128) for m in (1, 16, 64, 256, 1024, 8192)),
+    *((m, 32, 8, 128) for m in (1, 256, 8192)),
+    *((m, 16, 4, 256) for m in (1, 256, 8192)),
+)
 ROWS_OF_4096 = _grid((4096,), (1024, 2048, 4096, 8192, 16384))
 CPU_TRAINING: tuple[Shape, ...] = ((64, 1024), (512, 1024), (512, 4096), (4096, 2048), (4096, 4096))
 SIZES = {
@@ -77,6 +84,7 @@ SIZES = {
         Sizes("gemm", (FUSED_ADD,), ((1, 4096),)),
         Sizes("host", PLAIN, ((1, 4096),)),
         Sizes("quant", (FUSED_ADD_QUANT,), QUANT, standard=False),
+        Sizes("rope", (QK_ROPE,), ROPE, standard=False),
     ),
     ("training", "cpu"): (
         Sizes("rows", (RMS_NORM, ADD), CPU_TRAINING),
@@ -95,7 +103,8 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one size. `shape` is (num_tokens, N) or (num_tokens, num_heads, head_dim)."""
+    """One op at one size. `shape` is (num_tokens, N) or (num_tokens, num_heads, head_dim); for `qk_norm_rope`
+    (num_tokens, num_q_heads, num_kv_heads, head_dim)."""
 
     regime: str
     op: str
@@ -105,7 +114,7 @@ class Case:
     weight: str = "same"  # the weight's dtype: "same" as x, "float32", or "none" for no weight
     weight_offset: float = 0.0
     threads: int | None = None
-    form: str | None = None  # of a quantized result: a key of FORMS
+    form: str | None = None  # of a quantized result: a key of FORMS; "cached": k and v are written to a cache too
     passes: str = FORWARD
 
     @property
@@ -122,13 +131,16 @@ class Case:
 
     @property
     def fmt(self) -> QuantFormat | None:
-        return None if self.form is None else FORMS[self.form]
+        return FORMS.get(self.form or "")
 
     @property
     def bytes_moved(self) -> int:
         """The fewest bytes the op must move: each tensor once, the weight left out (it stays in cache)."""
-        spec = NormSpec(self.op, self.size, self.torch_dtype, None, torch.device("meta"), fmt=self.fmt)
-        forward = registry.bytes_moved(registry.find(self.op), registry.sample(spec, self.rows))
+        spec, rows = NormSpec(self.op, self.size, self.torch_dtype, None, torch.device("meta"), fmt=self.fmt), self.rows
+        if self.op == QK_ROPE:
+            rows, heads, kv_heads, _ = self.shape
+            spec = replace(spec, heads=heads, rotation=RopeSpec(kv_heads, has_cache=self.form == "cached"))
+        forward = registry.bytes_moved(registry.find(self.op), registry.sample(spec, rows))
         if self.passes == FORWARD:
             return forward
         backward = _BACKWARD_TENSORS[self.op] * self.rows * self.size * self.torch_dtype.itemsize
@@ -188,4 +200,6 @@ def _cases(bench: str, regime: str, op: str, shape: Shape) -> list[Case]:
         return [plain, replace(plain, layout="strided")]
     if op == FUSED_ADD_QUANT:
         return [replace(plain, form=form) for form, fmt in FORMS.items() if shape[-1] % fmt.group(shape[-1]) == 0]
+    if op == QK_ROPE:
+        return [plain, replace(plain, form="cached")]
     return [plain]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import reference
+from serving_ops.bench_e2e.ops import rope
 from serving_ops.bench_e2e.ops.cases import FORWARD, FUSED_ADD, Case
 from serving_ops.bench_e2e.ops.contestants import FORMULAS, Call, formula, with_eps
 from serving_ops.bench_e2e.ops.inputs import Inputs, redraw
@@ -43,7 +44,7 @@ def problem(case: Case, inputs: Inputs, call: Call) -> str | None:
     results = _results(case, inputs, returned)
     for name, got, want, limit in zip(("result", "residual"), results, exact, limits, strict=False):
         dtype = torch.float32 if case.fmt and name == "result" else inputs.x.dtype
-        if got.shape != inputs.x.shape or got.dtype != dtype:
+        if got.shape != (inputs.x.shape[0], *want.shape[1:]) or got.dtype != dtype:
             return f"wrong: {name} is {tuple(got.shape)} {got.dtype}"
         if not torch.isfinite(got).all():
             return f"wrong: {name} has values that are not finite"
@@ -58,6 +59,8 @@ def _sample(num_tokens: int) -> Tensor:
 
 
 def _exact(case: Case, inputs: Inputs, tokens: Tensor) -> tuple[Tensor, ...]:
+    if inputs.call:
+        return (rope.exact(inputs.call, tokens),)
     *rows, weight, eps = inputs.arguments
     wide = [tensor[tokens].double() for tensor in rows]
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
@@ -80,6 +83,8 @@ def _limits(case: Case, inputs: Inputs, tokens: Tensor, exact: tuple[Tensor, ...
 def _results(case: Case, inputs: Inputs, returned: object) -> tuple[Tensor, ...]:
     """What the call returned, or what it wrote if it returned nothing."""
     shape = inputs.x.shape
+    if inputs.call:
+        return (rope.results(inputs.call, returned),)
     if case.fmt is not None:
         return _dequantized(case, inputs, returned)
     if isinstance(returned, (tuple, list)):

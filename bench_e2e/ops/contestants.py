@@ -18,7 +18,8 @@ from torch import Tensor
 import serving_ops
 from serving_ops import reference
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops import rope
+from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, GATED, QK_ROPE, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.quant_format import QuantFormat
 
@@ -76,6 +77,8 @@ def bind_ours(case: Case, inputs: Inputs) -> Call:
     if case.passes != FORWARD:
         return differentiated(with_eps(getattr(serving_ops, case.op)), case, inputs)
     op = getattr(torch.ops.serving_ops, case.op)
+    if inputs.call:
+        return partial(op.default, **inputs.call)
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
     if case.fmt is not None:
         results = {"out": inputs.out, "scales_out": inputs.scales}
@@ -115,6 +118,7 @@ FORMULAS: dict[str, Callable[..., object]] = {
     ADD: reference.add_rms_norm,
     RMS_NORM: reference.rms_norm,
     GATED: reference.rms_norm_gated,
+    QK_ROPE: rope.formula,
 }
 
 

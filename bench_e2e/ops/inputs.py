@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from serving_ops.bench_e2e.ops.cases import ADD, FORWARD, FUSED_ADD, FUSED_ADD_QUANT, GATED, Case
+from serving_ops.bench_e2e.ops import rope
+from serving_ops.bench_e2e.ops.cases import ADD, FORWARD, FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, Case
 from serving_ops.ops.quantized import RESULTS
 
 EPS = 1e-6
@@ -19,7 +21,8 @@ class Inputs:
     """x, residual, z and out have the case's shape; weight is (N,). What the op does not take is None.
 
     A quantized case has `out` and `scales` in its format. A case with gradients has none of both; `douts` are the
-    gradients of its results, and the tensors before them require theirs.
+    gradients of its results, and the tensors before them require theirs. `qk_norm_rope` has its arguments by name in
+    `call`, and x is the heads of q and k.
     """
 
     x: Tensor
@@ -29,6 +32,7 @@ class Inputs:
     out: Tensor | None
     scales: Tensor | None = None
     douts: tuple[Tensor, ...] = ()
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -37,18 +41,25 @@ class Inputs:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What the op's public function takes by position."""
+        """What the op's public function takes by position; the formula of `qk_norm_rope` takes its `call`."""
+        if self.call:
+            return (self.call,)
         rows = (tensor for tensor in (self.x, self.residual, self.z) if tensor is not None)
         return (*rows, self.weight, EPS)
 
     @property
     def bytes(self) -> int:
+        if self.call:
+            return sum(self.call[name].nbytes for name in ("qkv", "key_cache", "value_cache") if name in self.call)
         tensors = (self.x, self.residual, self.z, self.out, self.scales, *self.douts)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
     """Fresh tensors on the device. Results start as NaN, so that an element nobody wrote is seen."""
+    if case.op == QK_ROPE:
+        call = rope.make(case, device)
+        return Inputs(rope.rotated_heads(call), None, None, None, None, call=call)
     strided = case.layout == "strided"
     gated = case.op == GATED
     x = _random(case, device, strided and not gated)

