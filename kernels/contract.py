@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_ENTRY = re.compile(r"^(CPU|CUDA|OP|DTYPE|FLAG|PARAMETER|FIELD|ROWS|LIMIT)\((.*?)\)", re.MULTILINE)
+_ENTRY = re.compile(r"^(CPU|CUDA|OP|DTYPE|FLAG|PARAMETER|SCALE_FORM|FIELD|ROWS|LIMIT)\((.*?)\)", re.MULTILINE)
 _ENTRIES = [
     (kind, words.split(", ")) for kind, words in _ENTRY.findall(Path(__file__).with_name("contract.def").read_text())
 ]
@@ -28,6 +28,7 @@ OPS = tuple(name for _, name in _of("OP"))
 DTYPES = tuple(name for (name,) in _of("DTYPE"))
 FLAGS = {name: int(bit) for _, name, bit in _of("FLAG")}
 PARAMETERS = tuple(name for _, name in _of("PARAMETER"))
+SCALE_FORMS = tuple(name for (name,) in _of("SCALE_FORM"))
 FIELDS = dict(_fields())
 """What a kernel may be passed: names and types, in the order in which C++ holds them."""
 

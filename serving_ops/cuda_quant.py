@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
 from functools import cache
 from typing import Any
 
@@ -96,45 +95,6 @@ def norm_quant(
             run_norm_quant(
                 x, residual, weight, normed, out, scales, eps, weight_offset, fmt, *route, pdl(x.device)
             )  # fmt: skip
-    return None
-
-
-MOST_REPEATS = 1024
-"""Layouts whose launches are kept: a model has a few for each count of tokens that it has seen."""
-
-_repeats: dict[Hashable, Callable[[Iterable[int]], None]] = {}
-
-
-def norm_quant_unchecked(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, fmt: QuantFormat, out: Tensor, scales: Tensor
-) -> str | None:
-    """`norm_quant` for an engine's compiled graph, whose tensors are right: nothing is checked before a launch.
-
-    The layers of a model make the same launch at other addresses: it is looked up by the tensors' layouts alone. A
-    prompt beyond an engine's captured sizes waits for the host time of every such call.
-    """
-    second = x if residual is None else residual
-    addresses = (x.data_ptr(), second.data_ptr(), weight.data_ptr(), x.data_ptr(), out.data_ptr(), scales.data_ptr())
-    device = x.get_device()
-    layout = (
-        *(x.shape, x.stride(), second.stride(), out.stride(), scales.stride(), x.dtype, weight.dtype, device),
-        *(residual is None, eps, fmt, (addresses[0] | addresses[1] | addresses[2]) % 16, addresses[4] % 16),
-    )
-    repeat = _repeats.get(layout)
-    if repeat is not None and torch._C._cuda_getDevice() == device:
-        repeat(addresses)
-        return None
-    route = norm_quant_route(x, weight, fmt, None, out, scales, residual)
-    if isinstance(route, str) or not route[0].num_rows:
-        return route if isinstance(route, str) else None
-    from serving_ops.kernels.triton.norm_quant import run_norm_quant
-
-    with torch.cuda._DeviceGuard(device):
-        repeat = run_norm_quant(x, residual, weight, None, out, scales, eps, 0.0, fmt, *route, pdl(x.device))
-    if repeat is not None:
-        if len(_repeats) == MOST_REPEATS:
-            _repeats.clear()
-        _repeats[layout] = repeat
     return None
 
 

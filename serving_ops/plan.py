@@ -83,7 +83,7 @@ MAX_ROWS: int = contract.LIMITS["max_rows"]
 MAX_N = 2**30
 """Elements a row: the kernels count columns in 32 bits too."""
 
-MAX_GROUPS = 65535
+MAX_GROUPS: int = contract.LIMITS["max_groups"]
 """Gated groups a row: the second dimension of a CUDA grid holds no more."""
 
 

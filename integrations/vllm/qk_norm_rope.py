@@ -192,7 +192,7 @@ def _why_slower(attention: Any, x: Activations) -> str | None:
     """Why vLLM's kernels take less time in eager mode on CUDA, where the host sets the pace, or None."""
     if x.device.type != "cuda" or calls(attention.q_norm, "forward_native"):
         return None
-    in_cpp = registry.find(OP).in_cpp and extension.cpp_library() is not None
+    in_cpp = "cuda" in registry.find(OP).in_cpp and extension.cpp_library() is not None
     return None if in_cpp else FROM_PYTHON
 
 

@@ -13,16 +13,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import NormSpec, QuantFormat, counters, cuda_quant, settings
+from serving_ops import NormSpec, QuantFormat, extension, settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.vllm import installed
+from serving_ops.ops import registry
 from serving_ops.schemas import TAGS, library
 
 _logger = logging.getLogger("vllm.serving_ops")
@@ -32,12 +33,12 @@ NEEDED_OPS = {"rms_norm", "fused_add_rms_norm"}
 
 BLOCK = "vllm_rms_norm_per_block_quant"
 TOKEN = "vllm_rms_norm_dynamic_per_token_quant"
-_SHARED = (
+_TOKEN_ARGUMENTS = (
     "Tensor(a!) result, Tensor input, Tensor weight, Tensor(b!) scale, float epsilon, Tensor? scale_ub, "
     "Tensor(c!)? residual"
 )
-SCHEMAS = (f"{TOKEN}({_SHARED}) -> ()", f"{BLOCK}({_SHARED}, int group_size, bool is_scale_transposed) -> ()")
-"""The schemas of `_C`'s operators, whose names lack the prefix `vllm_`. vLLM passes arguments by name."""
+ARGUMENTS = {TOKEN: _TOKEN_ARGUMENTS, BLOCK: f"{_TOKEN_ARGUMENTS}, int group_size, bool is_scale_transposed"}
+"""As `_C`'s operators have them, whose names lack the prefix `vllm_`. vLLM passes arguments by name."""
 
 WRITTEN = {1: "result", 2: "scale", 3: "residual"}
 """The results of vLLM's functional form of such a call: position -> argument."""
@@ -48,9 +49,6 @@ def _norm_then_quantize(
 ) -> None:
     """The scales are written where they lie, whatever their strides."""
     name = "rms_norm_quant" if residual is None else "fused_add_rms_norm_quant"
-    if x.is_cuda and cuda_quant.norm_quant_unchecked(x, residual, weight, eps, fmt, result, scale) is None:
-        counters.count_kernel(name)
-        return
     rows = (x,) if residual is None else (x, residual)
     options: dict[str, Any] = {"weight": weight, "eps": eps, **fmt.fields(), "out": result, "scales_out": scale}
     getattr(torch.ops.serving_ops, name).out(*rows, **options)
@@ -98,20 +96,29 @@ def _per_block(
 
 @functools.cache
 def _operators() -> tuple[Any, ...]:
-    """Define the two operators, once per process: one scale per token, and one per block."""
-    for schema, run in zip(SCHEMAS, (_per_token, _per_block), strict=True):
-        library.define(schema, tags=TAGS)
-        library.impl(schema.partition("(")[0], run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"serving_ops::{schema.partition('(')[0]}", lambda *_, **__: None, lib=library)
+    """Define the two operators, once per process: one scale per token, and one per block.
+
+    On CUDA the C++ library implements them, and calls their fallback where it has no compiled kernel yet.
+    """
+    runs: tuple[Callable[..., None], ...] = (_per_token, _per_block)
+    for (name, arguments), run in zip(ARGUMENTS.items(), runs, strict=True):
+        library.define(f"{name}({arguments}) -> ()", tags=TAGS)
+        library.define(f"_{name}_fallback({arguments}) -> str")
+        library.impl(name, run, "CompositeExplicitAutograd")
+        library.impl(f"_{name}_fallback", registry.fallback(run), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"serving_ops::{name}", lambda *_, **__: None, lib=library)
     return tuple(getattr(torch.ops.serving_ops, name).default for name in (TOKEN, BLOCK))
 
 
 def can_run() -> bool:
-    """Return whether our kernels may serve vLLM's pass on this device, with the ops that the user allows."""
+    """Return whether our kernels may serve vLLM's pass on this device, with the ops that the user allows.
+
+    A launch from Python would take longer than vLLM's: a prompt beyond the captured sizes waits for it in each layer.
+    """
     from vllm.platforms import current_platform
 
     on_device = current_platform.is_cuda() and current_platform.has_device_capability(89)
-    return bool(on_device and settings.ops() >= NEEDED_OPS)
+    return bool(on_device and extension.cpp_library() is not None and settings.ops() >= NEEDED_OPS)
 
 
 def is_for(vllm_config: Any) -> bool:

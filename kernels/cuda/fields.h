@@ -8,6 +8,7 @@ namespace serving_ops::cuda {
 
 using pointer = const void*;
 using i32 = int32_t;
+using i64 = int64_t;
 using fp32 = float;
 
 // Strides in elements; 0 where there is one dimension.

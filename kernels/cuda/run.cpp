@@ -10,8 +10,6 @@
 namespace serving_ops::cuda {
 namespace {
 
-#define LIMIT(symbol, name, value) constexpr int64_t symbol = value;
-#include "../contract.def"
 constexpr uint64_t kAlignment = 16;  // bytes
 
 template <int Operands>
@@ -34,12 +32,31 @@ uint64_t row_flags(const RowSpace<Operands>& space, const TensorView* const (&te
   const int64_t bytes = element_bytes(dtype);
   uint64_t starts = parameters | static_cast<uint64_t>(group_size * bytes);
   for (int k = 0; k < Operands; ++k) {
-    starts |= reinterpret_cast<uintptr_t>(tensors[k]->data);
+    // Quantized rows, of one byte an element, start on as many elements as the others.
+    const bool quantized = tensors[k]->item_bytes() == 1;
+    starts |= reinterpret_cast<uintptr_t>(tensors[k]->data) * (quantized ? bytes : 1);
     // Of single rows too: a row of a batch must be read the same way alone.
     for (int64_t d = 0; d + 1 < tensors[k]->num_dims; ++d) starts |= static_cast<uint64_t>(tensors[k]->strides[d] * bytes);
   }
   return static_cast<uint64_t>(dtype) << kXDtype | flag(space.num_dims() < 2, kFlat) |
          flag(starts % kAlignment == 0, kAligned);
+}
+
+uint64_t norm_flags(const NormSpec& spec, bool has_residual) {
+  const bool weighted = spec.weight.data != nullptr;
+  const bool in_fp32 = weighted && (spec.weight.dtype != spec.dtype || spec.weight_offset != 0.0f);
+  return parameter_flags(spec.weight, spec.dtype, kWeight) | flag(has_residual, kSecond) | flag(in_fp32, kWeightInFp32);
+}
+
+uint64_t gated_flags(const GatedNormSpec& spec, bool has_gate) {
+  return flag(true, kGated) | parameter_flags(spec.weight, spec.dtype, kWeight) |
+         parameter_flags(spec.bias, spec.dtype, kBias) | flag(has_gate, kSecond) |
+         flag(has_gate && !spec.norm_before_gate, kGateFirst) | flag(has_gate && !spec.silu, kSigmoid);
+}
+
+uint64_t quant_flags(const QuantResult& result) {
+  return flag(true, kQuantized) | flag(result.format.int8, kInt8) | flag(result.has_normed, kNormed) |
+         static_cast<uint64_t>(result.format.scale_form) << kScaleForm;
 }
 
 uint64_t address(const Param& param) { return reinterpret_cast<uintptr_t>(param.data); }
@@ -57,6 +74,27 @@ void count_rows(const RowSpace<Operands>& space, Fields* fields) {
 
 // A tensor that is absent is x to the kernels, and not read.
 pointer address_or(const Param& param, const TensorView& x) { return param.data != nullptr ? param.data : x.data; }
+
+void set_norm(const NormSpec& spec, const TensorView& x, Fields* fields) {
+  fields->weight_ptr = address_or(spec.weight, x);
+  fields->eps = static_cast<float>(spec.eps);
+  fields->weight_offset = spec.weight_offset;
+}
+
+void set_gated(const GatedNormSpec& spec, const TensorView& x, Fields* fields) {
+  fields->weight_ptr = address_or(spec.weight, x);
+  fields->bias_ptr = address_or(spec.bias, x);
+  fields->eps = static_cast<float>(spec.eps);
+}
+
+// The rows of `normed` and `q` are the third and the fourth of the space.
+void set_result(const QuantResult& result, const RowSpace<4>& space, Fields* fields) {
+  fields->normed = rows_of(result.normed, space, 2);
+  fields->q = rows_of(result.q, space, 3);
+  fields->scales_ptr = result.scales.data;
+  fields->scales_row_stride = result.scales_row_stride;
+  fields->scales_group_stride = result.scales_group_stride;
+}
 
 // The context of a device where torch has its tensors, kept for as long as the process lives; null where there is none.
 void* primary_context(const Driver& driver, int32_t device) {
@@ -87,9 +125,10 @@ class Launch {
     return driver_ != nullptr && make_current() && driver_->current_stream(device_, &stream_) == AOTI_TORCH_SUCCESS;
   }
 
-  bool find(uint64_t flags, int64_t size, int64_t group_size, int64_t rows) {
+  // groups: of a row. size and group_size: of the key.
+  bool find(uint64_t flags, int64_t size, int64_t group_size, int64_t rows, int64_t groups) {
     rows_ = rows;
-    groups_ = size / group_size;
+    groups_ = groups;
     const Key key{flags | static_cast<uint64_t>(device_) << kDevice, size, group_size};
     return variants().find(key, rows * groups_, &variant_);
   }
@@ -142,24 +181,21 @@ bool run(const NormCall& call) {
   const int64_t rows = call.space.num_rows();
   if (rows == 0) return count(call.op), true;
   const NormSpec& spec = call.spec;
-  const bool fused = call.op == kFusedAddRmsNorm, weighted = spec.weight.data != nullptr;
-  const bool in_fp32 = weighted && (spec.weight.dtype != spec.dtype || spec.weight_offset != 0.0f);
+  const bool fused = call.op == kFusedAddRmsNorm;
   const uint64_t flags =
       row_flags<2>(call.space, {&call.x, &call.other}, spec.dtype, spec.size, address(spec.weight)) |
-      parameter_flags(spec.weight, spec.dtype, kWeight) | flag(fused, kSecond) | flag(in_fp32, kWeightInFp32);
+      norm_flags(spec, fused);
   Launch launch;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.size, rows)) return false;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.size, rows, 1)) return false;
 
   const Rows x = rows_of(call.x, call.space, 0), other = rows_of(call.other, call.space, 1);
   Fields fields;
+  set_norm(spec, call.x, &fields);
   count_rows(call.space, &fields);
   fields.x = x;
   fields.residual = fused ? other : x;
   fields.out = fused ? x : other;
   fields.total_ptr = fields.residual.ptr;
-  fields.weight_ptr = address_or(spec.weight, call.x);
-  fields.eps = static_cast<float>(spec.eps);
-  fields.weight_offset = spec.weight_offset;
   launch(fields);
   count(call.op);
   return true;
@@ -170,26 +206,69 @@ bool run(const GatedCall& call) {
   const int64_t rows = call.space.num_rows();
   if (rows == 0) return count(kRmsNormGated), true;
   const GatedNormSpec& spec = call.spec;
-  const uint64_t flags = flag(true, kGated) |
-                         row_flags<3>(call.space, {&call.x, &call.z, &call.out}, spec.dtype, spec.group_size,
+  const uint64_t flags = row_flags<3>(call.space, {&call.x, &call.z, &call.out}, spec.dtype, spec.group_size,
                                       address(spec.weight) | address(spec.bias)) |
-                         parameter_flags(spec.weight, spec.dtype, kWeight) |
-                         parameter_flags(spec.bias, spec.dtype, kBias) | flag(call.has_gate, kSecond) |
-                         flag(call.has_gate && !spec.norm_before_gate, kGateFirst) |
-                         flag(call.has_gate && !spec.silu, kSigmoid);
+                         gated_flags(spec, call.has_gate);
   Launch launch;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.group_size, rows)) return false;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.group_size, rows, spec.size / spec.group_size)) return false;
 
   Fields fields;
+  set_gated(spec, call.x, &fields);
   count_rows(call.space, &fields);
   fields.x = rows_of(call.x, call.space, 0);
   fields.z = rows_of(call.z, call.space, 1);
   fields.out = rows_of(call.out, call.space, 2);
-  fields.weight_ptr = address_or(spec.weight, call.x);
-  fields.bias_ptr = address_or(spec.bias, call.x);
-  fields.eps = static_cast<float>(spec.eps);
   launch(fields);
   count(kRmsNormGated);
+  return true;
+}
+
+bool run(const NormQuantCall& call) {
+  if (!takes(call.x, call.space)) return false;
+  const int64_t rows = call.space.num_rows();
+  if (rows == 0) return count(call.op), true;
+  const NormSpec& spec = call.spec;
+  const QuantResult& result = call.result;
+  const uint64_t flags =
+      row_flags<4>(call.space, {&call.x, &call.residual, &result.normed, &result.q}, spec.dtype, spec.size,
+                   address(spec.weight)) |
+      norm_flags(spec, call.op == kFusedAddRmsNormQuant) | quant_flags(result);
+  Launch launch;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, result.columns_of_a_scale(), rows, 1)) return false;
+
+  Fields fields;
+  set_norm(spec, call.x, &fields);
+  count_rows(call.space, &fields);
+  fields.x = rows_of(call.x, call.space, 0);
+  fields.residual = rows_of(call.residual, call.space, 1);
+  set_result(result, call.space, &fields);
+  launch(fields);
+  count(call.op);
+  return true;
+}
+
+bool run(const GatedQuantCall& call) {
+  if (!takes(call.x, call.space)) return false;
+  const int64_t rows = call.space.num_rows();
+  if (rows == 0) return count(kRmsNormGatedQuant), true;
+  const GatedNormSpec& spec = call.spec;
+  const QuantResult& result = call.result;
+  const uint64_t flags = row_flags<4>(call.space, {&call.x, &call.z, &result.normed, &result.q}, spec.dtype,
+                                      spec.group_size, address(spec.weight) | address(spec.bias)) |
+                         gated_flags(spec, call.has_gate) | quant_flags(result);
+  Launch launch;
+  if (!launch.prepare(call.x) ||
+      !launch.find(flags, spec.group_size, result.columns_of_a_scale(), rows, spec.size / spec.group_size))
+    return false;
+
+  Fields fields;
+  set_gated(spec, call.x, &fields);
+  count_rows(call.space, &fields);
+  fields.x = rows_of(call.x, call.space, 0);
+  fields.z = rows_of(call.z, call.space, 1);
+  set_result(result, call.space, &fields);
+  launch(fields);
+  count(kRmsNormGatedQuant);
   return true;
 }
 

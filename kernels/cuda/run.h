@@ -2,13 +2,15 @@
 // yet: then Python (serving_ops/cuda.py) compiles, launches and adds it, or finds that no kernel takes the call.
 #pragma once
 
-#include "../operators/calls.h"
+#include "../operators/quant_calls.h"
 #include "variants.h"
 
 namespace serving_ops::cuda {
 
 bool run(const NormCall& call);
 bool run(const GatedCall& call);
+bool run(const NormQuantCall& call);
+bool run(const GatedQuantCall& call);
 
 // Of this process.
 Variants& variants();

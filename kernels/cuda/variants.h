@@ -24,8 +24,8 @@ enum Parameter : uint64_t {
 
 struct Key {
   uint64_t flags;
-  int64_t size;        // N
-  int64_t group_size;  // N, except for gated norms of groups
+  int64_t size;        // N; of quantized gated norms, the group's
+  int64_t group_size;  // N, except for gated norms of groups; of quantized norms, the columns of a scale
   bool operator==(const Key& other) const {
     return flags == other.flags && size == other.size && group_size == other.group_size;
   }

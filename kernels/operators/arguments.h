@@ -51,6 +51,9 @@ class Arguments {
   int64_t optional_int(int i, int64_t otherwise) const {
     return stack_[i] == 0 ? otherwise : unboxed<int64_t>(*inner(i));
   }
+  int64_t integer(int i) const { return unboxed<int64_t>(stack_[i]); }
+  // As aoti_torch_dtype_... give it.
+  int32_t dtype(int i) const { return unboxed<int32_t>(stack_[i]); }
   double number(int i) const { return unboxed<double>(stack_[i]); }
   bool boolean(int i) const { return unboxed<bool>(stack_[i]); }
   std::string_view text(int i) const { return text_of(stack_[i]); }
@@ -98,9 +101,16 @@ class Arguments {
 // A tensor of this library's making, until it is given away.
 class NewTensor {
  public:
+  static constexpr int64_t kMaxDims = 64;
+
   // Contiguous, of the given tensor's shape, dtype and device.
   static NewTensor empty_like(AtenTensorHandle like) {
-    constexpr int64_t kMaxDims = 64;
+    int32_t dtype;
+    check(aoti_torch_get_dtype(like, &dtype), "reading a tensor");
+    return empty_like(like, dtype);
+  }
+  // The same, but of this dtype.
+  static NewTensor empty_like(AtenTensorHandle like, int32_t dtype) {
     int64_t num_dims, *sizes, strides[kMaxDims];
     check(aoti_torch_get_dim(like, &num_dims), "reading a tensor");
     check(aoti_torch_get_sizes(like, &sizes), "reading a tensor");
@@ -110,7 +120,7 @@ class NewTensor {
       strides[d] = stride;
       if (sizes[d] > 1) stride *= sizes[d];
     }
-    return empty(like, num_dims, sizes, strides);
+    return empty(like, num_dims, sizes, strides, dtype);
   }
   // Contiguous.
   static NewTensor copy_of(AtenTensorHandle source) {
@@ -121,7 +131,20 @@ class NewTensor {
   // (0,), of the given tensor's dtype and device.
   static NewTensor without_elements(AtenTensorHandle like) {
     const int64_t size = 0, stride = 1;
-    return empty(like, 1, &size, &stride);
+    int32_t dtype;
+    check(aoti_torch_get_dtype(like, &dtype), "reading a tensor");
+    return empty(like, 1, &size, &stride, dtype);
+  }
+  // On the given tensor's device.
+  static NewTensor empty(AtenTensorHandle like, int64_t num_dims, const int64_t* sizes, const int64_t* strides,
+                         int32_t dtype) {
+    int32_t device_type, device_index;
+    check(aoti_torch_get_device_type(like, &device_type), "reading a tensor");
+    check(aoti_torch_get_device_index(like, &device_index), "reading a tensor");
+    NewTensor made;
+    check(aoti_torch_empty_strided(num_dims, sizes, strides, dtype, device_type, device_index, &made.handle_),
+          "allocating the result (out of memory?)");
+    return made;
   }
   NewTensor(NewTensor&& other) : handle_(other.handle_) { other.handle_ = nullptr; }
   ~NewTensor() {
@@ -142,16 +165,6 @@ class NewTensor {
 
  private:
   NewTensor() = default;
-  static NewTensor empty(AtenTensorHandle like, int64_t num_dims, const int64_t* sizes, const int64_t* strides) {
-    int32_t dtype, device_type, device_index;
-    check(aoti_torch_get_dtype(like, &dtype), "reading a tensor");
-    check(aoti_torch_get_device_type(like, &device_type), "reading a tensor");
-    check(aoti_torch_get_device_index(like, &device_index), "reading a tensor");
-    NewTensor made;
-    check(aoti_torch_empty_strided(num_dims, sizes, strides, dtype, device_type, device_index, &made.handle_),
-          "allocating the result (out of memory?)");
-    return made;
-  }
   AtenTensorHandle handle_ = nullptr;
 };
 

@@ -59,7 +59,7 @@ struct GatedBackwardCall {
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
     if (const Refusal refusal = dout.read_rows_like("dout", x)) return refusal;
     if (const Refusal refusal = z.read_rows_like("z", x)) return refusal;
-    if (const Refusal refusal = GatedCall::read_options(arguments, 4, x.row_size(), &spec)) return refusal;
+    if (const Refusal refusal = GatedCall::read_options(arguments, 4, 6, x.row_size(), &spec)) return refusal;
     const auto read_param = NormBackwardCall::read_param;
     if (const Refusal refusal = read_param("weight", arguments.optional_tensor(3), x, spec.dtype, &spec.weight))
       return refusal;

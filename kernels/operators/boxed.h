@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <tuple>
 
 #include "calls.h"
 
@@ -20,11 +22,20 @@ struct Operator {
   // takes them behind the operator's arguments, and the operator returns them.
   template <int... kLike, size_t kKinds>
   static void call_new(StableIValue* stack, const char (&kinds)[kKinds], const char* fallback) {
-    constexpr int kResults = sizeof...(kLike), kArguments = static_cast<int>(kKinds) - 1 - kResults;
+    call_into(stack, kinds, fallback, [](const Arguments& arguments) {
+      return std::array<NewTensor, sizeof...(kLike)>{new_like(arguments, kLike)...};
+    });
+  }
+
+  // The same into the array of new tensors that make(arguments) returns.
+  template <size_t kKinds, class Make>
+  static void call_into(StableIValue* stack, const char (&kinds)[kKinds], const char* fallback, Make make) {
+    constexpr int kResults = std::tuple_size_v<decltype(make(std::declval<const Arguments&>()))>;
+    constexpr int kArguments = static_cast<int>(kKinds) - 1 - kResults;
     StableIValue with_results[kArguments + kResults];
     std::copy_n(stack, kArguments, with_results);
     Arguments arguments(with_results, kinds);
-    NewTensor results[] = {new_like(arguments, kLike)...};
+    auto results = make(arguments);
     for (int i = 0; i < kResults; ++i) with_results[kArguments + i] = results[i].boxed();
     call(arguments, fallback);
     for (int i = 0; i < kResults; ++i) stack[i] = results[i].release();

@@ -7,6 +7,9 @@
 
 namespace serving_ops {
 
+#define LIMIT(symbol, name, value) constexpr int64_t symbol = value;
+#include "../contract.def"
+
 enum Op {
 #define OP(symbol, name) symbol,
 #include "../contract.def"
@@ -79,7 +82,7 @@ struct GatedCall {
     out = TensorView(arguments.tensor(8));
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
     if (const Refusal refusal = out.read_rows_like("out", x)) return refusal;
-    if (const Refusal refusal = read_options(arguments, 3, x.row_size(), &spec)) return refusal;
+    if (const Refusal refusal = read_options(arguments, 3, 5, x.row_size(), &spec)) return refusal;
     if (!out.is_writable()) return {"out", kMayOverlapItself};
     if (out.overlaps(x) && !out.is_same_view(x)) return {"x", kMayBeWritten};
     if (const Refusal refusal = read_gate(arguments.optional_tensor(1))) return refusal;
@@ -88,15 +91,15 @@ struct GatedCall {
     return space.build(x.num_dims - 1, x.sizes, {x.strides, z.strides, out.strides}) ? Refusal{} : kTooManyDims;
   }
 
-  // eps, bias, norm_before_gate, activation, group_size, from argument `first` on; not the bias.
-  static Refusal read_options(const Arguments& arguments, int first, int64_t size, GatedNormSpec* spec) {
+  // eps, and norm_before_gate, activation and group_size from argument `first` on.
+  static Refusal read_options(const Arguments& arguments, int eps, int first, int64_t size, GatedNormSpec* spec) {
     spec->size = size;
-    spec->eps = arguments.number(first);
-    spec->norm_before_gate = arguments.boolean(first + 2);
-    const std::string_view activation = arguments.text(first + 3);
+    spec->eps = arguments.number(eps);
+    spec->norm_before_gate = arguments.boolean(first);
+    const std::string_view activation = arguments.text(first + 1);
     spec->silu = activation == "silu" || activation == "swish";
     if (!spec->silu && activation != "sigmoid") return {"activation", " is not known"};
-    spec->group_size = arguments.optional_int(first + 4, size);
+    spec->group_size = arguments.optional_int(first + 2, size);
     if (spec->group_size <= 0 || size % spec->group_size != 0) return {"group_size", " does not divide N"};
     return {};
   }

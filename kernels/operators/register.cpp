@@ -57,6 +57,7 @@ SERVING_OPS_EXPORT int serving_ops_cuda_add_variant(uint64_t flags, int64_t size
 #define DTYPE(name) " DTYPE(" #name ")"
 #define FLAG(symbol, name, bit) " FLAG(" #symbol ", " #name ", " #bit ")"
 #define PARAMETER(symbol, name) " PARAMETER(" #symbol ", " #name ")"
+#define SCALE_FORM(name) " SCALE_FORM(" #name ")"
 #define FIELD(name, type) " FIELD(" #name ", " #type ")"
 #define ROWS(name) " ROWS(" #name ")"
 #define LIMIT(symbol, name, value) " LIMIT(" #symbol ", " #name ", " #value ")"

@@ -11,6 +11,11 @@ enum class Dtype : uint8_t {
 #include "../contract.def"
 };
 
+enum class ScaleForm : uint8_t {
+#define SCALE_FORM(name) name,
+#include "../contract.def"
+};
+
 constexpr int64_t element_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
 // A weight or a bias, (N,), contiguous; data is null where there is none.
@@ -36,6 +41,18 @@ struct GatedNormSpec {
   Param bias;
   bool norm_before_gate;
   bool silu;  // gate is z * sigmoid(z); otherwise sigmoid(z)
+};
+
+// How a result is quantized (serving_ops/quant_format.py).
+struct QuantFormat {
+  enum Granularity : uint8_t { kTensor, kToken, kGroup };
+  enum Layout : uint8_t { kRowMajor, kColumnMajor, kTmaAligned };
+
+  bool int8;  // otherwise FP8 E4M3
+  Granularity granularity;
+  int64_t group_size;  // elements, with kGroup
+  ScaleForm scale_form;
+  Layout scale_layout;
 };
 
 }  // namespace serving_ops

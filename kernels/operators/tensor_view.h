@@ -43,6 +43,13 @@ struct TensorView {
     data = static_cast<char*>(data_of);
   }
 
+  // Of an element. Dtypes that the kernels do not know count as two bytes; a call with one is refused.
+  int64_t item_bytes() const {
+    static const int32_t float32 = aoti_torch_dtype_float32(), int32 = aoti_torch_dtype_int32(),
+                         int8 = aoti_torch_dtype_int8(), float8 = aoti_torch_dtype_float8_e4m3fn();
+    if (dtype == float32 || dtype == int32) return 4;
+    return dtype == int8 || dtype == float8 ? 1 : 2;
+  }
   int64_t row_size() const { return sizes[num_dims - 1]; }
   bool on_cpu() const {
     static const int32_t cpu = aoti_torch_device_type_cpu();
@@ -79,7 +86,11 @@ struct TensorView {
   }
   // The same, of x's shape, dtype and device.
   Refusal read_rows_like(const char* name, const TensorView& x) const {
-    if (num_dims != x.num_dims || dtype != x.dtype || std::memcmp(sizes, x.sizes, num_dims * sizeof *sizes) != 0 ||
+    return read_rows_of(name, x, x.dtype);
+  }
+  // The same, but of this dtype.
+  Refusal read_rows_of(const char* name, const TensorView& x, int32_t wanted) const {
+    if (num_dims != x.num_dims || dtype != wanted || std::memcmp(sizes, x.sizes, num_dims * sizeof *sizes) != 0 ||
         !on_device_of(x))
       return {name, " is not like x"};
     if (strides[num_dims - 1] != 1 && row_size() != 1) return {name, ".stride(-1) is not 1"};
@@ -105,10 +116,7 @@ struct TensorView {
     }
     return last + 1;
   }
-  char* end() const {
-    static const int32_t float32 = aoti_torch_dtype_float32();
-    return data + extent() * (dtype == float32 ? 4 : 2);
-  }
+  char* end() const { return data + extent() * item_bytes(); }
   bool overlaps(const TensorView& other) const {
     return data < other.end() && other.data < end() && !lies_between_rows_of(other);
   }
@@ -120,8 +128,7 @@ struct TensorView {
       if (sizes[d] > 1) period = std::gcd(period, strides[d]);
       if (other.sizes[d] > 1) period = std::gcd(period, other.strides[d]);
     }
-    static const int32_t float32 = aoti_torch_dtype_float32();
-    const int64_t bytes = dtype == float32 ? 4 : 2;
+    const int64_t bytes = item_bytes();
     if (period == 0 || (other.data - data) % bytes != 0) return false;
     const int64_t distance = ((other.data - data) / bytes % period + period) % period;
     return distance >= row_size() && distance <= period - other.row_size();

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from serving_ops.kernels.triton import epilogue
-from serving_ops.kernels.triton.launch import Launcher, Plan, Repeat
+from serving_ops.kernels.triton.launch import Launcher, Plan
 from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
 from serving_ops.kernels.triton.norm_row import norm_row_quant_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_quant_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_quant_kernel
-from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
+from serving_ops.kernels.triton.variant import BIT, Variant, flags_of, starts_aligned
 
 _LAUNCHERS = {
     "row": Launcher(norm_row_quant_kernel, enable_fp_fusion=True),
@@ -59,11 +59,8 @@ def run_norm_quant(
     plan: Plan,
     pdl: bool,
     fetch_residual: bool = False,
-) -> Repeat | None:
+) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1.
-
-    Returns the same launch for tensors that lie alike, by the addresses of x, residual (or x), weight (or x), normed
-    (or x), q and scales; None in the interpreter.
 
     The normalised row is rounded to x's dtype, and its quantization has the bits of one that follows `run_norm` with
     the same plan.
@@ -93,12 +90,7 @@ def run_norm_quant(
         **constants_of(plan, pdl),
     }
     grid = (-(-rows.num_rows // plan.rows_per_program), 1, 1)
-    launcher, launch = (
-        _LAUNCHERS[plan.kernel],
-        (Variant(flags, size, columns_of_a_scale(fmt)), plan, grid, arguments, pdl),
-    )
-    launcher(*launch)
-    return launcher.repeat_of(*launch)
+    _LAUNCHERS[plan.kernel](Variant(flags, size, columns_of_a_scale(fmt)), plan, grid, arguments, pdl)
 
 
 def quant_arguments(fmt: QuantFormat, scales: Tensor) -> dict[str, Any]:
@@ -114,9 +106,14 @@ def quant_arguments(fmt: QuantFormat, scales: Tensor) -> dict[str, Any]:
 
 
 def quant_flags(fmt: QuantFormat, *, normed: bool, fetch: bool) -> int:
-    """The bits of a variant that plain norms do not have, above the device's."""
-    int8, form = fmt.dtype == torch.int8, FORMS[fmt.scale_format]
-    return (1 | int8 << 1 | form << 2 | normed << 4 | fetch << 5) << 48
+    """The bits of a variant that plain norms do not have."""
+    return (
+        1 << BIT.quantized
+        | (fmt.dtype == torch.int8) << BIT.int8
+        | FORMS[fmt.scale_format] << BIT.scale_form
+        | normed << BIT.normed
+        | fetch << BIT.fetch
+    )
 
 
 def starts_like(q: Tensor, x: Tensor, group_size: int) -> bool:

@@ -23,11 +23,12 @@ ALIGNMENT = 16
 
 _DTYPES = {getattr(torch, name): place for place, name in enumerate(contract.DTYPES)}
 _ABSENT, _DTYPE_OF_X, _FLOAT32 = map(contract.PARAMETERS.index, ("absent", "dtype_of_x", "float32"))
-_BIT = SimpleNamespace(**contract.FLAGS)
+BIT = SimpleNamespace(**contract.FLAGS)
 
 
 class Variant(NamedTuple):
-    """A compiled kernel's key. group_size is N, except for gated norms of groups."""
+    """A compiled kernel's key. group_size is N, except for gated norms of groups, and for quantized ones: these have
+    there the columns of a scale, and as size the gated group's."""
 
     flags: int
     size: int
@@ -84,15 +85,15 @@ def flags_of(
 ) -> int:
     """The flags of `kernels/contract.def`, packed."""
     return (
-        gated << _BIT.gated
-        | _DTYPES[x.dtype] << _BIT.x_dtype
-        | _parameter(weight, x) << _BIT.weight
-        | _parameter(bias, x) << _BIT.bias
-        | second << _BIT.second
-        | weight_in_fp32 << _BIT.weight_in_fp32
-        | gate_first << _BIT.gate_first
-        | sigmoid << _BIT.sigmoid
-        | flat << _BIT.flat
-        | aligned << _BIT.aligned
-        | max(0, x.get_device()) << _BIT.device
+        gated << BIT.gated
+        | _DTYPES[x.dtype] << BIT.x_dtype
+        | _parameter(weight, x) << BIT.weight
+        | _parameter(bias, x) << BIT.bias
+        | second << BIT.second
+        | weight_in_fp32 << BIT.weight_in_fp32
+        | gate_first << BIT.gate_first
+        | sigmoid << BIT.sigmoid
+        | flat << BIT.flat
+        | aligned << BIT.aligned
+        | max(0, x.get_device()) << BIT.device
     )

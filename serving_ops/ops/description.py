@@ -220,7 +220,7 @@ class NormOp:
     arguments: in the function's order; the first has the device and the dtype of the call.
     run: by type of device, the kernels that Python runs. They take the call by name and return why not, as a text.
     route: on CUDA, what `run` would launch, or why not.
-    in_cpp: whether the C++ library registers it, for CPU and CUDA; then `run` serves what C++ hands back.
+    in_cpp: the types of device that the C++ library registers it for; there `run` serves what C++ hands back.
     has_out: whether there is an overload that writes results where the caller wants them.
     part_of: the op in whose place it runs on contiguous copies, and which counts its calls.
     repeat: runs, on CUDA, a call unchecked that only differs in addresses from one that ran; says whether it did.
@@ -234,7 +234,7 @@ class NormOp:
     results: tuple[Result, ...] = ()
     run: Mapping[str, Callable[..., str | None]] = field(default_factory=dict)
     route: Callable[..., Any] | None = None
-    in_cpp: bool = False
+    in_cpp: tuple[str, ...] = ()
     has_out: bool = True
     part_of: str | None = None
     repeat: Callable[[Call], bool] | None = None

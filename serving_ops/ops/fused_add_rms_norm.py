@@ -54,6 +54,6 @@ registry.register(
         ),
         run={"cuda": cuda.norm},
         route=cuda.norm_route,
-        in_cpp=True,
+        in_cpp=("cpu", "cuda"),
     )
 )

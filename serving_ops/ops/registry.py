@@ -46,8 +46,9 @@ def register(op: NormOp) -> None:
         torch.library.register_fake(f"serving_ops::{overload}", _fake(op), lib=library)
     if op.in_cpp:
         library.define(_handed_over(op, "fallback"))
+        library.impl(f"_{op.name}_fallback", fallback(_implementation(op)), "CompositeExplicitAutograd")
+    if "cpu" in op.in_cpp:
         library.define(_handed_over(op, "refusal", writes=False))
-        library.impl(f"_{op.name}_fallback", _fallback(op), "CompositeExplicitAutograd")
 
 
 def schemas_of(op: NormOp) -> tuple[str, ...]:
@@ -116,18 +117,17 @@ def _fake(op: NormOp) -> Callable[..., Any]:
     return fake
 
 
-def _fallback(op: NormOp) -> Callable[..., str]:
-    """What C++ does not take: compiled and launched from here, or the reference; or the text of the error."""
-    run = _implementation(op)
+def fallback(run: Callable[..., Any]) -> Callable[..., str]:
+    """Run what C++ does not take: compiled and launched from Python, or the reference. Returns an error's text."""
 
-    def fallback(*args: Any) -> str:
+    def run_or_say(*args: Any) -> str:
         try:
             run(*args)
         except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
             return support.text_of(error)
         return ""
 
-    return fallback
+    return run_or_say
 
 
 def _run(op: NormOp, call: Call) -> None:
@@ -150,7 +150,7 @@ def why_no_kernel(op: NormOp, call: Call) -> str | None:
     x = op.subject(call)
     if x.device.type != "cpu":
         return f"no kernels for {x.device.type}"
-    if not op.in_cpp:
+    if "cpu" not in op.in_cpp:
         return "no kernels for it on cpu"
     return support.why_not_cpu(op.name, *op.unbind(call).values()) or None
 

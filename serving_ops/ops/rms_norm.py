@@ -56,6 +56,6 @@ registry.register(
         (Result("out", may_be=("x",)),),
         run={"cuda": cuda.norm},
         route=cuda.norm_route,
-        in_cpp=True,
+        in_cpp=("cpu", "cuda"),
     )
 )

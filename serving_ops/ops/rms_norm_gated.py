@@ -97,7 +97,7 @@ registry.register(
         (Result("out", may_be=("x", "z")),),
         run={"cuda": cuda.gated},
         route=cuda.gated_route,
-        in_cpp=True,
+        in_cpp=("cpu", "cuda"),
     )
 )
 _default, _out = torch.ops.serving_ops.rms_norm_gated.default, torch.ops.serving_ops.rms_norm_gated.out

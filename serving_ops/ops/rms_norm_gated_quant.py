@@ -74,5 +74,6 @@ registry.register(
         RESULTS,
         run={"cuda": cuda_quant.gated_quant},
         route=cuda_quant.gated_quant_route,
+        in_cpp=("cuda",),
     )
 )

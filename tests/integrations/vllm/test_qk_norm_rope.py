@@ -333,7 +333,9 @@ def test_in_eager_mode_on_cuda_it_is_on_only_if_cpp_launches_it(
     layer = build("Qwen3Attention")
     layer.q_norm._forward_method = getattr(layer.q_norm, method)
     monkeypatch.setattr(qk_norm_rope, "why_reference", lambda specs: None)
-    monkeypatch.setattr(qk_norm_rope.registry, "find", lambda op: SimpleNamespace(in_cpp=in_cpp))
+    monkeypatch.setattr(
+        qk_norm_rope.registry, "find", lambda op: SimpleNamespace(in_cpp=("cuda",) if in_cpp else ("cpu",))
+    )
     (found,) = qk_norm_rope.survey([layer], _config(), torch.device("cuda"))
     assert found.native_because == reason
 

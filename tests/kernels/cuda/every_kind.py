@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import counters
+from serving_ops import QuantFormat, counters
 
 BF16 = torch.bfloat16
 Call = Callable[[], object]
@@ -25,6 +25,10 @@ def calls_of_every_kind() -> dict[str, Call]:
         return torch.randn(*shape, dtype=dtype, device="cuda")
 
     fused, plain, gated = serving_ops.fused_add_rms_norm, serving_ops.rms_norm, serving_ops.rms_norm_gated
+    quant, fused_quant = serving_ops.rms_norm_quant, serving_ops.fused_add_rms_norm_quant
+    gated_quant, token = serving_ops.rms_norm_gated_quant, QuantFormat(granularity="token")
+    int8, given = QuantFormat(dtype=torch.int8, granularity="token"), QuantFormat(granularity="tensor")
+    packed = QuantFormat(scale_format="ue8m0", scale_layout="tma_aligned")
     heads = normal(5, 4096)[:, 1024:2048].unflatten(1, (8, 128))
     gate = normal(5, 8192)[:, 3072 : 3072 + 1024].unflatten(1, (8, 128))
     odd_gate = normal(3, 1001)[:, 1:513].unflatten(1, (4, 128))
@@ -49,6 +53,21 @@ def calls_of_every_kind() -> dict[str, Call]:
             normal(5, 512), normal(5, 512), normal(512), bias=normal(512), norm_before_gate=False, group_size=128
         ),
         "sigmoid": lambda: gated(normal(5, 1024), normal(5, 1024), normal(1024), activation="sigmoid"),
+        "quantized": lambda: quant(normal(3, 4096), normal(4096), fmt=QuantFormat()),
+        "quantized, packed scales": lambda: quant(normal(3, 4096), normal(4096), fmt=packed),
+        "quantized by a given scale": lambda: quant(
+            normal(3, 4096), normal(4096), fmt=given, scale=normal(1, dtype=torch.float32).abs()[0]
+        ),
+        "quantized wide": lambda: fused_quant(normal(2, 40960), normal(2, 40960), normal(40960), fmt=token),
+        "quantized narrow": lambda: quant(heads, normal(128), fmt=token),
+        "fused, quantized": lambda: fused_quant(normal(3, 4096), normal(3, 4096), normal(4096), fmt=QuantFormat()),
+        "fused, int8": lambda: fused_quant(normal(3, 4095), normal(3, 4095), None, fmt=int8),
+        "quantized and not": lambda: quant(
+            normal(3, 2048), normal(2048), fmt=token, normed=torch.empty(3, 2048, dtype=BF16, device="cuda")
+        ),
+        "gated, quantized": lambda: gated_quant(
+            normal(5, 1024), normal(5, 1024), normal(1024), fmt=QuantFormat(), norm_group_size=128
+        ),
     }
 
 
@@ -67,6 +86,10 @@ def on_the_same_numbers(call: Call) -> list[Tensor]:
     return list(result) if isinstance(result, tuple) else [result]  # type: ignore[list-item]
 
 
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
 def main() -> None:
     for kind, call in calls_of_every_kind().items():
         before, by_python = launched_from_cpp(), launched_from_python()
@@ -75,7 +98,7 @@ def main() -> None:
         assert launched_from_python() == by_python + 1, f"{kind}: not counted as launched from Python"
         results = on_the_same_numbers(call)
         assert launched_from_cpp() == before + 1, f"{kind}: launched from Python again"
-        assert all(map(torch.equal, results, expected)), f"{kind}: C++ gives the kernel other arguments"
+        assert all(map(same_bits, results, expected)), f"{kind}: C++ gives the kernel other arguments"
         print("ran", kind)
 
 

@@ -96,6 +96,13 @@ STABLE_TORCH_LIBRARY_IMPL(serving_ops_fake, CPU, library) {
   library.impl("fused_add_rms_norm", &serving_ops::fused_add_rms_norm_cuda);
   library.impl("rms_norm.out", &serving_ops::rms_norm_out_cuda);
   library.impl("rms_norm_gated.out", &serving_ops::rms_norm_gated_out_cuda);
+  library.impl("rms_norm_quant", &serving_ops::rms_norm_quant_cuda);
+  library.impl("rms_norm_quant.out", &serving_ops::rms_norm_quant_out_cuda);
+  library.impl("fused_add_rms_norm_quant.out", &serving_ops::fused_add_rms_norm_quant_out_cuda);
+  library.impl("rms_norm_gated_quant", &serving_ops::rms_norm_gated_quant_cuda);
+  library.impl("rms_norm_gated_quant.out", &serving_ops::rms_norm_gated_quant_out_cuda);
+  library.impl("vllm_rms_norm_dynamic_per_token_quant", &serving_ops::norm_then_token_quant_cuda);
+  library.impl("vllm_rms_norm_per_block_quant", &serving_ops::norm_then_block_quant_cuda);
 }
 
 extern "C" const void* fake_last() { return &last; }

@@ -6,7 +6,9 @@ never leave Python, or a kernel would read what it should not.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import itertools
 import shutil
 import struct
@@ -21,12 +23,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from serving_ops import plan
+from serving_ops import QuantFormat, cuda_quant, plan
+from serving_ops.integrations.vllm import quant_fusion
 from serving_ops.kernels import contract
-from serving_ops.kernels.triton import gated, norm
+from serving_ops.kernels.triton import gated, gated_quant, norm, norm_quant
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.layout import row_grid
 from serving_ops.ops import registry
+from serving_ops.quant_format import ALLOWED, LIMITS
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[2] / "kernels"
@@ -34,6 +38,8 @@ RENAMED = {
     "aoti_torch_device_type_cuda": "aoti_torch_device_type_cpu",
     "aoti_torch_get_device_index": "fake_get_device_index",
 }
+FP8 = torch.float8_e4m3fn
+OPS_IN_CPP = ("fused_add_rms_norm", "rms_norm", "rms_norm_gated", "rms_norm_quant", "rms_norm_gated_quant")
 SHARED_BYTES = 48
 EPS = 1e-5
 OFFSET = 1.0
@@ -67,7 +73,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     root = Path(torch.__file__).parent
     built = tmp_path_factory.mktemp("fake") / "fake.so"
     sources = [HERE / "fake_device.cpp", KERNELS / "cuda" / "run.cpp"]
-    sources += [KERNELS / "operators" / f"{op}.cpp" for op in ("fused_add_rms_norm", "rms_norm", "rms_norm_gated")]
+    sources += [KERNELS / "operators" / f"{op}.cpp" for op in OPS_IN_CPP]
     options = [f"-D{name}={other}" for name, other in RENAMED.items()]
     options.append("-DTORCH_TARGET_VERSION=0x020b000000000000")
     command = ["c++", "-std=c++17", "-O1", "-fPIC", "-shared", *options, f"-I{root / 'include'}"]
@@ -77,6 +83,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     for op in registry.OPS.values():
         for schema in registry.schemas_of(op):
             fake.define(schema)
+    for name, arguments in quant_fusion.ARGUMENTS.items():
+        fake.define(f"{name}({arguments}) -> ()")
     torch.ops.load_library(str(built))
     handle = ctypes.CDLL(str(built))
     handle.fake_last.restype = ctypes.POINTER(Last)
@@ -122,7 +130,8 @@ def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], obje
     scratch = len(python.recipe) - SCRATCH_BUFFERS
     for name, place in zip(python.names[:scratch], range(scratch), strict=True):
         got = last.parameters[place] & (1 << 8 * SIZES[contract.FIELDS[name]]) - 1
-        assert got == bits(python.arguments[name]), (name, got)
+        unused = name == "scales_row_stride" and python.arguments["num_rows"] == 1
+        assert unused or got == bits(python.arguments[name]), (name, got)
     assert not any(last.parameters[scratch : len(python.recipe)])
 
 
@@ -212,6 +221,180 @@ def test_gated_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, 
         gated.run_gated(x, z, weight, bias, out, EPS, case["before"], sigmoid, group, grid, chosen, case["pdl"])
     ops = torch.ops.serving_ops_fake
     check_same(library, python, lambda: ops.rms_norm_gated.out(x, z, weight, EPS, bias=bias, **options, out=out))
+
+
+SCALES = list(itertools.product(ALLOWED["scale_format"], ALLOWED["scale_layout"]))
+FORMATS = [
+    *(QuantFormat(dtype, "group", size, *scales) for dtype in LIMITS for size in (64, 128) for scales in SCALES),
+    *(QuantFormat(dtype, "token", 128, *scales) for dtype in LIMITS for scales in SCALES),
+    *(QuantFormat(dtype, "tensor") for dtype in LIMITS),
+]
+
+
+def scales_of(case: dict[str, Any], fmt: QuantFormat) -> Tensor:
+    shape, dtype, strides = fmt.scales(tuple(case["x"].shape))
+    if strides is None and case["apart"] and len(shape) > 1:  # rows of a wider buffer
+        return torch.zeros(*shape[:-1], shape[-1] + 3, dtype=dtype)[..., : shape[-1]]
+    return torch.zeros(shape, dtype=dtype) if strides is None else torch.empty_strided(shape, strides, dtype=dtype)
+
+
+@st.composite
+def quantized_cases(draw: st.DrawFn) -> dict[str, Any]:
+    """A case of `cases`, with a format that its rows can have and tensors for its results."""
+    case = draw(cases())
+    x = case["x"]
+    fmt = draw(st.sampled_from([fmt for fmt in FORMATS if x.shape[-1] % fmt.group(x.shape[-1]) == 0]))
+    case |= {"fmt": fmt, "apart": draw(st.booleans())}
+    case["out"] = draw(rows_of(tuple(x.shape), torch.int8)).view(fmt.dtype)
+    case["normed"] = draw(st.one_of(st.none(), st.just(x), rows_of(tuple(x.shape), x.dtype)))
+    return case | {"scale": torch.ones(()) if fmt.granularity == "tensor" else None, "scales_out": scales_of(case, fmt)}
+
+
+class FromCuda:
+    """Has `serving_ops.cuda_quant` launch on CPU tensors, and keeps the launch."""
+
+    def __init__(self, pdl: bool) -> None:
+        self.launchers = [FromPython(launcher) for launcher in (*norm_quant._LAUNCHERS.values(), gated_quant._launcher)]
+        self.pdl = pdl
+
+    def launch(self, run: Callable[..., str | None], *call: Any, **options: Any) -> FromPython | None:
+        """None where the reference runs the call."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(norm_quant, "_LAUNCHERS", dict(zip(norm_quant._LAUNCHERS, self.launchers, strict=False)))
+            patch.setattr(gated_quant, "_launcher", self.launchers[-1])
+            patch.setattr(cuda_quant, "converts_to_fp8", lambda device: True)
+            patch.setattr(cuda_quant, "pdl", lambda device: self.pdl)
+            patch.setattr(torch.cuda, "_DeviceGuard", lambda index: contextlib.nullcontext())
+            if run(*call, **options) is not None:
+                return None
+        return next(launcher for launcher in self.launchers if hasattr(launcher, "variant"))
+
+
+def written(case: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that all quantized norms share, by name."""
+    return {name: case[name] for name in ("fmt", "scale", "normed", "out", "scales_out")}
+
+
+def flat(case: dict[str, Any]) -> dict[str, Any]:
+    """The same for an operator."""
+    shared = written(case)
+    return shared.pop("fmt").fields() | shared
+
+
+@relaxed
+@given(case=quantized_cases(), fused=st.booleans())
+def test_quantized_norms_are_launched_from_cpp_as_from_python(
+    library: ctypes.CDLL, case: dict[str, Any], fused: bool
+) -> None:
+    x, weight = case["x"], parameter(case, "weight")
+    residual = case["other"] if fused else None
+    options = {"weight": weight, "eps": EPS, "weight_offset": case["offset"]}
+    python = FromCuda(case["pdl"]).launch(cuda_quant.norm_quant, x, residual=residual, **options, **written(case))
+    rows = (x, residual) if fused else (x,)
+    name = "fused_add_rms_norm_quant" if fused else "rms_norm_quant"
+    call = getattr(torch.ops.serving_ops_fake, name).out
+    if python is not None:
+        check_same(library, python, lambda: call(*rows, **options, **flat(case)))
+
+
+@relaxed
+@given(case=quantized_cases())
+def test_quantized_gated_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, case: dict[str, Any]) -> None:
+    x, z, weight, bias = case["x"], case["z"], parameter(case, "weight"), parameter(case, "bias")
+    options = {"norm_before_gate": case["before"], "activation": case["activation"], "norm_group_size": case["group"]}
+    options |= {"weight": weight, "eps": EPS, "bias": bias}
+    python = FromCuda(case["pdl"]).launch(cuda_quant.gated_quant, x, z, **options, **written(case))
+    call = torch.ops.serving_ops_fake.rms_norm_gated_quant.out
+    if python is None:
+        launches = library.fake_last().contents.launches
+        call(x, z, **options, **flat(case))  # the fallback runs the reference
+        assert library.fake_last().contents.launches == launches
+    else:
+        check_same(library, python, lambda: call(x, z, **options, **flat(case)))
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 256), (6, 128), (0, 128), (128,)], ids=str)
+def test_new_results_are_laid_out_as_the_format_has_it(
+    library: ctypes.CDLL, fmt: QuantFormat, shape: tuple[int, ...]
+) -> None:
+    x, scale = torch.randn(shape).bfloat16(), torch.ones(()) if fmt.granularity == "tensor" else None
+    fake, ours = torch.ops.serving_ops_fake, torch.ops.serving_ops
+    options = {"eps": EPS, **fmt.fields(), "scale": scale}
+    for name, rows in {"rms_norm_quant": (x, None), "rms_norm_gated_quant": (x, x, None)}.items():
+        for got, want in zip(getattr(fake, name)(*rows, **options), getattr(ours, name)(*rows, **options), strict=True):
+            assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype)
+
+
+def vllms(case: dict[str, Any], weight: Tensor, residual: Tensor | None) -> Callable[[], object]:
+    """The same call of the operator that has the schema of vLLM's."""
+    fmt, fake = case["fmt"], torch.ops.serving_ops_fake
+    options = {"result": case["out"], "input": case["x"], "weight": weight, "scale": case["scales_out"], "epsilon": EPS}
+    options |= {"scale_ub": None, "residual": residual}
+    if fmt.granularity == "token":
+        return functools.partial(fake.vllm_rms_norm_dynamic_per_token_quant, **options)
+    block = {"group_size": fmt.group_size, "is_scale_transposed": fmt.scale_layout != "row_major"}
+    return functools.partial(fake.vllm_rms_norm_per_block_quant, **options, **block)
+
+
+@relaxed
+@given(case=quantized_cases(), fused=st.booleans())
+def test_vllms_fused_norms_are_launched_from_cpp_as_from_python(
+    library: ctypes.CDLL, case: dict[str, Any], fused: bool
+) -> None:
+    fmt, weight = case["fmt"], parameter(case, "weight")
+    if fmt.granularity == "tensor" or fmt.scale_format != "fp32" or weight is None:
+        return
+    case |= {"normed": None, "offset": 0.0}
+    residual = case["other"] if fused else None
+    options = {"residual": residual, "weight": weight, "eps": EPS, "weight_offset": 0.0}
+    python = FromCuda(case["pdl"]).launch(cuda_quant.norm_quant, case["x"], **options, **written(case))
+    if python is not None:
+        check_same(library, python, vllms(case, weight, residual))
+
+
+def test_a_call_whose_tensors_share_memory_is_not_launched(library: ctypes.CDLL) -> None:
+    """Though its kernel is there: Python says what is wrong."""
+    x, residual, normed = (torch.zeros(4, 128, dtype=torch.bfloat16) for _ in range(3))
+    case = {"fmt": QuantFormat(), "scale": None, "out": torch.zeros(4, 128, dtype=torch.int8).view(FP8)}
+    case |= {"x": x, "normed": normed, "scales_out": torch.zeros(4, 1)}
+    rows = {"x": x, "residual": residual, "weight": torch.zeros(128, dtype=torch.bfloat16), "eps": EPS}
+    python = FromCuda(pdl=True).launch(cuda_quant.norm_quant, **rows, weight_offset=0.0, **written(case))
+    assert python is not None
+    call, last = torch.ops.serving_ops_fake.fused_add_rms_norm_quant.out, library.fake_last().contents
+    given = rows | flat(case)
+    check_same(library, python, lambda: call(**given))
+    launches = last.launches
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    for name, other in itertools.permutations(tensors, 2):
+        if name in {"x", "weight"}:
+            continue
+        shared = torch.zeros(4096, dtype=torch.uint8)
+        spoilt = {n: shared[8 * (n == name) :][: tensors[n].nbytes] for n in (name, other)}
+        spoilt = {n: part.view(tensors[n].dtype).view(tensors[n].shape) for n, part in spoilt.items()}
+        with pytest.raises(RuntimeError, match="overlap"):
+            call(**given | spoilt)
+        assert last.launches == launches, (name, other)
+    with pytest.raises(RuntimeError, match="no two elements of out"):
+        call(**given | {"out": given["out"][:1].expand(4, 128)})
+    assert last.launches == launches
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scale": torch.ones(())}, {"scales_out": torch.zeros(4, 2)}, {"scales_out": torch.zeros(4, 1, dtype=torch.int32)},
+     {"out": torch.zeros(4, 128, dtype=torch.int8)}, {"granularity": "block"}, {"scale_format": "fp16"},
+     {"scale_layout": "tiled"}, {"group_size": 32}, {"dtype": torch.float8_e5m2}],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_format_or_result_is_said_and_not_launched(library: ctypes.CDLL, wrong: dict[str, Any]) -> None:
+    last, x = library.fake_last().contents, torch.zeros(4, 128, dtype=torch.bfloat16)
+    given = QuantFormat().fields() | {"out": torch.zeros(4, 128, dtype=torch.int8).view(FP8)}
+    given |= {"scales_out": torch.zeros(4, 1)}
+    launches = last.launches
+    with pytest.raises(RuntimeError, match=next(iter(wrong))):
+        torch.ops.serving_ops_fake.rms_norm_quant.out(x, None, **given | wrong)
+    assert last.launches == launches
 
 
 FRESH = -1

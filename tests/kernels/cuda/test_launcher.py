@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import serving_ops
-from serving_ops import extension
+from serving_ops import QuantFormat, extension
 from serving_ops.kernels import contract
-from serving_ops.kernels.triton import gated, norm
+from serving_ops.kernels.triton import epilogue, gated, gated_quant, norm, norm_quant
 from serving_ops.kernels.triton.backward import run_backward
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.kernels.triton.variant import flags_of
@@ -106,7 +106,8 @@ def test_cpp_launches_norms_but_not_their_gradients() -> None:
     launchers = {name: value for name, value in vars(run_backward).items() if isinstance(value, Launcher)}
     assert launchers
     assert not [name for name, launcher in launchers.items() if launcher.recipe is not None]
-    assert all(launcher.recipe for launcher in (*norm._LAUNCHERS.values(), gated._launcher))
+    quantizing = (*norm_quant._LAUNCHERS.values(), gated_quant._launcher)
+    assert all(launcher.recipe for launcher in (*norm._LAUNCHERS.values(), gated._launcher, *quantizing))
 
 
 def compiled_kernel(**other: Any) -> Any:
@@ -159,8 +160,20 @@ def test_python_and_cpp_pack_the_same_flags(tmp_path: Path) -> None:
         "kDtypeOfX << kWeight": flags_of(x, x[0], second=False, flat=False, aligned=False),
         "kFloat32 << kBias": flags_of(x, None, x[0].float(), second=False, flat=False, aligned=False),
     }
+    fp8, int8 = QuantFormat(), QuantFormat(dtype=torch.int8)
+    ue8m0 = QuantFormat(scale_format="ue8m0")
+    quantized = {
+        "0": norm_quant.quant_flags(fp8, normed=False, fetch=False),
+        "1 << kInt8": norm_quant.quant_flags(int8, normed=False, fetch=False),
+        "1 << kNormed": norm_quant.quant_flags(fp8, normed=True, fetch=False),
+        "1 << kFetch": norm_quant.quant_flags(fp8, normed=False, fetch=True),
+        "uint64_t(serving_ops::ScaleForm::ue8m0) << kScaleForm": norm_quant.quant_flags(
+            ue8m0, normed=False, fetch=False
+        ),
+    }
     bf16 = "(uint64_t(serving_ops::Dtype::bfloat16) << kXDtype)"
     same = "".join(f"static_assert((({name}) | {bf16}) == {flags});\n" for name, flags in python.items())
+    same += "".join(f"static_assert(({name} | 1 << kQuantized) == {flags});\n" for name, flags in quantized.items())
     source = tmp_path / "check.cpp"
     source.write_text(
         f'#include "{KERNELS}/cuda/variants.h"\n#include "{KERNELS}/operators/spec.h"\n'
@@ -168,6 +181,11 @@ def test_python_and_cpp_pack_the_same_flags(tmp_path: Path) -> None:
     )
     built = subprocess.run(["c++", "-std=c++17", "-fsyntax-only", source], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
+
+
+def test_the_contract_has_the_forms_of_a_scale_as_the_kernels_do() -> None:
+    forms = epilogue.FP32, epilogue.POWER_OF_2, epilogue.UE8M0
+    assert [form.value for form in forms] == [norm_quant.FORMS[name] for name in contract.SCALE_FORMS] == [0, 1, 2]
 
 
 @pytest.mark.gpu

@@ -1,0 +1,307 @@
+// Calls of the norms that quantize their result: as calls.h.
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include "calls.h"
+
+namespace serving_ops {
+
+// The tensors of a call, of which some are written: those share memory with no other.
+class Memory {
+ public:
+  enum Use : uint8_t { kRead, kMayBecomeNormed, kWritten, kNormed };
+
+  void add(const char* name, const TensorView& tensor, Use use) { used_[count_++] = {name, &tensor, tensor.end(), use}; }
+
+  Refusal why_not() const {
+    for (int i = 0; i < count_; ++i) {
+      const Used& a = used_[i];
+      if (a.is_written() && !a.tensor->is_writable()) return {a.name, kMayOverlapItself};
+      for (int j = 0; j < i; ++j)
+        if (a.shares_memory(used_[j])) return {used_[j].name, kMayBeWritten};
+    }
+    return {};
+  }
+
+ private:
+  struct Used {
+    const char* name;
+    const TensorView* tensor;
+    const char* end;
+    Use use;
+
+    bool is_written() const { return use >= kWritten; }
+    bool shares_memory(const Used& other) const {
+      if (!is_written() && !other.is_written()) return false;
+      if (tensor->data >= other.end || other.tensor->data >= end) return false;
+      const bool may_be_it = use == kNormed && other.use == kMayBecomeNormed && tensor->is_same_view(*other.tensor);
+      return !may_be_it && !tensor->lies_between_rows_of(*other.tensor);
+    }
+  };
+
+  static constexpr int kMost = 8;
+  Used used_[kMost];
+  int count_ = 0;
+};
+
+// dtype, granularity, group_size, scale_format, scale_layout, from argument `first` on. False for what is not known.
+inline bool read_format(const Arguments& arguments, int first, QuantFormat* format) {
+  static const int32_t int8 = aoti_torch_dtype_int8(), float8 = aoti_torch_dtype_float8_e4m3fn();
+  const auto choose = [](std::string_view word, const std::array<const char*, 3>& words, auto* chosen) {
+    int place = 0;
+    while (place < 3 && word != words[place]) ++place;
+    *chosen = static_cast<std::remove_reference_t<decltype(*chosen)>>(place);
+    return place < 3;
+  };
+  const int32_t dtype = arguments.dtype(first);
+  format->int8 = dtype == int8;
+  format->group_size = arguments.integer(first + 2);
+  return (dtype == int8 || dtype == float8) && (format->group_size == 64 || format->group_size == 128) &&
+         choose(arguments.text(first + 1), {"tensor", "token", "group"}, &format->granularity) &&
+         choose(arguments.text(first + 3), {"fp32", "fp32_power_of_2", "ue8m0"}, &format->scale_form) &&
+         choose(arguments.text(first + 4), {"row_major", "column_major", "tma_aligned"}, &format->scale_layout) &&
+         (format->granularity != QuantFormat::kTensor ||
+          (format->scale_form == ScaleForm::fp32 && format->scale_layout == QuantFormat::kRowMajor));
+}
+
+inline int32_t dtype_of(const QuantFormat& format) {
+  return format.int8 ? aoti_torch_dtype_int8() : aoti_torch_dtype_float8_e4m3fn();
+}
+
+// The scales that a call writes for rows like x: as QuantFormat.scales in serving_ops/quant_format.py.
+struct ScalesLayout {
+  int64_t num_dims = 1;
+  int64_t sizes[NewTensor::kMaxDims], strides[NewTensor::kMaxDims];
+  int32_t dtype = aoti_torch_dtype_float32();
+
+  ScalesLayout(const QuantFormat& format, const TensorView& x) {
+    constexpr int64_t kScalesAWord = 4, kTmaRows = 4;
+    if (format.granularity == QuantFormat::kTensor) {
+      sizes[0] = 0;
+      strides[0] = 1;
+      return;
+    }
+    num_dims = x.num_dims;
+    const int64_t last = num_dims - 1;
+    std::copy_n(x.sizes, last, sizes);
+    sizes[last] = format.granularity == QuantFormat::kGroup ? x.row_size() / format.group_size : 1;
+    if (format.scale_form == ScaleForm::ue8m0) {
+      sizes[last] = (sizes[last] + kScalesAWord - 1) / kScalesAWord;
+      dtype = aoti_torch_dtype_int32();
+    }
+    const bool row_major = format.scale_layout == QuantFormat::kRowMajor;
+    int64_t step = row_major ? std::max<int64_t>(sizes[last], 1) : 1;
+    for (int64_t d = last - 1; d >= 0; --d) {
+      strides[d] = step;
+      step *= row_major ? std::max<int64_t>(sizes[d], 1) : sizes[d];
+    }
+    if (format.scale_layout == QuantFormat::kTmaAligned) step = (step + kTmaRows - 1) / kTmaRows * kTmaRows;
+    strides[last] = row_major ? 1 : step;
+  }
+
+  // Row-major scales that are given may lie anywhere.
+  bool is_of(const TensorView& scales, const QuantFormat& format) const {
+    if (scales.num_dims != num_dims || scales.dtype != dtype) return false;
+    for (int64_t d = 0; d < num_dims; ++d) {
+      if (scales.sizes[d] != sizes[d]) return false;
+      if (format.scale_layout != QuantFormat::kRowMajor && sizes[d] > 1 && scales.strides[d] != strides[d]) return false;
+    }
+    return true;
+  }
+};
+
+// What a call writes: the rows before they are quantized, if wanted, the quantized rows, and their scales.
+struct QuantResult {
+  QuantFormat format{};
+  bool has_normed;
+  TensorView normed, q;  // normed is x where it is not wanted
+  TensorView scales;     // one that is read, with kTensor
+  int64_t scales_row_stride = 0, scales_group_stride = 0;
+
+  struct Given {
+    AtenTensorHandle scale, normed, q, scales;
+  };
+
+  Refusal read(const Given& given, const TensorView& x, Memory* memory) {
+    if (format.granularity == QuantFormat::kGroup && x.row_size() % format.group_size != 0)
+      return {"fmt.group_size", " does not divide N"};
+    if (x.num_dims > NewTensor::kMaxDims) return kTooManyDims;
+    has_normed = given.normed != nullptr;
+    normed = has_normed ? TensorView(given.normed) : x;
+    q = TensorView(given.q);
+    if (const Refusal refusal = normed.read_rows_like("normed", x)) return refusal;
+    if (const Refusal refusal = q.read_rows_of("out", x, dtype_of(format))) return refusal;
+    if (has_normed) memory->add("normed", normed, Memory::kNormed);
+    memory->add("out", q, Memory::kWritten);
+    return read_scales(given, x, memory);
+  }
+
+  // The columns of one scale, as the kernels take them (SCALED in kernels/triton/epilogue.py).
+  int64_t columns_of_a_scale() const {
+    if (format.granularity == QuantFormat::kGroup) return format.group_size;
+    return format.granularity == QuantFormat::kToken ? -1 : 0;
+  }
+
+ private:
+  Refusal read_scales(const Given& given, const TensorView& x, Memory* memory) {
+    constexpr Refusal kOtherScales{"scales_out", " is not as the format has it"};
+    const TensorView written(given.scales);
+    if (!ScalesLayout(format, x).is_of(written, format) || !written.on_device_of(x)) return kOtherScales;
+    if ((given.scale != nullptr) != (format.granularity == QuantFormat::kTensor))
+      return {"scale", " is given where fmt.granularity is 'tensor', and nowhere else"};
+    if (given.scale != nullptr) {
+      scales = TensorView(given.scale);
+      memory->add("scale", scales, Memory::kRead);
+      const bool is_scalar = scales.num_dims == 0 && scales.dtype == written.dtype && scales.on_device_of(x);
+      return is_scalar ? Refusal{} : Refusal{"scale", " is not one number in fp32 on x's device"};
+    }
+    scales = written;
+    memory->add("scales_out", scales, Memory::kWritten);
+    RowSpace<1> rows;
+    if (!rows.build(scales.num_dims - 1, scales.sizes, {scales.strides}) || rows.num_dims() > 1)
+      return {"scales_out", " has leading dimensions that do not merge into one"};
+    scales_row_stride = rows.row_stride(0);
+    scales_group_stride = scales.strides[scales.num_dims - 1];
+    return {};
+  }
+};
+
+struct NormQuantCall {
+  Op op;
+  NormSpec spec{};
+  TensorView x, residual;  // residual is x for rms_norm_quant
+  QuantResult result;
+  RowSpace<4> space;  // of x, residual, normed and q
+
+  // rms_norm_quant(x, weight, eps, format (5), scale, weight_offset, normed, out, scales_out)
+  Refusal read_rms_norm(const Arguments& arguments) {
+    spec.eps = arguments.number(2);
+    spec.weight_offset = static_cast<float>(arguments.number(9));
+    if (!read_format(arguments, 3, &result.format)) return kUnknownFormat;
+    return read(arguments.tensor(0), nullptr, arguments.optional_tensor(1), results(arguments, 8, 10));
+  }
+
+  // fused_add_rms_norm_quant(x, residual, weight, eps, format (5), scale, weight_offset, normed, out, scales_out)
+  Refusal read_fused_add(const Arguments& arguments) {
+    spec.eps = arguments.number(3);
+    spec.weight_offset = static_cast<float>(arguments.number(10));
+    if (!read_format(arguments, 4, &result.format)) return kUnknownFormat;
+    return read(arguments.tensor(0), arguments.tensor(1), arguments.optional_tensor(2), results(arguments, 9, 11));
+  }
+
+  // (result, input, weight, scale, epsilon, scale_ub, residual), with a scale a row.
+  Refusal read_token_quant(const Arguments& arguments) {
+    return read_vllms(arguments, QuantFormat::kToken, 0);
+  }
+
+  // The same and group_size, is_scale_transposed: the strides of the scales say that too.
+  Refusal read_block_quant(const Arguments& arguments) {
+    const int64_t group_size = arguments.integer(7);
+    if (group_size != 64 && group_size != 128) return kUnknownFormat;
+    return read_vllms(arguments, QuantFormat::kGroup, group_size);
+  }
+
+ private:
+  static constexpr Refusal kUnknownFormat{"fmt", " is not known"};
+
+  static QuantResult::Given results(const Arguments& arguments, int scale, int normed) {
+    return {arguments.optional_tensor(scale), arguments.optional_tensor(normed), arguments.tensor(normed + 1),
+            arguments.tensor(normed + 2)};
+  }
+
+  Refusal read_vllms(const Arguments& arguments, QuantFormat::Granularity granularity, int64_t group_size) {
+    int32_t dtype;
+    check(aoti_torch_get_dtype(arguments.tensor(0), &dtype), "reading a tensor");
+    if (arguments.optional_tensor(5) != nullptr) return {"scale_ub", " is not None"};
+    spec.eps = arguments.number(4);
+    result.format = {dtype == aoti_torch_dtype_int8(), granularity, group_size, ScaleForm::fp32, QuantFormat::kRowMajor};
+    return read(arguments.tensor(1), arguments.optional_tensor(6), arguments.tensor(2),
+                {nullptr, nullptr, arguments.tensor(0), arguments.tensor(3)});
+  }
+
+  Refusal read(AtenTensorHandle rows, AtenTensorHandle residual_rows, AtenTensorHandle weight_or_null,
+               const QuantResult::Given& given) {
+    Memory memory;
+    op = residual_rows == nullptr ? kRmsNormQuant : kFusedAddRmsNormQuant;
+    x = TensorView(rows);
+    residual = residual_rows == nullptr ? x : TensorView(residual_rows);
+    if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
+    if (const Refusal refusal = residual.read_rows_like("residual", x)) return refusal;
+    spec.size = x.row_size();
+    memory.add("x", x, Memory::kMayBecomeNormed);
+    if (residual_rows != nullptr) memory.add("residual", residual, Memory::kWritten);
+    TensorView weight;
+    if (weight_or_null != nullptr) {
+      weight = TensorView(weight_or_null);
+      if (const Refusal refusal = weight.read_param("weight", x, spec.dtype, &spec.weight)) return refusal;
+      memory.add("weight", weight, Memory::kRead);
+    }
+    if (const Refusal refusal = result.read(given, x, &memory)) return refusal;
+    if (const Refusal refusal = memory.why_not()) return refusal;
+    const bool few = space.build(x.num_dims - 1, x.sizes,
+                                 {x.strides, residual.strides, result.normed.strides, result.q.strides});
+    return few ? Refusal{} : kTooManyDims;
+  }
+};
+
+struct GatedQuantCall {
+  GatedNormSpec spec{};
+  TensorView x, z;  // z is x where there is no gate
+  bool has_gate;
+  QuantResult result;
+  RowSpace<4> space;  // of x, z, normed and q
+
+  // rms_norm_gated_quant(x, z, weight, eps, format (5), scale, bias, norm_before_gate, activation, norm_group_size,
+  // normed, out, scales_out)
+  Refusal read(const Arguments& arguments) {
+    Memory memory;
+    if (!read_format(arguments, 4, &result.format)) return {"fmt", " is not known"};
+    x = TensorView(arguments.tensor(0));
+    if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
+    if (const Refusal refusal = GatedCall::read_options(arguments, 3, 11, x.row_size(), &spec)) return refusal;
+    memory.add("x", x, Memory::kMayBecomeNormed);
+    has_gate = arguments.optional_tensor(1) != nullptr;
+    z = has_gate ? TensorView(arguments.optional_tensor(1)) : x;
+    if (const Refusal refusal = z.read_rows_like("z", x)) return refusal;
+    if (has_gate) memory.add("z", z, Memory::kMayBecomeNormed);
+    TensorView weight, bias;
+    if (const Refusal refusal = read_param("weight", arguments.optional_tensor(2), &weight, &spec.weight, &memory))
+      return refusal;
+    if (const Refusal refusal = read_param("bias", arguments.optional_tensor(10), &bias, &spec.bias, &memory))
+      return refusal;
+    if (const Refusal refusal = read_groups()) return refusal;
+    const QuantResult::Given given{arguments.optional_tensor(9), arguments.optional_tensor(14), arguments.tensor(15),
+                                   arguments.tensor(16)};
+    if (const Refusal refusal = result.read(given, x, &memory)) return refusal;
+    if (const Refusal refusal = memory.why_not()) return refusal;
+    const bool few =
+        space.build(x.num_dims - 1, x.sizes, {x.strides, z.strides, result.normed.strides, result.q.strides});
+    return few ? Refusal{} : kTooManyDims;
+  }
+
+ private:
+  // A program, which has one gated group of a row, must be able to write its scales: `why_not_scales` in
+  // kernels/triton/gated_quant.py.
+  Refusal read_groups() const {
+    const QuantFormat& format = result.format;
+    const int64_t groups = spec.size / spec.group_size, scales = spec.group_size / format.group_size;
+    const bool by_group = format.granularity == QuantFormat::kGroup;
+    if (groups > kMaxGroups) return {"norm_group_size", " makes more groups than a CUDA grid holds"};
+    if ((groups > 1 && format.granularity == QuantFormat::kToken) ||
+        (by_group && spec.group_size % format.group_size != 0) ||
+        (by_group && groups > 1 && format.scale_form == ScaleForm::ue8m0 && scales % 4 != 0))
+      return {"fmt", " has scales that several gated groups share"};
+    return {};
+  }
+  Refusal read_param(const char* name, AtenTensorHandle tensor, TensorView* view, Param* param, Memory* memory) {
+    if (tensor == nullptr) return {};
+    *view = TensorView(tensor);
+    if (const Refusal refusal = view->read_param(name, x, spec.dtype, param)) return refusal;
+    memory->add(name, *view, Memory::kRead);
+    return {};
+  }
+};
+
+}  // namespace serving_ops
