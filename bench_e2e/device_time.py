@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,27 +18,15 @@ PROFILED_STEPS = 32
 
 Decode = Callable[[int], object]
 """Serves the requests of one batch, with this number of tokens each."""
+Ask = Callable[[str], Any]
+"""Calls a method of `Gpu`, by its name, in every process that has a GPU of the engine. The slowest one's answer counts.
+
+All are asked at once: a graph that holds collectives can only be replayed by all of them together.
+"""
 
 
-class Gpu(Protocol):
-    """What the processes that have the GPUs are asked, in pairs around the serving of requests."""
-
-    def count_replays(self) -> None: ...
-
-    def replays(self) -> int:
-        """Of CUDA graphs, since `count_replays`."""
-
-    def replayed_ms(self) -> float:
-        """Of the graph that was replayed last, whose buffers still describe its step."""
-
-    def profile(self) -> None: ...
-
-    def busy_ms(self) -> float:
-        """Time since `profile` in which at least one kernel ran."""
-
-
-class OwnGpu:
-    """The GPU of this process."""
+class Gpu:
+    """The GPU of this process, asked in pairs around the serving of requests."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -57,10 +45,12 @@ class OwnGpu:
         torch.cuda.CUDAGraph.replay = counted  # type: ignore[method-assign]
 
     def replays(self) -> int:
+        """Of CUDA graphs, since `count_replays`."""
         torch.cuda.CUDAGraph.replay = self.original  # type: ignore[method-assign]
         return self.count
 
     def replayed_ms(self) -> float:
+        """Of the graph that was replayed last, whose buffers still describe its step."""
         torch.cuda.synchronize()
         for _ in range(WARM_REPLAYS):
             self.last.replay()
@@ -80,6 +70,7 @@ class OwnGpu:
         self.profiler.start()
 
     def busy_ms(self) -> float:
+        """Time since `profile` in which at least one kernel ran."""
         try:
             torch.cuda.synchronize()
         finally:
@@ -89,64 +80,34 @@ class OwnGpu:
         return union_length(sorted((event.time_range.start, event.time_range.end) for event in events)) / 1e3
 
 
-_own = OwnGpu()
+_own = Gpu()
 
 
 def ask_own_gpu(worker: object, question: str) -> Any:
-    """Calls a method of `Gpu` by its name, in a worker process of an engine, which hands itself over first."""
+    """In a worker process of an engine, which hands itself over first."""
     return getattr(_own, question)()
 
 
-class WorkersGpus:
-    """The GPUs of an engine's workers, one or several that share each step: the slowest decides.
-
-    ask: asks every worker at once, with `ask_own_gpu`; what they answer. A graph that holds collectives can only be
-    replayed by all of them together.
-    """
-
-    def __init__(self, ask: Callable[[str], Sequence[Any]]) -> None:
-        self.ask = ask
-
-    def count_replays(self) -> None:
-        self.ask("count_replays")
-
-    def replays(self) -> int:
-        return int(max(self.ask("replays")))
-
-    def replayed_ms(self) -> float:
-        return float(max(self.ask("replayed_ms")))
-
-    def profile(self) -> None:
-        self.ask("profile")
-
-    def busy_ms(self) -> float:
-        return float(max(self.ask("busy_ms")))
+def slowest(answers: Sequence[Any]) -> Any:
+    return max((answer for answer in answers if answer is not None), default=None)
 
 
-def decode_step_ms(decode: Decode, gpu: Gpu) -> float:
+def decode_step_ms(decode: Decode, ask: Ask) -> float:
     """Milliseconds on the GPU for one step of a batch that is decoding."""
-    first, all_of_them = (_replays(decode, gpu, tokens) for tokens in (1, 1 + STEPS))
+    first, all_of_them = (_around(decode, ask, tokens, "count_replays", "replays") for tokens in (1, 1 + STEPS))
     if STEPS <= all_of_them - first <= STEPS + 1:  # a scheduler may run one ahead
-        return gpu.replayed_ms()
-    return (_busy_ms(decode, gpu, 1 + PROFILED_STEPS) - _busy_ms(decode, gpu, 1)) / PROFILED_STEPS
+        return float(ask("replayed_ms"))
+    one, all_ms = (_around(decode, ask, tokens, "profile", "busy_ms") for tokens in (1, 1 + PROFILED_STEPS))
+    return float(all_ms - one) / PROFILED_STEPS
 
 
-def _replays(decode: Decode, gpu: Gpu, tokens: int) -> int:
-    gpu.count_replays()
+def _around(decode: Decode, ask: Ask, tokens: int, before: str, after: str) -> Any:
+    ask(before)
     try:
         decode(tokens)
-    finally:  # nobody is to be counted any more, also where it fails
-        count = gpu.replays()
-    return count
-
-
-def _busy_ms(decode: Decode, gpu: Gpu, tokens: int) -> float:
-    gpu.profile()
-    try:
-        decode(tokens)
-    finally:
-        busy = gpu.busy_ms()
-    return busy
+    finally:  # nobody is to be counted or profiled any more, also where it fails
+        found = ask(after)
+    return found
 
 
 def union_length(spans: list[tuple[float, float]]) -> float:

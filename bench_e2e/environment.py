@@ -51,7 +51,7 @@ class Hardware:
 
 def versions() -> dict[str, str]:
     """Of serving_ops, Python and what decides the speed; "absent" where not installed."""
-    found = {name: _version(name) for name in ("torch", "triton", "transformers")}
+    found = {name: version_of(name) for name in ("torch", "triton", "transformers")}
     return {
         "serving_ops": __version__,
         **{engine: engine_version(engine) or "absent" for engine in ENGINES},
@@ -70,14 +70,14 @@ def command_line(command: str, words: Sequence[str]) -> str:
 def engine_version(engine: str = "vllm") -> str | None:
     """An engine's version, marked `+cpu` for a CPU build of vLLM; None where it is not installed."""
     for distribution in ENGINES[engine].distributions:
-        version = _version(distribution)
+        version = version_of(distribution)
         if version:
             return version if distribution == engine or "cpu" in version else f"{version}+cpu"
     return None
 
 
 def distribution_named_vllm() -> bool:
-    return _version("vllm") is not None
+    return version_of("vllm") is not None
 
 
 def plugin_installed(engine: str = "vllm") -> bool:
@@ -91,7 +91,7 @@ def detect_device(engine: str = "vllm") -> str:
 
     SGLang has no builds: it runs on what its torch was built for.
     """
-    build = _version("torch") if engine == "sglang" and engine_version(engine) else engine_version(engine)
+    build = version_of("torch") if engine == "sglang" and engine_version(engine) else engine_version(engine)
     return "cuda" if "cpu" not in (build or "cpu") and gpu_name() else "cpu"
 
 
@@ -119,7 +119,7 @@ def _cpu_model() -> str:
     return named[0] if named else platform.machine()
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.bench_e2e import arguments, environment, presets, quantized_presets, redact
+from serving_ops.bench_e2e import arguments, environment, presets, redact
 from serving_ops.bench_e2e.arguments import above_0, at_least_1, check_writable, engine_arguments, file_name
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
 from serving_ops.bench_e2e.environment import ENGINES
@@ -31,8 +31,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     model = made.add_mutually_exclusive_group()
     model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
     model.add_argument("--model", type=arguments.model, help="a folder or a hub name instead of a preset")
-    quantizations = quantized_presets.QUANTIZATIONS
-    add("--quantization", choices=quantizations, help="of the preset's linear layers (default: none)")
+    add("--quantization", choices=presets.QUANTIZATIONS, help="of the preset's linear layers (default: none)")
     mode = made.add_mutually_exclusive_group()
     mode.add_argument("--eager", action="store_true", default=None, help="default on CPU")
     mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")

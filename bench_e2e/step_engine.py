@@ -11,10 +11,10 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from serving_ops.bench_e2e import step_load
-from serving_ops.bench_e2e.device_time import Gpu, WorkersGpus, ask_own_gpu, decode_step_ms
+from serving_ops.bench_e2e.device_time import ask_own_gpu, decode_step_ms, slowest
 from serving_ops.bench_e2e.sglang_scheduler import METHOD
 from serving_ops.bench_e2e.step_load import StepLoad
 from serving_ops.bench_e2e.turns import Mailbox
@@ -23,23 +23,19 @@ CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
 
 
-class Engine(Protocol):
-    """An engine's own offline interface, with the processes that have its GPUs."""
-
-    gpu: Gpu
-
-    def generate(self, prompts: list[list[int]], output_len: int) -> None:
-        """So many greedy tokens for each of these prompts, all of them asked for at once."""
-
-
 class VllmEngine:
-    """`vllm.LLM`, its scheduler in this process. Under tensor parallelism its workers are processes."""
+    """`vllm.LLM`, its scheduler in this process. Under tensor parallelism its workers are processes.
+
+    generate: so many greedy tokens for each of the prompts, all of them asked for at once.
+    """
 
     def __init__(self, model: str, options: dict[str, Any], folder: Path) -> None:
         from vllm import LLM
 
         self.llm = LLM(model, **options)
-        self.gpu = WorkersGpus(lambda question: self.llm.collective_rpc(ask_own_gpu, args=(question,)))
+
+    def ask(self, question: str) -> Any:
+        return slowest(self.llm.collective_rpc(ask_own_gpu, args=(question,)))
 
     def generate(self, prompts: list[list[int]], output_len: int) -> None:
         from vllm import SamplingParams
@@ -57,12 +53,11 @@ class SglangEngine:
         self.engine = sglang.Engine(model_path=model, **options)
         self.answers = folder / "answers"
         self.answers.mkdir()
-        self.gpu = WorkersGpus(self._ask)
 
-    def _ask(self, question: str) -> list[Any]:
+    def ask(self, question: str) -> Any:
         """SGLang's remote calls answer nothing, so files do: one of each scheduler, all there when the call is over."""
         self.engine.collective_rpc(METHOD, question=question, answers=str(self.answers))
-        return [json.loads(answer.read_text()) for answer in self.answers.iterdir()]
+        return slowest([json.loads(answer.read_text()) for answer in self.answers.iterdir()])
 
     def generate(self, prompts: list[list[int]], output_len: int) -> None:
         asked = {"temperature": 0.0, "max_new_tokens": output_len, "ignore_eos": True}
@@ -75,7 +70,7 @@ ENGINES = {"vllm": VllmEngine, "sglang": SglangEngine}
 class Measured:
     """An engine on made-up prompts of exact lengths."""
 
-    def __init__(self, engine: Engine, load: StepLoad, device: str) -> None:
+    def __init__(self, engine: VllmEngine | SglangEngine, load: StepLoad, device: str) -> None:
         self.engine, self.load, self.device = engine, load, device
 
     def serve(self, batch_size: int, prompt_len: int, output_len: int) -> float:
@@ -98,9 +93,8 @@ class Measured:
         return statistics.median(self.serve(batch_size, prompt_len, output_len) for _ in range(CALLS))
 
     def device_step_ms(self, batch_size: int) -> float:
-        return decode_step_ms(
-            lambda tokens: self.serve(batch_size, self.load.decode_prompt_len, tokens), self.engine.gpu
-        )
+        length = self.load.decode_prompt_len
+        return decode_step_ms(lambda tokens: self.serve(batch_size, length, tokens), self.engine.ask)
 
     def measure(self) -> dict[str, float]:
         sizes = self.load.batch_sizes

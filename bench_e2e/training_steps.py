@@ -124,7 +124,7 @@ def described(plain: dict[str, Any]) -> dict[str, Any]:
 def _build(preset: str, device: str, layers: int | None) -> Any:
     import transformers
 
-    config = dict(presets.QWEN3_NEXT if preset == "hybrid" else presets.preset_config(preset, device))
+    config = presets.preset_config(preset, "cpu" if preset == "hybrid" else device)
     config["num_hidden_layers"] = layers or config["num_hidden_layers"]
     torch.manual_seed(0)
     with torch.device(device):

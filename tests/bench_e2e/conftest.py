@@ -95,12 +95,7 @@ def bench(stand_in: dict[str, str], tmp_path: Path) -> Run:
     def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "serving_ops.bench_e2e", *words]
         return subprocess.run(
-            command,
-            env={**stand_in, **environment},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
+            command, env={**stand_in, **environment}, cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
 
     return run

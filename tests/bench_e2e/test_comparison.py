@@ -178,10 +178,7 @@ def test_labels_name_every_figure_of_a_step_in_the_tables_order() -> None:
 
 
 def test_startup_line_is_found_behind_the_engines_prefix() -> None:
-    log = [
-        "non-default args: {'model': '/somewhere/serving_ops/dense'}",
-        f"(Worker pid=7) INFO 11-20 [x.py:1] {ON}",
-    ]
+    log = ["non-default args: {'model': '/somewhere/serving_ops/dense'}", f"(Worker pid=7) INFO 11-20 [x.py:1] {ON}"]
     assert startup_line(log) == ON
     assert is_active(ON)
 

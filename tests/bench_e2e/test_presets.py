@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from serving_ops.bench_e2e.presets import (
+    CHECKPOINTS,
     PRESETS,
+    QUANTIZATIONS,
     QUANTIZED,
     preset_config,
     preset_engine_args,
     tokenizer_of,
     write_preset,
 )
-from serving_ops.bench_e2e.quantized_presets import CHECKPOINTS, QUANTIZATIONS
 
 transformers = pytest.importorskip("transformers")
 

@@ -25,10 +25,7 @@ def test_interval_of_five_rounds_is_the_hand_computed_one() -> None:
     found = paired_ratio([2.0] * 5, [2.0 * math.exp(step / 10) for step in range(1, 6)])
     reach = 2.776 * math.sqrt(0.005)
     assert found.ratio == pytest.approx(math.exp(0.3))
-    assert (found.low, found.high) == (
-        pytest.approx(math.exp(0.3 - reach)),
-        pytest.approx(math.exp(0.3 + reach)),
-    )
+    assert (found.low, found.high) == (pytest.approx(math.exp(0.3 - reach)), pytest.approx(math.exp(0.3 + reach)))
     assert found.pairs == 5
 
 

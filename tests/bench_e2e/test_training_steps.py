@@ -18,11 +18,10 @@ def test_steps_of_both_models_become_a_table(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = SMALL | SMALL_HEADS
-    monkeypatch.setattr(presets, "DENSE", presets.DENSE | small)
-    monkeypatch.setitem(presets.DENSE_SIZE, "cpu", {})
-    hybrid = presets.QWEN3_NEXT | small | SMALL_HYBRID
-    layers = {"layer_types": ["linear_attention", "full_attention"], "mlp_only_layers": [0, 1]}
-    monkeypatch.setattr(presets, "QWEN3_NEXT", hybrid | layers | {"linear_value_head_dim": 16})
+    if preset == "hybrid":
+        small |= SMALL_HYBRID | {"linear_value_head_dim": 16, "mlp_only_layers": [0, 1]}
+        small |= {"layer_types": ["linear_attention", "full_attention"]}
+    monkeypatch.setitem(presets.CONFIGS[preset], "cpu", presets.preset_config(preset, "cpu") | small)
     monkeypatch.setenv("SERVING_OPS_PREWARM", "0")
     out = tmp_path / "steps.json"
     words = ["--preset", preset, "--device", "cpu", "--batch", "2x8", "--rounds", "2", "--out", str(out)]

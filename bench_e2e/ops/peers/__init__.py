@@ -7,11 +7,15 @@ An adapter has `contestants() -> list[Contestant]`, which raises (ImportError as
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
-from functools import partial
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+import torch
+
+from serving_ops.bench_e2e import environment
 from serving_ops.bench_e2e.ops.case_result import first_line
-from serving_ops.bench_e2e.ops.cases import FORWARD, Case
+from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Norm, Unsupported, differentiated
 from serving_ops.bench_e2e.ops.inputs import Inputs
 
@@ -40,12 +44,40 @@ def load(bench: str, adapters: Iterable[str]) -> tuple[list[Contestant], dict[st
     return found, absent
 
 
-def trained(functions: dict[str, Norm], *, overwrites_dout: bool = False) -> Callable[[Case, Inputs], Call]:
-    """Binds a function of the leaves for each op that a project offers with gradients."""
-    return partial(_bind, functions, overwrites_dout)
+def offered(calls: dict[str, Callable[[Inputs], Call]]) -> Callable[[Case, Inputs], Call]:
+    """Binds the call of each op that a project offers without gradients."""
+
+    def bind(case: Case, inputs: Inputs) -> Call:
+        if case.op not in calls:
+            raise Unsupported(f"no {case.op}")
+        return calls[case.op](inputs)
+
+    return bind
 
 
-def _bind(functions: dict[str, Norm], overwrites_dout: bool, case: Case, inputs: Inputs) -> Call:
-    if case.op not in functions or case.passes == FORWARD:
-        raise Unsupported(f"no {case.op}")
-    return differentiated(functions[case.op], case, inputs, overwrites_dout=overwrites_dout)
+def trained(norms: dict[str, Norm], *, overwrites_dout: bool = False) -> Callable[[Case, Inputs], Call]:
+    """Binds the function of the leaves of each op that a project offers with gradients."""
+
+    def bind(case: Case, inputs: Inputs) -> Call:
+        if case.op not in norms:
+            raise Unsupported(f"no {case.op}")
+        return differentiated(norms[case.op], case, inputs, overwrites_dout=overwrites_dout)
+
+    return bind
+
+
+def load_library(candidates: Sequence[str]) -> None:
+    """Registers the operators of the first that exists, a path relative to a folder of sys.path.
+
+    Raises OSError, and ImportError that names what was looked for.
+    """
+    paths = (Path(folder or ".") / candidate for candidate in candidates for folder in sys.path)
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise ImportError(f"no {' or '.join(candidates)} on sys.path")
+    torch.ops.load_library(str(found))
+
+
+def version(*distributions: str) -> str:
+    """Of the first that is installed; "unknown" for a library carried without its package."""
+    return next(filter(None, map(environment.version_of, distributions)), "unknown")

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
-from serving_ops.bench_e2e.ops.peers import installed
+from serving_ops.bench_e2e.ops.peers import offered, version
 
 
 def contestants() -> list[Contestant]:
     norm = importlib.import_module("flashinfer.norm")
-    version = installed.version("flashinfer-python")
-    return [
-        Contestant("FlashInfer", version, partial(_bind, norm, False)),
-        Contestant("FlashInfer PDL", version, partial(_bind, norm, True)),
-    ]
 
+    def bind(pdl: bool) -> Callable[[Case, Inputs], Call]:
+        return offered(
+            {
+                FUSED_ADD: lambda i: partial(norm.fused_add_rmsnorm, i.x, i.residual, i.weight, EPS, pdl),
+                RMS_NORM: lambda i: partial(norm.rmsnorm, i.x, i.weight, EPS, i.out, pdl),
+            }
+        )
 
-def _bind(norm: ModuleType, enable_pdl: bool, case: Case, inputs: Inputs) -> Call:
-    if case.op == FUSED_ADD:
-        return partial(norm.fused_add_rmsnorm, inputs.x, inputs.residual, inputs.weight, EPS, enable_pdl)
-    if case.op == RMS_NORM:
-        return partial(norm.rmsnorm, inputs.x, inputs.weight, EPS, inputs.out, enable_pdl)
-    raise Unsupported(f"no {case.op}")
+    of = version("flashinfer-python")
+    return [Contestant("FlashInfer", of, bind(False)), Contestant("FlashInfer PDL", of, bind(True))]

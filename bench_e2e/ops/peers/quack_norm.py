@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from functools import partial
 
-from serving_ops.bench_e2e.ops.cases import ADD, FUSED_ADD, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Norm, Unsupported
-from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
-from serving_ops.bench_e2e.ops.peers import installed, trained
+from serving_ops.bench_e2e.ops.cases import ADD, FUSED_ADD, RMS_NORM
+from serving_ops.bench_e2e.ops.contestants import Contestant
+from serving_ops.bench_e2e.ops.inputs import EPS
+from serving_ops.bench_e2e.ops.peers import offered, trained, version
 
 
 def contestants() -> list[Contestant]:
-    norm = importlib.import_module("quack.rmsnorm")
-    return [Contestant("Quack", installed.version("quack-kernels"), partial(_bind, norm._rmsnorm_fwd))]
-
-
-def _bind(forward: Callable[..., object], case: Case, inputs: Inputs) -> Call:
     # forward(x, weight, out, bias, rstd, mean, residual, residual_out, eps)
-    x, residual, weight = inputs.x, inputs.residual, inputs.weight
-    if case.op == FUSED_ADD:
-        return partial(forward, x, weight, x, None, None, None, residual, residual, EPS)
-    if case.op == RMS_NORM:
-        return partial(forward, x, weight, inputs.out, None, None, None, None, None, EPS)
-    raise Unsupported(f"no {case.op}")
+    forward = importlib.import_module("quack.rmsnorm")._rmsnorm_fwd
+    calls = {
+        FUSED_ADD: lambda i: partial(forward, i.x, i.weight, i.x, None, None, None, i.residual, i.residual, EPS),
+        RMS_NORM: lambda i: partial(forward, i.x, i.weight, i.out, None, None, None, None, None, EPS),
+    }
+    return [Contestant("Quack", version("quack-kernels"), offered(calls))]
 
 
 def with_gradients() -> list[Contestant]:
     rmsnorm = importlib.import_module("quack.rmsnorm").rmsnorm
-    functions: dict[str, Norm] = {
+    norms = {
         RMS_NORM: lambda x, weight: rmsnorm(x, weight, eps=EPS),
         ADD: lambda x, residual, weight: rmsnorm(x, weight, residual=residual, eps=EPS, prenorm=True),
     }
-    return [Contestant("Quack", installed.version("quack-kernels"), trained(functions))]
+    return [Contestant("Quack", version("quack-kernels"), trained(norms))]

