@@ -22,3 +22,8 @@ def plan_rope(size: int, num_tokens: int, heads_a_token: int) -> Plan:
     if heads <= SOME_ROWS:
         return Plan("heads", block, many, WARPS, overlap=True, min_rows=FEW_ROWS + 1, max_rows=SOME_ROWS)
     return Plan("heads", block, many, WARPS, min_rows=SOME_ROWS + 1, max_rows=MAX_ROWS)
+
+
+def tokens_to_prewarm(heads_a_token: int) -> tuple[int, ...]:
+    """Counts that together use every plan that a layer can have."""
+    return (1, *(most // heads_a_token + 1 for most in (FEW_ROWS, SOME_ROWS)))

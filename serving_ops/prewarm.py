@@ -51,9 +51,13 @@ def _warm(spec: NormSpec) -> None:
     """
     op, tokens = registry.find(spec.op), {1, 2}
     if spec.device.type == "cuda":
-        groups = spec.heads * (spec.size // spec.group_size if spec.group_size else 1)
-        tokens |= {-(-rows // groups) for rows in plan.rows_to_prewarm(spec.group_size or spec.size)}
+        tokens.update((op.tokens_to_prewarm or _tokens_of_rows)(spec))
     for num_tokens in sorted(tokens):
         op.function(**registry.sample(spec, num_tokens))
     if spec.device.type == "cuda":
         torch.cuda.synchronize(spec.device)
+
+
+def _tokens_of_rows(spec: NormSpec) -> tuple[int, ...]:
+    groups = spec.heads * (spec.size // spec.group_size if spec.group_size else 1)
+    return tuple(-(-rows // groups) for rows in plan.rows_to_prewarm(spec.group_size or spec.size))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import checks, cuda_rope, modes, rope_checks, rope_reference
+from serving_ops import checks, cuda_rope, modes, plan_rope, rope_checks, rope_reference
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
 from serving_ops.ops.description import Call, NormOp, Number, Own
@@ -195,6 +195,7 @@ registry.register(
         run={"cuda": cuda_rope.qk_norm_rope},
         route=cuda_rope.rope_route,
         repeat=cuda_rope.repeat,
+        tokens_to_prewarm=lambda spec: plan_rope.tokens_to_prewarm(spec.heads + spec.rotation.num_kv_heads),
         check_values=rope_checks.index_values,
         bytes_moved=_bytes_moved,
     )

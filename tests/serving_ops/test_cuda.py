@@ -11,6 +11,7 @@ from torch import Tensor
 
 import serving_ops
 from serving_ops import reference
+from serving_ops.ops import registry
 
 pytestmark = pytest.mark.gpu
 
@@ -149,6 +150,25 @@ def test_nothing_compiles_after_prewarm() -> None:
         serving_ops.rms_norm(heads, narrow)
         gate = torch.randn(num_tokens, 2048, dtype=BF16, device=device)[:, :576].unflatten(1, (3, 192))
         serving_ops.rms_norm_gated(torch.randn(num_tokens, 3, 192, dtype=BF16, device=device), gate, gate_weight)
+    assert launch.compilations() == before
+
+
+def test_no_rotation_compiles_after_prewarm() -> None:
+    from serving_ops.kernels.triton import launch
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    rotations = [serving_ops.RopeSpec(3), serving_ops.RopeSpec(3, has_cache=True, mrope_section=(24, 12, 12))]
+    specs = [
+        serving_ops.NormSpec("qk_norm_rope", 96, BF16, BF16, device, heads=6, rotation=rotation)
+        for rotation in rotations
+    ]
+    assert not serving_ops.prewarm(specs).failed
+    before = launch.compilations()
+    for spec in specs:
+        for num_tokens in (1, 2, 3, 28, 29, 100, 227, 228, 3000):
+            call = registry.sample(spec, num_tokens)
+            serving_ops.qk_norm_rope(**call)
+            serving_ops.qk_norm_rope(**{n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in call.items()})
     assert launch.compilations() == before
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving_ops import plan
+from serving_ops import plan, plan_rope
 
 ROWS = [1, 2, 16, 24, 255, 256, 257, 768, 2048, 2049, 4096, 65536, 65537, 1449144, 2**31 - 1]
 
@@ -60,3 +60,9 @@ def test_prewarm_covers_every_plan(size: int) -> None:
     assert warmed == {plan.plan_norm(size, 2, rows) for rows in ROWS}
     gated = {plan.plan_gated(size, 2, rows) for rows in plan.rows_to_prewarm(size)}
     assert gated == {plan.plan_gated(size, 2, rows) for rows in ROWS}
+
+
+@pytest.mark.parametrize("heads", [1, 9, 24, 40, 300, 3000])
+def test_prewarm_uses_every_plan_of_a_rotation(heads: int) -> None:
+    used = {plan_rope.plan_rope(128, tokens, heads) for tokens in plan_rope.tokens_to_prewarm(heads)}
+    assert {plan_rope.plan_rope(128, tokens, heads) for tokens in range(1, 5000)} <= used
