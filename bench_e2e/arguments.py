@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,16 @@ def refusal(text: str, allowed: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{text!r}; allowed: {allowed}")
 
 
-def at_least_1(text: str) -> int:
-    return at_least(text, 1)
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or int(text) < least:
+            raise refusal(text, f"whole numbers from {least}")
+        return int(text)
+
+    return number
 
 
-def at_least_2(text: str) -> int:
-    return at_least(text, 2)
-
-
-def at_least(text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < least:
-        raise refusal(text, f"whole numbers from {least}")
-    return int(text)
+at_least_1, at_least_2 = at_least(1), at_least(2)
 
 
 def above_0(text: str) -> float:

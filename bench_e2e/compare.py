@@ -55,16 +55,15 @@ def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
 
 
 def _of_variants(a: dict[str, Any], b: dict[str, Any]) -> Block:
-    first, second = comparison.of(a), comparison.of(b)
-    common = [figure for figure in first.figures if figure in second.figures]
+    runs = [comparison.of(plain) for plain in (a, b)]
     lines = []
-    for figure in common:
-        spreads = [result.spread(variant, figure) for variant in (BASELINE, OURS) for result in (first, second)]
-        changes = [f"{new.median / old.median:.3f}" for old, new in (spreads[:2], spreads[2:])]
-        cells = [cell for place in (0, 1) for cell in (*map(spread_text, spreads[2 * place :][:2]), changes[place])]
-        lines.append([first.figures[figure], *cells, *(ratio_text(result.ratio(figure)) for result in (first, second))])
-    of_variants = [f"{variant} {name}" for variant in (BASELINE, OURS) for name in ("A", "B", "B / A")]
-    return Block(["ms", *of_variants, *(f"{OURS} / {BASELINE} {name}" for name in "AB")], lines)
+    for figure in (figure for figure in runs[0].figures if figure in runs[1].figures):
+        spreads = {variant: [run.spread(variant, figure) for run in runs] for variant in (OURS, BASELINE)}
+        changes = [f"{after.median / before.median:.3f}" for before, after in spreads.values()]
+        ratios = [ratio_text(run.ratio(figure)) for run in runs]
+        lines.append([runs[0].figures[figure], *map(spread_text, spreads[OURS]), *changes, *ratios])
+    ratios = [f"{OURS} / {BASELINE} {name}" for name in "AB"]
+    return Block(["ms", f"{OURS} A", f"{OURS} B", "B / A", f"{BASELINE} B / A", *ratios], lines)
 
 
 def _of_ops(a: dict[str, Any], b: dict[str, Any]) -> Block:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +19,7 @@ def of_run(kind: str, command: str, device: str) -> dict[str, Any]:
         "command": command,
         "device": device,
         "versions": environment.versions(),
-        "hardware": asdict(environment.hardware()),
+        "hardware": environment.hardware(),
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from serving_ops.bench_e2e import redact
 from serving_ops.version import __version__
@@ -41,14 +42,6 @@ ENGINES = {
 }
 
 
-@dataclass(frozen=True)
-class Hardware:
-    cpu: str
-    cores: int  # that this process may use
-    memory_gib: float
-    gpu: str | None
-
-
 def versions() -> dict[str, str]:
     """Of serving_ops, Python and what decides the speed; "absent" where not installed."""
     found = {name: version_of(name) for name in ("torch", "triton", "transformers")}
@@ -76,10 +69,6 @@ def engine_version(engine: str = "vllm") -> str | None:
     return None
 
 
-def distribution_named_vllm() -> bool:
-    return version_of("vllm") is not None
-
-
 def plugin_installed(engine: str = "vllm") -> bool:
     """Whether the engine would find our plugin: it looks for entry points, not for an importable package."""
     group = ENGINES[engine].plugin_group
@@ -95,9 +84,11 @@ def detect_device(engine: str = "vllm") -> str:
     return "cuda" if "cpu" not in (build or "cpu") and gpu_name() else "cpu"
 
 
-def hardware() -> Hardware:
+def hardware() -> dict[str, Any]:
+    """cores: that this process may use."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Hardware(_cpu_model(), len(os.sched_getaffinity(0)), round(memory, 1), gpu_name())
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": _cpu_model(), "cores": cores, "memory_gib": round(memory, 1), "gpu": gpu_name()}
 
 
 def gpu_name() -> str | None:
@@ -106,8 +97,7 @@ def gpu_name() -> str | None:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    names = answer.split("\n")
-    return names[0].strip() or None
+    return answer.split("\n")[0].strip() or None
 
 
 def _cpu_model() -> str:

@@ -120,7 +120,7 @@ def _get(address: Address, path: str) -> bytes:
 
 def _python_path(work: Path, engine: str) -> str:
     inherited = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    if engine != "vllm" or environment.distribution_named_vllm():
+    if engine != "vllm" or environment.version_of("vllm"):
         return os.pathsep.join(inherited)
     return os.pathsep.join([str(_name_vllm(work / "names")), *inherited])
 
