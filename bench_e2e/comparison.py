@@ -13,7 +13,6 @@ from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio
 
 BASELINE, OURS = "native", "serving_ops"
 OWN = ("labels", "pairs", "plugin_lines")
-DISTURBED = 1.25  # times a variant's median; of 22 servers on 2 cores, those left alone stayed within 1.11
 LEAST_PAIRS_OF_VERSION_1 = 2
 
 
@@ -65,16 +64,6 @@ class Comparison:
         engine, versions = self.run["engine"], self.run["versions"]
         named = f"{engine} {versions[engine]}, torch {versions['torch']}"
         return f"{named}, {machine(self.run)}, {self.run['date'][:10]}"
-
-    @property
-    def disturbed(self) -> list[str]:
-        """What something else on the machine slowed down: far above its variant's median."""
-        return [
-            f"{variant} {place}"
-            for variant, entries in self.pairs.items()
-            for place, entry in enumerate(entries, start=1)
-            if any(entry[figure] > DISTURBED * self.spread(variant, figure).median for figure in self.figures)
-        ]
 
     def to_json(self) -> dict[str, Any]:
         ratios = {

@@ -59,8 +59,6 @@ def show(result: Comparison, console: Console) -> None:
         console.print(f"[bold red]{INACTIVE}[/bold red]")
         for line in dict.fromkeys(result.plugin_lines[OURS]):
             console.print(f"  {line or '(the plugin said nothing)'}", markup=False, soft_wrap=True)
-    if result.disturbed:
-        console.print(f"[yellow]disturbed: {', '.join(result.disturbed)}; run again on a quiet machine[/yellow]")
 
 
 def title(result: Comparison) -> str:

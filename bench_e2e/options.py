@@ -5,22 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.bench_e2e import arguments, environment, presets, redact
+from serving_ops.bench_e2e import arguments, envelope, environment, presets, redact
 from serving_ops.bench_e2e.arguments import above_0, at_least_1, check_writable, engine_arguments, file_name
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
 from serving_ops.bench_e2e.environment import ENGINES
 
 COMMAND = "python -m serving_ops.bench_e2e"
-
-
-def command(name: str, words: list[str]) -> str:
-    """A subcommand as results record it."""
-    return environment.command_line(f"{COMMAND} {name}", words)
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -78,14 +74,17 @@ def out(chosen: argparse.Namespace) -> Path:
     return Path(chosen.out / f"{chosen.name}.json")
 
 
-def described(chosen: argparse.Namespace) -> dict[str, Any]:
-    """What results say of the model that was served."""
+def described(chosen: argparse.Namespace, words: list[str], load: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What results say of a run beside their figures. load: a dataclass; given: what the engine was built with."""
     compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
-    return {
+    command = environment.command_line(f"{COMMAND} {chosen.kind}", words)
+    return envelope.of_run(chosen.kind, command, chosen.device) | {
         "name": chosen.name,
         "engine": chosen.engine,
         "model": redact.value_of("model", model_label(chosen)),
         "mode": "eager" if chosen.eager else compiled,
+        "load": asdict(load),
+        "engine_options": redact.plain(given),
     }
 
 

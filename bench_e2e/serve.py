@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, envelope, options, redact, session, turns
+from serving_ops.bench_e2e import engine_arguments, options, session, turns
 from serving_ops.bench_e2e.arguments import at_least_1, at_least_2
 from serving_ops.bench_e2e.client import LABELS, METRICS, ServeLoad
 from serving_ops.bench_e2e.comparison import Comparison
@@ -123,9 +123,8 @@ class Serving:
             f"{asked.concurrency} in flight; {alive}, in turns: median over {count} turn{'s' if count > 1 else ''} "
             f"[lowest-highest]; ratio: {RATIO_METHOD}."
         )
-        own = {"load": asdict(asked), "engine_options": redact.plain(self.engine_options), "method": method}
-        run = {**envelope.of_run("serve", options.command("serve", words), self.chosen.device)}
-        return Comparison(run | options.described(self.chosen) | own, LABELS, self.pairs, self.lines)
+        run = options.described(self.chosen, words, asked, self.engine_options) | {"method": method}
+        return Comparison(run, LABELS, self.pairs, self.lines)
 
 
 def main(words: list[str]) -> int:

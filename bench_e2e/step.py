@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, envelope, options, redact, session, sglang_scheduler, turns
+from serving_ops.bench_e2e import engine_arguments, options, session, sglang_scheduler, turns
 from serving_ops.bench_e2e.arguments import at_least_1, numbers
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.plugin_log import startup_line
@@ -82,14 +82,10 @@ class Engines:
         if not self.rounds or not self.rounds["native"][0]:
             return None
         pairs = {variant: [typical(rounds) for rounds in engines] for variant, engines in self.rounds.items()}
-        own = {
-            "load": asdict(self.load),
-            "engine_options": redact.plain(self.engine_options),
-            "method": self.load.method(self.chosen.engines, len(self.rounds["native"][0])),
-            "rounds": self.rounds,
-        }
-        run = envelope.of_run("step", options.command("step", words), self.chosen.device)
-        return Comparison(run | options.described(self.chosen) | own, self.load.labels, pairs, self.lines)
+        method = self.load.method(self.chosen.engines, len(self.rounds["native"][0]))
+        run = options.described(self.chosen, words, self.load, self.engine_options)
+        run |= {"method": method, "rounds": self.rounds}
+        return Comparison(run, self.load.labels, pairs, self.lines)
 
 
 def main(words: list[str]) -> int:

@@ -200,10 +200,3 @@ def test_kernels_in_vllms_fusion_pass_count_as_active_where_no_layer_is_on() -> 
     line = "serving_ops 0.1.0 (auto, cuda:0): on for no layer; where vLLM's pass fuses norms with FP8, "
     assert is_active(f"{line}our kernels run")
     assert not is_active(f"{line}vLLM's own run")
-
-
-def test_a_turn_slowed_by_something_else_is_named(result: Comparison) -> None:
-    assert result.disturbed == []
-    slow = dict.fromkeys(result.pairs["native"][0], 400.0)
-    noisy = dataclasses.replace(result, pairs={"native": [*result.pairs["native"], slow]})
-    assert noisy.disturbed == ["native 3"]
