@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import reference
-from serving_ops.bench_e2e.ops import rope
+from serving_ops.bench_e2e.ops import rope_cases
 from serving_ops.bench_e2e.ops.cases import FORWARD, FUSED_ADD, Case
 from serving_ops.bench_e2e.ops.contestants import FORMULAS, Call, formula, with_eps
 from serving_ops.bench_e2e.ops.inputs import Inputs, redraw
@@ -60,7 +60,7 @@ def _sample(num_tokens: int) -> Tensor:
 
 def _exact(case: Case, inputs: Inputs, tokens: Tensor) -> tuple[Tensor, ...]:
     if inputs.call:
-        return (rope.exact(inputs.call, tokens),)
+        return (rope_cases.exact(inputs.call, tokens),)
     *rows, weight, eps = inputs.arguments
     wide = [tensor[tokens].double() for tensor in rows]
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
@@ -84,7 +84,7 @@ def _results(case: Case, inputs: Inputs, returned: object) -> tuple[Tensor, ...]
     """What the call returned, or what it wrote if it returned nothing."""
     shape = inputs.x.shape
     if inputs.call:
-        return (rope.results(inputs.call, returned),)
+        return (rope_cases.results(inputs.call, returned),)
     if case.fmt is not None:
         return _dequantized(case, inputs, returned)
     if isinstance(returned, (tuple, list)):

@@ -18,7 +18,7 @@ from torch import Tensor
 import serving_ops
 from serving_ops import reference
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.ops import rope
+from serving_ops.bench_e2e.ops import rope_cases
 from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, GATED, QK_ROPE, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.quant_format import QuantFormat
@@ -118,7 +118,7 @@ FORMULAS: dict[str, Callable[..., object]] = {
     ADD: reference.add_rms_norm,
     RMS_NORM: reference.rms_norm,
     GATED: reference.rms_norm_gated,
-    QK_ROPE: rope.formula,
+    QK_ROPE: rope_cases.formula,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.bench_e2e.ops import rope
+from serving_ops.bench_e2e.ops import rope_cases
 from serving_ops.bench_e2e.ops.cases import ADD, FORWARD, FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, Case
 from serving_ops.ops.quantized import RESULTS
 
@@ -58,8 +58,8 @@ class Inputs:
 def make_inputs(case: Case, device: str) -> Inputs:
     """Fresh tensors on the device. Results start as NaN, so that an element nobody wrote is seen."""
     if case.op == QK_ROPE:
-        call = rope.make(case, device)
-        return Inputs(rope.rotated_heads(call), None, None, None, None, call=call)
+        call = rope_cases.make(case, device)
+        return Inputs(rope_cases.rotated_heads(call), None, None, None, None, call=call)
     strided = case.layout == "strided"
     gated = case.op == GATED
     x = _random(case, device, strided and not gated)

@@ -16,7 +16,7 @@ from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, QK_ROPE, RMS_NORM,
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.bench_e2e.ops.peers import load_library, version
-from serving_ops.bench_e2e.ops.rope import heads
+from serving_ops.bench_e2e.ops.rope_cases import heads
 
 NAME = "vLLM C"
 PAIR = "our norm, vLLM quant"
