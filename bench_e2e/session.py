@@ -41,9 +41,11 @@ def run(
     except KeyboardInterrupt:
         console.print(f"[bold]interrupted[/bold]; no process is left, the logs are in {work}", soft_wrap=True)
         status = INTERRUPTED
-    measured = result()
+    finally:
+        measured = result()
+        if measured is not None:
+            publish(measured, out, console)
     if measured is not None:
-        publish(measured, out, console)
         status = status or (0 if measured.active else INACTIVE)
     if status in (0, INACTIVE) and not keep_logs:
         shutil.rmtree(work, ignore_errors=True)

@@ -169,6 +169,15 @@ def test_whole_pairs_are_saved_though_the_run_is_interrupted(monkeypatch: pytest
     assert {variant: len(entries) for variant, entries in pairs.items()} == {"native": 1, "serving_ops": 1}
 
 
+def test_what_was_measured_is_saved_whatever_ends_the_run(result: Comparison) -> None:
+    def measure(work: Path) -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.run(measure, lambda: result, Path("out/sample.json"))
+    assert Path("out/sample.json").is_file()
+
+
 def test_whole_rounds_are_saved_even_where_a_time_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"tpot_ms_batch_1": 5.0, "decode_step_device_ms_batch_1": 0.0}
 
