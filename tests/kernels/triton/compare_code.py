@@ -91,7 +91,8 @@ def call_norms() -> Iterator[str]:
         yield f"gated={gated} {count}x{group} {dtype} before={before} bias={bias}"
 
 
-def compiled(kernel: Any, options: dict[str, Any], plan: Any, arguments: dict[str, Any], capability: int = 90) -> Any:
+def compiled(kernel: Any, options: dict[str, Any], plan: Any, arguments: dict[str, Any], target: int | str = 90) -> Any:
+    """target: a compute capability, which is 90 for 9.0, or the name of an AMD GPU's instruction set."""
     import torch
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -115,9 +116,10 @@ def compiled(kernel: Any, options: dict[str, Any], plan: Any, arguments: dict[st
             signature[name], constants[place,] = "constexpr", arguments[name]
         else:
             signature[name] = annotation.removeprefix("tl.").replace("int", "i").replace("float", "fp")
+    gpu = GPUTarget("cuda", target, 32) if isinstance(target, int) else GPUTarget("hip", target, 64)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {"num_warps": plan.num_warps, **options}
-    return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return compile(source, target=gpu, options=options)
 
 
 def figures(ptx: str, cubin: str) -> str:

@@ -1,10 +1,10 @@
 """Compile what representative calls of every op launch, for GPUs that are not there.
 
-    python tests/kernels/triton/compile_kernels.py CAPABILITY...
+    python tests/kernels/triton/compile_kernels.py TARGET...
 
-With the Triton that is first on PYTHONPATH: for compute capability 9.0, which is 90 here, every call, for others each
-kernel once. Prints JSON: Triton's version, the names of all kernels, and by capability those that were compiled
-("compiled") and the errors of what was not ("failed").
+With the Triton that is first on PYTHONPATH: for compute capability 9.0, which is 90 here, every call, for others and
+for AMD's GPUs, such as gfx942, each kernel once. Prints JSON: Triton's version, the names of all kernels, and by target
+those that were compiled ("compiled") and the errors of what was not ("failed").
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from serving_ops.rope_spec import RopeSpec
 from serving_ops.training import cuda_backward
 
 EVERY_CALL = 90
+AS_ON_AMD = 89  # what is launched there: FP8, and neither dependent launches nor bulk copies
 BF16, FP32, INT8 = torch.bfloat16, torch.float32, torch.int8
 TILE, ROW, WIDE = 128, 4096, 40064
 """Elements of rows that each of the norms' three kernels takes."""
@@ -136,7 +137,8 @@ def cause_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def compile_for(capability: int, launches: list[tuple[Any, ...]]) -> dict[str, Any]:
+def compile_for(target: int | str, launches: list[tuple[Any, ...]]) -> dict[str, Any]:
+    capability = target if isinstance(target, int) else AS_ON_AMD
     pretend(capability)
     names: set[str] = set()
     failed: dict[str, str] = {}
@@ -147,10 +149,10 @@ def compile_for(capability: int, launches: list[tuple[Any, ...]]) -> dict[str, A
         while launches:
             launched = launches.pop()
             kernel = launched[0].fn.__name__
-            if kernel in names and capability != EVERY_CALL:
+            if kernel in names and target != EVERY_CALL:
                 continue
             try:
-                compiled(*launched, capability)
+                compiled(*launched, target)
                 names.add(kernel)
             except Exception as error:  # whatever Triton raises, of one kernel, must not hide the others'
                 failed[f"{kernel} of {name}"] = cause_of(error)
@@ -165,10 +167,10 @@ def every_kernel() -> set[str]:
     }
 
 
-def main(*capabilities: str) -> None:
+def main(*targets: str) -> None:
     launches = record_launches()
-    found = {capability: compile_for(int(capability), launches) for capability in capabilities}
-    print(json.dumps({"triton": triton.__version__, "kernels": sorted(every_kernel()), "capabilities": found}))
+    found = {target: compile_for(int(target) if target.isdigit() else target, launches) for target in targets}
+    print(json.dumps({"triton": triton.__version__, "kernels": sorted(every_kernel()), "targets": found}))
 
 
 if __name__ == "__main__":
