@@ -23,7 +23,9 @@ class Progress:
         columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn())
         times = (progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn())
         shown = self.console.is_terminal
-        self.bar = progress.Progress(*columns, *times, console=self.console, transient=True, disable=not shown)
+        self.bar = progress.Progress(
+            *columns, *times, console=self.console, transient=True, disable=not shown, refresh_per_second=2
+        )
         self.task = self.bar.add_task("starting", total=steps)
 
     def __enter__(self) -> Progress:
