@@ -1,4 +1,4 @@
-"""SGLang's engine on a GPU, with CUDA graphs: a dense model, a hybrid, and the dense one in deterministic mode."""
+"""SGLang's engine on a GPU, with CUDA graphs: a dense model, plain, in FP8 and in deterministic mode, and a hybrid."""
 
 from __future__ import annotations
 
@@ -39,17 +39,21 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "hybrid": ("hybrid", {"enable_multimodal": False, "mm_attention_backend": "sdpa"}),
     "deterministic": ("dense", {"enable_deterministic_inference": True}),
+    "fp8": ("dense", {"quantization": "fp8"}),
 }
 NARROW = "of narrow rows (unless SGLang fuses them)"
+ATTENTION = "Qwen3Attention's q and k"
 LAYERS = {
-    "dense": {"RMSNorm": 5, f"RMSNorm {NARROW}": 4},
+    "dense": {"RMSNorm": 5, f"RMSNorm {NARROW}": 4, ATTENTION: 2},
     "hybrid": {"GemmaRMSNorm": 9, f"GemmaRMSNorm {NARROW}": 4, "RMSNormGated": 2},
-    "deterministic": {"RMSNorm": 5, f"RMSNorm {NARROW}": 4},
+    "deterministic": {"RMSNorm": 5, f"RMSNorm {NARROW}": 4, ATTENTION: 2},
+    "fp8": {"RMSNorm with FP8 per token": 4, "RMSNorm": 1, f"RMSNorm {NARROW}": 4, ATTENTION: 2},
 }
 CALLED = {
-    "dense": {"fused_add_rms_norm", "rms_norm"},
+    "dense": {"fused_add_rms_norm", "rms_norm", "qk_norm_rope"},
     "hybrid": {"fused_add_rms_norm", "rms_norm", "rms_norm_gated"},
-    "deterministic": {"fused_add_rms_norm", "rms_norm"},
+    "deterministic": {"fused_add_rms_norm", "rms_norm", "qk_norm_rope"},
+    "fp8": {"fused_add_rms_norm", "rms_norm", "qk_norm_rope", "fused_add_rms_norm_quant", "rms_norm_quant"},
 }
 of_each = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "dense" else pytest.mark.slow) for name in ENGINES]

@@ -15,13 +15,22 @@ pytest.importorskip("sglang", reason="SGLang is not installed beside this packag
 
 import fp8_on_cpu
 from built_layers import HIDDEN, rms_norm, rows, runner_of
+from quantized_layers import (
+    COLUMNS,
+    TAKEN,
+    blocks,
+    fp8_method,
+    fp8_weight,
+    layer_of,
+    method,
+    per_column,
+    projection_of,
+)
 
 from serving_ops import QuantFormat, extension, reference
 from serving_ops.integrations.sglang import projections, quantizing_rms_norm, startup, switch
 from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32
 from serving_ops.integrations.sglang.quantizing_rms_norm import PAIRED, Rows
-
-COLUMNS = 384
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="these layers are built for CPU"),
@@ -34,122 +43,6 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_OPS", "strict")
     monkeypatch.setattr(quantizing_rms_norm, "why_reference", lambda specs: None)
     fp8_on_cpu.install(monkeypatch)
-
-
-def _method(module: str, name: str, **options: Any) -> Any:
-    """A method of SGLang's, without what its constructor asks of the server."""
-    method = object.__new__(getattr(importlib.import_module(f"sglang.srt.layers.quantization.{module}"), name))
-    vars(method).update(options)
-    return method
-
-
-def _fp8_weight(*shape: int) -> torch.Tensor:
-    return (rows(*shape, seed=3).float() * 20).to(torch.float8_e4m3fn)
-
-
-def _projection(method: Any, weight: torch.Tensor, **attributes: Any) -> torch.nn.Module:
-    projection = torch.nn.Module()
-    projection.quant_method, projection.weight, projection.input_scale = method, weight, None
-    for name, value in attributes.items():
-        setattr(projection, name, value)
-    return projection
-
-
-def _scales(*shape: int) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(4)) / 100 + 0.001
-
-
-def _fp8_method(**options: Any) -> Any:
-    absent = ("use_marlin", "use_mxfp8", "block_quant", "block_fp8_as_mxfp8", "use_per_token_if_dynamic")
-    fixed = dict.fromkeys(absent, False)
-    return _method("fp8", "Fp8LinearMethod", **{**fixed, "cutlass_fp8_supported": True, **options})
-
-
-def _blocks(linear: str) -> torch.nn.Module:
-    from sglang.srt.layers.quantization import fp8_utils
-
-    chosen = getattr(fp8_utils, linear)
-    config, size = SimpleNamespace(weight_block_size=[128, 128]), [128, 128]
-    method = _fp8_method(block_quant=True, quant_config=config, weight_block_size=size, w8a8_block_fp8_linear=chosen)
-    return _projection(method, _fp8_weight(COLUMNS, HIDDEN), weight_scale_inv=_scales(COLUMNS // 128, HIDDEN // 128))
-
-
-def _per_column(method: Any, **attributes: Any) -> torch.nn.Module:
-    return _projection(method, _fp8_weight(COLUMNS, HIDDEN).T, weight_scale=_scales(COLUMNS, 1), **attributes)
-
-
-def _compressed(scheme: str, **options: Any) -> dict[str, Any]:
-    where = "compressed_tensors.schemes"
-    return {
-        "method": _method("compressed_tensors.compressed_tensors", "CompressedTensorsLinearMethod"),
-        "scheme": _method(where, scheme, weight_block_size=None, strategy="channel", **options),
-    }
-
-
-def _compressed_blocks() -> torch.nn.Module:
-    from sglang.srt.layers.quantization import fp8_utils
-
-    given = _compressed("CompressedTensorsW8A8Fp8", w8a8_block_fp8_linear=fp8_utils.triton_w8a8_block_fp8_linear)
-    given["scheme"].weight_block_size = [128, 128]
-    scale = _scales(COLUMNS // 128, HIDDEN // 128)
-    return _projection(weight=_fp8_weight(COLUMNS, HIDDEN), weight_scale=scale, **given)
-
-
-def _int8(method: Any, **attributes: Any) -> torch.nn.Module:
-    weight = torch.randint(-127, 128, (COLUMNS, HIDDEN), dtype=torch.int8, generator=torch.Generator().manual_seed(5)).T
-    return _projection(method, weight, weight_scale=_scales(COLUMNS, 1), **attributes)
-
-
-def _static(scale: float = 0.02) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
-
-
-def _per_tensor() -> torch.nn.Module:
-    given = _compressed("CompressedTensorsW8A8Fp8", is_static_input_scheme=True)
-    weight = _fp8_weight(COLUMNS, HIDDEN).T
-    return _projection(weight=weight, weight_scale=torch.tensor(0.01), **given | {"input_scale": _static()})
-
-
-TAKEN: dict[str, tuple[Callable[[], torch.nn.Module], str, str]] = {
-    "fp8 token": (lambda: _per_column(_fp8_method()), "FP8 per token", "cutlass"),
-    "fp8 static": (lambda: _per_column(_fp8_method(), input_scale=_static()), "FP8 with a static scale", "cutlass"),
-    "fp8 blocks, Triton": (lambda: _blocks("triton_w8a8_block_fp8_linear"), "FP8 in groups of 128", "triton"),
-    "fp8 blocks, DeepGEMM": (
-        lambda: _blocks("deepgemm_w8a8_block_fp8_linear_with_fallback"), "FP8 in groups of 128", "deepgemm",
-    ),
-    "w8a8_fp8 token": (
-        lambda: _per_column(_method("w8a8_fp8", "W8A8Fp8LinearMethod", cutlass_fp8_supported=True)),
-        "FP8 per token", "cutlass",
-    ),
-    "compressed fp8 token": (
-        lambda: _per_column(**_compressed("CompressedTensorsW8A8Fp8", is_static_input_scheme=False)),
-        "FP8 per token", "cutlass",
-    ),
-    "compressed fp8 static": (_per_tensor, "FP8 with a static scale", "torch"),
-    "compressed fp8 blocks": (_compressed_blocks, "FP8 in groups of 128", "triton"),
-    "int8 token": (lambda: _int8(_method("w8a8_int8", "W8A8Int8LinearMethod")), "INT8 per token", "cutlass"),
-    "compressed int8 token": (lambda: _int8(**_compressed("CompressedTensorsW8A8Int8")), "INT8 per token", "cutlass"),
-}  # fmt: skip
-"""How to build a projection, the quantization of the norm before it, and the product that it runs."""
-
-
-def layer_of(projection: torch.nn.Module, name: str = "sglang.srt.models.qwen3.Qwen3DecoderLayer") -> Any:
-    """A decoder layer of SGLang's as far as the pairing looks: its class, its norms, and what reads them."""
-    module, _, cls = name.rpartition(".")
-    layer = object.__new__(getattr(importlib.import_module(module), cls))
-    torch.nn.Module.__init__(layer)
-    layer.input_layernorm, layer.post_attention_layernorm = rms_norm(), rms_norm()
-    layer.self_attn, layer.mlp = torch.nn.Module(), torch.nn.Module()
-    layer.self_attn.qkv_proj, layer.mlp.gate_up_proj = projection, torch.nn.Linear(HIDDEN, COLUMNS)
-    layer.mlp.gate_up_proj.quant_method = UNQUANTIZED
-    return layer
-
-
-class UnquantizedLinearMethod:
-    """Named as SGLang's."""
-
-
-UNQUANTIZED = UnquantizedLinearMethod()
 
 
 def report(caplog: pytest.LogCaptureFixture, layer: Any, **server_args: Any) -> str:
@@ -276,37 +169,37 @@ def test_a_server_whose_other_parts_read_a_norms_result_has_plain_norms(
 
 
 def _of_another_dtype() -> torch.nn.Module:
-    projection = _blocks("triton_w8a8_block_fp8_linear")
+    projection = blocks("triton_w8a8_block_fp8_linear")
     projection.weight_scale_inv = projection.weight_scale_inv.to(torch.int32)
     return projection
 
 
 NOT_TAKEN: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     "Marlin": (
-        lambda: _per_column(_fp8_method(use_marlin=True)),
+        lambda: per_column(fp8_method(use_marlin=True)),
         "no code for its projection's FP8 by Marlin or MXFP8",
     ),
     "packed scales": (
         _of_another_dtype, "no code for its projection's FP8 in blocks of (128, 128) with scales in torch.int32",
     ),
     "another product": (
-        lambda: _blocks("cutlass_w8a8_block_fp8_linear_with_fallback"),
+        lambda: blocks("cutlass_w8a8_block_fp8_linear_with_fallback"),
         "no code for its projection's cutlass_w8a8_block_fp8_linear_with_fallback",
     ),
     "FlashInfer's": (
-        lambda: _blocks("flashinfer_deepgemm_w8a8_block_fp8_linear_with_fallback"),
+        lambda: blocks("flashinfer_deepgemm_w8a8_block_fp8_linear_with_fallback"),
         "no code for its projection's flashinfer_deepgemm_w8a8_block_fp8_linear_with_fallback",
     ),
     "another scheme": (
-        lambda: _projection(
-            _method("compressed_tensors.compressed_tensors", "CompressedTensorsLinearMethod"),
-            _fp8_weight(COLUMNS, HIDDEN),
-            scheme=_method("compressed_tensors.schemes", "CompressedTensorsW8A16Fp8"),
+        lambda: projection_of(
+            method("compressed_tensors.compressed_tensors", "CompressedTensorsLinearMethod"),
+            fp8_weight(COLUMNS, HIDDEN),
+            scheme=method("compressed_tensors.schemes", "CompressedTensorsW8A16Fp8"),
         ),
         "no code for its projection's CompressedTensorsW8A16Fp8",
     ),
     "another method": (
-        lambda: _projection(_method("blockwise_int8", "BlockInt8LinearMethod"), _fp8_weight(COLUMNS, HIDDEN)),
+        lambda: projection_of(method("blockwise_int8", "BlockInt8LinearMethod"), fp8_weight(COLUMNS, HIDDEN)),
         "no code for its projection's BlockInt8LinearMethod",
     ),
 }  # fmt: skip
@@ -323,7 +216,7 @@ def test_a_method_or_product_that_is_not_known_quantizes_itself(case: str, caplo
 def test_deep_gemm_is_given_only_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.layers import deep_gemm_wrapper
 
-    projection = _blocks("deepgemm_w8a8_block_fp8_linear_with_fallback")
+    projection = blocks("deepgemm_w8a8_block_fp8_linear_with_fallback")
     form = projections.prequantized(projection, torch.bfloat16)
     assert not isinstance(form, str)
     assert form.fmt.scale_layout == "tma_aligned"
