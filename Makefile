@@ -2,6 +2,7 @@
 # make test-all  set up and run every test that this machine can run
 # make bench     set up, serve a small model with and without serving_ops, print TTFT and TPOT: 3 minutes after set-up
 # make ops       set up, time the ops alone
+# make wheel     set up, build a wheel in dist/ that installs without a compiler
 # make lint      ruff and mypy
 # make clean     remove what these made
 
@@ -19,7 +20,7 @@ SGLANGS := tests/integrations/sglang/sglang_versions.py
 OLDEST_TRITON := tests/kernels/triton/oldest_triton.py
 SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(OLDEST_TRITON) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cpu/backward/* kernels/cuda/* kernels/operators/*)
 
-.PHONY: test test-all bench ops lint setup clean
+.PHONY: test test-all bench ops wheel lint setup clean
 
 # Tests on a GPU share it, so one process runs them; on CPU two do, each a file of tests at a time, engines first.
 WORKERS ?= $(if $(HAS_CUDA),0,2)
@@ -36,6 +37,12 @@ bench: setup
 
 ops: setup
 	$(BIN)/python -m serving_ops.bench_e2e ops $(ARGS)
+
+# torch's library comes from the torch beside it, of any version from the oldest supported on.
+wheel: setup
+	rm -rf build/wheel
+	SERVING_OPS_BUILD=required $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
 
 lint: setup
 	$(BIN)/ruff check .

