@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from serving_ops.bench_e2e.comparison import OURS
@@ -53,8 +54,8 @@ def blocks(report: dict[str, Any]) -> list[Block]:
     """A table for each regime, op, number of threads and form of the result; with gradients, for each op and pass."""
     trained = report["kind"] == "training"
     key = ("op", "dtype", "threads", "passes") if trained else ("regime", "op", "threads", "form")
-    build = _trained_block if trained else _block
-    return [build(results, report.get("copy_tb_s")) for results in _grouped(report["results"], key)]
+    copy_rate = report.get("copy_tb_s")
+    return [_block(results, copy_rate, trained=trained) for results in _grouped(report["results"], key)]
 
 
 def summary(reports: Sequence[dict[str, Any]]) -> str:
@@ -90,47 +91,33 @@ def tb_s(result: Result, name: str) -> float:
     return float(result["bytes_moved"] / result["times"][name]["median_us"] / 1e6)
 
 
-def _block(results: Sequence[Result], copy_rate: float | None) -> Block:
+def _block(results: Sequence[Result], copy_rate: float | None, *, trained: bool) -> Block:
     first, names = results[0], columns(results)
-    regime, form = first["regime"], first.get("form")
-    compared = regime != "variants"
-    copy_rate = copy_rate if regime in BANDWIDTH_REGIMES else None
-    header = [
-        "shape",
-        *names,
-        *(["best peer / ours"] if compared else []),
-        *(["TB/s", "of copy rate"] if copy_rate else []),
-    ]
-    to_form = "" if form is None else FORMS[form]
-    title = f"{first['op']}, {first['dtype']}{to_form}{_threads(first)}: {TITLES[regime]}"
-    lines = [_line(result, names, copy_rate) for result in results]
-    return Block(header, lines, title, [_fastest(result, header) if compared else None for result in results])
+    regime, variants = first["regime"], first["regime"] == "variants"
+    cells: dict[str, Callable[[Result], str]] = {"shape": _shape}
+    cells |= {name: partial(_time_cell, name=name, with_ratio=trained or variants) for name in names}
+    if not trained and not variants:
+        cells["best peer / ours"] = _peer_cell
+    if trained:
+        cells["GB/s of ours"] = partial(_rate_cell, times=1000, form=".0f")
+    if copy_rate and (trained or regime in BANDWIDTH_REGIMES):
+        cells |= {} if trained else {"TB/s": partial(_rate_cell, times=1, form=".2f")}
+        cells["of copy rate"] = partial(_rate_cell, times=1 / copy_rate, form=".0%")
+    if trained:
+        title = f"`{first['op']}`, {first['dtype']}{_threads(first)}, {first['passes']}: us a call (its ratio to ours)"
+    else:
+        title = f"{first['op']}, {first['dtype']}{FORMS.get(first.get('form'), '')}{_threads(first)}: {TITLES[regime]}"
+    lines = [[cell(result) for cell in cells.values()] for result in results]
+    return Block(list(cells), lines, title, [None if variants else _fastest(result, list(cells)) for result in results])
 
 
-def _line(result: Result, names: Sequence[str], copy_rate: float | None) -> list[str]:
-    variants = result["regime"] == "variants"
-    cells = [_shape(result), *(_time_cell(result, name, with_ratio=variants) for name in names)]
-    if not variants:
-        peer = best_peer(result)
-        cells.append("-" if peer is None else f"{peer[1]:.2f} ({peer[0]})")
-    if copy_rate is not None:
-        rate = tb_s(result, OURS) if OURS in result["times"] else None
-        cells += ["-", "-"] if rate is None else [f"{rate:.2f}", f"{rate / copy_rate:.0%}"]
-    return cells
+def _peer_cell(result: Result) -> str:
+    peer = best_peer(result)
+    return "-" if peer is None else f"{peer[1]:.2f} ({peer[0]})"
 
 
-def _trained_block(results: Sequence[Result], copy_rate: float | None) -> Block:
-    first, names = results[0], columns(results)
-    title = f"`{first['op']}`, {first['dtype']}{_threads(first)}, {first['passes']}: us a call (its ratio to ours)"
-    header = ["shape", *names, "GB/s of ours", *(["of copy rate"] if copy_rate else [])]
-    lines = []
-    for result in results:
-        rate = tb_s(result, OURS) if OURS in result["times"] else None
-        rates = ["-" if rate is None else f"{1000 * rate:.0f}"]
-        if copy_rate:
-            rates.append("-" if rate is None else f"{rate / copy_rate:.0%}")
-        lines.append([_shape(result), *(_time_cell(result, name, with_ratio=True) for name in names), *rates])
-    return Block(header, lines, title, [_fastest(result, header) for result in results])
+def _rate_cell(result: Result, times: float, form: str) -> str:
+    return format(tb_s(result, OURS) * times, form) if OURS in result["times"] else "-"
 
 
 def _threads(result: Result) -> str:
