@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 
@@ -37,6 +36,7 @@ class QuantFormat:
     scale_format: "fp32"; "fp32_power_of_2", rounded up; or "ue8m0", exponents of powers of two, four in an int32.
     scale_layout: of scales (..., groups): "row_major"; "column_major", where rows lie side by side; or "tma_aligned",
         the same with each column padded to a multiple of 4 rows.
+    text: all of these in one line, as the operators take them.
 
     Raises ValueError for any other value, and for another scale format or layout than the defaults with "tensor".
     """
@@ -46,6 +46,7 @@ class QuantFormat:
     group_size: int = 128
     scale_format: str = "fp32"
     scale_layout: str = "row_major"
+    text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, allowed in ALLOWED.items():
@@ -54,16 +55,20 @@ class QuantFormat:
                 raise ValueError(f"serving_ops: {name} is {value!r}: allowed are {', '.join(map(str, allowed))}")
         if self.granularity == "tensor" and (self.scale_format, self.scale_layout) != ("fp32", "row_major"):
             raise ValueError(f"serving_ops: granularity is 'tensor': its one scale is fp32 and row_major, not {self}")
+        words = (str(self.dtype).removeprefix("torch."), self.granularity, str(self.group_size))
+        object.__setattr__(self, "text", " ".join((*words, self.scale_format, self.scale_layout)))
 
-    def fields(self) -> dict[str, Any]:
-        """Return the fields by name, as the operators take them."""
-        return {
-            "dtype": self.dtype,
-            "granularity": self.granularity,
-            "group_size": self.group_size,
-            "scale_format": self.scale_format,
-            "scale_layout": self.scale_layout,
-        }
+    @classmethod
+    def parse(cls, text: str) -> QuantFormat:
+        """Return the format that has this `text`. Raises ValueError where none has."""
+        dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in LIMITS}
+        dtype, granularity, group_size, *scales = text.split() if text.count(" ") == len(ALLOWED) - 1 else [text] * 5
+        size = int(group_size) if group_size.isdecimal() else group_size
+        return cls(dtypes.get(dtype, dtype), granularity, size, *scales)  # type: ignore[arg-type]
+
+    def fields(self) -> dict[str, str]:
+        """Return the format by name as the operators take it: as one text, since each argument costs host time."""
+        return {"fmt": self.text}
 
     def group(self, size: int) -> int:
         """Return how many elements share a scale, in a row of this size."""

@@ -52,8 +52,6 @@ class Arguments {
     return stack_[i] == 0 ? otherwise : unboxed<int64_t>(*inner(i));
   }
   int64_t integer(int i) const { return unboxed<int64_t>(stack_[i]); }
-  // As aoti_torch_dtype_... give it.
-  int32_t dtype(int i) const { return unboxed<int32_t>(stack_[i]); }
   double number(int i) const { return unboxed<double>(stack_[i]); }
   bool boolean(int i) const { return unboxed<bool>(stack_[i]); }
   std::string_view text(int i) const { return text_of(stack_[i]); }

@@ -46,22 +46,23 @@ class Memory {
   int count_ = 0;
 };
 
-// dtype, granularity, group_size, scale_format, scale_layout, from argument `first` on. False for what is not known.
-inline bool read_format(const Arguments& arguments, int first, QuantFormat* format) {
-  static const int32_t int8 = aoti_torch_dtype_int8(), float8 = aoti_torch_dtype_float8_e4m3fn();
-  const auto choose = [](std::string_view word, const std::array<const char*, 3>& words, auto* chosen) {
-    int place = 0;
-    while (place < 3 && word != words[place]) ++place;
+// From `QuantFormat.text`: dtype, granularity, group size, scale format and scale layout. False for what is not known.
+inline bool read_format(std::string_view text, QuantFormat* format) {
+  const auto choose = [&text](const std::array<std::string_view, 3>& words, auto* chosen) {
+    const std::string_view word = text.substr(0, text.find(' '));
+    text.remove_prefix(std::min(text.size(), word.size() + 1));
+    size_t place = 0;
+    while (place < words.size() && word != words[place]) ++place;
     *chosen = static_cast<std::remove_reference_t<decltype(*chosen)>>(place);
-    return place < 3;
+    return place < words.size();
   };
-  const int32_t dtype = arguments.dtype(first);
-  format->int8 = dtype == int8;
-  format->group_size = arguments.integer(first + 2);
-  return (dtype == int8 || dtype == float8) && (format->group_size == 64 || format->group_size == 128) &&
-         choose(arguments.text(first + 1), {"tensor", "token", "group"}, &format->granularity) &&
-         choose(arguments.text(first + 3), {"fp32", "fp32_power_of_2", "ue8m0"}, &format->scale_form) &&
-         choose(arguments.text(first + 4), {"row_major", "column_major", "tma_aligned"}, &format->scale_layout) &&
+  bool large = false;
+  const bool known = choose({"float8_e4m3fn", "int8", "int8"}, &format->int8) &&
+                     choose({"tensor", "token", "group"}, &format->granularity) && choose({"64", "128", "128"}, &large) &&
+                     choose({"fp32", "fp32_power_of_2", "ue8m0"}, &format->scale_form) &&
+                     choose({"row_major", "column_major", "tma_aligned"}, &format->scale_layout) && text.empty();
+  format->group_size = large ? 128 : 64;
+  return known &&
          (format->granularity != QuantFormat::kTensor ||
           (format->scale_form == ScaleForm::fp32 && format->scale_layout == QuantFormat::kRowMajor));
 }
@@ -175,20 +176,20 @@ struct NormQuantCall {
   QuantResult result;
   RowSpace<4> space;  // of x, residual, normed and q
 
-  // rms_norm_quant(x, weight, eps, format (5), scale, weight_offset, normed, out, scales_out)
+  // rms_norm_quant(x, weight, eps, fmt, scale, weight_offset, normed, out, scales_out)
   Refusal read_rms_norm(const Arguments& arguments) {
     spec.eps = arguments.number(2);
-    spec.weight_offset = static_cast<float>(arguments.number(9));
-    if (!read_format(arguments, 3, &result.format)) return kUnknownFormat;
-    return read(arguments.tensor(0), nullptr, arguments.optional_tensor(1), results(arguments, 8, 10));
+    spec.weight_offset = static_cast<float>(arguments.number(5));
+    if (!read_format(arguments.text(3), &result.format)) return kUnknownFormat;
+    return read(arguments.tensor(0), nullptr, arguments.optional_tensor(1), results(arguments, 4, 6));
   }
 
-  // fused_add_rms_norm_quant(x, residual, weight, eps, format (5), scale, weight_offset, normed, out, scales_out)
+  // fused_add_rms_norm_quant(x, residual, weight, eps, fmt, scale, weight_offset, normed, out, scales_out)
   Refusal read_fused_add(const Arguments& arguments) {
     spec.eps = arguments.number(3);
-    spec.weight_offset = static_cast<float>(arguments.number(10));
-    if (!read_format(arguments, 4, &result.format)) return kUnknownFormat;
-    return read(arguments.tensor(0), arguments.tensor(1), arguments.optional_tensor(2), results(arguments, 9, 11));
+    spec.weight_offset = static_cast<float>(arguments.number(6));
+    if (!read_format(arguments.text(4), &result.format)) return kUnknownFormat;
+    return read(arguments.tensor(0), arguments.tensor(1), arguments.optional_tensor(2), results(arguments, 5, 7));
   }
 
   // (result, input, weight, scale, epsilon, scale_ub, residual), with a scale a row.
@@ -253,14 +254,14 @@ struct GatedQuantCall {
   QuantResult result;
   RowSpace<4> space;  // of x, z, normed and q
 
-  // rms_norm_gated_quant(x, z, weight, eps, format (5), scale, bias, norm_before_gate, activation, norm_group_size,
-  // normed, out, scales_out)
+  // rms_norm_gated_quant(x, z, weight, eps, fmt, scale, bias, norm_before_gate, activation, norm_group_size, normed,
+  // out, scales_out)
   Refusal read(const Arguments& arguments) {
     Memory memory;
-    if (!read_format(arguments, 4, &result.format)) return {"fmt", " is not known"};
+    if (!read_format(arguments.text(4), &result.format)) return {"fmt", " is not known"};
     x = TensorView(arguments.tensor(0));
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
-    if (const Refusal refusal = GatedCall::read_options(arguments, 3, 11, x.row_size(), &spec)) return refusal;
+    if (const Refusal refusal = GatedCall::read_options(arguments, 3, 7, x.row_size(), &spec)) return refusal;
     memory.add("x", x, Memory::kMayBecomeNormed);
     has_gate = arguments.optional_tensor(1) != nullptr;
     z = has_gate ? TensorView(arguments.optional_tensor(1)) : x;
@@ -269,11 +270,11 @@ struct GatedQuantCall {
     TensorView weight, bias;
     if (const Refusal refusal = read_param("weight", arguments.optional_tensor(2), &weight, &spec.weight, &memory))
       return refusal;
-    if (const Refusal refusal = read_param("bias", arguments.optional_tensor(10), &bias, &spec.bias, &memory))
+    if (const Refusal refusal = read_param("bias", arguments.optional_tensor(6), &bias, &spec.bias, &memory))
       return refusal;
     if (const Refusal refusal = read_groups()) return refusal;
-    const QuantResult::Given given{arguments.optional_tensor(9), arguments.optional_tensor(14), arguments.tensor(15),
-                                   arguments.tensor(16)};
+    const QuantResult::Given given{arguments.optional_tensor(5), arguments.optional_tensor(10), arguments.tensor(11),
+                                   arguments.tensor(12)};
     if (const Refusal refusal = result.read(given, x, &memory)) return refusal;
     if (const Refusal refusal = memory.why_not()) return refusal;
     const bool few =

@@ -1,7 +1,6 @@
-// serving_ops::rms_norm_quant(Tensor x, Tensor? weight, float eps, *, FORMAT, Tensor? scale, float weight_offset,
+// serving_ops::rms_norm_quant(Tensor x, Tensor? weight, float eps, *, str fmt, Tensor? scale, float weight_offset,
 // Tensor(a!)? normed) -> (Tensor out, Tensor scales), fused_add_rms_norm_quant with Tensor(a!) residual behind x, and
-// .out of both with Tensor out, Tensor scales_out last. FORMAT is ScalarType dtype, str granularity, int group_size,
-// str scale_format, str scale_layout.
+// .out of both with Tensor out, Tensor scales_out last.
 #include "new_quantized.h"
 #include "operators.h"
 
@@ -25,16 +24,16 @@ void into(StableIValue* stack, const char* kinds, const char* fallback) {
 }  // namespace
 
 void rms_norm_quant_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  RmsNorm::call_into(stack, "to..s.sso.obb", kRmsNormFallback, new_quantized<3>);
+  RmsNorm::call_into(stack, "to.so.obb", kRmsNormFallback, new_quantized<3>);
 }
 void rms_norm_quant_out_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  into<RmsNorm>(stack, "to..s.sso.ott", kRmsNormFallback);
+  into<RmsNorm>(stack, "to.so.ott", kRmsNormFallback);
 }
 void fused_add_rms_norm_quant_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  FusedAdd::call_into(stack, "tto..s.sso.obb", kFusedAddFallback, new_quantized<4>);
+  FusedAdd::call_into(stack, "tto.so.obb", kFusedAddFallback, new_quantized<4>);
 }
 void fused_add_rms_norm_quant_out_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  into<FusedAdd>(stack, "tto..s.sso.ott", kFusedAddFallback);
+  into<FusedAdd>(stack, "tto.so.ott", kFusedAddFallback);
 }
 
 // (Tensor(a!) result, Tensor input, Tensor weight, Tensor(b!) scale, float epsilon, Tensor? scale_ub,

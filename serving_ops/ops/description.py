@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -134,18 +133,14 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Format:
-    """A `QuantFormat`. The operator has its fields instead, as schemas know no dataclasses.
+    """A `QuantFormat`. The operator has its text instead, as schemas know no dataclasses.
 
     scale: the argument that is given where all rows share one scale, and nowhere else.
     """
 
     name: str
     scale: str
-    type: str = "ScalarType dtype, str granularity, int group_size, str scale_format, str scale_layout"
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return tuple(declared.split()[1] for declared in self.type.split(", "))
+    type: str = "str"
 
     def check(self, value: QuantFormat, call: Call) -> None:
         checks.quantizes(value, call["x"], self.scale, call[self.scale])
@@ -267,26 +262,20 @@ class NormOp:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """As the operator has them: the fields of a format instead of the format."""
-        return tuple(chain.from_iterable(p.fields if isinstance(p, Format) else (p.name,) for p in self.all.values()))
+        return tuple(self.all)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """What the dispatcher passes to an implementation: it leaves out what has its default."""
         call = self.defaults | dict(zip(self.names, args, strict=False)) | dict(kwargs)
         for argument in self.arguments:
             if isinstance(argument, Format):
-                call[argument.name] = QuantFormat(*(call.pop(name) for name in argument.fields))
+                call[argument.name] = QuantFormat.parse(call[argument.name])
         return call
 
     def unbind(self, call: Call) -> Call:
-        """The same by the operator's names, in its order."""
-        flat: Call = {}
-        for name, parameter in self.all.items():
-            if isinstance(parameter, Format):
-                flat |= call[name].fields()
-            elif name in call:
-                flat[name] = call[name]
-        return flat
+        """The same as the operator takes it, in its order."""
+        values = {name: call[name] for name in self.all if name in call}
+        return {name: value.text if isinstance(value, QuantFormat) else value for name, value in values.items()}
 
     def bind_public(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The same for a call of the public function."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import cuda_quant, reference
+from serving_ops import checks, cuda_quant, modes, reference
 from serving_ops.ops import quantized, registry
 from serving_ops.ops.description import NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
@@ -37,12 +37,12 @@ def fused_add_rms_norm_quant(
 
     Returns and raises as `serving_ops.rms_norm_quant`.
     """
-    options: dict[str, Any] = {"weight": weight, "eps": eps, "weight_offset": weight_offset, "normed": normed}
-    operator, results = torch.ops.serving_ops.fused_add_rms_norm_quant, (out, scales_out)
-    written = (residual, normed)
-    return quantized.call(
-        operator, "serving_ops.add_rms_norm", x, fmt, scale, *results, written, residual=residual, **options
-    )
+    if not modes.only_computed(x, residual, weight, scale, normed, out, scales_out):
+        tensors = {"x": x, "residual": residual, "weight": weight, "scale": scale, "normed": normed}
+        checks.not_differentiated("serving_ops.add_rms_norm", **tensors, out=out, scales_out=scales_out)
+    operator, arguments = torch.ops.serving_ops.fused_add_rms_norm_quant, (x, residual, weight, eps)
+    results = normed, out, scales_out
+    return quantized.call(operator, arguments, fmt, scale, *results, (residual,), weight_offset=weight_offset)
 
 
 def _formula(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from serving_ops import counters, support
 from serving_ops.norm_spec import NormSpec
-from serving_ops.ops.description import Argument, Call, Format, NormOp, Result, Rows, is_written
+from serving_ops.ops.description import Argument, Call, NormOp, Result, Rows, is_written
 from serving_ops.schemas import TAGS, library
 
 OPS: dict[str, NormOp] = {}
@@ -83,8 +83,6 @@ def _declared(op: NormOp, parameters: Iterable[Argument | Result]) -> str:
 
 def _named(parameter: Argument | Result, letters: Iterator[str] | None) -> str:
     """Type and name, with a letter, which no other has, where it is written."""
-    if isinstance(parameter, Format):
-        return parameter.type
     written = letters is not None and is_written(parameter)
     kind = parameter.type.replace("Tensor", f"Tensor({next(letters)}!)") if letters and written else parameter.type
     return f"{kind} {parameter.name}"

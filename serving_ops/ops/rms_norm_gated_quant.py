@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import checks, cuda_quant, reference
+from serving_ops import checks, cuda_quant, modes, reference
 from serving_ops.ops import quantized, registry
 from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
@@ -42,10 +42,13 @@ def rms_norm_gated_quant(
 
     Returns and raises as `serving_ops.rms_norm_quant`.
     """
-    options: dict[str, Any] = {"z": z, "weight": weight, "eps": eps, "bias": bias, "normed": normed}
-    options |= {"norm_before_gate": norm_before_gate, "activation": activation, "norm_group_size": norm_group_size}
-    operator, results = torch.ops.serving_ops.rms_norm_gated_quant, (out, scales_out)
-    return quantized.call(operator, "serving_ops.rms_norm_gated", x, fmt, scale, *results, (normed,), **options)
+    if not modes.only_computed(x, z, weight, scale, bias, normed, out, scales_out):
+        tensors = {"x": x, "z": z, "weight": weight, "scale": scale, "bias": bias, "normed": normed}
+        checks.not_differentiated("serving_ops.rms_norm_gated", **tensors, out=out, scales_out=scales_out)
+    options: dict[str, Any] = {"bias": bias, "norm_before_gate": norm_before_gate, "activation": activation}
+    options["norm_group_size"] = norm_group_size
+    operator, arguments = torch.ops.serving_ops.rms_norm_gated_quant, (x, z, weight, eps)
+    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, **options)
 
 
 def _formula(

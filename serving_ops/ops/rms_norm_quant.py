@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import cuda_quant, reference
+from serving_ops import checks, cuda_quant, modes, reference
 from serving_ops.ops import quantized, registry
 from serving_ops.ops.description import NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
@@ -41,9 +41,11 @@ def rms_norm_quant(
     Raises RuntimeError, with nothing written, for input that `serving_ops.checks` calls wrong, and where a tensor
     requires grad. What the kernels do not take runs on `serving_ops.reference`; `serving_ops.explain` says why.
     """
-    options: dict[str, Any] = {"weight": weight, "eps": eps, "weight_offset": weight_offset, "normed": normed}
-    operator, results = torch.ops.serving_ops.rms_norm_quant, (out, scales_out)
-    return quantized.call(operator, "serving_ops.rms_norm", x, fmt, scale, *results, (normed,), **options)
+    if not modes.only_computed(x, weight, scale, normed, out, scales_out):
+        tensors = {"x": x, "weight": weight, "scale": scale, "normed": normed, "out": out, "scales_out": scales_out}
+        checks.not_differentiated("serving_ops.rms_norm", **tensors)
+    operator, arguments = torch.ops.serving_ops.rms_norm_quant, (x, weight, eps)
+    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, weight_offset=weight_offset)
 
 
 def _formula(fmt: QuantFormat, scale: Tensor | None, normed: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:

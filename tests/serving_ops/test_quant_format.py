@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from numerics import rows
+from op_calls import formats
 
 import serving_ops
 from serving_ops import QuantFormat, reference
@@ -90,3 +91,17 @@ def test_the_bits_are_those_of_the_norm_and_a_quantization() -> None:
         assert torch.equal(normed, reference.rms_norm(X, weight))
         assert torch.equal(q.view(torch.uint8), want.view(torch.uint8))
         assert torch.equal(scales, want_scales)
+
+
+def test_a_format_is_read_back_from_its_text() -> None:
+    for fmt in formats(128):
+        assert QuantFormat.parse(fmt.text) == fmt
+    assert QuantFormat().text == "float8_e4m3fn group 128 fp32 row_major"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "int8", "int8 token 128 fp32", "int8 token many fp32 row_major", "int16 token 128 fp32 row_major"]
+)
+def test_a_text_of_no_format_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="allowed are"):
+        QuantFormat.parse(text)
