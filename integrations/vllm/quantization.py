@@ -3,6 +3,10 @@
 vLLM computes such a norm and the quantization in one kernel, from Inductor or from a fusion pass. Our norm would add a
 kernel: on an H200 (vLLM 0.25.1, Qwen3-0.6B, FP8 per token) a decode step took 1.04 of vLLM's time, and a prompt of 8192
 tokens 1.17. An unknown quantization counts as one that quantizes activations.
+
+On CPU vLLM quantizes to INT8 in an operator of its own, or within the product, and eager norms are ours: on one core,
+Qwen3-0.6B's shape (vLLM 0.32, 2026-11-28) took 0.963 of vLLM's CPU time per token, and 0.893 for 512 tokens. Compiled,
+two engines of each took 0.98 and 1.02.
 """
 
 from __future__ import annotations
@@ -71,6 +75,8 @@ WEIGHT_ONLY: dict[str, Callable[[Any], bool]] = {
 
 def why_norms_stay(vllm_config: Any) -> str | None:
     """What the norms' consumers do to their input, for the start-up line; None where they take it as it is."""
+    from vllm.platforms import current_platform
+
     config = vllm_config.quant_config
     if config is None or (EAGER_NORMS_ARE_OURS and is_eager(vllm_config)):
         return None
@@ -79,6 +85,8 @@ def why_norms_stay(vllm_config: Any) -> str | None:
         return _why_weight_only_quantizes(vllm_config, name)
     formats = _compressed_inputs(config) if name == "compressed-tensors" else [FORMATS.get(_asked(vllm_config, name))]
     known = [found for found in formats if found is not None]
+    if known == ["INT8"] and current_platform.is_cpu() and is_eager(vllm_config):
+        return None
     return f"{CONSUMER}quantizes to {' and '.join(known)}" if known else f"{CONSUMER}may quantize: {name}"
 
 

@@ -152,11 +152,11 @@ MODES = {"compiled": False, "eager": True}
 """Name -> `enforce_eager`."""
 
 
-def _resolve(folder: Path, case: str, *, eager: bool) -> Any:
+def _resolve(folder: Path, case: str, *, eager: bool, **model: Any) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     quantization, arguments = CASES[case]
-    config = MODEL if quantization is None else {**MODEL, "quantization_config": quantization}
+    config = {**MODEL, **model} if quantization is None else {**MODEL, **model, "quantization_config": quantization}
     (folder / "config.json").write_text(json.dumps(config))
     shared = {"model": str(folder), "skip_tokenizer_init": True, "max_model_len": 1024, "enforce_eager": eager}
     return EngineArgs(**shared, allow_deprecated_quantization=True, **arguments).create_engine_config()
@@ -246,6 +246,28 @@ def _turning_on(folder: Path) -> dict[str, dict[str, bool]]:
     }
 
 
+ARCHITECTURES = ("Gemma2", "Gemma3", "Llama", "Qwen2", "Qwen3", "Qwen3Moe")
+"""Models whose layers are built, on the meta device, to find the norms with one reader."""
+
+TYPES = {"Gemma3": "gemma3_text", "Qwen3Moe": "qwen3_moe"}
+"""Their `model_type`, where it is not the name in lower case."""
+
+
+def _paired(folder: Path, architecture: str, case: str) -> list[str]:
+    import torch
+
+    from serving_ops.integrations.vllm import model_doctor, quantized_pairs
+
+    named = {
+        "architectures": [f"{architecture}ForCausalLM"],
+        "model_type": TYPES.get(architecture, architecture.lower()),
+    }
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "decoder_sparse_step": 1}
+    config = _resolve(folder, case, eager=True, hidden_activation="gelu_pytorch_tanh", **named, **experts)
+    pairs = quantized_pairs.pairs_of([model_doctor._build(config)], torch.bfloat16, torch.device("cpu"))
+    return [f"{type(pair.norm).__name__} {type(pair.kernel).__name__} {pair.fmt.granularity}" for pair in pairs]
+
+
 def _look_at_all(folder: Path) -> dict[str, Any]:
     os.environ["SERVING_OPS"] = "off"
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
@@ -264,7 +286,16 @@ def _look_at_all(folder: Path) -> dict[str, Any]:
             case: {mode: _look(folder, case, eager=eager, on=switch == "auto") for mode, eager in MODES.items()}
             for case in CASES
         }
-    return {"methods": methods, "failures": installed.failures, "turning on": _turning_on(folder), **found}
+    os.environ["SERVING_OPS"] = "off"
+    pairs = {name: _paired(folder, name, "compressed fp8 token") for name in ARCHITECTURES}
+    pairs |= {case: _paired(folder, "Qwen3", case) for case in ("compressed int8 token", "compressed fp8 static")}
+    return {
+        "methods": methods,
+        "failures": installed.failures,
+        "turning on": _turning_on(folder),
+        **found,
+        "pairs": pairs,
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real engines, eager and compiled: a dense model, a gated-delta-net hybrid, a Mamba-2; with the plugin and without."""
+"""Real engines, eager and compiled: dense models, a gated-delta-net hybrid, a Mamba-2; with the plugin and without."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import other_versions
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
@@ -18,12 +19,13 @@ from serving_ops.ops import registry
 
 pytestmark = pytest.mark.engine
 
-MODELS = ("dense", "hybrid", "mamba2")
+MODELS = ("dense", "dense_int8", "hybrid", "mamba2")
 MODES = ("eager", "compiled")
 
 LAYERS = {
     # input, post-attention, q and k norm of two layers, and the last norm
     "dense": {"RMSNorm": 9},
+    "dense_int8": {"RMSNorm": 9},
     # input and post-attention norm of two layers, q and k norm of the attention layer, the last norm; one GDN layer
     "hybrid": {"GemmaRMSNorm": 7, "RMSNormGated": 1},
     # the norm before each of two layers and the last one; the gated norm within each
@@ -45,6 +47,7 @@ ON_CUDA = {
 
 CALLS_PER_STEP = {
     "dense": {"rms_norm": 5, "fused_add_rms_norm": 4, "rms_norm_gated": 0},
+    "dense_int8": {"rms_norm": 5, "fused_add_rms_norm": 4, "rms_norm_gated": 0},
     "hybrid": {"rms_norm": 3, "fused_add_rms_norm": 4, "rms_norm_gated": 1},
     "mamba2": {"rms_norm": 1, "fused_add_rms_norm": 2, "rms_norm_gated": 2},
 }
@@ -65,7 +68,9 @@ def _marks(model: str, mode: str, vllm: str) -> list[pytest.MarkDecorator]:
     """One engine is served in `make test`. Those that are compared with one native engine run in one worker."""
     group = f"{model} in vLLM {vllm if vllm in other_versions.VERSIONS else 'installed'}"
     slow = [pytest.mark.slow] if (model, mode, vllm) != ("dense", "eager", "installed") else []
-    return [other_versions.needs(vllm), pytest.mark.xdist_group(group), *slow]
+    on_cpu = [pytest.mark.skipif(torch.cuda.is_available(), reason="norms before INT8 are ours on CPU alone")]
+    only = on_cpu if model == "dense_int8" else []
+    return [other_versions.needs(vllm), pytest.mark.xdist_group(group), *slow, *only]
 
 
 runs = [
@@ -79,6 +84,7 @@ runs = [
     for vllm, models in SERVED_BY.items()
     for model in models
     for mode in MODES
+    if (model, mode) != ("dense_int8", "compiled")  # vLLM's own
 ]
 
 

@@ -148,6 +148,23 @@ def test_vllms_pass_is_turned_on_for_compiled_models_with_a_scale_a_token_whose_
     }
 
 
+IN_TWO_LAYERS = {
+    **{name: ["RMSNorm CutlassFP8ScaledMMLinearKernel token"] * 4 for name in ("Llama", "Qwen2", "Qwen3")},
+    **{name: ["GemmaRMSNorm CutlassFP8ScaledMMLinearKernel token"] * 4 for name in ("Gemma2", "Gemma3")},
+    "Qwen3Moe": [],
+    "compressed int8 token": ["RMSNorm CutlassInt8ScaledMMLinearKernel token"] * 4,
+    "compressed fp8 static": [],
+}
+"""Pairs before attention and before the MLP. A router reads what experts do, and a layer of experts is left whole."""
+
+
+@on_each
+def test_norms_are_paired_with_the_linear_layers_behind_them_in_vllms_own_models(
+    vllm: str, resolved: Callable[[str], dict[str, Any]]
+) -> None:
+    assert resolved(vllm)["pairs"] == IN_TWO_LAYERS
+
+
 @on_each
 def test_the_reason_names_what_the_consumer_quantizes_to(vllm: str, resolved: Callable[[str], dict[str, Any]]) -> None:
     found = resolved(vllm)["auto"]
@@ -212,6 +229,31 @@ def test_in_eager_mode_nothing_is_fused_and_norms_may_be_ours(
 ) -> None:
     monkeypatch.setattr(quantization, "EAGER_NORMS_ARE_OURS", True)
     config = vllm_config(_quantized("fp8"))
+    config.compilation_config = SimpleNamespace(mode=SimpleNamespace(name=mode))
+    assert quantization.why_norms_stay(config) == reason
+
+
+def _compressed(kind: str) -> Any:
+    inputs = SimpleNamespace(type=kind, num_bits=8)
+    return _quantized("compressed-tensors", target_scheme_map={"Linear": {"input_activations": inputs}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_cpu", "mode", "reason"),
+    [
+        ("int", True, "NONE", None),
+        ("int", True, "DYNAMO_TRACE_ONCE", "its consumer quantizes to INT8"),
+        ("int", False, "NONE", "its consumer quantizes to INT8"),
+        ("float", True, "NONE", "its consumer quantizes to FP8"),
+    ],
+)
+def test_int8_on_cpu_is_quantized_behind_the_norm_which_is_ours_in_eager_mode(
+    monkeypatch: pytest.MonkeyPatch, kind: str, on_cpu: bool, mode: str, reason: str | None
+) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: on_cpu)
+    config = vllm_config(_compressed(kind))
     config.compilation_config = SimpleNamespace(mode=SimpleNamespace(name=mode))
     assert quantization.why_norms_stay(config) == reason
 
