@@ -31,8 +31,11 @@ from serving_ops.integrations.vllm import (
     rms_norm,
 )
 
-SERVES_FASTER: frozenset[tuple[str, str]] = frozenset()
-"""The kernels of linear layers, and the mode, in which a model was measured to be faster."""
+SERVES_FASTER: frozenset[tuple[str, str]] = frozenset({("CPUInt8ScaledMMLinearKernel", "eager")})
+"""The kernels of linear layers, and the mode, in which a model was measured to be faster.
+
+On CPU, on one core, Qwen3-0.6B's shape (vLLM 0.32, 2026-11-28) takes 0.935 of vLLM's CPU time per token and 0.926 for
+512 tokens; with our norm and vLLM's quantization 0.961 and 0.930."""
 
 NAME = "quantized_pairs"
 
