@@ -141,7 +141,8 @@ def rope_route(
     reason = reason or _why_not(heads.q, cos_sin_cache, q_weight, k_weight)
     if key_cache is not None and value_cache is not None:
         reason = reason or _why_not_caches(key_cache, value_cache)
-    return reason or (heads, plan_rope(head_dim, qkv.shape[0], num_q_heads + num_kv_heads))
+    cached = key_cache is not None
+    return reason or (heads, plan_rope(head_dim, qkv.shape[0], num_q_heads + num_kv_heads, cached=cached))
 
 
 def _why_not(q: Tensor, table: Tensor, q_weight: Tensor | None, k_weight: Tensor | None) -> str | None:

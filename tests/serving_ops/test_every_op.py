@@ -71,7 +71,8 @@ def test_the_ops_that_cpp_runs_are_described_so_and_counted() -> None:
 
 @each_dtype
 @pytest.mark.parametrize(
-    ("op", "size"), [(op, size) for op in OPS for size in SIZES if size <= LARGEST.get(op.name, size)], ids=str
+    ("op", "size"),
+    [pytest.param(op, n, id=f"{op.name}-{n}") for op in OPS for n in SIZES if n <= LARGEST.get(op.name, n)],
 )
 def test_results_are_no_less_accurate_than_the_reference(
     device: torch.device, op: NormOp, dtype: torch.dtype, size: int

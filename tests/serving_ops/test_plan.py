@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from serving_ops import plan, plan_rope
@@ -62,7 +64,10 @@ def test_prewarm_covers_every_plan(size: int) -> None:
     assert gated == {plan.plan_gated(size, 2, rows) for rows in ROWS}
 
 
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("heads", [1, 9, 24, 40, 300, 3000])
-def test_prewarm_uses_every_plan_of_a_rotation(heads: int) -> None:
-    used = {plan_rope.plan_rope(128, tokens, heads) for tokens in plan_rope.tokens_to_prewarm(heads)}
-    assert {plan_rope.plan_rope(128, tokens, heads) for tokens in range(1, 5000)} <= used
+def test_prewarm_uses_every_plan_of_a_rotation(heads: int, cached: bool) -> None:
+    def plans(counts: Iterable[int]) -> set[plan.Plan]:
+        return {plan_rope.plan_rope(128, tokens, heads, cached=cached) for tokens in counts}
+
+    assert plans(range(1, 10000)) <= plans(plan_rope.tokens_to_prewarm(heads))

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from numerics import rows
-from test_norm_quant_kernels import (  # noqa: F401
+from test_norm_quant_kernels import (
     EPS,
     FORMATS,
     INT8,
     assert_same_bits,
-    conversions_of_the_gpu,
     empty_scales,
     name_of,
     quantized,
@@ -23,6 +22,8 @@ from serving_ops.kernels.triton.gated import run_gated
 from serving_ops.kernels.triton.gated_quant import run_gated_quant, why_not_scales
 from serving_ops.layout import row_grid
 from serving_ops.quant_format import QuantFormat
+
+pytestmark = pytest.mark.usefixtures("gpu_conversions")
 
 SHAPES = [(4, 128), (1, 1024), (2, 640)]
 """Groups a row, and their sizes."""

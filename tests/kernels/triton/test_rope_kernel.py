@@ -32,7 +32,7 @@ def fp8(monkeypatch: pytest.MonkeyPatch, kernel_device: torch.device) -> None:
 
 def with_heads(monkeypatch: pytest.MonkeyPatch, heads: int) -> None:
     """Have every launch take so many heads a program."""
-    monkeypatch.setattr(cuda_rope, "plan_rope", lambda *_: plan.Plan("heads", 0, heads, 1))
+    monkeypatch.setattr(cuda_rope, "plan_rope", lambda *_, **__: plan.Plan("heads", 0, heads, 1))
 
 
 def run(call: dict[str, Any]) -> dict[str, Tensor]:
