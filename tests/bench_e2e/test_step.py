@@ -100,23 +100,16 @@ def test_a_sglang_engine_finds_the_plugin_that_its_scheduler_is_asked_through(
 @pytest.mark.engine
 @pytest.mark.skipif(engine_version() is None, reason="vLLM is not installed")
 @pytest.mark.skipif(not plugin_installed(), reason="serving-ops is not installed, vLLM would not find the plugin")
-@pytest.mark.parametrize(
-    ("words", "status", "line"),
-    [
-        pytest.param((), 0, "on for 25 of 25 RMSNorm", marks=pytest.mark.slow),
-        (("--quantization", "int8-token"), 3, "native: 25 RMSNorm (its consumer quantizes to INT8)"),
-    ],
-)
-def test_real_engines_with_and_without_the_plugin_are_compared(
-    tmp_path: Path, words: tuple[str, ...], status: int, line: str
-) -> None:
+@pytest.mark.parametrize("words", [pytest.param((), marks=pytest.mark.slow), ("--quantization", "int8-token")])
+def test_real_engines_with_and_without_the_plugin_are_compared(tmp_path: Path, words: tuple[str, ...]) -> None:
     if detect_device() != "cpu":
-        pytest.skip("the presets' numbers of norms are those on CPU")
+        pytest.skip("vLLM's INT8 is tested on CPU")
     small = ("--engines", "1", "--rounds", "1", "--prompt-lens", "64", "--decode-steps", "4")
     command = [sys.executable, "-m", "serving_ops.bench_e2e", "step", *words, *small, "--out", str(tmp_path)]
     done = subprocess.run([*command, "--name", "real"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == status, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "TTFT, 64 tokens" in done.stdout
     result = comparison.load(tmp_path / "real.json")
+    assert result.run["model"] == "-".join(["preset dense", *words[1:]])
     assert result.plugin_lines["native"] == [None]
-    assert line in str(result.plugin_lines["serving_ops"][0])
+    assert result.active
