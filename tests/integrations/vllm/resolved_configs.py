@@ -237,9 +237,6 @@ def _would_turn_the_pass_on(folder: Path, case: str, *, eager: bool) -> bool:
 
 
 def _turning_on(folder: Path) -> dict[str, dict[str, bool]]:
-    from serving_ops.integrations.vllm import token_pass
-
-    token_pass.SERVES_FASTER = True
     return {
         case: {mode: _would_turn_the_pass_on(folder, case, eager=eager) for mode, eager in MODES.items()}
         for case in QUANTIZED

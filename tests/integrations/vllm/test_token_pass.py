@@ -54,7 +54,6 @@ def _config(chosen: bool | None = None, **more: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_pass, "SERVES_FASTER", True)
     monkeypatch.setattr(quant_fusion, "can_run", lambda: True)
 
 
@@ -65,11 +64,6 @@ def _should_run(config: Any = None, linears: tuple[Any, ...] | None = None, norm
 
 def test_the_pass_runs_for_a_dense_model_whose_layers_give_each_token_a_scale() -> None:
     assert _should_run()
-
-
-def test_it_stays_off_where_it_was_not_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_pass, "SERVES_FASTER", False)
-    assert not _should_run()
 
 
 def test_it_stays_off_where_our_kernels_may_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
