@@ -11,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("vllm")
 
-from in_process import HIDDEN, model_config, rows
+from in_process import DEVICE, HIDDEN, model_config, rows
 
 import serving_ops
 from serving_ops import PrewarmReport, QuantFormat, extension
@@ -78,7 +78,9 @@ def _pairs(layer: Any) -> list[quantized_pairs.Pair]:
 
 
 @pytest.fixture(autouse=True)
-def undone() -> Any:
+def undone(request: pytest.FixtureRequest) -> Any:
+    if DEVICE.type != "cpu" and not request.node.get_closest_marker("gpu"):
+        pytest.skip("vLLM has its kernels for CPU on its CPU platform alone")
     yield
     installed.undo()
 
@@ -227,6 +229,46 @@ def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
     )
     torch.testing.assert_close(our_dequantized, dequantized, rtol=0.13, atol=1e-3)  # one step of FP8
     assert (our_dequantized == dequantized).float().mean() > 0.98
+
+
+def _on_gpu(case: str) -> tuple[Any, Any]:
+    """A kernel, and the layer that holds its weights, from a seed."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(WIDTH, HIDDEN, generator=generator)
+    layer = torch.nn.Module()
+    scale = torch.rand(WIDTH // 128, HIDDEN // 128, generator=generator) + 0.5
+    if case != "blocks":
+        scale = torch.rand(WIDTH, 1, generator=generator) + 0.5
+    layer.weight_scale = torch.nn.Parameter(scale, requires_grad=False)
+    if case != "int8":
+        quantized = weight.to(torch.float8_e4m3fn).cuda()
+        layer.weight = torch.nn.Parameter(quantized if case == "blocks" else quantized.t(), requires_grad=False)
+        return KERNELS[case](), layer.cuda()
+    from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassInt8ScaledMMLinearKernel
+
+    kernel = CutlassInt8ScaledMMLinearKernel.__new__(CutlassInt8ScaledMMLinearKernel)
+    kernel.config = SimpleNamespace(input_symmetric=True, is_static_input_scheme=False)
+    kernel.layer_param_names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
+    layer.weight = torch.nn.Parameter((weight * 30).clamp(-127, 127).to(torch.int8).cuda().t(), requires_grad=False)
+    return kernel, layer.cuda()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [*KERNELS, "int8"])
+@pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, case: str, kind: str, fused: bool) -> None:
+    """Where a value lies between two, vLLM's rounding may be the other one: a part of a thousand of the largest."""
+    kernel, linear = _on_gpu(case)
+    norm = _norm(kind).cuda()
+    arguments = (rows(5, HIDDEN).cuda(), rows(5, HIDDEN).cuda() * 0.5) if fused else (rows(5, HIDDEN).cuda(),)
+    own = norm(*(given.clone() for given in arguments))
+    expected = kernel.apply_weights(linear, own[0] if fused else own).float()
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+    result = norm(*arguments)
+    product = kernel.apply_weights(linear, result[0] if fused else result).float()
+    assert (product - expected).abs().max() <= 0.02 * expected.abs().max()
+    assert (product - expected).abs().mean() <= 0.002 * expected.abs().max()
 
 
 @pytest.mark.parametrize(
