@@ -49,10 +49,11 @@ def rows(name: str, tensor: Tensor) -> None:
         fail(f"{name}.shape", tuple(tensor.shape), "the last dimension, N, must be at least 1")
 
 
-def like_x(name: str, tensor: Tensor, x: Tensor) -> None:
-    """In shape, dtype and device."""
-    if tensor.dtype != x.dtype:
-        fail(f"{name}.dtype", tensor.dtype, f"it must be x's, {x.dtype}")
+def like_x(name: str, tensor: Tensor, x: Tensor, *, or_fp32: bool = False) -> None:
+    """In shape, dtype and device. or_fp32: beside an x of half precision it may be fp32."""
+    or_fp32 = or_fp32 and x.dtype.itemsize == 2
+    if tensor.dtype != x.dtype and not (or_fp32 and tensor.dtype == torch.float32):
+        fail(f"{name}.dtype", tensor.dtype, f"it must be x's, {x.dtype}" + (", or torch.float32" if or_fp32 else ""))
     if tensor.device != x.device:
         fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
     if not same_sizes(tensor.shape, x.shape):
@@ -129,7 +130,7 @@ def norm_metadata(x: Tensor, other: Tensor | None, other_name: str, weight: Tens
     """Checks of `rms_norm` and `add_rms_norm` (other: residual) and of the backward (other: dout)."""
     rows("x", x)
     if other is not None:
-        like_x(other_name, other, x)
+        like_x(other_name, other, x, or_fp32=other_name == "residual")
     per_channel("weight", weight, x)
 
 

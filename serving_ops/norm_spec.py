@@ -21,6 +21,7 @@ class NormSpec:
     token_stride, gate_token_stride: elements from token to token of x and of z where they are views of a wider
         buffer; None for contiguous tensors.
     fmt: of a quantized norm; has_normed: whether its layer wants the unquantized rows too.
+    fp32_residual: whether the residual is fp32 beside rows of half precision.
     rotation: of `qk_norm_rope`.
     """
 
@@ -41,6 +42,7 @@ class NormSpec:
     gate_token_stride: int | None = None
     fmt: QuantFormat | None = None
     has_normed: bool = False
+    fp32_residual: bool = False
     rotation: RopeSpec = PLAIN
 
     @property

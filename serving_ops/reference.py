@@ -33,7 +33,7 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """`(norm(x + residual), x + residual)`; normed is the sum before it is rounded."""
     s = wide(x) + wide(residual)
-    return _normalize(s, weight, eps, weight_offset, x.dtype), s.to(x.dtype)
+    return _normalize(s, weight, eps, weight_offset, x.dtype), s.to(residual.dtype)
 
 
 def fused_add_rms_norm(

@@ -40,6 +40,8 @@ def _changes(argument: Any, plain: NormSpec) -> Iterator[dict[str, Any]]:
     given = getattr(argument, "given", None)
     if given in {field.name for field in dataclasses.fields(plain)}:
         yield {given: not getattr(plain, given)}
+    if getattr(argument, "fp32", None) is not None and plain.dtype in (torch.float16, torch.bfloat16):
+        yield {argument.fp32: True}
     if isinstance(argument, Vector) and given is None:
         yield from ({"weight_dtype": dtype} for dtype in (torch.float32, None))
     if isinstance(argument, Choice):

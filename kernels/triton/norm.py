@@ -11,7 +11,7 @@ from serving_ops.kernels.triton.launch import Launcher, Plan
 from serving_ops.kernels.triton.norm_row import norm_row_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_kernel
-from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
+from serving_ops.kernels.triton.variant import RESIDUAL_IN_FP32, Variant, flags_of, starts_aligned
 
 _LAUNCHERS = {
     "row": Launcher(norm_row_kernel, enable_fp_fusion=True),
@@ -61,7 +61,7 @@ def constants_of(plan: Plan, pdl: bool) -> dict[str, Any]:
 
 def run_norm(
     x: Tensor,  # (..., N)
-    residual: Tensor | None,  # like x; written, unless there is a `total`
+    residual: Tensor | None,  # like x, or fp32; written, unless there is a `total`
     weight: Tensor | None,  # (N,)
     out: Tensor,  # like x; written, may be x
     eps: float,
@@ -69,7 +69,7 @@ def run_norm(
     rows: Rows,
     plan: Plan,
     pdl: bool,
-    total: Tensor | None = None,  # like residual in shape and strides; written instead of it
+    total: Tensor | None = None,  # like residual in shape, dtype and strides; written instead of it
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
     size = x.shape[-1]
@@ -77,6 +77,8 @@ def run_norm(
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
     aligned = starts_aligned((x, residual, out, total), (weight,), size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
+    if residual is not None and residual.dtype != x.dtype:
+        flags |= RESIDUAL_IN_FP32
     second = x if residual is None else residual
     arguments = {
         **fields_of(rows, x=x, residual=second, out=out),

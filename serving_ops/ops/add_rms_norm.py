@@ -9,7 +9,7 @@ from torch import Tensor
 
 from serving_ops import counters, cuda, modes, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import NormOp, Number, Result, Rows, Vector
+from serving_ops.ops.description import RESIDUAL, Call, Layout, NormOp, Number, Result, Rows, Vector
 from serving_ops.training import autograd
 
 IN_PLACE = "fused_add_rms_norm"
@@ -20,6 +20,8 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """`(rms_norm(x + residual) * (weight + weight_offset), x + residual)`, both new and contiguous.
 
+    The sum has the residual's dtype. Where that is not x's, gradients come from `serving_ops.reference`.
+
     Args and arithmetic are those of `serving_ops.fused_add_rms_norm`, and so are the bits. Differentiates x, residual
     and weight, from both results, any number of times; `torch.func` and forward-mode AD run `serving_ops.reference`.
 
@@ -29,6 +31,10 @@ def add_rms_norm(
         return autograd.add_rms_norm(x, residual, weight, eps, weight_offset)
     out, total = torch.ops.serving_ops.add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
     return out, total
+
+
+def _like_residual(call: Call) -> Layout:
+    return Layout(tuple(call["x"].shape), call["residual"].dtype)
 
 
 def _through_copies(residual: Tensor, out: Tensor, total: Tensor, x: Tensor, **options: Any) -> None:
@@ -49,8 +55,8 @@ registry.register(
     NormOp(
         add_rms_norm,
         reference.add_rms_norm,
-        (Rows("x"), Rows("residual"), Vector("weight"), Number("eps"), Number("weight_offset")),
-        (Result("out"), Result("total")),
+        (Rows("x"), RESIDUAL, Vector("weight"), Number("eps"), Number("weight_offset")),
+        (Result("out"), Result("total", _like_residual)),
         run={"cpu": _through_copies, "cuda": _on_cuda},
         has_out=False,
         part_of=IN_PLACE,

@@ -31,6 +31,7 @@ class Rows:
     may_be: arguments that a written tensor may be, element for element. It shares memory with no other.
     given: the field of `NormSpec` that says whether a layer passes an optional tensor.
     token_stride: the field of `NormSpec` that has its layout.
+    fp32: the field of `NormSpec` that says whether it is fp32 beside an x of half precision; None: it is as x.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Rows:
     may_be: tuple[str, ...] = ()
     given: str | None = None
     token_stride: str = "token_stride"
+    fp32: str | None = None
 
     @property
     def type(self) -> str:
@@ -49,12 +51,13 @@ class Rows:
         if value is call["x"]:
             checks.rows(self.name, value)
         elif value is not None:
-            checks.like_x(self.name, value, call["x"])
+            checks.like_x(self.name, value, call["x"], or_fp32=self.fp32 is not None)
 
     def sample(self, spec: NormSpec, num_tokens: int) -> Tensor | None:
         if self.given is not None and not getattr(spec, self.given):
             return None
-        return spec.rows(num_tokens, getattr(spec, self.token_stride))
+        rows = spec.rows(num_tokens, getattr(spec, self.token_stride))
+        return rows.float() if self.fp32 is not None and getattr(spec, self.fp32) else rows
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,10 @@ class Layout(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     strides: tuple[int, ...] | None = None
+
+
+RESIDUAL = Rows("residual", fp32="fp32_residual")
+"""What is added to x. The sum has its dtype."""
 
 
 def like_x(call: Call) -> Layout:

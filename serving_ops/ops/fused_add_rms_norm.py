@@ -1,18 +1,20 @@
 """`fused_add_rms_norm`: residual add and RMSNorm in one pass, in place.
 
 s = x + residual                                        fp32
-residual <- s                                           rounded to x's dtype
+residual <- s                                           rounded to its dtype
 x <- s * rsqrt(mean(s^2) + eps) * (weight + offset)     from the unrounded s
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
 
 from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import NormOp, Number, Rows, Vector
+from serving_ops.ops.description import RESIDUAL, NormOp, Number, Rows, Vector
 
 
 def fused_add_rms_norm(
@@ -22,7 +24,8 @@ def fused_add_rms_norm(
 
     Args:
         x: (..., N), fp16, bf16, fp32 or float64, any strides. Overwritten with the normalised sum.
-        residual: like x in shape, dtype and device; shares no element with x. Overwritten with the sum.
+        residual: like x in shape, dtype and device, or fp32 beside fp16 and bf16; shares no element with x. Overwritten
+            with the sum.
         weight: (N,) in x's dtype or fp32, or None.
         eps: added to the mean of squares.
         weight_offset: added to the weight in fp32; 1.0 is Gemma's convention.
@@ -47,7 +50,7 @@ registry.register(
         reference.fused_add_rms_norm,
         (
             Rows("x", written=True),
-            Rows("residual", written=True),
+            dataclasses.replace(RESIDUAL, written=True),
             Vector("weight"),
             Number("eps"),
             Number("weight_offset"),

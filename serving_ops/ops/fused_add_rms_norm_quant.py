@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from serving_ops import checks, cuda_quant, modes, reference
 from serving_ops.ops import quantized, registry
-from serving_ops.ops.description import NormOp, Number, Rows, Vector
+from serving_ops.ops.description import RESIDUAL, NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
 from serving_ops.quant_format import QuantFormat
 
@@ -31,7 +32,7 @@ def fused_add_rms_norm_quant(
 
     Args:
         x: (..., N), fp16, bf16, fp32 or float64, any strides. Read only, unless it is `normed`.
-        residual: like x in shape, dtype and device; shares no element with x. Overwritten with the sum.
+        residual: as for `serving_ops.fused_add_rms_norm`.
         weight, eps, weight_offset: as for `serving_ops.fused_add_rms_norm`.
         fmt, scale, normed, out, scales_out: as for `serving_ops.rms_norm_quant`.
 
@@ -53,7 +54,7 @@ def _formula(
     return reference.quantized(y, fmt, scale, normed)
 
 
-_ROWS = Rows("x"), Rows("residual", written=True)
+_ROWS = Rows("x"), dataclasses.replace(RESIDUAL, written=True)
 
 registry.register(
     NormOp(

@@ -49,7 +49,7 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
 ) -> tuple[Tensor, Tensor]:
     """See `serving_ops.add_rms_norm`."""
-    if modes.transformed():
+    if modes.transformed() or residual.dtype != x.dtype:  # the kernels' gradients have one dtype
         checks.norm_metadata(x, residual, "residual", weight)
         return reference.add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
     if torch.compiler.is_exporting():

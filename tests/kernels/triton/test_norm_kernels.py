@@ -113,3 +113,17 @@ def test_the_sum_may_go_elsewhere_and_the_residual_stay(kernel_device: torch.dev
     run_norm(*in_place, None, in_place[0], EPS, 0.0, row_grid(*in_place, in_place[0]), chosen, False)
     assert torch.equal(out, in_place[0])
     assert torch.equal(total, in_place[1])
+
+
+@pytest.mark.parametrize(("size", "chosen"), PLANS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_sum_of_an_fp32_residual_is_not_rounded(
+    kernel_device: torch.device, size: int, chosen: plan.Plan, dtype: torch.dtype
+) -> None:
+    x, weight = rows((7, size), dtype, kernel_device, 1), rows((size,), dtype, kernel_device, 3)
+    residual = rows((7, size), torch.float32, kernel_device, 2)
+    exact, total = exact_norm(x, residual, weight, EPS, 0.0), x.float() + residual
+    expected, _ = reference.add_rms_norm(x, residual, weight, EPS)
+    run_norm(x, residual, weight, x, EPS, 0.0, row_grid(x, residual, x), chosen, False)
+    assert torch.equal(residual, total)
+    check(x, expected, exact, kernel_device)

@@ -222,3 +222,22 @@ def test_a_wrong_gradient_is_refused_by_name(device: torch.device) -> None:
     for wrong in (x[1:], x.float()):
         with pytest.raises(RuntimeError, match=r"ds_more\."):
             torch.ops.serving_ops.rms_norm_backward(x, x, weight, 1e-6, weight_offset=0.0, ds_more=wrong)
+
+
+def test_an_fp32_residual_has_the_exact_gradients_in_its_own_dtype(device: torch.device) -> None:
+    x, weight = (rows(shape, torch.bfloat16, device, seed) for seed, shape in enumerate(((5, 64), (64,))))
+    given = [x, rows((5, 64), torch.float32, device, 2), weight]
+    for compiled in (False, True):
+        leaves = [tensor.clone().requires_grad_() for tensor in given]
+        double = [tensor.double().requires_grad_() for tensor in given]
+        op = torch.compile(serving_ops.add_rms_norm, fullgraph=True) if compiled else serving_ops.add_rms_norm
+        out, total = op(*leaves)
+        assert (out.dtype, total.dtype) == (torch.bfloat16, torch.float32)
+        ((out.double() * 0.5).sum() + total.double().square().sum()).backward()
+        exact_out, exact_total = reference.add_rms_norm(*double)
+        ((exact_out * 0.5).sum() + exact_total.square().sum()).backward()
+        for leaf, exact in zip(leaves, double, strict=True):
+            assert leaf.grad is not None
+            assert exact.grad is not None
+            assert leaf.grad.dtype == leaf.dtype
+            assert torch.allclose(leaf.grad.double(), exact.grad, rtol=2**-6, atol=2**-4)
