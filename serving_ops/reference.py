@@ -101,7 +101,7 @@ def quantize(y: Tensor, fmt: QuantFormat, scale: Tensor | None = None) -> tuple[
         return _saturated(scaled, limit, fmt.dtype), y.new_empty(0, dtype=torch.float32)
     amax = groups.abs().amax(dim=-1, keepdim=True)
     if by_token_int8 and fmt.scale_format == "fp32":
-        inverse = torch.where(amax == 0, 0.0, limit / amax)
+        inverse = torch.where(amax == 0, 0.0, torch.full_like(amax, limit) / amax)  # PyTorch rounds limit / amax twice
         return _saturated(groups * inverse, limit, fmt.dtype), (amax / limit).squeeze(-1)
     scales = amax.clamp(min=MIN_AMAX) / limit
     if fmt.granularity == "token" and not by_token_int8:
