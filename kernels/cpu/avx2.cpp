@@ -9,6 +9,7 @@ namespace {
 struct Avx2 : Generic<Avx2, 8> {
   static Vec fma(Vec x, Vec y, Vec z) { return _mm256_fmadd_ps(x, y, z); }
   static Vec round_to_integer(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Bits to_integer(Vec x) { return bit_cast<Bits>(_mm256_cvtps_epi32(x)); }  // a NaN's lowest byte is 0
   // min and max give their second operand where either is a NaN.
   static Vec at_least(Vec x, Vec low) { return _mm256_max_ps(low, x); }
   static Vec at_most(Vec x, Vec high) { return _mm256_min_ps(high, x); }
@@ -16,12 +17,16 @@ struct Avx2 : Generic<Avx2, 8> {
   static Halves narrow(Vec v) { return bit_cast<Halves>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   static Pair even_odd(Pair v) {
     const Vec even = _mm256_shuffle_ps(v.a, v.b, 0x88), odd = _mm256_shuffle_ps(v.a, v.b, 0xdd);
-    return {in_order(even), in_order(odd)};
+    return {by_quarters(even), by_quarters(odd)};
+  }
+  static Pair in_order(Pair v) {
+    const Vec first = _mm256_unpacklo_ps(v.a, v.b), second = _mm256_unpackhi_ps(v.a, v.b);
+    return {_mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31)};
   }
 
  private:
   // shuffle_ps works within halves: the quarters come out as 0 2 1 3.
-  static Vec in_order(Vec v) {
+  static Vec by_quarters(Vec v) {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
   }
 };

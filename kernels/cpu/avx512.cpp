@@ -12,6 +12,8 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
   using Base = Generic<Avx512<checked>, 16>;
   using Vec = typename Base::Vec;
   using Pair = typename Base::Pair;
+  using Bits = typename Base::Bits;
+  using Signed = typename Base::Signed;
   using Normal = Avx512<false>;
 
   static Vec fma(Vec x, Vec y, Vec z) { return _mm512_fmadd_ps(x, y, z); }
@@ -27,6 +29,7 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
   static constexpr bool kScalesByFloor = true;
   static Vec fraction(Vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
   static Vec round_to_integer(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Bits to_integer(Vec x) { return bit_cast<Bits>(_mm512_cvtps_epi32(x)); }  // a NaN's lowest byte is 0
   // min and max give their second operand where either is a NaN.
   static Vec at_least(Vec x, Vec low) { return _mm512_max_ps(low, x); }
   static Vec at_most(Vec x, Vec high) { return _mm512_min_ps(high, x); }
@@ -67,7 +70,20 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
   static Pair load(const bf16* p, Part part) { return expand(_mm512_maskz_loadu_epi16(mask(part), p)); }
   static void store(bf16* p, Pair v, Full) { _mm512_storeu_si512(p, pack(v)); }
   static void store(bf16* p, Pair v, Part part) { _mm512_mask_storeu_epi16(p, mask(part), pack(v)); }
+  using Base::rounded;
   static Pair rounded(Pair v, bf16) { return expand(pack(v)); }
+
+  // As bf16: a pair is packed to be stored anyway.
+  using Base::larger, Base::magnitude;
+  static Signed larger(Signed so_far, Pair v, bf16) {
+    const __m512i magnitudes = _mm512_and_si512(pack(v), _mm512_set1_epi16(0x7fff));
+    return bit_cast<Signed>(_mm512_max_epu16(bit_cast<__m512i>(so_far), magnitudes));
+  }
+  static float magnitude(Signed largest, bf16) {
+    const __m512i both = bit_cast<__m512i>(largest), upper = _mm512_srli_epi32(both, 16);
+    const __m512i lower = _mm512_and_si512(_mm512_max_epu16(both, upper), _mm512_set1_epi32(0xffff));
+    return bit_cast<float>(_mm512_reduce_max_epu32(lower) << 16);
+  }
 
   static Pair widen(__m512i h) {
     return {_mm512_cvtph_ps(_mm512_castsi512_si256(h)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1))};
@@ -86,6 +102,11 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
     const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     return {_mm512_permutex2var_ps(v.a, even, v.b), _mm512_permutex2var_ps(v.a, odd, v.b)};
+  }
+  static Pair in_order(Pair v) {
+    const __m512i lower = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i upper = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+    return {_mm512_permutex2var_ps(v.a, lower, v.b), _mm512_permutex2var_ps(v.a, upper, v.b)};
   }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "isa.h"
+#include "qk_norm_rope.h"
 #include "rms_norm.h"
 #include "backward/rms_norm_backward.h"
 #include "rms_norm_gated.h"
@@ -12,9 +13,9 @@ namespace {
 
 template <class V>
 constexpr Kernels kernels_of(const char* isa) {
-  return {isa, RmsNorm<V>::fused_add_rms_norm, RmsNorm<V>::rms_norm, RmsNormGated<V>::rms_norm_gated,
-          RmsNormBackward<V>::rms_norm_backward, RmsNormGatedBackward<V>::rms_norm_gated_backward,
-          OverRows<V>::sum_of_parts};
+  return {isa, RmsNorm<V>::fused_add_rms_norm, RmsNorm<V>::rms_norm, RmsNorm<V>::rms_norm_int8,
+          QkNormRope<V>::qk_norm_rope, RmsNormGated<V>::rms_norm_gated, RmsNormBackward<V>::rms_norm_backward,
+          RmsNormGatedBackward<V>::rms_norm_gated_backward, OverRows<V>::sum_of_parts};
 }
 
 }  // namespace

@@ -17,6 +17,60 @@ struct Rounded {
   void write(int m, int64_t i, typename V::Pair y, Size part) const {
     V::store(data + m * stride + i, y, part);
   }
+  void end(int, int64_t) const {}
+};
+
+// Rounded to X, and then quantized to int8 with a scale a row, amax / 127: as serving_ops/reference.py has it.
+template <class V, class X>
+struct Int8 {
+  using Pair = typename V::Pair;
+  X* rounded;
+  int8_t* data;
+  float* scales;
+  int64_t rounded_stride, stride, scales_stride;
+  typename V::Signed largest[kRowsAtOnce] = {};  // magnitudes, as bits
+
+  Int8(const Int8Rows& rows, int64_t size, int64_t first)
+      : rounded(static_cast<X*>(rows.scratch)),
+        data(static_cast<int8_t*>(rows.out.data) + first * rows.out.stride),
+        scales(static_cast<float*>(rows.scales.data) + first * rows.scales.stride),
+        rounded_stride(size),
+        stride(rows.out.stride),
+        scales_stride(rows.scales.stride) {
+    if (rows.normed.data == nullptr) return;
+    rounded = static_cast<X*>(rows.normed.data) + first * rows.normed.stride;
+    rounded_stride = rows.normed.stride;
+  }
+  template <class Rounding, class Size>
+  void write(int m, int64_t i, Pair y, Size part) {
+    Rounding::store(rounded + m * rounded_stride + i, y, part);
+    largest[m] = Rounding::larger(largest[m], y, X{});
+  }
+  // Once all blocks of `count` rows are written.
+  void end(int count, int64_t size) const {
+    constexpr float kLimit = 127.0f;
+    for (int m = 0; m < count; ++m) {
+      const float amax = V::magnitude(largest[m], X{});
+      const float inverse = amax == 0.0f ? 0.0f : kLimit / amax;
+      scales[m * scales_stride] = amax / kLimit;
+      if (inverse == __builtin_inff()) quantize<true>(m, size, inverse);
+      else quantize<false>(m, size, inverse);
+    }
+  }
+
+ private:
+  // Products with a finite inverse need no saturation: none is beyond the limit, or all are 0 or NaN.
+  template <bool saturate>
+  void quantize(int m, int64_t size, float inverse) const {
+    const auto scaled = [=](typename V::Vec y) {
+      if constexpr (!saturate) return y * inverse;
+      return V::at_most(V::at_least(y * inverse, V::broadcast(-128.0f)), V::broadcast(127.0f));
+    };
+    for_each_block<V>(size, [&](int64_t i, auto part) {
+      const Pair y = V::load(rounded + m * rounded_stride + i, part);
+      V::store_int8(data + m * stride + i, Pair{scaled(y.a), scaled(y.b)}, X{}, part);
+    });
+  }
 };
 
 }  // namespace

@@ -124,7 +124,7 @@ struct OverRows {
         const Pair v = V::load(parts + k * stride + i, Full{});
         sum = {sum.a + v.a, sum.b + v.b};
       }
-      if constexpr (__is_same(X, bf16) && !__is_same(W, bf16)) sum = in_order(sum);
+      if constexpr (__is_same(X, bf16) && !__is_same(W, bf16)) sum = V::in_order(sum);
       V::store(gradient + i, sum, part);
     });
   }
@@ -138,15 +138,6 @@ struct OverRows {
       else
         add_up<X>(parts, num_parts, stride, size, static_cast<X*>(gradient.data));
     });
-  }
-
- private:
-  static Pair in_order(Pair even_odd) {
-    constexpr int kHalf = V::kBlock / 2;
-    float in[V::kBlock], out[V::kBlock];
-    std::memcpy(in, &even_odd, sizeof in);
-    for (int i = 0; i < kHalf; ++i) out[2 * i] = in[i], out[2 * i + 1] = in[kHalf + i];
-    return bit_cast<Pair>(out);
   }
 };
 

@@ -1,5 +1,6 @@
 // rms_norm and fused_add_rms_norm over rows: pass 1 sums the squares, pass 2 normalises. fused_add_rms_norm adds
-// x + residual in both passes: a scratch row for the fp32 sums would cost more than the second addition.
+// x + residual in both passes: a scratch row for the fp32 sums would cost more than the second addition. rms_norm_int8
+// is either of them, and pass 3 quantizes.
 #pragma once
 
 #include "output.h"
@@ -69,6 +70,22 @@ inline void with_weight(const NormSpec& spec, F f) {
   f(OffsetWeight<X, float>{static_cast<const float*>(weight), spec.weight_offset});
 }
 
+// Pass 1 over a few rows, row m being load(m, i, part): what each is multiplied by. Returns whether a row multiplied by
+// it has no subnormal, and none when it is weighed, unless a weight is below 2^-63; asked for where rounding flushes them.
+template <class V, class X, class Count, class Load>
+inline bool find_scales(const NormSpec& spec, Count count, Load load, float (&scales)[kRowsAtOnce]) {
+  constexpr float kNormalSum = 0x1p-126f, kLargeEnough = 0x1p-62f;
+  const double inverse_size = 1.0 / static_cast<double>(spec.size);
+  RowSums sums[kRowsAtOnce];
+  for (int m = 0; m < count; ++m)
+    sums[m] = sum_row<V, kFlushes<V, X>>(spec.size, [=](int64_t i, auto part) { return load(m, i, part); });
+  for (int m = 0; m < count; ++m) scales[m] = inverse_rms(sums[m].squares, inverse_size, spec.eps);
+  bool normal = true;
+  for (int m = 0; m < count; ++m)
+    normal &= sums[m].smallest >= kNormalSum && sums[m].smallest * scales[m] >= kLargeEnough;
+  return normal;
+}
+
 template <class V>
 struct RmsNorm {
   using Pair = typename V::Pair;
@@ -77,18 +94,8 @@ struct RmsNorm {
   // what comes next.
   template <class X, class Weight, class Output, class Count, class Load, class Keep>
   static void few_rows(const NormSpec& spec, Weight weight, Output output, Count count, Load load, Keep keep) {
-    constexpr bool careful = kFlushes<V, X>;
-    // n this large leaves no subnormal unless a weight is below 2^-63.
-    constexpr float kNormalSum = 0x1p-126f, kLargeEnough = 0x1p-62f;
-    const double inverse_size = 1.0 / static_cast<double>(spec.size);
-    RowSums sums[kRowsAtOnce];
     float scales[kRowsAtOnce];
-    for (int m = 0; m < count; ++m)
-      sums[m] = sum_row<V, careful>(spec.size, [=](int64_t i, auto part) { return load(m, i, part); });
-    for (int m = 0; m < count; ++m) scales[m] = inverse_rms(sums[m].squares, inverse_size, spec.eps);
-    bool normal = true;
-    for (int m = 0; m < count; ++m)
-      normal &= sums[m].smallest >= kNormalSum && sums[m].smallest * scales[m] >= kLargeEnough;
+    const bool normal = find_scales<V, X>(spec, count, load, scales);
     const auto normalise = [&](auto rounding) {
       using Rounding = decltype(rounding);
       for_each_block<V>(spec.size, [&](int64_t i, auto part) {
@@ -100,46 +107,76 @@ struct RmsNorm {
         }
       });
     };
-    if (careful && !normal) normalise(V{});
+    if (kFlushes<V, X> && !normal) normalise(V{});
     else normalise(typename V::Normal{});
+    output.end(count, spec.size);
   }
 
-  static void fused_add_rms_norm(const NormSpec& spec, Rows x_rows, Rows residual_rows, int64_t num_rows) {
-    with_dtype(spec.dtype, [&](auto dtype) {
-      using X = decltype(dtype);
-      with_weight<X>(spec, [&](auto weight) {
-        for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
-          X* x = static_cast<X*>(x_rows.data) + first * x_rows.stride;
-          X* residual = static_cast<X*>(residual_rows.data) + first * residual_rows.stride;
-          const auto added = [=](int m, int64_t i, auto part) {
-            const Pair u = V::load(x + m * x_rows.stride + i, part);
-            const Pair v = V::load(residual + m * residual_rows.stride + i, part);
-            return Pair{u.a + v.a, u.b + v.b};
-          };
-          const auto keep = [=](auto rounding, int m, int64_t i, Pair s, auto part) {
-            fetch<V, true>(x + m * x_rows.stride + i + ahead(x_rows, count));
-            fetch<V, true>(residual + m * residual_rows.stride + i + ahead(residual_rows, count));
-            rounding.store(residual + m * residual_rows.stride + i, s, part);
-          };
-          few_rows<X>(spec, weight, Rounded<X>(x_rows, first), count, added, keep);
-        });
+  // f(load, keep, first, count) for a few rows, until num_rows are done.
+  template <class X, class F>
+  static void rows(const NormSpec& spec, Rows x_rows, int64_t num_rows, F f) {
+    for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
+      const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride;
+      const auto load = [=](int m, int64_t i, auto part) { return V::load(x + m * x_rows.stride + i, part); };
+      const auto keep = [=](auto, int m, int64_t i, Pair, auto) {
+        fetch<V>(x + m * x_rows.stride + i + ahead(x_rows, count));
+      };
+      f(load, keep, first, count);
+    });
+  }
+
+  // The same for the sums of x and residual, which become the residual.
+  template <class X, class F>
+  static void added_rows(const NormSpec& spec, Rows x_rows, Rows residual_rows, int64_t num_rows, F f) {
+    for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
+      X* x = static_cast<X*>(x_rows.data) + first * x_rows.stride;
+      X* residual = static_cast<X*>(residual_rows.data) + first * residual_rows.stride;
+      const auto added = [=](int m, int64_t i, auto part) {
+        const Pair u = V::load(x + m * x_rows.stride + i, part);
+        const Pair v = V::load(residual + m * residual_rows.stride + i, part);
+        return Pair{u.a + v.a, u.b + v.b};
+      };
+      const auto keep = [=](auto rounding, int m, int64_t i, Pair s, auto part) {
+        fetch<V, true>(x + m * x_rows.stride + i + ahead(x_rows, count));
+        fetch<V, true>(residual + m * residual_rows.stride + i + ahead(residual_rows, count));
+        rounding.store(residual + m * residual_rows.stride + i, s, part);
+      };
+      f(added, keep, first, count);
+    });
+  }
+
+  // f(X{}, weight) with the dtype of the rows and what is done with the weight.
+  template <class F>
+  static void with_types(const NormSpec& spec, F f) {
+    with_dtype(spec.dtype, [&](auto x) { with_weight<decltype(x)>(spec, [&](auto weight) { f(x, weight); }); });
+  }
+
+  static void fused_add_rms_norm(const NormSpec& spec, Rows x, Rows residual, int64_t num_rows) {
+    with_types(spec, [&](auto type, auto weight) {
+      using X = decltype(type);
+      added_rows<X>(spec, x, residual, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+        few_rows<X>(spec, weight, Rounded<X>(x, first), count, load, keep);
       });
     });
   }
 
-  static void rms_norm(const NormSpec& spec, Rows x_rows, Rows out_rows, int64_t num_rows) {
-    with_dtype(spec.dtype, [&](auto dtype) {
-      using X = decltype(dtype);
-      with_weight<X>(spec, [&](auto weight) {
-        for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
-          const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride;
-          const auto load = [=](int m, int64_t i, auto part) { return V::load(x + m * x_rows.stride + i, part); };
-          const auto keep = [=](auto, int m, int64_t i, Pair, auto) {
-            fetch<V>(x + m * x_rows.stride + i + ahead(x_rows, count));
-          };
-          few_rows<X>(spec, weight, Rounded<X>(out_rows, first), count, load, keep);
-        });
+  static void rms_norm(const NormSpec& spec, Rows x, Rows out, int64_t num_rows) {
+    with_types(spec, [&](auto type, auto weight) {
+      using X = decltype(type);
+      rows<X>(spec, x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+        few_rows<X>(spec, weight, Rounded<X>(out, first), count, load, keep);
       });
+    });
+  }
+
+  static void rms_norm_int8(const NormSpec& spec, Rows x, Rows residual, const Int8Rows& out, int64_t num_rows) {
+    with_types(spec, [&](auto type, auto weight) {
+      using X = decltype(type);
+      const auto run = [&](auto load, auto keep, int64_t first, auto count) {
+        few_rows<X>(spec, weight, Int8<V, X>(out, spec.size, first), count, load, keep);
+      };
+      if (residual.data == nullptr) rows<X>(spec, x, num_rows, run);
+      else added_rows<X>(spec, x, residual, num_rows, run);
     });
   }
 };

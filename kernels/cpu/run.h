@@ -1,14 +1,16 @@
 // From a call to kernel runs: threads and rows.
 #pragma once
 
-#include "../operators/calls.h"
+#include <memory>
+
 #include "../operators/count.h"
+#include "../operators/quant_calls.h"
 #include "isa.h"
 
 namespace serving_ops::cpu {
 
 // What an element costs, in elements of a plain norm.
-constexpr int64_t kNormWork = 1, kGateWork = 2;
+constexpr int64_t kNormWork = 1, kGateWork = 2, kInt8Work = 1, kRopeWork = 2;
 // Elements of a plain norm from which a second thread pays: waking it costs 0.7 us, an element 0.09 ns (Zen 5, bf16).
 constexpr int64_t kParallelWork = 24 * 1024;
 // What a thread gets at least.
@@ -22,6 +24,17 @@ inline void for_each_chunk(int64_t num_rows, int64_t row_work, const Body& body)
   const auto call = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); };
   check(torch_parallel_for(0, num_rows, (kGrainWork + row_work - 1) / row_work, call, const_cast<Body*>(&body)),
         "torch_parallel_for");
+}
+
+// Memory of this thread to work in, kept from call to call.
+inline void* scratch(int64_t bytes) {
+  static thread_local std::unique_ptr<char[]> memory;
+  static thread_local int64_t size = 0;
+  if (size < bytes) {
+    memory.reset(new char[bytes]);
+    size = bytes;
+  }
+  return memory.get();
 }
 
 // run(rows, count), rows[k] being the rows of tensor k, until every row of the space is done.
@@ -43,6 +56,51 @@ inline bool run(const NormCall& call) {
   const auto kernel = call.op == kFusedAddRmsNorm ? chosen_kernels().fused_add_rms_norm : chosen_kernels().rms_norm;
   for_each_rows<2>(call.space, {&call.x, &call.other}, element_bytes(call.spec.dtype), kNormWork,
                    [&](const Rows(&rows)[2], int64_t count) { kernel(call.spec, rows[0], rows[1], count); });
+  count(call.op);
+  return true;
+}
+
+// A quantizing call in the one form that has kernels here.
+struct Int8Call : NormQuantCall {
+  Refusal read_rms_norm(const Arguments& arguments) {
+    const Refusal refusal = NormQuantCall::read_rms_norm(arguments);
+    return refusal ? refusal : why_not_format();
+  }
+  Refusal read_fused_add(const Arguments& arguments) {
+    const Refusal refusal = NormQuantCall::read_fused_add(arguments);
+    return refusal ? refusal : why_not_format();
+  }
+
+ private:
+  Refusal why_not_format() const {
+    const QuantFormat& format = result.format;
+    if (!format.int8) return {"", "FP8 on CPU stays on the reference"};
+    if (format.granularity != QuantFormat::kToken || format.scale_form != ScaleForm::fp32)
+      return {"", "int8 on CPU has a kernel for an fp32 scale a row alone"};
+    return {};
+  }
+};
+
+inline bool run(const Int8Call& call) {
+  const auto kernel = chosen_kernels().rms_norm_int8;
+  const QuantResult& result = call.result;
+  const int64_t bytes = element_bytes(call.spec.dtype);
+  for_each_chunk(call.space.num_rows(), call.spec.size * kInt8Work, [&](int64_t row, int64_t end) {
+    void* unquantized = result.has_normed ? nullptr : scratch(scratch_elements(call.spec.size) * bytes);
+    call.space.for_each_run(row, end, [&](const int64_t(&offsets)[4], int64_t count) {
+      const auto rows = [&](bool given, const TensorView& tensor, int k, int64_t item_bytes) {
+        const Rows found{tensor.data + offsets[k] * item_bytes, call.space.row_stride(k), call.space.ahead(k)};
+        return given ? found : Rows{};
+      };
+      const int64_t scale_stride = result.scales_row_stride;
+      float* scale = reinterpret_cast<float*>(result.scales.data) + row * scale_stride;
+      const Int8Rows out{rows(true, result.q, 3, 1), {scale, scale_stride}, rows(result.has_normed, result.normed, 2, bytes),
+                         unquantized};
+      kernel(call.spec, rows(true, call.x, 0, bytes), rows(call.op == kFusedAddRmsNormQuant, call.residual, 1, bytes), out,
+             count);
+      row += count;
+    });
+  });
   count(call.op);
   return true;
 }

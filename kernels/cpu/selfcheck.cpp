@@ -64,6 +64,7 @@ struct Buffer {
       return value;
     }
     const int exponent = (narrow[i] >> 10) & 31, fraction = narrow[i] & 1023;
+    if (exponent == 31) return fraction != 0 ? NAN : narrow[i] & 0x8000 ? -INFINITY : INFINITY;
     const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
     return narrow[i] & 0x8000 ? -magnitude : magnitude;
   }
@@ -80,6 +81,7 @@ struct Buffer {
   static uint16_t half(double value) {  // value is an fp16 number already
     const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
     const double magnitude = std::fabs(value);
+    if (!std::isfinite(value)) return std::isnan(value) ? 0x7e00 : sign | 0x7c00;
     if (magnitude < 0x1p-14) return sign | static_cast<uint16_t>(std::ldexp(magnitude, 24));
     const int exponent = std::ilogb(magnitude);
     return sign | ((exponent + 15) << 10) | (static_cast<uint16_t>(std::ldexp(magnitude, 10 - exponent)) & 1023);
@@ -138,6 +140,89 @@ void check_norms(const Kernels& kernels, Dtype dtype, int64_t size, Param weight
       const double want = rounded(static_cast<float>(x0.get(i) + residual0.get(i)), dtype);
       report(residual.get(i) == want, kernels.isa, "residual", dtype, size, i, residual.get(i), want);
     }
+}
+
+// The bits of the norm, rounded, and then quantized in plain floats.
+void check_int8(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, float offset, double scale, bool add,
+                bool with_normed) {
+  Buffer x(dtype, kRows, size), residual(dtype, kRows, size), normed(dtype, kRows, size);
+  x.fill(scale), residual.fill(scale), normed.fill(1);
+  const int64_t stride = x.stride;
+  for (int64_t i = 0; i < size; ++i) x.set(stride + i, 0.0), residual.set(stride + i, 0.0);
+  if (scale == 1.0) x.set(2 * stride + size / 2, INFINITY), x.set(3 * stride + size / 2, NAN);
+  const NormSpec spec{size, kEps, offset, dtype, weight};
+  Buffer want = x, want_residual = residual;
+  const Buffer normed0 = normed, residual0 = residual;
+  if (add) kernels.fused_add_rms_norm(spec, want.rows(), want_residual.rows(), kRows);
+  else kernels.rms_norm(spec, x.rows(), want.rows(), kRows);
+
+  constexpr int8_t kUntouched = 99;
+  std::vector<int8_t> out(kRows * stride, kUntouched);
+  std::vector<float> scales(2 * kRows, 7.0f), scratch(scratch_elements(size));
+  kernels.rms_norm_int8(spec, x.rows(), add ? residual.rows() : Rows{},
+                        {{out.data(), stride}, {scales.data(), 2}, with_normed ? normed.rows() : Rows{}, scratch.data()},
+                        kRows);
+  for (int64_t m = 0; m < kRows; ++m) {
+    float amax = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      const float y = std::fabs(static_cast<float>(want.get(m * stride + i)));
+      if (!(y <= amax)) amax = y;
+      if (std::isnan(y)) break;
+    }
+    const auto same = [](double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); };
+    report(same(scales[2 * m], amax / 127.0f), kernels.isa, "scale", dtype, size, m, scales[2 * m], amax / 127.0f);
+    report(scales[2 * m + 1] == 7.0f, kernels.isa, "scale's neighbour", dtype, size, m, scales[2 * m + 1], 7.0);
+    const float inverse = amax == 0.0f ? 0.0f : 127.0f / amax;
+    for (int64_t i = 0; i < stride; ++i) {
+      const double y = want.get(m * stride + i), got = out[m * stride + i];
+      const float scaled = std::nearbyint(static_cast<float>(y) * inverse);
+      const double q = std::isnan(scaled) ? 0.0 : scaled < -128.0f ? -128.0 : scaled > 127.0f ? 127.0 : scaled;
+      report(got == (i < size ? q : kUntouched), kernels.isa, "int8", dtype, size, i, got, q);
+      if (i < size && with_normed)
+        report(same(normed.get(m * stride + i), y), kernels.isa, "normed", dtype, size, i, normed.get(m * stride + i), y);
+      if (i < size && add) {
+        const double sum = want_residual.get(m * stride + i), in = residual.get(m * stride + i);
+        report(same(in, sum), kernels.isa, "residual, int8", dtype, size, i, in, sum);
+      }
+    }
+  }
+  check_gap(normed0, normed, size, kernels.isa, "normed");
+  check_gap(residual0, residual, size, kernels.isa, "residual, int8");
+}
+
+// The bits of the norm, and then the rotation in plain floats.
+void check_rope(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, float offset, int64_t rotary_dim,
+                bool is_neox, Dtype table_dtype) {
+  constexpr int64_t kPositions = 3;
+  Buffer heads(dtype, kRows, size), table(table_dtype, kPositions, rotary_dim);
+  heads.fill(1), table.fill(1);
+  const NormSpec norm{size, kEps, offset, dtype, weight};
+  Buffer want = heads;
+  if (weight.data != nullptr) kernels.rms_norm(norm, heads.rows(), want.rows(), kRows);
+  // One token has all rows but the last as q, and the last as k.
+  const int32_t position = 2;
+  std::vector<float> scratch(angles_elements(rotary_dim));
+  const int64_t token = kRows * heads.stride, last = (kRows - 1) * heads.stride * element_bytes(dtype);
+  const Heads q{heads.data(), kRows - 1, token, heads.stride, weight};
+  const Heads k{static_cast<char*>(heads.data()) + last, 1, token, heads.stride, weight};
+  const Buffer before = want;
+  kernels.qk_norm_rope({norm, rotary_dim, is_neox, table_dtype}, q, k,
+                       {table.data(), table.stride, &position, false, 1, scratch.data()}, 0, 1);
+  const int64_t pairs = rotary_dim / 2, step = is_neox ? pairs : 1;
+  for (int64_t m = 0; m < kRows; ++m) {
+    const auto at = [&](int64_t i) { return static_cast<float>(before.get(m * heads.stride + i)); };
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const int64_t i = is_neox ? pair : 2 * pair, row = position * table.stride;
+      const float cos = table.get(row + pair), sin = table.get(row + pairs + pair), a = at(i), b = at(i + step);
+      const float a_cos = a * cos, b_sin = b * sin, b_cos = b * cos, a_sin = a * sin;
+      want.set(m * heads.stride + i, rounded(a_cos - b_sin, dtype));
+      want.set(m * heads.stride + i + step, rounded(b_cos + a_sin, dtype));
+    }
+    for (int64_t i = 0; i < heads.stride; ++i) {
+      const double got = heads.get(m * heads.stride + i), right = want.get(m * heads.stride + i);
+      report(std::fabs(got - right) <= 1e-6 * (dtype == Dtype::float32), kernels.isa, "rope", dtype, size, i, got, right);
+    }
+  }
 }
 
 // Sums over rows in two parts, as two threads make them, and the gradient they add up to.
@@ -326,6 +411,23 @@ void check(const Kernels& kernels, Dtype dtype, int64_t size) {
   }
 }
 
+void check_int8_and_rope(const Kernels& kernels, Dtype dtype, int64_t size) {
+  for (int kind = 0; kind < 3; ++kind) {  // as in check
+    Buffer weights(kind == 1 ? dtype : Dtype::float32, 1, size);
+    weights.fill(1);
+    const Param weight = kind == 0 ? Param{} : weights.param();
+    for (float offset : {0.0f, kind == 0 ? 0.0f : 1.0f})
+      for (bool flag : {false, true}) {
+        for (bool add : {false, true})
+          for (double scale : {1.0, dtype == Dtype::float16 ? 1e-5 : 1e-39})
+            check_int8(kernels, dtype, size, weight, offset, scale, add, flag);
+        for (int64_t rotary_dim : {size / 2 * 2, size / 4 * 2})
+          for (Dtype table : {dtype, Dtype::float32})
+            if (size <= 300) check_rope(kernels, dtype, size, weight, offset, rotary_dim, flag, table);
+      }
+  }
+}
+
 void check_gradients(const Kernels& kernels, Dtype dtype, int64_t size) {
   for (int kind = 0; kind < 3; ++kind) {  // as in check
     Buffer weights(kind == 1 ? dtype : Dtype::float32, 1, size);
@@ -355,5 +457,6 @@ void check_everywhere(const char* what, void (*check_one)(const Kernels&, Dtype,
 int main() {
   check_everywhere("forward", check);
   check_everywhere("backward", check_gradients);
+  check_everywhere("int8 and rotation", check_int8_and_rope);
   return failures == 0 ? 0 : 1;
 }

@@ -40,6 +40,7 @@ struct Lanes<4> {
   typedef uint32_t Bits __attribute__((vector_size(16)));
   typedef int32_t Signed __attribute__((vector_size(16)));
   typedef uint16_t Halves __attribute__((vector_size(8)));
+  typedef uint8_t Bytes __attribute__((vector_size(4)));
 };
 template <>
 struct Lanes<8> {
@@ -47,6 +48,7 @@ struct Lanes<8> {
   typedef uint32_t Bits __attribute__((vector_size(32)));
   typedef int32_t Signed __attribute__((vector_size(32)));
   typedef uint16_t Halves __attribute__((vector_size(16)));
+  typedef uint8_t Bytes __attribute__((vector_size(8)));
 };
 template <>
 struct Lanes<16> {
@@ -54,6 +56,7 @@ struct Lanes<16> {
   typedef uint32_t Bits __attribute__((vector_size(64)));
   typedef int32_t Signed __attribute__((vector_size(64)));
   typedef uint16_t Halves __attribute__((vector_size(32)));
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
 };
 
 template <int W>
@@ -70,6 +73,7 @@ struct Generic {
   using Bits = typename Lanes<W>::Bits;
   using Signed = typename Lanes<W>::Signed;
   using Halves = typename Lanes<W>::Halves;
+  using Bytes = typename Lanes<W>::Bytes;
   using Pair = PairOf<W>;
   using Normal = Self;  // what to use where every value to be rounded is known to be no subnormal
 
@@ -171,6 +175,45 @@ struct Generic {
   }
   static Pair rounded(Pair v, fp16) { return {Self::widen(Self::narrow(v.a)), Self::widen(Self::narrow(v.b))}; }
 
+  static Pair rounded(Pair v, float) { return v; }
+
+  // The larger magnitudes so far, as bits: a NaN's are the largest. Self::magnitude says which it is, rounded to X.
+  template <class X>
+  static Signed larger(Signed so_far, Pair v, X) {
+    const Signed a = bit_cast<Signed>(v.a) & 0x7fffffff, b = bit_cast<Signed>(v.b) & 0x7fffffff;
+    const Signed larger = a > b ? a : b;
+    return so_far > larger ? so_far : larger;
+  }
+  // Rounding keeps the order, so that one rounding is enough.
+  template <class X>
+  static float magnitude(Signed largest, X) {
+    int32_t most = largest[0];
+    for (int i = 1; i < W; ++i) most = largest[i] > most ? largest[i] : most;
+    const Vec all = broadcast(bit_cast<float>(most));
+    return Self::rounded(Pair{all, all}, X{}).a[0];
+  }
+
+  // The nearest integer in the lowest byte, |x| <= 2^22; 0 for a NaN.
+  static Bits to_integer(Vec x) { return bit_cast<Bits>((x == x ? x : Vec{}) + 12582912.0f); }  // as in scale
+  // v is arranged as a pair made of X is.
+  template <class X>
+  static void store_int8(int8_t* p, Pair v, X, Full) {
+    const Bits a = Self::to_integer(v.a), b = Self::to_integer(v.b);
+    if constexpr (__is_same(X, bf16)) {
+      const Halves both = __builtin_convertvector((a & 0xff) | (b << 8), Halves);
+      std::memcpy(p, &both, sizeof both);
+    } else {
+      const Bytes two[2] = {__builtin_convertvector(a, Bytes), __builtin_convertvector(b, Bytes)};
+      std::memcpy(p, two, sizeof two);
+    }
+  }
+  template <class X>
+  static void store_int8(int8_t* p, Pair v, X, Part part) {
+    int8_t block[kBlock];
+    store_int8(block, v, X{}, Full{});
+    std::memcpy(p, block, part.count);
+  }
+
   // A pair in order, arranged as a pair made of bf16 is.
   static Pair even_odd(Pair v) {
     float in[kBlock], out[kBlock];
@@ -179,6 +222,12 @@ struct Generic {
       out[i] = in[2 * i];
       out[W + i] = in[2 * i + 1];
     }
+    return bit_cast<Pair>(out);
+  }
+  static Pair in_order(Pair even_odd) {
+    float in[kBlock], out[kBlock];
+    std::memcpy(in, &even_odd, sizeof in);
+    for (int i = 0; i < W; ++i) out[2 * i] = in[i], out[2 * i + 1] = in[W + i];
     return bit_cast<Pair>(out);
   }
 };

@@ -33,7 +33,7 @@ inline StableIValue boxed_text(const std::string& text) {
 }
 
 // Reads the arguments in place and frees them when it ends, unless they were handed over. `kinds` has a letter an
-// argument: t Tensor, o Tensor?, i int?, s str, . a plain value, b a Tensor that the caller keeps.
+// argument: t Tensor, o Tensor?, i int?, l int[]?, s str, . a plain value, b a Tensor that the caller keeps.
 class Arguments {
  public:
   Arguments(StableIValue* stack, const char* kinds) : stack_(stack), kinds_(kinds) {}
@@ -51,6 +51,7 @@ class Arguments {
   int64_t optional_int(int i, int64_t otherwise) const {
     return stack_[i] == 0 ? otherwise : unboxed<int64_t>(*inner(i));
   }
+  bool is_none(int i) const { return stack_[i] == 0; }
   int64_t integer(int i) const { return unboxed<int64_t>(stack_[i]); }
   double number(int i) const { return unboxed<double>(stack_[i]); }
   bool boolean(int i) const { return unboxed<bool>(stack_[i]); }
@@ -83,11 +84,12 @@ class Arguments {
   }
 
   void release(int i) {
-    const bool optional = kinds_[i] == 'o' || kinds_[i] == 'i';
+    const bool optional = kinds_[i] == 'o' || kinds_[i] == 'i' || kinds_[i] == 'l';
     if (kinds_[i] == 't') aoti_torch_delete_tensor_object(tensor(i));
     if (kinds_[i] == 's') torch_delete_string(unboxed<StringHandle>(stack_[i]));
     if (!optional || stack_[i] == 0) return;
     if (kinds_[i] == 'o') aoti_torch_delete_tensor_object(optional_tensor(i));
+    if (kinds_[i] == 'l') torch_delete_list(unboxed<StableListHandle>(*inner(i)));
     delete inner(i);
   }
 

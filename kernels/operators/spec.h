@@ -55,4 +55,11 @@ struct QuantFormat {
   Layout scale_layout;
 };
 
+struct RopeSpec {
+  NormSpec norm;       // of a head; its weight is that of q or of k
+  int64_t rotary_dim;  // the first elements of a head that are rotated, even
+  bool is_neox;        // pairs are halves of these; otherwise neighbours
+  Dtype table_dtype;   // of cosines and sines
+};
+
 }  // namespace serving_ops

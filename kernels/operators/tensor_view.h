@@ -46,8 +46,10 @@ struct TensorView {
   // Of an element. Dtypes that the kernels do not know count as two bytes; a call with one is refused.
   int64_t item_bytes() const {
     static const int32_t float32 = aoti_torch_dtype_float32(), int32 = aoti_torch_dtype_int32(),
-                         int8 = aoti_torch_dtype_int8(), float8 = aoti_torch_dtype_float8_e4m3fn();
+                         int64 = aoti_torch_dtype_int64(), int8 = aoti_torch_dtype_int8(),
+                         float8 = aoti_torch_dtype_float8_e4m3fn();
     if (dtype == float32 || dtype == int32) return 4;
+    if (dtype == int64) return 8;
     return dtype == int8 || dtype == float8 ? 1 : 2;
   }
   int64_t row_size() const { return sizes[num_dims - 1]; }
@@ -98,8 +100,11 @@ struct TensorView {
   }
   // Whether this is a weight or a bias of (N,), in x's dtype or float32.
   Refusal read_param(const char* name, const TensorView& x, Dtype x_dtype, Param* param) const {
+    return read_vector(name, x.row_size(), x, x_dtype, param);
+  }
+  // The same, but of (size,).
+  Refusal read_vector(const char* name, int64_t size, const TensorView& x, Dtype x_dtype, Param* param) const {
     param->data = data;
-    const int64_t size = x.row_size();
     if (num_dims != 1 || sizes[0] != size || !on_device_of(x)) return {name, " is not (N,) on x's device"};
     if (!element_type(&param->dtype) || (param->dtype != x_dtype && param->dtype != Dtype::float32))
       return {name, ".dtype is neither x's nor float32"};

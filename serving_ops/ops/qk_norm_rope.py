@@ -196,6 +196,7 @@ registry.register(
         route=cuda_rope.rope_route,
         repeat=cuda_rope.repeat,
         tokens_to_prewarm=lambda spec: plan_rope.tokens_to_prewarm(spec.heads + spec.rotation.num_kv_heads),
+        in_cpp=("cpu",),
         check_values=rope_checks.index_values,
         bytes_moved=_bytes_moved,
     )

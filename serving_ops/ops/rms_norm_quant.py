@@ -60,6 +60,6 @@ registry.register(
         RESULTS,
         run={"cuda": cuda_quant.norm_quant},
         route=cuda_quant.norm_quant_route,
-        in_cpp=("cuda",),
+        in_cpp=("cpu", "cuda"),
     )
 )

@@ -14,7 +14,7 @@ import torch
 from numerics import rows
 
 import serving_ops
-from serving_ops import reference
+from serving_ops import QuantFormat, reference, rope_reference
 from serving_ops.extension import kernel_calls
 
 pytestmark = pytest.mark.skipif(serving_ops.cpp_library() is None, reason="needs the C++ library")
@@ -49,6 +49,76 @@ def test_a_head_view_is_normalised_in_place_and_its_neighbours_are_left_alone() 
     assert kernel_calls("rms_norm") == ran + 1
     assert torch.equal(packed[:, 2048:], before[:, 2048:])
     assert torch.equal(query, OPS.rms_norm(before[:, :2048].reshape(50, 16, 128), weight, EPS))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 896), (13, 1001), (300, 128), (2, 3, 4096)])
+def test_an_int8_norm_has_the_bits_of_the_norm_and_the_quantization(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, residual, weight = rows(shape, dtype), rows(shape, dtype, seed=1), rows(shape[-1:], dtype, seed=2)
+    x[0] = 0.0
+    fmt, ran = QuantFormat(torch.int8, "token"), kernel_calls("fused_add_rms_norm_quant")
+    normed, total = x.clone(), residual.clone()
+    q, scales = serving_ops.fused_add_rms_norm_quant(x, residual, weight, fmt=fmt)
+    assert kernel_calls("fused_add_rms_norm_quant") == ran + 1
+    OPS.fused_add_rms_norm(normed, total, weight, EPS)
+    want, want_scales = reference.quantize(normed, fmt)
+    assert torch.equal(q, want)
+    assert torch.equal(scales, want_scales)
+    assert torch.equal(residual, total)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "reason"),
+    [(QuantFormat(granularity="token"), "FP8 on CPU"), (QuantFormat(torch.int8, "group"), "fp32 scale a row")],
+)
+def test_another_form_than_int8_rows_is_left_to_the_reference_with_its_reason(fmt: QuantFormat, reason: str) -> None:
+    x = rows((3, 128), torch.bfloat16)
+    explanation = serving_ops.explain("rms_norm_quant", x, None, fmt=fmt)
+    assert explanation.path == "reference"
+    assert reason in str(explanation.reason)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("is_neox", [True, False])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (80, 80), (128, 32), (128, 128), (256, 64)])
+def test_qk_norm_rope_has_the_bits_of_the_norm_and_the_rotation(
+    dtype: torch.dtype, is_neox: bool, head_dim: int, rotary_dim: int
+) -> None:
+    q_heads, kv_heads = 9, 2
+    qkv = rows((7, (q_heads + 2 * kv_heads) * head_dim), dtype)
+    positions, table = torch.tensor([3, 0, 19, 4, 4, 7, 1]), rows((20, rotary_dim), dtype, seed=1)
+    weights = rows((head_dim,), dtype, seed=2), rows((head_dim,), dtype, seed=3)
+    want, ran = qkv.clone(), kernel_calls("qk_norm_rope")
+    heads = {"num_q_heads": q_heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
+    serving_ops.qk_norm_rope(qkv, positions, table, *weights, **heads, is_neox=is_neox)
+    assert kernel_calls("qk_norm_rope") == ran + 1
+    q, k, _ = rope_reference.heads_of(want, None, None, q_heads, kv_heads, head_dim)
+    angles = rope_reference.cos_and_sin(positions, table, None, False)
+    for x, weight in zip((q, k), weights, strict=True):
+        x.copy_(rope_reference.rotated(OPS.rms_norm(x, weight, EPS), *angles, is_neox))
+    assert torch.equal(qkv, want)
+
+
+def test_q_and_k_that_are_columns_of_one_tensor_are_rotated_where_they_lie() -> None:
+    packed, table = rows((5, 8, 64), torch.bfloat16), rows((9, 64), torch.bfloat16, seed=1)
+    together, positions = packed.clone().flatten(1), torch.arange(5)
+    heads = {"num_q_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    ran = kernel_calls("qk_norm_rope")
+    serving_ops.qk_norm_rope(together, positions, table, None, None, **heads)
+    serving_ops.qk_norm_rope(packed[:, :4], positions, table, None, None, **heads, k=packed[:, 4:6])
+    assert kernel_calls("qk_norm_rope") == ran + 2
+    assert torch.equal(packed.flatten(1), together)
+
+
+def test_a_position_beyond_the_table_is_an_error_and_nothing_is_rotated() -> None:
+    qkv, table = rows((2, 256), torch.bfloat16), rows((9, 64), torch.bfloat16, seed=1)
+    before = qkv.clone()
+    for position in (-1, 9):
+        with pytest.raises(RuntimeError, match=f"positions is a tensor that holds {position}"):
+            serving_ops.qk_norm_rope(
+                qkv, torch.tensor([0, position]), table, None, None, num_q_heads=2, num_kv_heads=1, head_dim=64
+            )
+    assert torch.equal(qkv, before)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (2, 0, 1, 3)])
@@ -158,6 +228,17 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             getattr(module, op)(*(tensor.clone() for tensor in given), weight) for module in (serving_ops, reference)
         )
         torch.testing.assert_close(results, expected, **close)
+    form = serving_ops.QuantFormat(torch.int8, "token")
+    q, scales = serving_ops.rms_norm_quant(x, weight, fmt=form)
+    wanted = reference.quantize(serving_ops.rms_norm(x, weight), form)
+    assert torch.equal(q, wanted[0]) and torch.equal(scales, wanted[1])
+    for is_neox in (True, False):
+        qkv, table, norm = torch.randn(5, 5 * 96).to(dtype), torch.randn(9, 96), torch.randn(96).to(dtype)
+        results = [qkv.clone(), qkv.clone()]
+        for module, result in zip((serving_ops, serving_ops.rope_reference), results):
+            heads = {"num_q_heads": 3, "num_kv_heads": 1, "head_dim": 96, "is_neox": is_neox}
+            module.qk_norm_rope(result, torch.arange(5), table, norm, norm, **heads)
+        torch.testing.assert_close(*results, rtol=close["rtol"], atol=4 * close["rtol"])
 assert not any(calls["reference"] for calls in serving_ops.counters.snapshot().values())
 """
 
