@@ -17,6 +17,7 @@ from sglang_versions import run
 HERE = Path(__file__).parent
 WRITE = {
     "dense": [str(HERE.parent / "vllm" / "models.py"), "dense"],
+    "dense_int8": [str(HERE.parent / "vllm" / "models.py"), "dense_int8"],
     "hybrid": [str(HERE / "hybrid_model.py")],
 }
 
@@ -55,7 +56,7 @@ def written_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, written_model: Callable[[str], Path]) -> Callable[..., Served]:
-    """served(model, version, switch): "dense" or "hybrid", the value of SERVING_OPS; other variables by name."""
+    """served(model, version, switch): one of WRITE, the value of SERVING_OPS; other variables by name."""
     scratch = tmp_path_factory.mktemp("sglang")
 
     @once

@@ -16,7 +16,14 @@ FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 
 
 def register() -> None:
-    """Observe into the file that `OBSERVE` names; with `HIDE_LIBRARY`, as if the C++ library had not been built."""
+    """Observe into the file that `OBSERVE` names; with `HIDE_LIBRARY`, as if the C++ library had not been built.
+
+    With `AS_ON_A_GPU`, a quantized model is served as in `as_on_a_gpu`.
+    """
+    if "AS_ON_A_GPU" in os.environ:
+        import as_on_a_gpu
+
+        as_on_a_gpu.register()
     if "HIDE_LIBRARY" in os.environ:
         from serving_ops import extension
 

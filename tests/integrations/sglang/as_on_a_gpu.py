@@ -1,0 +1,47 @@
+"""Has SGLang's engine on CPU call for a quantized model what it would on a GPU, by the reference where it is ours.
+
+`stand_in/observe.py` registers it in a process that has the variable `AS_ON_A_GPU`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+VARIABLE = "AS_ON_A_GPU"
+LOAD = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
+
+
+def register() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(LOAD, _before_loading, HookType.BEFORE)
+
+
+def _before_loading(*_: Any, **__: Any) -> None:
+    import fp8_on_cpu
+    import pytest
+    from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+
+    patch = pytest.MonkeyPatch()
+    fp8_on_cpu.install(patch)
+    patch.setattr(CompressedTensorsConfig, "_check_scheme_supported", lambda *_, **__: True)
+    if os.environ["SERVING_OPS"] != "off":
+        _take_what_has_no_kernel_on_cpu(patch)
+
+
+def _take_what_has_no_kernel_on_cpu(patch: Any) -> None:
+    from sglang.srt.models import utils
+
+    from serving_ops.integrations.sglang import layers, quantizing_rms_norm
+
+    found = layers.norm_layers
+
+    def with_attentions(runner: Any) -> Any:
+        x = layers.Activations(runner.dtype, runner.model_config.hidden_size)
+        return found(runner) + layers._attentions(runner, x)
+
+    patch.setattr(quantizing_rms_norm, "why_reference", lambda specs: None)
+    patch.setattr(layers, "why_reference", lambda specs: None)
+    patch.setattr(layers, "norm_layers", with_attentions)
+    patch.setattr(utils, "enable_fused_set_kv_buffer", lambda forward_batch: True)
