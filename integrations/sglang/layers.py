@@ -88,7 +88,9 @@ def norm_layers(runner: Any) -> list[NormLayer]:
 
 def _attentions(runner: Any, x: Activations) -> list[NormLayer]:
     """Return the attention layers whose norms of q and k and rotary embedding are one kernel of ours, or might be."""
-    why_none = why_traced(runner.server_args) if qk_norm_rope.OP in settings.ops() else LEFT_OUT
+    args = runner.server_args
+    wanted = qk_norm_rope.OP in settings.ops()
+    why_none = why_traced(args) or qk_norm_rope.why_slower(args) if wanted else LEFT_OUT
     found = []
     for layer in runner.model.modules():
         if qk_norm_rope.attention(layer) is None:

@@ -20,9 +20,11 @@ from serving_ops import NormSpec
 from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.sglang import rms_norm
 from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations
+from serving_ops.ops import registry
 from serving_ops.rope_spec import RopeSpec
 
 OP = "qk_norm_rope"
+FROM_PYTHON = "without CUDA graphs a launch from Python takes longer than SGLang's"
 OPTIONS = "serving_ops_qk_norm_rope"
 """The attribute of an attention layer that keeps what its calls have in common."""
 
@@ -94,6 +96,13 @@ ROTARY = "sglang.srt.layers.rotary_embedding"
 def attention(layer: torch.nn.Module) -> Attention | None:
     """Return how a layer is taken, or None for one of another class."""
     return ATTENTION.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
+
+
+def why_slower(server_args: Any) -> str | None:
+    """Return why SGLang's kernels take less time in a server without CUDA graphs, where the host sets the pace."""
+    graphs = getattr(server_args, "cuda_graph_config", None)
+    eager = getattr(server_args, "disable_cuda_graph", False) or (graphs and graphs.decode.backend == "disabled")
+    return FROM_PYTHON if eager and "cuda" not in registry.find(OP).in_cpp else None
 
 
 def why_native(layer: Any) -> str | None:

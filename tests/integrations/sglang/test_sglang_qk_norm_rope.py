@@ -284,6 +284,26 @@ def test_a_compiled_model_and_an_op_that_was_left_out_stay_sglangs(
     assert f"1 Qwen3Attention's q and k ({layers.LEFT_OUT})" in report(caplog, attention(DENSE))
 
 
+@pytest.mark.parametrize(
+    "server_args",
+    [
+        {"disable_cuda_graph": True},
+        {
+            "cuda_graph_config": SimpleNamespace(
+                decode=SimpleNamespace(backend="disabled"), prefill=SimpleNamespace(backend="disabled")
+            )
+        },
+    ],
+)
+def test_without_cuda_graphs_it_is_sglangs_unless_cpp_launches_our_kernel(
+    server_args: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for devices, expected in (({"cpu"}, "native: 1"), ({"cpu", "cuda"}, "1 of 1")):
+        launches = SimpleNamespace(find=lambda op, found=devices: SimpleNamespace(in_cpp=found))
+        monkeypatch.setattr(qk_norm_rope, "registry", launches)
+        assert f"{expected} Qwen3Attention's q and k" in report(caplog, attention(DENSE), **server_args)
+
+
 def test_where_there_is_no_kernel_or_its_prewarm_fails_sglangs_own_code_runs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
