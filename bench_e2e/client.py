@@ -24,30 +24,49 @@ LABELS = {
 
 @dataclass(frozen=True)
 class ServeLoad:
-    """What a server is asked in one turn. Lengths are exact: random prompts, greedy, and no early end."""
+    """What a server is asked in one turn, greedily and without an early end.
+
+    input_len: exactly, of random prompts; None for the questions of `chat_prompts`, which only vLLM's generator asks.
+    """
 
     num_prompts: int
-    input_len: int  # tokens
+    input_len: int | None  # tokens
     output_len: int  # tokens
     concurrency: int  # requests in flight
 
-    def words(self, engine: str, host: str, port: int, name: str, tokenizer: str, seed: int, warmups: int) -> list[str]:
-        """Of the generator's command line. warmups: requests before the measured ones."""
+    def words(
+        self, engine: str, host: str, port: int, name: str, tokenizer: str, seed: int, warmups: int, chats: Path
+    ) -> list[str]:
+        """Of the generator's command line. warmups: requests before the measured ones. chats: the questions' file."""
         return [
             *("--host", host, "--port", str(port), "--model", name, "--tokenizer", tokenizer, "--seed", str(seed)),
-            *("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len)),
+            *self._prompts(engine, chats),
             *("--num-prompts", str(self.num_prompts), "--max-concurrency", str(self.concurrency)),
             *("--ready-check-timeout-sec", "0", *WORDS[engine], WARMUPS[engine], str(warmups)),
         ]
 
+    def _prompts(self, engine: str, chats: Path) -> list[str]:
+        if self.input_len is None:
+            return [*CHAT, "--dataset-path", str(chats), "--sharegpt-output-len", str(self.output_len)]
+        lengths = ("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len))
+        return [*RANDOM[engine], *lengths]
 
+
+CHAT = (
+    *("--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
+    *("--dataset-name", "sharegpt", "--disable-shuffle"),  # every turn has the same questions
+)
+RANDOM = {
+    "vllm": ("--dataset-name", "random"),
+    # Prompts go as tokens, of exact lengths.
+    "sglang": ("--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1"),
+}
 WORDS = {
     "vllm": (
-        *("--dataset-name", "random", "--ignore-eos", "--temperature", "0"),
+        *("--ignore-eos", "--temperature", "0"),
         *("--percentile-metrics", "ttft,tpot", "--metric-percentiles", "90,99"),
     ),
-    # Prompts go as tokens, of exact lengths.
-    "sglang": ("--backend", "sglang", "--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1"),
+    "sglang": ("--backend", "sglang"),
 }
 WARMUPS = {"vllm": "--num-warmups", "sglang": "--warmup-requests"}
 

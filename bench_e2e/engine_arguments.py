@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from serving_ops.bench_e2e import presets
+from serving_ops.bench_e2e import presets, smollm2
 from serving_ops.bench_e2e.step_load import StepLoad
 
 MAX_NUM_SEQS = 256
@@ -51,6 +51,8 @@ def _step_of_sglang(chosen: argparse.Namespace, load: StepLoad) -> dict[str, Any
 
 
 def _of_preset(chosen: argparse.Namespace) -> dict[str, Any]:
+    if chosen.preset == smollm2.NAME:
+        return smollm2.engine_args(chosen.quantization)
     return presets.preset_engine_args(chosen.preset, chosen.device, chosen.engine, chosen.quantization)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.bench_e2e import arguments, envelope, environment, presets, redact
+from serving_ops.bench_e2e import arguments, envelope, environment, presets, redact, smollm2
 from serving_ops.bench_e2e.arguments import above_0, at_least_1, check_writable, engine_arguments, file_name
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
 from serving_ops.bench_e2e.environment import ENGINES
 
 COMMAND = "python -m serving_ops.bench_e2e"
+DUMMY = "dense"  # the preset for shapes
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The options of every bench that serves a model."""
+    """The options of every bench that serves a model. `complete` chooses a preset where the user does not."""
     made = argparse.ArgumentParser(prog=f"{COMMAND} {name}", description=description)
     add = made.add_argument
     add("--engine", choices=ENGINES, default="vllm", help="default: %(default)s")
     model = made.add_mutually_exclusive_group()
-    model.add_argument("--preset", choices=presets.PRESETS, default="dense", help="made here, dummy weights")
+    help = f"{smollm2.NAME} is a real model, for `serve` on vLLM the default; the others have dummy weights"
+    model.add_argument("--preset", choices=(smollm2.NAME, *presets.PRESETS), help=help)
     model.add_argument("--model", type=arguments.model, help="a folder or a hub name instead of a preset")
     add("--quantization", choices=presets.QUANTIZATIONS, help="of the preset's linear layers (default: none)")
     mode = made.add_mutually_exclusive_group()
@@ -51,8 +54,9 @@ def complete(
 ) -> argparse.Namespace:
     """Checks the options and fills the defaults of the device in; `tokens` are those of the longest request."""
     check_variables(made)
-    _check_installed(made, chosen.engine)
+    check_installed(made, chosen.engine)
     chosen.device = environment.detect_device(chosen.engine)
+    chosen.preset = chosen.preset or _default_preset(chosen)
     _check_preset(made, chosen)
     if chosen.engine == "sglang" and chosen.device == "cpu" and chosen.eager is False:
         made.error("--compiled: SGLang compiles nothing on CPU")
@@ -60,8 +64,9 @@ def complete(
         if getattr(chosen, option) is None:
             setattr(chosen, option, value)
     longest = tokens(chosen) + SPARE_TOKENS
-    if not chosen.model and longest > presets.MAX_POSITIONS:
-        made.error(f"--preset {chosen.preset} has {presets.MAX_POSITIONS} positions: {longest} tokens do not fit")
+    positions = smollm2.MAX_POSITIONS if chosen.preset == smollm2.NAME else presets.MAX_POSITIONS
+    if not chosen.model and longest > positions:
+        made.error(f"--preset {chosen.preset} has {positions} positions: {longest} tokens do not fit")
     mode = "eager" if chosen.eager else "compiled"
     label = redact.value_of("model", Path(chosen.model).name) if chosen.model else preset_label(chosen)
     parts = (f"{datetime.now(UTC):%Y%m%d-%H%M}", chosen.kind, chosen.engine, chosen.device, label, mode)
@@ -92,6 +97,9 @@ def model_and_tokenizer(chosen: argparse.Namespace, work: Path) -> tuple[str, st
     """Where they lie: a preset is written into `work`."""
     if chosen.model:
         return chosen.model, chosen.model
+    if chosen.preset == smollm2.NAME:
+        folder = str(smollm2.checkpoint(chosen.quantization))
+        return folder, folder
     folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device, chosen.quantization)
     return str(folder), str(presets.tokenizer_of(folder))
 
@@ -99,7 +107,8 @@ def model_and_tokenizer(chosen: argparse.Namespace, work: Path) -> tuple[str, st
 def model_label(chosen: argparse.Namespace) -> str:
     """The model to a reader: a folder by its last name alone."""
     if not chosen.model:
-        return f"preset {preset_label(chosen)}"
+        of_preset = smollm2.TITLE if chosen.preset == smollm2.NAME else f"preset {chosen.preset}"
+        return "-".join(filter(None, (of_preset, chosen.quantization)))
     return Path(chosen.model).name if os.path.isabs(chosen.model) else str(chosen.model)
 
 
@@ -108,7 +117,7 @@ def preset_label(chosen: argparse.Namespace) -> str:
     return "-".join(filter(None, (chosen.preset, chosen.quantization)))
 
 
-def _check_installed(made: argparse.ArgumentParser, engine: str) -> None:
+def check_installed(made: argparse.ArgumentParser, engine: str) -> None:
     name = ENGINES[engine]
     if environment.engine_version(engine) is None:
         made.error(f"{name.title} is not installed: {name.install}")
@@ -116,11 +125,30 @@ def _check_installed(made: argparse.ArgumentParser, engine: str) -> None:
         made.error(f"{name.title} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
 
 
+def _default_preset(chosen: argparse.Namespace) -> str:
+    """The real model, or dummy weights where it cannot be had. A sentence says so."""
+    quantizes = chosen.quantization is None or chosen.quantization in smollm2.QUANTIZED
+    if chosen.model or chosen.kind != "serve" or chosen.engine != "vllm" or not quantizes:
+        return DUMMY
+    try:
+        smollm2.checkpoint(chosen.quantization)
+    except smollm2.Unavailable as error:
+        print(f"no {smollm2.NAME}, so the preset {DUMMY} with dummy weights is served: {error}", file=sys.stderr)
+        return DUMMY
+    return smollm2.NAME
+
+
 def _check_preset(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     """Without serving_ops SGLang has no gated norm on CPU: there is nothing to compare with."""
     quantized = chosen.quantization
-    if quantized and (chosen.model or chosen.preset not in presets.QUANTIZED):
-        made.error(f"--quantization {quantized}: for --preset {' or '.join(presets.QUANTIZED)} alone")
+    of_smollm2 = chosen.preset == smollm2.NAME and quantized in smollm2.QUANTIZED
+    if quantized and (chosen.model or not (of_smollm2 or chosen.preset in presets.QUANTIZED)):
+        made.error(f"--quantization {quantized}: for --preset {' or '.join(_quantizing(quantized))} alone")
+    if chosen.preset == smollm2.NAME and not chosen.model:
+        try:
+            smollm2.checkpoint(quantized)
+        except smollm2.Unavailable as error:
+            made.error(f"--preset {smollm2.NAME}: {error}")
     if chosen.engine != "sglang" or chosen.model:
         return
     if quantized and chosen.device == "cpu":
@@ -129,6 +157,11 @@ def _check_preset(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
         made.error("--preset mamba2: for vLLM alone")
     if (chosen.preset, chosen.device) == ("hybrid", "cpu"):
         made.error("--preset hybrid: SGLang alone cannot run gated norms on CPU, so nothing can be compared")
+
+
+def _quantizing(quantization: str) -> tuple[str, ...]:
+    """The presets that have it."""
+    return (*([smollm2.NAME] if quantization in smollm2.QUANTIZED else []), *presets.QUANTIZED)
 
 
 def check_variables(made: argparse.ArgumentParser) -> None:

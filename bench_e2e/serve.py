@@ -7,13 +7,14 @@ has one alive at a time, and starts a server for every turn.
 from __future__ import annotations
 
 import argparse
+import http.client
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, options, session, turns
+from serving_ops.bench_e2e import chat_answer, chat_prompts, engine_arguments, options, session, smollm2, turns
 from serving_ops.bench_e2e.arguments import at_least_1, at_least_2
 from serving_ops.bench_e2e.client import LABELS, METRICS, ServeLoad
 from serving_ops.bench_e2e.comparison import Comparison
@@ -62,10 +63,14 @@ class Serving:
             self.work, self.children, self.progress = work, children, progress
             self.model, self.tokenizer = model, tokenizer
             progress.console.print(f"serving {options.model_label(chosen)}; logs in {work}", soft_wrap=True)
+            if self.load.input_len is None:
+                chat_prompts.write_dataset(work / "chats.json", self.load.num_prompts)
             client, mailbox = self._start_client()
             up = {} if chosen.sequential else self._both()
             turns.answer("the load generator", client, mailbox, 0, progress, timeout=chosen.start_timeout)
             progress.console.print(f"up after {time.monotonic() - started:.0f} s")
+            if up and self.load.input_len is None:
+                self._show_an_answer({variant: address for variant, (_, address) in up.items()})
             for turn, (number, variant) in enumerate(turns.order(list(VARIANTS), chosen.pairs), start=1):
                 server, address = up.get(variant) or self._up(variant, self._start(variant))
                 progress.phase(f"pair {number} of {chosen.pairs}, {variant}")
@@ -81,9 +86,18 @@ class Serving:
                 if chosen.sequential:
                     children.stop(server)
 
+    def _show_an_answer(self, addresses: dict[str, Address]) -> None:
+        self.progress.phase("one question to each")
+        try:
+            said = chat_answer.shown({variant: chat_answer.ask(address) for variant, address in addresses.items()})
+        except (OSError, http.client.HTTPException) as error:
+            said = f"no answer to show: {error}"
+        self.progress.console.print(said, markup=False, soft_wrap=True)
+
     def _words(self, address: Address, seed: int, warmups: int) -> list[str]:
         """Both halves of a pair have the same prompts."""
-        return self.load.words(self.chosen.engine, HOST, address.port, address.name, self.tokenizer, seed, warmups)
+        chats, of_model = self.work / "chats.json", (address.name, self.tokenizer)
+        return self.load.words(self.chosen.engine, HOST, address.port, *of_model, seed, warmups, chats)
 
     def _both(self) -> dict[str, tuple[Child, Address]]:
         """Both start at once, beside the load generator's imports."""
@@ -118,8 +132,9 @@ class Serving:
         if not count:
             return None
         asked, alive = self.load, "one server alive at a time" if self.chosen.sequential else "both servers alive"
+        tokens_in = f"{asked.input_len} tokens" if asked.input_len else "questions of different lengths"
         method = (
-            f"{asked.num_prompts} requests a turn, {asked.input_len} tokens in, {asked.output_len} out, "
+            f"{asked.num_prompts} requests a turn, {tokens_in} in, {asked.output_len} tokens out, "
             f"{asked.concurrency} in flight; {alive}, in turns: median over {count} turn{'s' if count > 1 else ''} "
             f"[lowest-highest]; ratio: {RATIO_METHOD}."
         )
@@ -130,7 +145,8 @@ class Serving:
 def main(words: list[str]) -> int:
     """Exit status 1 if a server failed, 3 if serving_ops was not active: the figures are there then."""
     chosen = _parse(words)
-    load = ServeLoad(chosen.num_prompts, chosen.input_len, chosen.output_len, chosen.concurrency)
+    input_len = None if chosen.chats else chosen.input_len
+    load = ServeLoad(chosen.num_prompts, input_len, chosen.output_len, chosen.concurrency)
     alive = 1 if chosen.sequential else len(VARIANTS)
     arguments = engine_arguments.of(chosen, alive, chosen.input_len + chosen.output_len, chosen.concurrency)
     serving = Serving(chosen, load, arguments)
@@ -143,12 +159,14 @@ def _parse(words: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--pairs", type=at_least_1, help="turns of each server (default: 12)")
     add("--num-prompts", type=at_least_1, help="requests a turn (default: 4 on CPU, 16 on CUDA)")
-    add("--input-len", type=at_least_1, help="tokens (default: 512)")
+    add("--input-len", type=at_least_1, help="tokens (default: 512, and questions for smollm2)")
     add("--output-len", type=at_least_2, help="tokens (default: 32 on CPU, 128 on CUDA)")
     add("--concurrency", type=at_least_1, default=1, help="requests in flight (default: 1)")
     add("--sequential", action="store_true", help="a server at a time, where two do not fit: takes longer")
     add("--quick", action="store_true", help="one tiny pair: does it work at all?")
     chosen = parser.parse_args(words)
-    return options.complete(
-        parser, chosen, DEFAULTS, QUICK if chosen.quick else {}, lambda of: of.input_len + of.output_len
-    )
+    any_length = chosen.input_len is None
+    options.complete(parser, chosen, DEFAULTS, QUICK if chosen.quick else {}, lambda of: of.input_len + of.output_len)
+    chosen.chats = any_length and not chosen.model and (chosen.preset, chosen.engine) == (smollm2.NAME, "vllm")
+    chosen.input_len = chat_prompts.MOST_TOKENS if chosen.chats else chosen.input_len
+    return chosen

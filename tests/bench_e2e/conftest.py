@@ -27,6 +27,12 @@ class Health(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps({"data": [{"id": option("--served-model-name")}]}).encode())
 
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": "It scatters."}}]}).encode())
+
 behaviour = os.environ.get("STAND_IN", "works")
 print("pid", os.getpid(), flush=True)
 if behaviour == "dies":
@@ -84,6 +90,7 @@ def stand_in(tmp_path: Path) -> dict[str, str]:
     )
     checkout = Path(serving_ops.__file__).parents[1]
     ours = {"PYTHONPATH": os.pathsep.join([str(site), str(checkout)])}
+    ours |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PIP_NO_INDEX": "1"}  # no model of the registry
     # vLLM sets variables of its own in the process that imports it, which another test may have done.
     return {name: value for name, value in os.environ.items() if not name.startswith(RECORDED)} | ours
 

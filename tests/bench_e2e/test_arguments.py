@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import cli, environment, serve, session, step
+from serving_ops.bench_e2e import cli, environment, serve, session, smollm2, step
 from serving_ops.bench_e2e.client import METRICS
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.process import Children
@@ -16,6 +16,10 @@ from serving_ops.bench_e2e.saving import save
 
 ON = "serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm"
 BENCHES = ("serve", "step", "ops", "training", "training-steps")
+
+
+def no_registry(*_: object) -> None:
+    raise smollm2.Unavailable("there is no registry")
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +34,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(environment, "plugin_installed", lambda engine="vllm": True)
     monkeypatch.setattr(environment, "detect_device", lambda engine="vllm": "cpu")
     monkeypatch.setattr(session, "end_as_if_interrupted", lambda: None)
+    monkeypatch.setattr(smollm2, "checkpoint", no_registry)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder.json").mkdir()
@@ -46,14 +51,22 @@ def refused(words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture
 
 REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "serve": [
+        (("--preset", "smollm2"), "--preset smollm2: there is no registry"),
+        (("--preset", "smollm2", "--quantization", "fp8-block"), "fp8-block: for --preset dense or dense-8b alone"),
         (("--input-len", "16384"), "--preset dense has 16384 positions: 16480 tokens do not fit"),
         (("--pairs", "²"), "'²'; allowed: whole numbers from 1"),
         (("--output-len", "1"), "'1'; allowed: whole numbers from 2"),
         (("--preset", "hybrid", "--model", "x"), "not allowed with"),
         (("--eager", "--compiled"), "not allowed with"),
         (("--engine", "sglang", "--compiled"), "--compiled: SGLang compiles nothing on CPU"),
-        (("--preset", "hybrid", "--quantization", "fp8-token"), "--quantization fp8-token: for --preset dense or"),
-        (("--model", "file", "--quantization", "fp8-token"), "--quantization fp8-token: for --preset dense or"),
+        (
+            ("--preset", "hybrid", "--quantization", "fp8-token"),
+            "--quantization fp8-token: for --preset smollm2 or dense or",
+        ),
+        (
+            ("--model", "file", "--quantization", "fp8-token"),
+            "--quantization fp8-token: for --preset smollm2 or dense or",
+        ),
         (("--quantization", "fp6"), "invalid choice: 'fp6'"),
         (("--engine", "sglang", "--quantization", "int8-token"), "SGLang quantizes nothing on CPU"),
         (("--engine", "sglang", "--preset", "mamba2"), "--preset mamba2"),

