@@ -42,8 +42,8 @@ def fused_add_rms_norm_quant(
         tensors = {"x": x, "residual": residual, "weight": weight, "scale": scale, "normed": normed}
         checks.not_differentiated("serving_ops.add_rms_norm", **tensors, out=out, scales_out=scales_out)
     operator, arguments = torch.ops.serving_ops.fused_add_rms_norm_quant, (x, residual, weight, eps)
-    results = normed, out, scales_out
-    return quantized.call(operator, arguments, fmt, scale, *results, (residual,), weight_offset=weight_offset)
+    options = {"weight_offset": weight_offset} if weight_offset else {}
+    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, options, (residual,))
 
 
 def _formula(

@@ -48,7 +48,7 @@ def rms_norm_gated_quant(
     options: dict[str, Any] = {"bias": bias, "norm_before_gate": norm_before_gate, "activation": activation}
     options["norm_group_size"] = norm_group_size
     operator, arguments = torch.ops.serving_ops.rms_norm_gated_quant, (x, z, weight, eps)
-    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, **options)
+    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, options)
 
 
 def _formula(

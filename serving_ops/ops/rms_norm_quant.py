@@ -45,7 +45,8 @@ def rms_norm_quant(
         tensors = {"x": x, "weight": weight, "scale": scale, "normed": normed, "out": out, "scales_out": scales_out}
         checks.not_differentiated("serving_ops.rms_norm", **tensors)
     operator, arguments = torch.ops.serving_ops.rms_norm_quant, (x, weight, eps)
-    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, weight_offset=weight_offset)
+    options = {"weight_offset": weight_offset} if weight_offset else {}
+    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, options)
 
 
 def _formula(fmt: QuantFormat, scale: Tensor | None, normed: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
