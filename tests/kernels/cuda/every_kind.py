@@ -87,7 +87,7 @@ def on_the_same_numbers(call: Call) -> list[Tensor]:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    as_bytes = (tensor.contiguous().view(torch.uint8) for tensor in (a, b))
+    as_bytes = (tensor.flatten().contiguous().view(torch.uint8) for tensor in (a, b))
     return a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(*as_bytes)
 
 
