@@ -1,7 +1,7 @@
 """The norm layers of a loaded model: which of our operators each may call, or why SGLang keeps it.
 
 Some of SGLang's fused kernels read a layer's weight and never call the layer. We leave those alone, such as q and k of
-Qwen3.5 on CUDA and norms behind an all-reduce, but for q and k of Qwen3: see `qk_norm_rope`.
+Qwen3.5 on CUDA and norms behind an all-reduce, but for q and k of Qwen3: see `qk_norm_rope_layer`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from serving_ops.integrations.sglang import (
     fused_rms_norm_gated,
     gemma_rms_norm,
     mixer2_rms_norm_gated,
-    qk_norm_rope,
+    qk_norm_rope_layer,
     quantizing_rms_norm,
-    rms_norm,
-    rms_norm_gated,
+    rms_norm_gated_layer,
+    rms_norm_layer,
 )
 from serving_ops.integrations.sglang.adapter import KEPT, Activations, Adapter, why_traced
 from serving_ops.integrations.sglang.quantizing_rms_norm import Pair
 
 ADAPTERS = (
-    rms_norm.ADAPTER,
+    rms_norm_layer.ADAPTER,
     gemma_rms_norm.ADAPTER,
-    rms_norm_gated.ADAPTER,
+    rms_norm_gated_layer.ADAPTER,
     fused_rms_norm_gated.ADAPTER,
     mixer2_rms_norm_gated.ADAPTER,
 )
@@ -44,7 +44,7 @@ FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
 TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
 PINNED = "its model pins it to SGLang's code"
-BY_CHOICE = {LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED, rms_norm.QUANTIZES}
+BY_CHOICE = {LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED, rms_norm_layer.QUANTIZES}
 """Reasons that are not a fallback: SGLang's code is wanted or better there, or we have no code for the norm."""
 
 UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"
@@ -89,16 +89,16 @@ def norm_layers(runner: Any) -> list[NormLayer]:
 def _attentions(runner: Any, x: Activations) -> list[NormLayer]:
     """Return the attention layers whose norms of q and k and rotary embedding are one kernel of ours, or might be."""
     args = runner.server_args
-    wanted = qk_norm_rope.OP in settings.ops()
-    why_none = why_traced(args) or qk_norm_rope.why_slower(args) if wanted else LEFT_OUT
+    wanted = qk_norm_rope_layer.OP in settings.ops()
+    why_none = why_traced(args) or qk_norm_rope_layer.why_slower(args) if wanted else LEFT_OUT
     found = []
     for layer in runner.model.modules():
-        if qk_norm_rope.attention(layer) is None:
+        if qk_norm_rope_layer.attention(layer) is None:
             continue
-        reason = why_none or qk_norm_rope.why_native(layer)
-        specs = () if reason is not None else qk_norm_rope.specs(layer, x)
+        reason = why_none or qk_norm_rope_layer.why_native(layer)
+        specs = () if reason is not None else qk_norm_rope_layer.specs(layer, x)
         reason = reason or why_reference(specs)
-        connect = functools.partial(qk_norm_rope.connect, layer)
+        connect = functools.partial(qk_norm_rope_layer.connect, layer)
         kind = f"{type(layer).__name__}'s q and k"
         found.append(NormLayer(kind, () if reason else specs, reason, layer, connect=connect))
     return found

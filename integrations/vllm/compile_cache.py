@@ -12,7 +12,7 @@ from pathlib import Path
 
 import serving_ops
 from serving_ops import extension, settings
-from serving_ops.integrations.vllm import features, installed, qk_norm_rope
+from serving_ops.integrations.vllm import features, installed, qk_norm_rope_layer
 
 VARIABLE = settings.CHOICE.name
 """Its factor stands for all that changes compiled code."""
@@ -58,7 +58,7 @@ def compile_key() -> str:
     launch = "pdl" if settings.pdl_enabled() else "plain"
     native = sorted(installed.given_back | set(installed.failures))
     parts = [serving_ops.__version__, source_hash(), settings.choice(), reached, library, launch, *native]
-    parts += qk_norm_rope.layers_on
+    parts += qk_norm_rope_layer.layers_on
     return "-".join(parts)
 
 

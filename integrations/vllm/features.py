@@ -16,8 +16,8 @@ from serving_ops.integrations.vllm import (
     installed,
     mixer2_rms_norm_gated,
     quantization,
-    rms_norm,
-    rms_norm_gated,
+    rms_norm_gated_layer,
+    rms_norm_layer,
 )
 
 _logger = logging.getLogger("vllm.serving_ops")
@@ -46,8 +46,8 @@ NEEDS_IR = {IR_PROVIDERS, PRIORITY}
 """The features that serve `RMSNorm` through vLLM's IR. Where vLLM does not use it, `RMS_NORM` replaces the class."""
 
 ADAPTERS = {
-    RMS_NORM: rms_norm.ADAPTER,
-    RMS_NORM_GATED: rms_norm_gated.ADAPTER,
+    RMS_NORM: rms_norm_layer.ADAPTER,
+    RMS_NORM_GATED: rms_norm_gated_layer.ADAPTER,
     GEMMA_RMS_NORM: gemma_rms_norm.ADAPTER,
     MIXER2_RMS_NORM_GATED: mixer2_rms_norm_gated.ADAPTER,
     FUSED_RMS_NORM_GATED: fused_rms_norm_gated.ADAPTER,

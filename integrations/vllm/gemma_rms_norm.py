@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serving_ops import NormSpec
 from serving_ops.integrations.vllm.adapter import Activations, Adapter
-from serving_ops.integrations.vllm.rms_norm import OPS, norm, norms_of
+from serving_ops.integrations.vllm.rms_norm_layer import OPS, norm, norms_of
 
 WEIGHT_OFFSET = 1.0  # the weight is stored as its difference from one
 

@@ -13,7 +13,7 @@ from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import features, installed
 from serving_ops.integrations.vllm.adapter import HEADS_IN_ONE_KERNEL, LEFT_OUT, Activations, calls
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
-from serving_ops.integrations.vllm.rms_norm import OPS, PART_OF_ROW
+from serving_ops.integrations.vllm.rms_norm_layer import OPS, PART_OF_ROW
 from serving_ops.ops.registry import sample
 
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT takes vLLM's own kernel"

@@ -28,7 +28,7 @@ from serving_ops.integrations.vllm import (
     quant_fusion,
     quantization,
     quantized_consumers,
-    rms_norm,
+    rms_norm_layer,
 )
 
 SERVES_FASTER: frozenset[tuple[str, str]] = frozenset({("CPUInt8ScaledMMLinearKernel", "eager")})
@@ -60,7 +60,7 @@ READERS = {
 
 OPS = ("rms_norm_quant", "fused_add_rms_norm_quant")
 
-OFFSETS = {gemma_rms_norm.ADAPTER: gemma_rms_norm.WEIGHT_OFFSET, rms_norm.ADAPTER: 0.0}
+OFFSETS = {gemma_rms_norm.ADAPTER: gemma_rms_norm.WEIGHT_OFFSET, rms_norm_layer.ADAPTER: 0.0}
 """vLLM's classes of norms -> what is added to their weights."""
 
 

@@ -22,14 +22,14 @@ from serving_ops.integrations.vllm import (
     installed,
     layers,
     priority,
-    qk_norm_rope,
+    qk_norm_rope_layer,
     quant_fusion,
     quantization,
     quantized_pairs,
     token_pass,
 )
 from serving_ops.integrations.vllm.layers import NormLayer
-from serving_ops.integrations.vllm.qk_norm_rope import AttentionLayer
+from serving_ops.integrations.vllm.qk_norm_rope_layer import AttentionLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -83,7 +83,7 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
     models = list(layers.models_of(worker))
     found = survey(models, worker.vllm_config, worker.device)
     outcome = prewarm(found)
-    if qk_norm_rope.OP in outcome.failed:  # its layers call their norms again
+    if qk_norm_rope_layer.OP in outcome.failed:  # its layers call their norms again
         found = survey(models, worker.vllm_config, worker.device)
         outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
@@ -91,7 +91,7 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
     line = describe(found, str(worker.device), "; ".join([outcome.summary, *quantizing]))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
-    qk_norm_rope.take(found)
+    qk_norm_rope_layer.take(found)
     _logger.info(line)
 
 
@@ -99,7 +99,7 @@ def survey(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.de
     """Return the norm layers of the models, and attention layers instead of the q and k norms that they fuse."""
     attentions: list[AttentionLayer] = []
     with guard.unless_strict("vLLM", "look at attention layers, whose q and k stay vLLM's own"):
-        attentions = qk_norm_rope.survey(models, vllm_config, device)
+        attentions = qk_norm_rope_layer.survey(models, vllm_config, device)
     fused = {norm for layer in attentions if layer.native_because is None for norm in layer.norms()}
     return [*layers.norm_layers(models, vllm_config, device, without=fused), *attentions]
 

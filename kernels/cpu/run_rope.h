@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../operators/rope_call.h"
-#include "run.h"
+#include "threads.h"
 
 namespace serving_ops::cpu {
 

@@ -1,6 +1,6 @@
 // serving_ops::fused_add_rms_norm(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps, *, float weight_offset),
 // and add_rms_norm(Tensor x, Tensor residual, ...) -> (Tensor out, Tensor total), which is the same on copies.
-#include "../cpu/run.h"
+#include "../cpu/threads.h"
 #include "../cuda/run.h"
 #include "boxed.h"
 #include "operators.h"

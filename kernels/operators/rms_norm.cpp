@@ -1,6 +1,6 @@
 // serving_ops::rms_norm(Tensor x, Tensor? weight, float eps, *, float weight_offset) -> Tensor, and .out with
 // Tensor(a!) out last.
-#include "../cpu/run.h"
+#include "../cpu/threads.h"
 #include "../cuda/run.h"
 #include "boxed.h"
 #include "operators.h"

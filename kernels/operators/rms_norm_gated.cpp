@@ -1,6 +1,6 @@
 // serving_ops::rms_norm_gated(Tensor x, Tensor? z, Tensor? weight, float eps, *, Tensor? bias, bool norm_before_gate,
 // str activation, int? group_size) -> Tensor, and .out with Tensor(a!) out last.
-#include "../cpu/run.h"
+#include "../cpu/threads.h"
 #include "../cuda/run.h"
 #include "boxed.h"
 #include "operators.h"

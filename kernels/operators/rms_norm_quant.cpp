@@ -1,7 +1,7 @@
 // serving_ops::rms_norm_quant(Tensor x, Tensor? weight, float eps, *, str fmt, Tensor? scale, float weight_offset,
 // Tensor(a!)? normed) -> (Tensor out, Tensor scales), fused_add_rms_norm_quant with Tensor(a!) residual behind x, and
 // .out of both with Tensor out, Tensor scales_out last.
-#include "../cpu/run.h"
+#include "../cpu/threads.h"
 #include "new_quantized.h"
 #include "operators.h"
 

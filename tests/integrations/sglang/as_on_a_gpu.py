@@ -33,7 +33,7 @@ def _before_loading(*_: Any, **__: Any) -> None:
 def _take_what_has_no_kernel_on_cpu(patch: Any) -> None:
     from sglang.srt.models import utils
 
-    from serving_ops.integrations.sglang import layers, qk_norm_rope, quantizing_rms_norm
+    from serving_ops.integrations.sglang import layers, qk_norm_rope_layer, quantizing_rms_norm
 
     found = layers.norm_layers
 
@@ -43,6 +43,6 @@ def _take_what_has_no_kernel_on_cpu(patch: Any) -> None:
 
     patch.setattr(quantizing_rms_norm, "why_reference", lambda specs: None)
     patch.setattr(layers, "why_reference", lambda specs: None)
-    patch.setattr(qk_norm_rope, "why_slower", lambda server_args: None)
+    patch.setattr(qk_norm_rope_layer, "why_slower", lambda server_args: None)
     patch.setattr(layers, "norm_layers", with_attentions)
     patch.setattr(utils, "enable_fused_set_kv_buffer", lambda forward_batch: True)

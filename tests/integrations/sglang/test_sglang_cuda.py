@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("sglang", reason="SGLang is not installed beside this package")
 
 from serving_ops import counters, extension
-from serving_ops.integrations.sglang import rms_norm_gated, startup
+from serving_ops.integrations.sglang import rms_norm_gated_layer, startup
 
 HIDDEN, HEAD = 2048, 128
 
@@ -54,12 +54,12 @@ def gemma(size: int = HIDDEN) -> Any:
 
 
 def _fla(module: str) -> Any:
-    for name in (name.rpartition(".")[0] for name in rms_norm_gated.MODULES):
+    for name in (name.rpartition(".")[0] for name in rms_norm_gated_layer.MODULES):
         try:
             return importlib.import_module(f"{name}.{module}")
         except ModuleNotFoundError:
             continue
-    pytest.fail(f"no {module} in {rms_norm_gated.MODULES}")
+    pytest.fail(f"no {module} in {rms_norm_gated_layer.MODULES}")
 
 
 def gated() -> Any:

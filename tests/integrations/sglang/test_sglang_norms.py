@@ -17,7 +17,7 @@ from built_layers import HIDDEN, rms_norm, rows, runner_of, with_weight
 
 from serving_ops import PrewarmReport, counters, extension, reference
 from serving_ops.integrations.sglang import layers, startup, switch
-from serving_ops.integrations.sglang.rms_norm_gated import MODULES as GATED_MODULES
+from serving_ops.integrations.sglang.rms_norm_gated_layer import MODULES as GATED_MODULES
 
 HEAD = 128
 

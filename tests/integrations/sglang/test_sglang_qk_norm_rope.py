@@ -15,7 +15,7 @@ pytest.importorskip("sglang", reason="SGLang is not installed beside this packag
 from built_layers import HIDDEN, rms_norm, rows, runner_of
 
 from serving_ops import NormSpec, PrewarmReport, extension
-from serving_ops.integrations.sglang import layers, qk_norm_rope, startup, switch
+from serving_ops.integrations.sglang import layers, qk_norm_rope_layer, startup, switch
 from serving_ops.ops.registry import sample
 
 HEADS, KV_HEADS, HEAD = 4, 2, 64
@@ -265,7 +265,7 @@ def test_what_the_operator_does_not_do_stays_sglangs_and_that_is_no_fallback(
 ) -> None:
     layer = REFUSED[reason]()
     assert f"1 {type(layer).__name__}'s q and k ({reason})" in report(caplog, layer)
-    assert not {"forward", "apply_qk_norm_rope", qk_norm_rope.OPTIONS} & vars(layer).keys()
+    assert not {"forward", "apply_qk_norm_rope", qk_norm_rope_layer.OPTIONS} & vars(layer).keys()
 
 
 def test_a_subclass_that_fills_its_table_otherwise_is_ours(caplog: pytest.LogCaptureFixture) -> None:
@@ -300,7 +300,7 @@ def test_without_cuda_graphs_it_is_sglangs_unless_cpp_launches_our_kernel(
 ) -> None:
     for devices, expected in (({"cpu"}, "native: 1"), ({"cpu", "cuda"}, "1 of 1")):
         launches = SimpleNamespace(find=lambda op, found=devices: SimpleNamespace(in_cpp=found))
-        monkeypatch.setattr(qk_norm_rope, "registry", launches)
+        monkeypatch.setattr(qk_norm_rope_layer, "registry", launches)
         assert f"{expected} Qwen3Attention's q and k" in report(caplog, attention(DENSE), **server_args)
 
 

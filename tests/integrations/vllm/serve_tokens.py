@@ -75,10 +75,10 @@ def answers(outputs: list[Any]) -> dict[str, Any]:
 
 def fuse_q_and_k() -> None:
     """Have `qk_norm_rope` take every attention layer that it fits, whatever runs it on this device."""
-    from serving_ops.integrations.vllm import qk_norm_rope
+    from serving_ops.integrations.vllm import qk_norm_rope_layer
 
-    qk_norm_rope.why_reference = lambda specs: None
-    qk_norm_rope._why_slower = lambda attention, x: None
+    qk_norm_rope_layer.why_reference = lambda specs: None
+    qk_norm_rope_layer._why_slower = lambda attention, x: None
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from in_process import DEVICE, HEAD, HIDDEN, rows, survey
 
 from serving_ops import counters, extension
 from serving_ops.integrations.vllm import features, installed, ir_layers, register
-from serving_ops.integrations.vllm.qk_norm_rope import KIND
+from serving_ops.integrations.vllm.qk_norm_rope_layer import KIND
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 
 from in_process import FUSED
 
-from serving_ops.integrations.vllm.qk_norm_rope import KIND
+from serving_ops.integrations.vllm.qk_norm_rope_layer import KIND
 from serving_ops.ops import registry
 
 pytestmark = pytest.mark.engine

@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 import resolved_configs
 
 from serving_ops import extension
-from serving_ops.integrations.vllm import qk_norm_rope
+from serving_ops.integrations.vllm import qk_norm_rope_layer
 
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
@@ -53,4 +53,4 @@ def test_it_says_that_a_quantized_model_keeps_all_norms_but_those_of_q_and_k(tmp
     quantization = resolved_configs.CHECKPOINTS["compressed int8 token"]
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
     line = _line(tmp_path)
-    assert f"on for 2 of 2 {qk_norm_rope.KIND}; native: 5 RMSNorm (its consumer quantizes to INT8)" in line
+    assert f"on for 2 of 2 {qk_norm_rope_layer.KIND}; native: 5 RMSNorm (its consumer quantizes to INT8)" in line

@@ -21,7 +21,7 @@ from torch._inductor.utils import run_and_get_code
 
 import serving_ops
 from serving_ops import PrewarmReport, counters, extension
-from serving_ops.integrations.vllm import compile_cache, features, installed, qk_norm_rope, startup
+from serving_ops.integrations.vllm import compile_cache, features, installed, qk_norm_rope_layer, startup
 
 pytestmark = [
     pytest.mark.skipif(
@@ -62,7 +62,7 @@ def build(in_vllm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     parallel_state.ensure_model_parallel_initialized(1, 1)
 
     def build(name: str, rope: dict[str, Any] = PLAIN, **more: Any) -> Any:
-        module = importlib.import_module(qk_norm_rope.CLASSES[name])
+        module = importlib.import_module(qk_norm_rope_layer.CLASSES[name])
         monkeypatch.setattr(module, "Attention", Recorder)
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)
@@ -106,8 +106,8 @@ def _of_gemma(module: Any, rope: dict[str, Any], kind: str = "full_attention") -
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that the operator fits are on, whatever runs it: the reference too."""
-    monkeypatch.setattr(qk_norm_rope, "why_reference", lambda specs: None)
-    monkeypatch.setattr(qk_norm_rope, "_why_slower", lambda attention, x: None)
+    monkeypatch.setattr(qk_norm_rope_layer, "why_reference", lambda specs: None)
+    monkeypatch.setattr(qk_norm_rope_layer, "_why_slower", lambda attention, x: None)
 
 
 def _config(quant_config: Any = None, *, fuses: bool = False) -> Any:
@@ -119,12 +119,12 @@ def _config(quant_config: Any = None, *, fuses: bool = False) -> Any:
 
 def _survey(layer: Any, **more: Any) -> Any:
     """How the plugin sees the layer."""
-    (found,) = qk_norm_rope.survey([layer], _config(**more), DEVICE)
+    (found,) = qk_norm_rope_layer.survey([layer], _config(**more), DEVICE)
     return found
 
 
 def _take(layer: Any) -> None:
-    qk_norm_rope.take([_survey(layer)])
+    qk_norm_rope_layer.take([_survey(layer)])
 
 
 def _positions(dims: int) -> Tensor:
@@ -133,7 +133,7 @@ def _positions(dims: int) -> Tensor:
 
 
 def _calls() -> int:
-    counted = counters.snapshot()[qk_norm_rope.OP]
+    counted = counters.snapshot()[qk_norm_rope_layer.OP]
     return int(counted["kernel"] + sum(counted["reference"].values()))
 
 
@@ -268,8 +268,8 @@ def test_what_the_operator_does_not_do_stays_vllms_and_is_no_fallback(
         vars(layer.rotary_emb).update(rotary[1])
     assert found.native_because == MISFITS[change]
     assert not found.fell_back()
-    qk_norm_rope.take([found])
-    assert qk_norm_rope.OPTIONS not in vars(layer)
+    qk_norm_rope_layer.take([found])
+    assert qk_norm_rope_layer.OPTIONS not in vars(layer)
 
 
 def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(
@@ -293,7 +293,7 @@ def test_where_ours_stands_in_for_forward_it_is_vllms_steps_that_count(build: Bu
 def test_an_attention_layer_of_another_class_is_none_of_ours(build: Build, forced: None) -> None:
     layer = build("Qwen3Attention")
     layer.__class__ = type("Qwen3Attention", (type(layer),), {"__module__": "vllm.of_another_plugin"})
-    assert qk_norm_rope.survey([layer], _config(), DEVICE) == []
+    assert qk_norm_rope_layer.survey([layer], _config(), DEVICE) == []
 
 
 def test_without_a_kernel_the_layer_stays_vllms_and_strict_mode_starts(
@@ -312,7 +312,7 @@ def test_left_out_by_name_it_stays_vllms(build: Build, forced: None, monkeypatch
 
 
 def test_a_fusion_that_the_user_asked_vllm_for_stays_vllms(build: Build, forced: None) -> None:
-    assert _survey(build("Qwen3Attention"), fuses=True).native_because == qk_norm_rope.PASS
+    assert _survey(build("Qwen3Attention"), fuses=True).native_because == qk_norm_rope_layer.PASS
 
 
 def test_without_our_part_of_the_compile_cache_key_it_stays_vllms(
@@ -323,7 +323,7 @@ def test_without_our_part_of_the_compile_cache_key_it_stays_vllms(
 
 
 @pytest.mark.parametrize(("method", "in_cpp", "reason"), [
-    ("forward_cuda", False, qk_norm_rope.FROM_PYTHON),
+    ("forward_cuda", False, qk_norm_rope_layer.FROM_PYTHON),
     ("forward_cuda", True, None),
     ("forward_native", False, None),
 ])  # fmt: skip
@@ -332,11 +332,11 @@ def test_in_eager_mode_on_cuda_it_is_on_only_if_cpp_launches_it(
 ) -> None:
     layer = build("Qwen3Attention")
     layer.q_norm._forward_method = getattr(layer.q_norm, method)
-    monkeypatch.setattr(qk_norm_rope, "why_reference", lambda specs: None)
+    monkeypatch.setattr(qk_norm_rope_layer, "why_reference", lambda specs: None)
     monkeypatch.setattr(
-        qk_norm_rope.registry, "find", lambda op: SimpleNamespace(in_cpp=("cuda",) if in_cpp else ("cpu",))
+        qk_norm_rope_layer.registry, "find", lambda op: SimpleNamespace(in_cpp=("cuda",) if in_cpp else ("cpu",))
     )
-    (found,) = qk_norm_rope.survey([layer], _config(), torch.device("cuda"))
+    (found,) = qk_norm_rope_layer.survey([layer], _config(), torch.device("cuda"))
     assert found.native_because == reason
 
 
@@ -359,7 +359,7 @@ def test_the_start_up_line_counts_the_layer_and_not_its_norms(build: Build, forc
 
     model = torch.nn.ModuleList([RMSNorm(HIDDEN, dtype=torch.bfloat16), build("Qwen3Attention")]).to(DEVICE)
     startup.on_model_loaded(_worker(model, _config()), strict=True)
-    assert f"on for 1 of 1 RMSNorm, 1 of 1 {qk_norm_rope.KIND}; prewarmed 3 norms" in lines[0]
+    assert f"on for 1 of 1 RMSNorm, 1 of 1 {qk_norm_rope_layer.KIND}; prewarmed 3 norms" in lines[0]
 
 
 def test_where_it_is_off_the_line_counts_the_norms_and_says_why(
@@ -367,7 +367,7 @@ def test_where_it_is_off_the_line_counts_the_norms_and_says_why(
 ) -> None:
     monkeypatch.setenv("SERVING_OPS", "rms_norm,fused_add_rms_norm")
     startup.on_model_loaded(_worker(build("Qwen3Attention"), _config()), strict=True)
-    assert f"on for 2 of 2 RMSNorm; native: 1 {qk_norm_rope.KIND} (left out by SERVING_OPS)" in lines[0]
+    assert f"on for 2 of 2 RMSNorm; native: 1 {qk_norm_rope_layer.KIND} (left out by SERVING_OPS)" in lines[0]
 
 
 def test_a_quantized_model_keeps_its_norms_and_fuses_those_of_q_and_k(
@@ -382,7 +382,7 @@ def test_a_quantized_model_keeps_its_norms_and_fuses_those_of_q_and_k(
     quantized.compilation_config.pass_config.fuse_norm_quant = True
     model = torch.nn.ModuleList([RMSNorm(HIDDEN, dtype=torch.bfloat16), build("Qwen3Attention")]).to(DEVICE)
     startup.on_model_loaded(_worker(model, quantized), strict=True)
-    assert f"on for 1 of 1 {qk_norm_rope.KIND}; native: 1 RMSNorm (its consumer quantizes to FP8)" in lines[0]
+    assert f"on for 1 of 1 {qk_norm_rope_layer.KIND}; native: 1 RMSNorm (its consumer quantizes to FP8)" in lines[0]
     before = _calls()
     model[1](_positions(1), rows(TOKENS, HIDDEN))
     assert _calls() == before + 1
@@ -395,12 +395,14 @@ def test_if_its_prewarm_fails_its_norms_are_prewarmed_and_called_instead(
 
     def prewarm(specs: Any) -> PrewarmReport:
         asked.extend(spec.op for spec in specs)
-        return PrewarmReport(failed={spec: "no compiler" for spec in specs if spec.op == qk_norm_rope.OP})
+        return PrewarmReport(failed={spec: "no compiler" for spec in specs if spec.op == qk_norm_rope_layer.OP})
 
     monkeypatch.setattr("serving_ops.prewarm", prewarm)
     layer = build("Qwen3Attention")
     startup.on_model_loaded(_worker(layer, _config()), strict=False)
-    assert f"on for 2 of 2 RMSNorm; native: 1 {qk_norm_rope.KIND} (the prewarm of qk_norm_rope failed)" in lines[0]
+    assert (
+        f"on for 2 of 2 RMSNorm; native: 1 {qk_norm_rope_layer.KIND} (the prewarm of qk_norm_rope failed)" in lines[0]
+    )
     assert asked[-1] == "rms_norm"
     before = _calls()
     layer(_positions(1), rows(TOKENS, HIDDEN))
@@ -432,7 +434,7 @@ def test_undo_restores_forward_also_for_a_model_that_is_loaded(build: Build, for
     assert type(layer).forward is not own
     installed.undo()
     assert type(layer).forward is own
-    assert qk_norm_rope.OPTIONS not in vars(layer)
+    assert qk_norm_rope_layer.OPTIONS not in vars(layer)
 
 
 def test_the_record_of_what_was_changed_does_not_keep_a_model_alive(build: Build, forced: None) -> None:
@@ -447,10 +449,10 @@ def test_the_record_of_what_was_changed_does_not_keep_a_model_alive(build: Build
 def test_the_compile_cache_key_says_which_layers_are_on(build: Build, forced: None) -> None:
     without = compile_cache.compile_key()
     model = torch.nn.ModuleDict({"first": build("Qwen3Attention"), "second": build("Qwen3Attention")})
-    found = qk_norm_rope.survey([model], _config(), DEVICE)
+    found = qk_norm_rope_layer.survey([model], _config(), DEVICE)
     keys = [without]
     for on in (found, found[:1]):
-        qk_norm_rope.take(on)
+        qk_norm_rope_layer.take(on)
         keys.append(compile_cache.compile_key())
     assert len(set(keys)) == 3
     installed.undo()

@@ -22,7 +22,7 @@ from torch import Tensor
 from serving_ops import NormSpec, RopeSpec, extension, settings
 from serving_ops.integrations.common.norm_specs import why_reference
 from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
-from serving_ops.integrations.vllm import features, gemma_rms_norm, installed, rms_norm
+from serving_ops.integrations.vllm import features, gemma_rms_norm, installed, rms_norm_layer
 from serving_ops.integrations.vllm.adapter import LEFT_OUT, Activations, Adapter, calls
 from serving_ops.integrations.vllm.layers import NormLayer
 from serving_ops.ops import registry
@@ -136,9 +136,9 @@ def _other_steps(cls: type) -> str | None:
 def _other_norms(attention: Any) -> str | None:
     q, k = attention.q_norm, attention.k_norm
     for norm in (q, k):
-        if not any(_is_built_for(norm, adapter) for adapter in (rms_norm.ADAPTER, gemma_rms_norm.ADAPTER)):
+        if not any(_is_built_for(norm, adapter) for adapter in (rms_norm_layer.ADAPTER, gemma_rms_norm.ADAPTER)):
             return f"its norms are {type(norm).__name__}"
-        whole = norm.weight.numel() == attention.head_dim and not rms_norm.is_of_part(norm)
+        whole = norm.weight.numel() == attention.head_dim and not rms_norm_layer.is_of_part(norm)
         if not whole or not getattr(norm, "has_weight", True):
             return "its norms are not of heads with a weight"
     return None if _fixed_by(q) == _fixed_by(k) else "its two norms differ"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from serving_ops import NormSpec
 from serving_ops.integrations.common.record import Installed
-from serving_ops.integrations.sglang import rms_norm
+from serving_ops.integrations.sglang import rms_norm_layer
 from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations
 from serving_ops.ops import registry
 from serving_ops.rope_spec import RopeSpec
@@ -113,7 +113,7 @@ def why_native(layer: Any) -> str | None:
         return "the user chose SGLang's fused kernel"
     if layer.q_norm.variance_epsilon != layer.k_norm.variance_epsilon:
         return "q and k have norms of two kinds"
-    return rms_norm.why_native(layer.q_norm) or rms_norm.why_native(layer.k_norm)
+    return rms_norm_layer.why_native(layer.q_norm) or rms_norm_layer.why_native(layer.k_norm)
 
 
 def _rotation(rotary: Any) -> dict[str, Any] | None:
