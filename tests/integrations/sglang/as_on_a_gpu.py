@@ -1,4 +1,4 @@
-"""Has SGLang's engine on CPU call for a quantized model what it would on a GPU, by the reference where it is ours.
+"""Has SGLang's engine on CPU call for a quantized model what it would on a GPU.
 
 `stand_in/observe.py` registers it in a process that has the variable `AS_ON_A_GPU`.
 """
@@ -27,10 +27,10 @@ def _before_loading(*_: Any, **__: Any) -> None:
     fp8_on_cpu.install(patch)
     patch.setattr(CompressedTensorsConfig, "_check_scheme_supported", lambda *_, **__: True)
     if os.environ["SERVING_OPS"] != "off":
-        _take_what_has_no_kernel_on_cpu(patch)
+        _take_what_is_taken_on_cuda(patch)
 
 
-def _take_what_has_no_kernel_on_cpu(patch: Any) -> None:
+def _take_what_is_taken_on_cuda(patch: Any) -> None:
     from sglang.srt.models import utils
 
     from serving_ops.integrations.sglang import layers, qk_norm_rope_layer, quantizing_rms_norm

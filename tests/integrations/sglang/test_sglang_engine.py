@@ -140,14 +140,14 @@ def test_a_fallback_in_strict_mode_stops_the_engine_with_the_line(served: Callab
 def test_a_quantized_model_has_the_same_tokens_where_norms_quantize_and_attention_calls_our_operator(
     served: Callable[..., Any], version: str
 ) -> None:
-    """The kernels for it are on CUDA; here its code runs on the reference, between SGLang's own decoder layers."""
+    """SGLang's products for it are on CUDA; here they are stand-ins, between SGLang's own decoder layers."""
     path = os.pathsep.join([sglang_versions.environment(version)["PYTHONPATH"], str(Path(__file__).parent)])
-    as_on_a_gpu = {"AS_ON_A_GPU": "1", "PYTHONPATH": path}
+    as_on_a_gpu = {"AS_ON_A_GPU": "1", "PYTHONPATH": path, "SERVING_OPS_PREWARM": "0"}
     ours, native = (served("dense_int8", version, switch, **as_on_a_gpu) for switch in ("auto", "off"))
     assert [ours.returncode, native.returncode] == [0, 0], ours.output[-6000:] + native.output[-6000:]
     (line,) = ours.start_up_lines()
     assert "4 of 4 RMSNorm with INT8 per token" in line
     assert "2 of 2 Qwen3Attention's q and k" in line
-    called = {op for op, calls in ours.scheduler["calls"].items() if any(calls["reference"].values())}
+    called = {op for op, calls in ours.scheduler["calls"].items() if calls["kernel"] or calls["reference"]}
     assert called >= {"rms_norm_quant", "fused_add_rms_norm_quant", "qk_norm_rope"}
     assert ours.result["tokens"] == native.result["tokens"]
