@@ -27,7 +27,7 @@ from serving_ops.integrations.vllm import features, ir_providers, priority, quan
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
 SCRIPT = Path(__file__).with_name("resolved_configs.py")
-SECONDS = 300
+SECONDS = 600
 INSTALLED = "installed"
 
 on_each = pytest.mark.parametrize(
