@@ -418,6 +418,7 @@ void check_int8_and_rope(const Kernels& kernels, Dtype dtype, int64_t size) {
     const Param weight = kind == 0 ? Param{} : weights.param();
     for (float offset : {0.0f, kind == 0 ? 0.0f : 1.0f})
       for (bool flag : {false, true}) {
+        if (size > 1001 && (kind != 1 || offset != 0.0f)) continue;  // long under an emulator, and nothing new
         for (bool add : {false, true})
           for (double scale : {1.0, dtype == Dtype::float16 ? 1e-5 : 1e-39})
             check_int8(kernels, dtype, size, weight, offset, scale, add, flag);
