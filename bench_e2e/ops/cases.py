@@ -24,9 +24,10 @@ FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
 PASSES = {"ops": (FORWARD,), "training": (BACKWARD, BOTH)}
 """What each of the benches measures of an op at a size."""
 
-FORMS = {  # those that the FP8 products of engines take
+FORMS = {  # those that products of engines take: FP8 on CUDA, INT8 on CPU
     "block": QuantFormat(granularity="group", group_size=128, scale_layout="column_major"),
     "token": QuantFormat(granularity="token"),
+    "int8": QuantFormat(torch.int8, "token"),
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -73,6 +74,7 @@ SIZES = {
         Sizes("rows", PLAIN, _grid((1, 8, 64, 512, 4096), (896, 2048, 4096))),
         Sizes("variants", PLAIN, _grid((1, 8, 512), (4096,))),
         Sizes("gated", (GATED,), ((1, 16, 128), (8, 16, 128), (2048, 16, 128))),
+        Sizes("int8", (FUSED_ADD_QUANT,), _grid((1, 8, 64, 512), (896, 2048, 4096)), standard=False),
     ),
     ("ops", "cuda"): (
         Sizes("decode", PLAIN, _grid((1, 4, 16, 64, 256), (1024, 2048, 4096, 5120, 7168, 8192, 16384))),
@@ -199,7 +201,8 @@ def _cases(bench: str, regime: str, op: str, shape: Shape) -> list[Case]:
     if op == GATED:
         return [plain, replace(plain, layout="strided")]
     if op == FUSED_ADD_QUANT:
-        return [replace(plain, form=form) for form, fmt in FORMS.items() if shape[-1] % fmt.group(shape[-1]) == 0]
+        forms = ("int8",) if regime == "int8" else ("block", "token")
+        return [replace(plain, form=form) for form in forms if shape[-1] % FORMS[form].group(shape[-1]) == 0]
     if op == QK_ROPE:
         return [plain, replace(plain, form="cached")]
     return [plain]

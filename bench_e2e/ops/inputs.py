@@ -82,13 +82,18 @@ def redraw(inputs: Inputs) -> None:
             tensor.normal_()
     for tensor in (inputs.out, inputs.scales):
         if tensor is not None:
-            tensor.fill_(torch.nan)
+            _unwritten(tensor)
+
+
+def _unwritten(result: Tensor) -> Tensor:
+    """All NaN, or in INT8 a number that no result has."""
+    return result.fill_(torch.nan if result.dtype.is_floating_point else -128)
 
 
 def _results(case: Case, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """`out` and `scales`."""
     if case.fmt is not None:
-        out, scales = (result.empty({"x": x, "fmt": case.fmt}).fill_(torch.nan) for result in RESULTS)
+        out, scales = (_unwritten(result.empty({"x": x, "fmt": case.fmt})) for result in RESULTS)
         return out, scales
     if case.op == FUSED_ADD:
         return None, None

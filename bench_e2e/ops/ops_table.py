@@ -25,12 +25,14 @@ TITLES = {
     "gemm": "us that one norm adds between two matrix products, in a CUDA graph",
     "host": "us of host time an eager call",
     "quant": "us of device time a call in a CUDA graph",
+    "int8": "us a call",
     "rope": "us of device time a call in a CUDA graph, shape tokens x q heads x kv heads x head_dim",
 }
 FORMS = {
     "cached": ", with k and v written to a cache",
     "block": ", to FP8 with a scale for 128 elements",
     "token": ", to FP8 with a scale for a row",
+    "int8": ", to INT8 with a scale for a row",
 }
 SUMMARY = ("", "sizes", "ours fastest", "best peer / ours, median", "lowest", "of copy rate")
 REGIMES = {
@@ -42,6 +44,7 @@ REGIMES = {
     "gemm": "between two products",
     "host": "host time of an eager call",
     "quant": "1 to 8192 rows to FP8",
+    "int8": "1 to 512 rows to INT8",
     "rope": "1 to 8192 tokens",
 }
 

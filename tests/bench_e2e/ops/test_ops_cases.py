@@ -73,6 +73,13 @@ def test_quant_plan_has_every_size_in_every_form_and_no_other_regime_has_one() -
     assert len(others) == 149
 
 
+def test_int8_is_measured_on_cpu_and_fp8_is_not() -> None:
+    planned = plan("ops", "cpu", ["int8"], threads=(1, 2))
+    assert {case.form for case in planned} == {"int8"}
+    assert len(planned) == 24
+    assert "quant" not in cases.regimes_for("ops", "cpu")
+
+
 def test_rows_that_groups_do_not_divide_are_only_quantized_as_a_whole() -> None:
     assert [case.form for case in plan("ops", "cuda", ["quant"], shapes=[(4, 1000)])] == ["token"]
 

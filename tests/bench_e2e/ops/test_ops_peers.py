@@ -249,7 +249,13 @@ def _vllm_block_norm(
     _quantize(y, q, scales, FORMS["block"])
 
 
+def _vllm_int8(q: Tensor, x: Tensor, scales: Tensor, azp: Tensor | None) -> None:
+    assert azp is None
+    _quantize(x, q, scales, FORMS["int8"])
+
+
 VLLM_QUANT = {
+    "dynamic_scaled_int8_quant": _vllm_int8,
     "rms_norm_per_block_quant": _vllm_block_norm,
     "rms_norm_dynamic_per_token_quant": _vllm_token_norm,
     "dynamic_per_token_scaled_fp8_quant": _vllm_token,
@@ -257,8 +263,10 @@ VLLM_QUANT = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("bind", [vllm_c.bind, vllm_c.bind_pair], ids=["fused", "pair"])
+@pytest.mark.parametrize(
+    ("form", "bind"),
+    [*((form, vllm_c.bind_pair) for form in FORMS), ("block", vllm_c.bind), ("token", vllm_c.bind)],
+)
 def test_vllm_quantized_norms_give_the_right_result(
     form: str, bind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
