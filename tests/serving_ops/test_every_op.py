@@ -140,6 +140,18 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*as_bytes)
 
 
+ONE_STEP = {torch.float8_e4m3fn: {"rtol": 2**-3, "atol": 2**-6}, torch.int8: {"rtol": 0.0, "atol": 2**-4}}
+"""Kernels sum a row in another order than the reference and than kernels for other layouts. That can move a quantized
+value to its neighbour: FP8 has 3 bits behind the first, and in INT8 rows of normal numbers lie apart by 5 / 127."""
+
+
+def assert_near(got: Tensor, want: Tensor, call: dict[str, Any], name: str, **tolerance: float) -> None:
+    """Of `values`. tolerance: where the values are not quantized."""
+    if "fmt" in call and name == "out":
+        tolerance = ONE_STEP[call["fmt"].dtype]
+    assert torch.allclose(got.float(), want.float(), **tolerance, equal_nan=True), name
+
+
 @each_op
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_inf_go_through_as_in_the_reference(device: torch.device, op: NormOp, bad: float) -> None:
@@ -151,7 +163,7 @@ def test_nan_and_inf_go_through_as_in_the_reference(device: torch.device, op: No
         for name, value in got.items():
             assert torch.equal(value.isnan(), expected[name].isnan()), (spec, name)
             assert torch.equal(value.isinf(), expected[name].isinf()), (spec, name)
-            assert torch.allclose(value.float(), expected[name].float(), 1e-2, 1e-3, equal_nan=True), (spec, name)
+            assert_near(value, expected[name], call, name, rtol=1e-2, atol=1e-3)
 
 
 @each_op
@@ -216,13 +228,14 @@ def test_views_are_read_and_written_where_they_lie(
         call = viewed(op, call, view)
         if op.results and op.has_out:
             given = {result.name: of_result(result, view, call) for result in op.results}
-            for name, result in run(op, copied(call), **given).items():
-                assert same_bits(result, new[name]) or torch.allclose(result.float(), new[name].float(), 2**-6, 2**-6)
-                assert name not in given or result is given[name]
+            outcome = run(op, copied(call), **given)
+            assert all(name not in given or result is given[name] for name, result in outcome.items())
+            for name, value in values(op, call, outcome).items():
+                assert_near(value, expected[name], call, name, rtol=2**-6, atol=2**-6)
         beside = {name: outside(call[name]) for name in op.may_be if name in call and call[name] is not None}
         got = values(op, call, run(op, call))
         for name, want in expected.items():
-            assert torch.allclose(got[name].float(), want.float(), rtol=2**-6, atol=2**-6), (spec, name)
+            assert_near(got[name], want, call, name, rtol=2**-6, atol=2**-6)
         for name, before in beside.items():
             assert torch.equal(outside(call[name]), before), f"{name}: something beside the view was written"
 
