@@ -12,6 +12,7 @@ COMMANDS = {
     "ops": ("ops.ops_bench", "the ops alone, against eager, Inductor and installed engines' kernels"),
     "training": ("ops.ops_bench", "the same, forward and backward"),
     "training-steps": ("training_steps", "training steps of a Hugging Face model, its own norms and ours"),
+    "accuracy": ("accuracy.accuracy_bench", "perplexity of a real model, and its divergence from fp32"),
     "table": ("table", "Markdown tables from result files"),
     "plot": ("plot", "pictures from result files"),
     "compare": ("compare", "two result files beside each other"),

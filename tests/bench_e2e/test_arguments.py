@@ -15,7 +15,7 @@ from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.saving import save
 
 ON = "serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm"
-BENCHES = ("serve", "step", "ops", "training", "training-steps")
+BENCHES = ("serve", "step", "ops", "training", "training-steps", "accuracy")
 
 
 def no_registry(*_: object) -> None:
@@ -76,6 +76,12 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--prompt-lens", "16384"), "--preset dense has 16384 positions: 16449 tokens do not fit"),
         (("--batch-sizes", "1,x"), "'x'; allowed: whole numbers from 1"),
         (("--rounds", "0"), "'0'; allowed: whole numbers from 1"),
+    ],
+    "accuracy": [
+        (("--modes", "fast"), "--modes has fast; allowed: eager, compiled"),
+        (("--quantizations", "none,fp8-block"), "--quantizations has fp8-block; allowed: none, int8-token"),
+        (("--engine-args", '{"model": "x"}'), "the model is the option --model"),
+        (("--name", "a/b"), "'a/b'; allowed: a file's name without folders"),
     ],
     "ops": [(("--regime", "decode"), "choose from rows, variants, gated")],
     "training": [(("--regime", "large"), "choose from rows, gated")],

@@ -1,0 +1,46 @@
+"""`python -m serving_ops.bench_e2e.accuracy.engine_logits JOB`: vLLM's logits of a text, in a process of its own.
+
+Runs where SERVING_OPS says which norms it has. JOB is a file, JSON: the engine's arguments, the tokens, and where the
+logits of every position but the last go. They are taken where vLLM computes them, before it makes log-probabilities of
+a few.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def record_logits(model: Any, found: list[Any]) -> None:
+    """Keep what the model's `compute_logits` returns from here on."""
+    compute = model.compute_logits
+
+    def compute_and_keep(*args: Any, **kwargs: Any) -> Any:
+        logits = compute(*args, **kwargs)
+        found.append(logits.cpu())
+        return logits
+
+    model.compute_logits = compute_and_keep
+
+
+def main(job: Path) -> None:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model is in this process, where it can be looked at
+    import torch
+    from vllm import LLM, SamplingParams
+
+    asked = json.loads(job.read_text())
+    tokens = asked["tokens"]
+    engine = LLM(**asked["engine_arguments"])
+    found: list[Any] = []
+    engine.apply_model(lambda model: record_logits(model, found))
+    # Log-probabilities of the prompt make vLLM compute its logits; it asks for those of the sampled token apart.
+    engine.generate([{"prompt_token_ids": tokens}], SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0))
+    (logits,) = (entry for entry in found if len(entry) == len(tokens) - 1)
+    torch.save(logits, asked["out"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serving_ops.bench_e2e import presets
+from serving_ops.bench_e2e.accuracy import accuracy_table
+from serving_ops.bench_e2e.accuracy.accuracy_rows import Served, measure
+from serving_ops.bench_e2e.accuracy.engine_logits import record_logits
+from serving_ops.bench_e2e.environment import detect_device
+
+transformers = pytest.importorskip("transformers")
+
+VOCABULARY = 512
+TEXT = " ".join(f"w{2 + (7 * index * index + 3) % (VOCABULARY - 2)}" for index in range(60))
+
+
+def _checkpoint(folder: Path) -> Path:
+    """A small Llama whose weights are large, so that its logits at one position say nothing about another's."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for name, content in presets._tokenizer(VOCABULARY).items():
+        if name != "config.json":
+            (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_engine_in_bf16_is_near_the_reference_with_and_without_our_norms(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    model = _checkpoint(tmp_path / "model")
+    served = Served(None, True, model, {})
+    said: list[str] = []
+    found = measure(model, TEXT, [served], detect_device(), tmp_path, said.append)
+    (row,) = found["rows"]
+    assert said == ["the reference: 60 tokens in fp32", "bf16, eager, native", "bf16, eager, serving_ops"]
+    assert found["tokens"] == 60
+    assert row["active"]
+    assert "on for 5 of 5 RMSNorm" in row["startup"]
+    # Logits of the neighbouring position would diverge by several nats.
+    assert set(row["divergence"]) == {"native", "serving_ops"}
+    assert all(0 < divergence < 0.02 for divergence in row["divergence"].values())
+    assert all(abs(value / found["reference_perplexity"] - 1) < 0.05 for value in row["perplexity"].values())
+    low, high = row["divergence_ratio"][1:]
+    assert low < 1.5
+    assert high > 0.5
+
+
+def test_what_the_model_computes_is_kept_and_returned() -> None:
+    class Model:
+        def compute_logits(self, hidden: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+            return hidden * scale
+
+    model, found = Model(), []
+    record_logits(model, found)
+    hidden = torch.arange(6.0).view(3, 2)
+    assert torch.equal(model.compute_logits(hidden, scale=2.0), hidden * 2)
+    assert [entry.tolist() for entry in found] == [(hidden * 2).tolist()]
+
+
+def test_a_line_of_the_table_has_both_engines_and_the_ratio_with_its_interval() -> None:
+    row: dict[str, Any] = {
+        "quantization": "int8-token",
+        "mode": "eager",
+        "perplexity": {"native": 13.2161, "serving_ops": 13.2229},
+        "divergence": {"native": 0.0011754, "serving_ops": 0.0012027},
+        "same_top": {"native": 0.97, "serving_ops": 0.98},
+        "divergence_ratio": [1.023, 0.99, 1.056],
+        "active": True,
+    }
+    start = "| int8-token, eager | 13.216 | 13.223 | 0.00118 | 0.0012 |"
+    assert _last_line(row) == f"{start} 1.023 [0.990, 1.056] |"
+    assert _last_line({**row, "active": False}) == f"{start} vLLM's norms run |"
+
+
+def _last_line(row: dict[str, Any]) -> str:
+    return accuracy_table.markdown({"rows": [row]}).splitlines()[-1]
