@@ -27,7 +27,7 @@ def build(folder: Path, *options: str) -> Path:
 
 
 def check(*command: str) -> str:
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
