@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from serving_ops import checks, plan, rope_reference, support
+from serving_ops import checks, counters, plan, rope_reference, support
 from serving_ops.cuda import pdl
 from serving_ops.cuda_quant import NO_FP8, converts_to_fp8
 from serving_ops.plan import Plan
@@ -49,6 +51,7 @@ TENSORS = (
     *("qkv", "k", "key_cache", "value_cache", "v", "positions", "cos_sin_cache", "q_weight", "k_weight"),
     *("slot_mapping", "k_scale", "v_scale"),
 )
+OF_LAYER = ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight")
 NUM_WRITTEN = 4
 """Of `TENSORS`, the first."""
 
@@ -56,6 +59,9 @@ MOST_KNOWN = 1024
 """Layouts: a model has one or two for each count of tokens that it has seen."""
 
 _known: dict[Hashable, Known] = {}
+
+_of_layers: dict[Hashable, Known] = {}
+"""The same by the shorter keys of `of_layer`."""
 
 
 def repeat(call: dict[str, Any]) -> bool:
@@ -73,6 +79,58 @@ def repeat(call: dict[str, Any]) -> bool:
         return False
     known.launch(_pointers(call, addresses))
     return True
+
+
+def of_layer(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:
+    """`qk_norm_rope` for a layer that keeps its options: what this adds to the operator is a shorter way to repeat.
+
+    options: the operator's keyword arguments as JSON, without tensors. A repeated launch takes the host 13 us, and
+    through the operator, which takes 21 arguments, 34 us.
+    """
+    tensors = (qkv, positions, table, q_weight, k_weight)
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    key = (options, qkv.get_device(), *((t.shape, t.stride(), t.dtype) for t in tensors), *(a % 16 for a in addresses))
+    known = _of_layers.get(key)
+    if known is not None and torch._C._cuda_getDevice() == qkv.get_device() and _is_apart(known, addresses):
+        call = _options(options)
+        q, *others = addresses
+        k = q + call["num_q_heads"] * call["head_dim"] * qkv.itemsize
+        known.launch([q, k, q, *others, q, q, addresses[1], q, q])
+        counters.count_kernel("qk_norm_rope")
+        return
+    given = _options(options)
+    torch.ops.serving_ops.qk_norm_rope(*tensors, **given)
+    if _is_on_cuda(qkv):
+        _remember_layer(key, tensors, given)
+
+
+def _is_on_cuda(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+@cache
+def _options(text: str) -> dict[str, Any]:
+    options: dict[str, Any] = json.loads(text)
+    return options
+
+
+def _is_apart(known: Known, addresses: list[int]) -> bool:
+    """Whether qkv lies apart from the other tensors of a layer."""
+    q, *others = addresses
+    of_q, *of_others = (known.extents[TENSORS.index(name)] for name in OF_LAYER)
+    return all(other >= q + of_q or other + extent <= q for other, extent in zip(others, of_others, strict=True))
+
+
+def _remember_layer(key: Hashable, tensors: tuple[Tensor, ...], given: dict[str, Any]) -> None:
+    from serving_ops.ops import registry  # which imports this file
+
+    call = registry.find("qk_norm_rope").bind(tensors, given)
+    called = [call[name] for name in TENSORS]
+    known = _known.get(_layout(call, called, [0 if tensor is None else tensor.data_ptr() for tensor in called]))
+    if len(_of_layers) == MOST_KNOWN:
+        _of_layers.clear()
+    if known is not None:
+        _of_layers[key] = known
 
 
 def _layout(call: dict[str, Any], tensors: list[Tensor | None], addresses: list[int]) -> Hashable:

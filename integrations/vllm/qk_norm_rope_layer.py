@@ -11,6 +11,7 @@ which none can say before 0.33; and the write needs the slots of the step, which
 from __future__ import annotations
 
 import functools
+import json
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, RopeSpec, extension, settings
+from serving_ops import NormSpec, RopeSpec, cuda_rope, extension, settings
 from serving_ops.integrations.common.norm_specs import why_reference
 from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import features, gemma_rms_norm, installed, rms_norm_layer
 from serving_ops.integrations.vllm.adapter import LEFT_OUT, Activations, Adapter, calls
 from serving_ops.integrations.vllm.layers import NormLayer
 from serving_ops.ops import registry
+from serving_ops.schemas import TAGS, library
 
 OP = "qk_norm_rope"
 KIND = "q and k norms with rotary in one kernel"
@@ -48,6 +50,11 @@ COMPUTES = ("forward", "forward_native", "forward_cuda", "forward_cpu", "_match_
 
 OPTIONS = "serving_ops_qk_norm_rope"
 """The attribute of each layer that is on: the operator's keyword arguments."""
+
+SHORT = "vllm_qk_norm_rope"
+_TENSORS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight"
+SCHEMA = f"{SHORT}({_TENSORS}, str options) -> ()"
+"""Of the operator for CUDA. It has few arguments, each of which costs host time where a prompt is not in a graph."""
 
 PASS = "vLLM's own fusion pass was asked for"
 FROM_PYTHON = "launched from Python, it takes the host longer than vLLM's three kernels"
@@ -196,8 +203,17 @@ def _why_slower(attention: Any, x: Activations) -> str | None:
     return None if in_cpp else FROM_PYTHON
 
 
+@functools.cache
+def define() -> None:
+    """Define the operator for CUDA, once per process: graphs from vLLM's cache call it by its name."""
+    library.define(SCHEMA, tags=TAGS)
+    library.impl(SHORT, cuda_rope.of_layer, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"serving_ops::{SHORT}", lambda *_: None, lib=library)
+
+
 def take(found: Iterable[NormLayer]) -> None:
     """Have the layers that are on call the operator. vLLM compiles them later."""
+    define()
     on = [layer for layer in found if isinstance(layer, AttentionLayer) and layer.native_because is None]
     for cls in {type(layer.attention) for layer in on}:
         installed.wrap(cls, "forward", _with_ours)
@@ -237,7 +253,10 @@ def forward(attention: Any, positions: Tensor, hidden_states: Tensor, options: d
     qkv, _ = attention.qkv_proj(hidden_states)
     table = attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
     q_weight, k_weight = attention.q_norm.weight, attention.k_norm.weight
-    torch.ops.serving_ops.qk_norm_rope(qkv, positions, table, q_weight, k_weight, **options)
+    if qkv.is_cuda:
+        torch.ops.serving_ops.vllm_qk_norm_rope(qkv, positions, table, q_weight, k_weight, json.dumps(options))
+    else:
+        torch.ops.serving_ops.qk_norm_rope(qkv, positions, table, q_weight, k_weight, **options)
     q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
     output: Tensor = attention.o_proj(attention.attn(q, k, v))[0]
     return output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from serving_ops import NormSpec, RopeSpec, cuda_rope
 from serving_ops.kernels.triton import run_rope
+from serving_ops.ops import registry
 
 PLAIN = NormSpec("qk_norm_rope", 64, torch.bfloat16, torch.bfloat16, torch.device("cpu"), heads=4, rotation=RopeSpec(2))
 CACHED = dataclasses.replace(PLAIN, rotation=RopeSpec(2, has_cache=True, block_size=4))
@@ -74,21 +76,20 @@ def test_the_addresses_are_those_of_the_first_launch(launches: Launches) -> None
         assert launches.again[-1][:7] == [tensor.data_ptr() for tensor in given]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"eps": 1e-5},
-        {"is_neox": False},
-        {"mrope_section": (16, 8, 8)},
-        {"positions": torch.arange(5, dtype=torch.int32)},
-        {"cos_sin_cache": torch.ones(7, 64)},
-        {"qkv": torch.zeros(5, 1024, dtype=torch.bfloat16)[:, :512]},
-        {"qkv": torch.zeros(5 * 512 + 1, dtype=torch.bfloat16)[1:].view(5, 512)},
-        {"num_q_heads": 6, "num_kv_heads": 1},
-        {"q_weight": None, "k_weight": None},
-    ],
-    ids=lambda change: " ".join(change),
-)
+CHANGES: list[dict[str, Any]] = [
+    {"eps": 1e-5},
+    {"is_neox": False},
+    {"mrope_section": (16, 8, 8)},
+    {"positions": torch.arange(5, dtype=torch.int32)},
+    {"cos_sin_cache": torch.ones(7, 64)},
+    {"qkv": torch.zeros(5, 1024, dtype=torch.bfloat16)[:, :512]},
+    {"qkv": torch.zeros(5 * 512 + 1, dtype=torch.bfloat16)[1:].view(5, 512)},
+    {"num_q_heads": 6, "num_kv_heads": 1},
+    {"q_weight": None, "k_weight": None},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: " ".join(change))
 def test_what_differs_in_more_is_checked(launches: Launches, change: dict[str, Any]) -> None:
     call = call_of()
     cuda_rope.qk_norm_rope(**call)
@@ -124,6 +125,62 @@ def test_caches_that_lie_in_turns_are_known_by_their_distance(launches: Launches
     buffer = torch.zeros(4096, dtype=torch.bfloat16)
     keys, values = (buffer[start:].as_strided((2, 4, 2, 64), (1024, 128, 64, 1)) for start in (0, 256))
     assert not cuda_rope.repeat(first | {"key_cache": keys, "value_cache": values})
+
+
+def of_layer(call: dict[str, Any]) -> None:
+    options = {name: call[name] for name in ("num_q_heads", "num_kv_heads", "head_dim", "eps", "mrope_section")}
+    cuda_rope.of_layer(*(call[name] for name in cuda_rope.OF_LAYER), json.dumps(options))
+
+
+@pytest.fixture
+def pretended(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """The operator runs as on CUDA, and so do calls of layers."""
+    monkeypatch.setattr(cuda_rope, "_of_layers", {})
+    monkeypatch.setattr(cuda_rope, "_is_on_cuda", lambda tensor: True)
+    operator = registry.find("qk_norm_rope")
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        call = operator.bind(args, kwargs)
+        assert cuda_rope.repeat(call) or cuda_rope.qk_norm_rope(**call) is None
+
+    monkeypatch.setattr(torch.ops.serving_ops, "qk_norm_rope", run)
+    return launches
+
+
+@pytest.mark.parametrize("spec", [PLAIN, dataclasses.replace(PLAIN, rotation=RopeSpec(2, mrope_section=(16, 8, 8)))])
+def test_a_layers_call_is_launched_at_the_addresses_of_the_operators(pretended: Launches, spec: NormSpec) -> None:
+    of_layer(call_of(spec))
+    other = call_of(spec)
+    of_layer(other)
+    assert cuda_rope.repeat(other)
+    (by_layer, by_operator) = pretended.again
+    assert len(pretended.anew) == 1
+    assert by_layer == by_operator
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: " ".join(change))
+def test_a_layers_call_that_differs_in_more_is_checked(pretended: Launches, change: dict[str, Any]) -> None:
+    if None in change.values() or "is_neox" in change:
+        pytest.skip("no argument of a layer's call")
+    of_layer(call_of())
+    of_layer(call_of() | change)
+    assert (len(pretended.anew), pretended.again) == (2, [])
+
+
+def test_a_layers_call_whose_tensors_overlap_is_checked(pretended: Launches) -> None:
+    call = call_of()
+    of_layer(call)
+    memory = torch.zeros(call["qkv"].numel() + 64, dtype=torch.bfloat16)
+    of_layer(call | {"qkv": memory[: call["qkv"].numel()].view(5, 512), "k_weight": memory[-96:-32]})
+    assert (len(pretended.anew), pretended.again) == (2, [])
+
+
+def test_a_layers_call_on_cpu_is_the_operators() -> None:
+    call, other = call_of(), call_of()
+    of_layer(call)
+    options = {name: other[name] for name in ("num_q_heads", "num_kv_heads", "head_dim", "eps")}
+    torch.ops.serving_ops.qk_norm_rope(*(other[name] for name in cuda_rope.OF_LAYER), **options)
+    assert torch.equal(call["qkv"], other["qkv"])
 
 
 def test_layouts_are_forgotten_before_they_pile_up(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
