@@ -51,6 +51,9 @@ COMPUTES = ("forward", "forward_native", "forward_cuda", "forward_cpu", "_match_
 OPTIONS = "serving_ops_qk_norm_rope"
 """The attribute of each layer that is on: the operator's keyword arguments."""
 
+TEXT = f"{OPTIONS}_text"
+"""The same as JSON, which the operator for CUDA takes. Dynamo does not trace how it is made."""
+
 SHORT = "vllm_qk_norm_rope"
 _TENSORS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight"
 SCHEMA = f"{SHORT}({_TENSORS}, str options) -> ()"
@@ -219,6 +222,7 @@ def take(found: Iterable[NormLayer]) -> None:
         installed.wrap(cls, "forward", _with_ours)
     for layer in on:
         setattr(layer.attention, OPTIONS, layer.options())
+        setattr(layer.attention, TEXT, json.dumps(layer.options()))
         installed.on_undo(functools.partial(_leave, weakref.ref(layer.attention)))  # a model that is gone stays so
     layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}" for layer in on)
     installed.on_undo(layers_on.clear)
@@ -228,6 +232,7 @@ def _leave(attention: weakref.ref[Any]) -> None:
     layer = attention()
     if layer is not None:
         vars(layer).pop(OPTIONS, None)
+        vars(layer).pop(TEXT, None)
 
 
 def _with_ours(original: Any) -> Any:
@@ -248,13 +253,18 @@ def _fit(positions: Tensor, hidden_states: Any, options: dict[str, Any]) -> bool
     return len(shape) == 2 and (positions.dim() == 1 or options["mrope_section"] is not None)
 
 
+def _is_repeated(qkv: Tensor) -> bool:
+    """Return whether Python repeats the launches. On CPU the operator goes straight to C++."""
+    return qkv.is_cuda
+
+
 def forward(attention: Any, positions: Tensor, hidden_states: Tensor, options: dict[str, Any]) -> Tensor:
     """`Qwen3Attention.forward`: hidden_states (num_tokens, hidden_size). The heads of q and k are written in place."""
     qkv, _ = attention.qkv_proj(hidden_states)
     table = attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
     q_weight, k_weight = attention.q_norm.weight, attention.k_norm.weight
-    if qkv.is_cuda:
-        torch.ops.serving_ops.vllm_qk_norm_rope(qkv, positions, table, q_weight, k_weight, json.dumps(options))
+    if _is_repeated(qkv):
+        torch.ops.serving_ops.vllm_qk_norm_rope(qkv, positions, table, q_weight, k_weight, getattr(attention, TEXT))
     else:
         torch.ops.serving_ops.qk_norm_rope(qkv, positions, table, q_weight, k_weight, **options)
     q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)

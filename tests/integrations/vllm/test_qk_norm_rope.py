@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -471,10 +470,12 @@ def _compiled(function: Any, *args: Tensor) -> tuple[Any, str]:
     return result, graph.split("def call(")[1].split("\nrunner = ")[0]
 
 
+@pytest.mark.parametrize("operator", ["qk_norm_rope", "vllm_qk_norm_rope"])
 @pytest.mark.parametrize("case", ["dense", "MRoPE interleaved", "Gemma, global"])
 def test_a_compiled_piece_that_ends_before_attention_copies_no_part_of_qkv(
-    build: Build, forced: None, case: str
+    build: Build, forced: None, case: str, operator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(qk_norm_rope_layer, "_is_repeated", lambda qkv: operator == qk_norm_rope_layer.SHORT)
     name, rope, dims, more = FITTING[case]
     layer, x, positions = build(name, rope, **more), rows(TOKENS, HIDDEN), _positions(dims)
     layer(positions, x)
@@ -485,21 +486,6 @@ def test_a_compiled_piece_that_ends_before_attention_copies_no_part_of_qkv(
     found, code = _compiled(layer, positions, x)
     for of_ours, of_vllm in zip(found, expected, strict=True):
         torch.testing.assert_close(of_ours, of_vllm, **NEAR)
-    assert code.count("torch.ops.serving_ops.qk_norm_rope.default(") == 1
+    assert code.count(f"torch.ops.serving_ops.{operator}.default(") == 1
     assert not [word for word in ("copy_(", "clone", "cpp_fused", "triton_") if word in code], code
     assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 1
-
-
-def test_the_operator_for_cuda_is_the_same_with_few_arguments() -> None:
-    qk_norm_rope_layer.define()
-    qkv = torch.randn(3, (4 + 2 * 2) * 64, dtype=torch.bfloat16)
-    weight, table, positions = torch.ones(64, dtype=torch.bfloat16), torch.rand(8, 64), torch.arange(3)
-    options = {"num_q_heads": 4, "num_kv_heads": 2, "head_dim": 64}
-    expected = qkv.clone()
-    torch.ops.serving_ops.qk_norm_rope(expected, positions, table, weight, weight, **options)
-    arguments = positions, table, weight, weight, json.dumps(options)
-    compiled = torch.compile(lambda x: torch.ops.serving_ops.vllm_qk_norm_rope(x, *arguments), fullgraph=True)
-    for call in (lambda x: torch.ops.serving_ops.vllm_qk_norm_rope(x, *arguments), compiled):
-        got = qkv.clone()
-        call(got)
-        assert torch.equal(got, expected)
