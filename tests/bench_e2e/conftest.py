@@ -129,3 +129,10 @@ def result() -> Comparison:
     times = {"native": (100.0, 100.0), "serving_ops": (80.0, 90.0)}
     pairs = {variant: [dict.fromkeys(METRICS, time) for time in of] for variant, of in times.items()}
     return Comparison(run, LABELS, pairs, {"native": [None], "serving_ops": [on]})
+
+
+@pytest.fixture(autouse=True)
+def without_what_an_engine_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM sets variables of its own when it is imported, in whichever test was first, and commands record them."""
+    for name in [name for name in os.environ if name.startswith(RECORDED)]:
+        monkeypatch.delenv(name)
