@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "serve": ("serve", "serve a model with and without serving_ops in turns: TTFT and TPOT over HTTP, in 3 minutes"),
+    "serve": ("serve", "serve a model with and without serving_ops in turns: TTFT and TPOT over HTTP"),
     "step": ("step", "engines side by side, no server: differences of a percent, the device time of a step"),
     "ops": ("ops.ops_bench", "the ops alone, against eager, Inductor and installed engines' kernels"),
     "training": ("ops.ops_bench", "the same, forward and backward"),
