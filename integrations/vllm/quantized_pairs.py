@@ -34,8 +34,8 @@ from serving_ops.integrations.vllm import (
 SERVES_FASTER: frozenset[tuple[str, str]] = frozenset({("CPUInt8ScaledMMLinearKernel", "eager")})
 """The kernels of linear layers, and the mode, in which a model was measured to be faster.
 
-On CPU, on one core, Qwen3-0.6B's shape (vLLM 0.32, 2026-11-28) takes 0.935 of vLLM's CPU time per token and 0.926 for
-512 tokens; with our norm and vLLM's quantization 0.961 and 0.930."""
+On CPU, Qwen3-0.6B's shape with 6 layers (vLLM 0.32, 2 cores, 2026-11-28) has a TPOT of 0.806 of vLLM's, and takes 0.891
+for 512 tokens, with `qk_norm_rope` (bench_e2e/results/step-cpu-int8.json)."""
 
 NAME = "quantized_pairs"
 
