@@ -51,7 +51,6 @@ TENSORS = (
     *("qkv", "k", "key_cache", "value_cache", "v", "positions", "cos_sin_cache", "q_weight", "k_weight"),
     *("slot_mapping", "k_scale", "v_scale"),
 )
-OF_LAYER = ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight")
 NUM_WRITTEN = 4
 """Of `TENSORS`, the first."""
 
@@ -84,41 +83,31 @@ def repeat(call: dict[str, Any]) -> bool:
 def of_layer(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:
     """`qk_norm_rope` for a layer that keeps its options: what this adds to the operator is a shorter way to repeat.
 
-    options: the operator's keyword arguments as JSON, without tensors. A repeated launch takes the host 13 us, and
-    through the operator, which takes 21 arguments, 34 us.
+    options: the operator's keyword arguments as JSON, without tensors. The operator has 21 arguments, and each of them
+    costs host time.
     """
     tensors = (qkv, positions, table, q_weight, k_weight)
-    addresses = [tensor.data_ptr() for tensor in tensors]
+    q, *others = (tensor.data_ptr() for tensor in tensors)
+    addresses = [q, 0, 0, 0, 0, *others, 0, 0, 0]  # as `TENSORS`, most of which are absent
     key = (options, qkv.get_device(), *((t.shape, t.stride(), t.dtype) for t in tensors), *(a % 16 for a in addresses))
     known = _of_layers.get(key)
-    if known is not None and torch._C._cuda_getDevice() == qkv.get_device() and _is_apart(known, addresses):
-        call = _options(options)
-        q, *others = addresses
-        k = q + call["num_q_heads"] * call["head_dim"] * qkv.itemsize
-        known.launch([q, k, q, *others, q, q, addresses[1], q, q])
+    given = _options(options)
+    if (
+        known is not None
+        and torch._C._cuda_getDevice() == qkv.get_device()
+        and not any(_close(addresses, known.extents))
+    ):
+        known.launch(_pointers({"qkv": qkv, **given}, addresses))
         counters.count_kernel("qk_norm_rope")
         return
-    given = _options(options)
     torch.ops.serving_ops.qk_norm_rope(*tensors, **given)
-    if _is_on_cuda(qkv):
-        _remember_layer(key, tensors, given)
-
-
-def _is_on_cuda(tensor: Tensor) -> bool:
-    return tensor.is_cuda
+    _remember_layer(key, tensors, given)
 
 
 @cache
 def _options(text: str) -> dict[str, Any]:
     options: dict[str, Any] = json.loads(text)
     return options
-
-
-def _is_apart(known: Known, addresses: list[int]) -> bool:
-    """Whether qkv lies apart from the other tensors of a layer."""
-    q, *others = addresses
-    of_q, *of_others = (known.extents[TENSORS.index(name)] for name in OF_LAYER)
-    return all(other >= q + of_q or other + extent <= q for other, extent in zip(others, of_others, strict=True))
 
 
 def _remember_layer(key: Hashable, tensors: tuple[Tensor, ...], given: dict[str, Any]) -> None:

@@ -66,10 +66,6 @@ class QuantFormat:
         size = int(group_size) if group_size.isdecimal() else group_size
         return cls(dtypes.get(dtype, dtype), granularity, size, *scales)  # type: ignore[arg-type]
 
-    def fields(self) -> dict[str, str]:
-        """Return the format by name as the operators take it: as one text, since each argument costs host time."""
-        return {"fmt": self.text}
-
     def group(self, size: int) -> int:
         """Return how many elements share a scale, in a row of this size."""
         return self.group_size if self.granularity == "group" else size

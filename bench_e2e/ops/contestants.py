@@ -82,7 +82,7 @@ def bind_ours(case: Case, inputs: Inputs) -> Call:
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
     if case.fmt is not None:
         results = {"out": inputs.out, "scales_out": inputs.scales}
-        return partial(op.out, *inputs.arguments, **case.fmt.fields(), **offset, **results)
+        return partial(op.out, *inputs.arguments, fmt=case.fmt.text, **offset, **results)
     if inputs.out is None:
         return partial(op.default, *inputs.arguments, **offset)
     return partial(op.out, *inputs.arguments, out=inputs.out, **offset)

@@ -132,7 +132,7 @@ def _specs(norm: Any, x: Activations, fmt: QuantFormat) -> list[NormSpec]:
 def adapter(form: Prequantized) -> Adapter:
     """Return the adapter of a norm that quantizes for such a projection."""
     fmt, scale = form.fmt, form.scale
-    fixed: dict[str, Any] = {**fmt.fields(), "scale": scale, "weight_offset": WEIGHT_IN_FP32}
+    fixed: dict[str, Any] = {"fmt": fmt.text, "scale": scale, "weight_offset": WEIGHT_IN_FP32}
     ops = torch.ops.serving_ops
 
     def specs(norm: Any, x: Activations) -> tuple[NormSpec, ...]:

@@ -50,7 +50,7 @@ def _norm_then_quantize(
     """The scales are written where they lie, whatever their strides."""
     name = "rms_norm_quant" if residual is None else "fused_add_rms_norm_quant"
     rows = (x,) if residual is None else (x, residual)
-    options: dict[str, Any] = {"weight": weight, "eps": eps, **fmt.fields(), "out": result, "scales_out": scale}
+    options: dict[str, Any] = {"weight": weight, "eps": eps, "fmt": fmt.text, "out": result, "scales_out": scale}
     getattr(torch.ops.serving_ops, name).out(*rows, **options)
 
 

@@ -4,8 +4,8 @@ vLLM computes such a norm and the quantization in one kernel, from Inductor or f
 kernel: on an H200 (vLLM 0.25.1, Qwen3-0.6B, FP8 per token) a decode step took 1.04 of vLLM's time, and a prompt of 8192
 tokens 1.17. An unknown quantization counts as one that quantizes activations.
 
-On CPU vLLM quantizes to INT8 in an operator of its own, or within the product, so a norm of ours adds no kernel, and eager
-norms are ours (see `quantized_pairs.SERVES_FASTER` for a measurement). Compiled ones were not seen to gain.
+On CPU vLLM quantizes to INT8 in an operator of its own, or within the product, so a norm of ours adds no kernel. Eager
+norms are ours there (`quantized_pairs.SERVES_FASTER` has a measurement). Compiled ones were not seen to gain.
 """
 
 from __future__ import annotations

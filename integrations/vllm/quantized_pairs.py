@@ -144,7 +144,7 @@ def _quantizing(pair: Pair) -> Any:
     from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
 
     norm, own, spec, ops = pair.norm, pair.norm._forward_method, pair.specs[0], torch.ops.serving_ops
-    options = {"eps": spec.eps, "weight_offset": spec.weight_offset, **pair.fmt.fields()}
+    options = {"eps": spec.eps, "weight_offset": spec.weight_offset, "fmt": pair.fmt.text}
     has_weight = spec.weight_dtype is not None
 
     @functools.wraps(own)

@@ -18,6 +18,9 @@ from serving_ops.kernels.triton import run_rope
 from serving_ops.ops import registry
 
 PLAIN = NormSpec("qk_norm_rope", 64, torch.bfloat16, torch.bfloat16, torch.device("cpu"), heads=4, rotation=RopeSpec(2))
+OF_LAYER = ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight")
+"""The tensors of `cuda_rope.of_layer`, in order."""
+
 CACHED = dataclasses.replace(PLAIN, rotation=RopeSpec(2, has_cache=True, block_size=4))
 
 
@@ -129,14 +132,13 @@ def test_caches_that_lie_in_turns_are_known_by_their_distance(launches: Launches
 
 def of_layer(call: dict[str, Any]) -> None:
     options = {name: call[name] for name in ("num_q_heads", "num_kv_heads", "head_dim", "eps", "mrope_section")}
-    cuda_rope.of_layer(*(call[name] for name in cuda_rope.OF_LAYER), json.dumps(options))
+    cuda_rope.of_layer(*(call[name] for name in OF_LAYER), json.dumps(options))
 
 
 @pytest.fixture
 def pretended(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> Launches:
     """The operator runs as on CUDA, and so do calls of layers."""
     monkeypatch.setattr(cuda_rope, "_of_layers", {})
-    monkeypatch.setattr(cuda_rope, "_is_on_cuda", lambda tensor: True)
     operator = registry.find("qk_norm_rope")
 
     def run(*args: Any, **kwargs: Any) -> None:
@@ -181,7 +183,7 @@ def test_a_layers_call_on_cpu_is_the_operators() -> None:
     call, other = call_of(), call_of()
     of_layer(call)
     options = {name: other[name] for name in ("num_q_heads", "num_kv_heads", "head_dim", "eps")}
-    torch.ops.serving_ops.qk_norm_rope(*(other[name] for name in cuda_rope.OF_LAYER), **options)
+    torch.ops.serving_ops.qk_norm_rope(*(other[name] for name in OF_LAYER), **options)
     assert torch.equal(call["qkv"], other["qkv"])
 
 

@@ -278,7 +278,7 @@ def written(case: dict[str, Any]) -> dict[str, Any]:
 def flat(case: dict[str, Any]) -> dict[str, Any]:
     """The same for an operator."""
     shared = written(case)
-    return shared.pop("fmt").fields() | shared
+    return shared | {"fmt": shared["fmt"].text}
 
 
 @relaxed
@@ -320,7 +320,7 @@ def test_new_results_are_laid_out_as_the_format_has_it(
 ) -> None:
     x, scale = torch.randn(shape).bfloat16(), torch.ones(()) if fmt.granularity == "tensor" else None
     fake, ours = torch.ops.serving_ops_fake, torch.ops.serving_ops
-    options = {"eps": EPS, **fmt.fields(), "scale": scale}
+    options = {"eps": EPS, "fmt": fmt.text, "scale": scale}
     for name, rows in {"rms_norm_quant": (x, None), "rms_norm_gated_quant": (x, x, None)}.items():
         for got, want in zip(getattr(fake, name)(*rows, **options), getattr(ours, name)(*rows, **options), strict=True):
             assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype)
@@ -391,7 +391,7 @@ def test_a_call_whose_tensors_share_memory_is_not_launched(library: ctypes.CDLL)
 )  # fmt: skip
 def test_a_wrong_format_or_result_is_said_and_not_launched(library: ctypes.CDLL, wrong: dict[str, Any]) -> None:
     last, x = library.fake_last().contents, torch.zeros(4, 128, dtype=torch.bfloat16)
-    given = QuantFormat().fields() | {"out": torch.zeros(4, 128, dtype=torch.int8).view(FP8)}
+    given = {"fmt": QuantFormat().text, "out": torch.zeros(4, 128, dtype=torch.int8).view(FP8)}
     given |= {"scales_out": torch.zeros(4, 1)}
     launches = last.launches
     with pytest.raises(RuntimeError, match=r"serving_ops: (scale|scales_out|out|dtype|granularity|group_size)"):
