@@ -22,7 +22,7 @@ from torch import Tensor
 import serving_ops
 from serving_ops import NormSpec, QuantFormat, extension, settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.vllm import installed
+from serving_ops.integrations.vllm import installed, linear_kernels
 from serving_ops.ops import registry
 from serving_ops.schemas import TAGS, library
 
@@ -126,14 +126,14 @@ def is_for(vllm_config: Any) -> bool:
     return can_run() and bool(getattr(vllm_config.compilation_config.pass_config, "fuse_norm_quant", False))
 
 
-def take(plain: Iterable[NormSpec], vllm_config: Any) -> bool:
+def take(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_config: Any) -> bool:
     """Prewarm what vLLM's pass may make of a loaded model's norms, and put it into the pass.
 
     vLLM looks the operators up when it first compiles, which is later. Returns False where the prewarm fails and `_C`'s
     stay.
     """
     _operators()  # also where they are not put into the pass: a graph from vLLM's cache may call them
-    report = serving_ops.prewarm(specs(plain, vllm_config) if settings.prewarm_enabled() else ())
+    report = serving_ops.prewarm(specs(models, plain, vllm_config) if settings.prewarm_enabled() else ())
     for spec, reason in report.failed.items():
         _logger.warning("serving_ops: the prewarm of %s failed, vLLM's own kernel stays: %s", spec.op, reason)
     if not report.failed:
@@ -141,13 +141,23 @@ def take(plain: Iterable[NormSpec], vllm_config: Any) -> bool:
     return not report.failed
 
 
-def specs(plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:
-    """Return the quantized norms that the pass may build from plain norms of whole rows."""
-    block = getattr(vllm_config.quant_config, "weight_block_size", None)
-    fmt = QuantFormat(group_size=block[1]) if block else QuantFormat(granularity="token")
+def specs(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:
+    """Return the quantized norms that the pass may build of plain norms of whole rows, as linear layers want them."""
+    formats = list(dict.fromkeys(filter(None, map(_wanted, linear_kernels.quantized_linears(models)))))
     hidden_size = vllm_config.model_config.get_hidden_size()
     rows = [spec for spec in plain if spec.size == hidden_size and spec.heads == 1 and spec.op in NEEDED_OPS]
-    return list(dict.fromkeys(dataclasses.replace(spec, op=f"{spec.op}_quant", fmt=fmt) for spec in rows))
+    quantized = (dataclasses.replace(spec, op=f"{spec.op}_quant", fmt=fmt) for fmt in formats for spec in rows)
+    return list(dict.fromkeys(quantized))
+
+
+def _wanted(linear: Any) -> QuantFormat | None:
+    """Return what a linear layer's input becomes, or None where the pass calls none of our operators for it."""
+    config = getattr(linear_kernels.kernel_of(linear), "config", None)
+    scale = getattr(getattr(config, "activation_quant_key", None), "scale", None)
+    if scale is None or scale.static or scale.group_shape.row != 1:
+        return None
+    group = scale.group_shape.col
+    return QuantFormat(granularity="token") if group < 0 else QuantFormat(group_size=group)
 
 
 def install() -> None:

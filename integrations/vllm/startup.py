@@ -113,7 +113,7 @@ def _fused(models: Sequence[Any], found: Sequence[NormLayer], vllm_config: Any) 
         turns_on = token_pass.should_run(models, norms, vllm_config)
         if not turns_on and not quant_fusion.is_for(vllm_config):
             return
-        if not quant_fusion.take(norms, vllm_config):
+        if not quant_fusion.take(models, norms, vllm_config):
             yield "vLLM's fused norms stay its own: their prewarm failed"
             return
         if turns_on:

@@ -265,6 +265,21 @@ def _paired(folder: Path, architecture: str, case: str) -> list[str]:
     return [f"{type(pair.norm).__name__} {type(pair.kernel).__name__} {pair.fmt.granularity}" for pair in pairs]
 
 
+FUSED_BY_THE_PASS = ("compressed fp8 token", "compressed fp8 block", "fp8 block")
+
+
+def _prewarmed(folder: Path, case: str) -> list[str]:
+    import torch
+
+    from serving_ops import NormSpec
+    from serving_ops.integrations.vllm import model_doctor, quant_fusion
+
+    config = _resolve(folder, case, eager=True)
+    norm = NormSpec("rms_norm", MODEL["hidden_size"], torch.bfloat16, torch.bfloat16, torch.device("cpu"))
+    specs = quant_fusion.specs([model_doctor._build(config)], [norm], config)
+    return [f"{spec.fmt.granularity} {spec.fmt.group(spec.size)}" for spec in specs if spec.fmt is not None]
+
+
 def _look_at_all(folder: Path) -> dict[str, Any]:
     os.environ["SERVING_OPS"] = "off"
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
@@ -292,6 +307,7 @@ def _look_at_all(folder: Path) -> dict[str, Any]:
         "turning on": _turning_on(folder),
         **found,
         "pairs": pairs,
+        "prewarmed": {case: _prewarmed(folder, case) for case in FUSED_BY_THE_PASS},
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from in_process import fp8_linear
 from torch import Tensor
 
 import serving_ops
@@ -151,26 +152,31 @@ def test_a_table_without_one_of_the_forms_stays_as_it_is(table: dict[_Key, Any])
     assert table == before
 
 
-def _config(weight_block_size: list[int] | None) -> Any:
-    return types.SimpleNamespace(
-        quant_config=types.SimpleNamespace(weight_block_size=weight_block_size),
-        model_config=types.SimpleNamespace(get_hidden_size=lambda: 1024),
-    )
+CONFIG = types.SimpleNamespace(model_config=types.SimpleNamespace(get_hidden_size=lambda: 1024))
+PLAIN = [
+    NormSpec("rms_norm", 1024, torch.bfloat16, torch.bfloat16, torch.device("cpu")),
+    NormSpec("fused_add_rms_norm", 1024, torch.bfloat16, torch.bfloat16, torch.device("cpu")),
+    NormSpec("rms_norm", 128, torch.bfloat16, torch.bfloat16, torch.device("cpu"), heads=2),
+]
 
 
-def test_whole_rows_are_prewarmed_in_the_form_of_the_checkpoint_and_heads_are_not() -> None:
-    device = torch.device("cpu")
-    plain = [
-        NormSpec("rms_norm", 1024, torch.bfloat16, torch.bfloat16, device),
-        NormSpec("fused_add_rms_norm", 1024, torch.bfloat16, torch.bfloat16, device),
-        NormSpec("rms_norm", 128, torch.bfloat16, torch.bfloat16, device, heads=2),
+@pytest.mark.parametrize(
+    ("key", "formats"),
+    [
+        ("kFp8DynamicTokenSym", [QuantFormat(granularity="token")]),
+        ("kFp8Dynamic128Sym", [QuantFormat()]),
+        ("kFp8Dynamic64Sym", [QuantFormat(group_size=64)]),
+        ("kFp8StaticTensorSym", []),
+        ("kFp8DynamicTensorSym", []),
+    ],
+)
+def test_whole_rows_are_prewarmed_in_the_form_that_linear_layers_want_and_heads_are_not(
+    key: str, formats: list[QuantFormat]
+) -> None:
+    model = torch.nn.ModuleList([fp8_linear(key=key), fp8_linear(key=key)])
+    assert [(spec.op, spec.fmt) for spec in quant_fusion.specs([model], [*PLAIN, *PLAIN], CONFIG)] == [
+        (op, fmt) for fmt in formats for op in ("rms_norm_quant", "fused_add_rms_norm_quant")
     ]
-    blocks = quant_fusion.specs([*plain, *plain], _config([128, 64]))
-    assert [(spec.op, spec.fmt) for spec in blocks] == [
-        ("rms_norm_quant", QuantFormat(group_size=64)),
-        ("fused_add_rms_norm_quant", QuantFormat(group_size=64)),
-    ]
-    assert {spec.fmt for spec in quant_fusion.specs(plain, _config(None))} == {QuantFormat(granularity="token")}
 
 
 @pytest.mark.parametrize(("switch", "warmed"), [("1", 1), ("0", 0)])
@@ -183,8 +189,7 @@ def test_the_users_switch_holds_for_the_prewarm_of_fused_norms_too(
     monkeypatch.setattr(
         quant_fusion.serving_ops, "prewarm", lambda norms: asked.extend(norms) or serving_ops.PrewarmReport()
     )
-    plain = [NormSpec("rms_norm", 1024, torch.bfloat16, torch.bfloat16, torch.device("cpu"))]
-    assert quant_fusion.take(plain, _config([128, 128]))
+    assert quant_fusion.take([fp8_linear()], PLAIN[:1], CONFIG)
     assert len(asked) == warmed
 
 

@@ -166,6 +166,17 @@ def test_norms_are_paired_with_the_linear_layers_behind_them_in_vllms_own_models
 
 
 @on_each
+def test_what_the_pass_fuses_is_prewarmed_in_the_form_of_the_checkpoint(
+    vllm: str, resolved: Callable[[str], dict[str, Any]]
+) -> None:
+    assert resolved(vllm)["prewarmed"] == {
+        "compressed fp8 token": ["token 1024"],
+        "compressed fp8 block": ["group 128"],
+        "fp8 block": ["group 128"],
+    }
+
+
+@on_each
 def test_the_reason_names_what_the_consumer_quantizes_to(vllm: str, resolved: Callable[[str], dict[str, Any]]) -> None:
     found = resolved(vllm)["auto"]
     assert {case: found[case]["compiled"]["why"] for case in REASONS} == REASONS

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, HIDDEN, model_config
+from in_process import DEVICE, HIDDEN, fp8_linear, model_config
 
 from serving_ops import NormSpec
 from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
@@ -19,20 +19,6 @@ from serving_ops.integrations.vllm import quant_fusion, quantization, startup, t
 
 NORM = NormSpec("fused_add_rms_norm", HIDDEN, torch.bfloat16, torch.bfloat16, DEVICE, weight_offset=WEIGHT_IN_FP32)
 HEADS = NormSpec("rms_norm", 128, torch.bfloat16, torch.bfloat16, DEVICE, heads=2)
-
-
-def _linear(kernel: str = "CutlassFP8ScaledMMLinearKernel", key: str = "kFp8DynamicTokenSym") -> Any:
-    from vllm.model_executor.kernels.linear.scaled_mm import cutlass, marlin
-    from vllm.model_executor.layers.linear import LinearBase
-    from vllm.model_executor.layers.quantization.utils import quant_utils
-
-    cls = getattr(cutlass, kernel, None) or getattr(marlin, kernel)
-    made = cls.__new__(cls)
-    made.config = SimpleNamespace(activation_quant_key=getattr(quant_utils, key))
-    linear = LinearBase.__new__(LinearBase)
-    torch.nn.Module.__init__(linear)
-    linear.quant_method = SimpleNamespace(fp8_linear=made)
-    return linear
 
 
 def _config(chosen: bool | None = None, **more: Any) -> Any:
@@ -58,7 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _should_run(config: Any = None, linears: tuple[Any, ...] | None = None, norms: tuple[NormSpec, ...] = ()) -> bool:
-    model = torch.nn.ModuleList([_linear()] if linears is None else linears)
+    model = torch.nn.ModuleList([fp8_linear()] if linears is None else linears)
     return token_pass.should_run([model], norms or (NORM, HEADS), config or _config())
 
 
@@ -96,7 +82,7 @@ def test_it_stays_off_for_a_model_that_is_served_in_a_way_that_was_not_measured(
     ids=["no quantized layer", "static scales", "one layer of another kind", "a kernel for weights alone"],
 )
 def test_it_stays_off_where_a_layer_wants_another_input(linears: tuple[tuple[str, ...], ...]) -> None:
-    assert not _should_run(linears=tuple(_linear(*linear) for linear in linears))
+    assert not _should_run(linears=tuple(fp8_linear(*linear) for linear in linears))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +97,7 @@ def test_it_stays_off_where_the_pass_does_not_match_a_norm(other: dict[str, Any]
 @pytest.fixture
 def of_a_token_model(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(quantization, "why_norms_stay", lambda config: "its consumer quantizes to FP8")
-    return _config(), [torch.nn.ModuleList([_linear()])], [SimpleNamespace(specs=(NORM,))]
+    return _config(), [torch.nn.ModuleList([fp8_linear()])], [SimpleNamespace(specs=(NORM,))]
 
 
 @pytest.mark.parametrize("warmed", [True, False])
@@ -119,7 +105,7 @@ def test_it_is_turned_on_once_our_kernels_are_in_it_and_not_where_they_cannot_be
     monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any, warmed: bool
 ) -> None:
     config, models, found = of_a_token_model
-    monkeypatch.setattr(quant_fusion, "take", lambda norms, config: warmed)
+    monkeypatch.setattr(quant_fusion, "take", lambda models, norms, config: warmed)
     (phrase,) = startup._fused(models, found, config)
     assert config.compilation_config.pass_config.fuse_norm_quant == warmed
     assert ("our kernels run" in phrase) == warmed
@@ -128,6 +114,6 @@ def test_it_is_turned_on_once_our_kernels_are_in_it_and_not_where_they_cannot_be
 def test_an_error_of_ours_leaves_it_off(monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any) -> None:
     config, models, found = of_a_token_model
     monkeypatch.setenv("SERVING_OPS", "auto")
-    monkeypatch.setattr(quant_fusion, "take", lambda norms, config: 1 / 0)
+    monkeypatch.setattr(quant_fusion, "take", lambda models, norms, config: 1 / 0)
     assert list(startup._fused(models, found, config)) == []
     assert not config.compilation_config.pass_config.fuse_norm_quant
