@@ -142,11 +142,15 @@ def take(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_conf
 
 
 def specs(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:
-    """Return the quantized norms that the pass may build of plain norms of whole rows, as linear layers want them."""
+    """Return the quantized norms that the pass may build of plain norms of whole rows, as linear layers want them.
+
+    As `_C`'s operators, ours round before the weight too, so they have no offset, and another kernel than with one.
+    """
     formats = list(dict.fromkeys(filter(None, map(_wanted, linear_kernels.quantized_linears(models)))))
     hidden_size = vllm_config.model_config.get_hidden_size()
     rows = [spec for spec in plain if spec.size == hidden_size and spec.heads == 1 and spec.op in NEEDED_OPS]
-    quantized = (dataclasses.replace(spec, op=f"{spec.op}_quant", fmt=fmt) for fmt in formats for spec in rows)
+    changes = [{"fmt": fmt, "weight_offset": 0.0} for fmt in formats]
+    quantized = (dataclasses.replace(spec, op=f"{spec.op}_quant", **change) for change in changes for spec in rows)
     return list(dict.fromkeys(quantized))
 
 

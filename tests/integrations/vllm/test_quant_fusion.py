@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import serving_ops
 from serving_ops import NormSpec, QuantFormat
+from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import installed, quant_fusion
 
 FP8 = torch.float8_e4m3fn
@@ -177,6 +179,12 @@ def test_whole_rows_are_prewarmed_in_the_form_that_linear_layers_want_and_heads_
     assert [(spec.op, spec.fmt) for spec in quant_fusion.specs([model], [*PLAIN, *PLAIN], CONFIG)] == [
         (op, fmt) for fmt in formats for op in ("rms_norm_quant", "fused_add_rms_norm_quant")
     ]
+
+
+def test_the_kernel_that_is_prewarmed_rounds_as_the_operators_that_vllm_calls() -> None:
+    plain = [dataclasses.replace(spec, weight_offset=WEIGHT_IN_FP32) for spec in PLAIN]
+    found = quant_fusion.specs([torch.nn.ModuleList([fp8_linear()])], plain, CONFIG)
+    assert [spec.weight_offset for spec in found] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(("switch", "warmed"), [("1", 1), ("0", 0)])
