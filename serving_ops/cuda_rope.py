@@ -217,17 +217,22 @@ def qk_norm_rope(**call: Any) -> str | None:
     route = rope_route(**call)
     if isinstance(route, str):
         return route
-    qkv: Tensor = call["qkv"]
-    if qkv.shape[0]:
-        from serving_ops.kernels.triton.run_rope import run_qk_norm_rope
-
-        names = "positions", "cos_sin_cache", "q_weight", "k_weight", "eps", "weight_offset"
-        arguments = (*route[0], *(call[name] for name in names), *_rotation_and_cache(call), route[1], pdl(qkv.device))
-        with torch.cuda._DeviceGuard(qkv.get_device()):
-            launch = run_qk_norm_rope(*arguments)
-        if launch is not None:
-            _remember(call, launch)
+    if call["qkv"].shape[0]:
+        repeated = launch(call, *route)
+        if repeated is not None:
+            _remember(call, repeated)
     return None
+
+
+def launch(call: dict[str, Any], heads: Heads, plan: Plan) -> Callable[[Iterable[int]], None] | None:
+    """Run a call of at least one token by a plan; the same launch at other addresses, None in the interpreter."""
+    from serving_ops.kernels.triton.run_rope import run_qk_norm_rope
+
+    names = "positions", "cos_sin_cache", "q_weight", "k_weight", "eps", "weight_offset"
+    qkv: Tensor = call["qkv"]
+    arguments = (*heads, *(call[name] for name in names), *_rotation_and_cache(call), plan, pdl(qkv.device))
+    with torch.cuda._DeviceGuard(qkv.get_device()):
+        return run_qk_norm_rope(*arguments)
 
 
 def _rotation_and_cache(call: dict[str, Any]) -> tuple[Any, Any]:

@@ -87,6 +87,7 @@ SIZES = {
         Sizes("host", PLAIN, ((1, 4096),)),
         Sizes("quant", (FUSED_ADD_QUANT,), QUANT, standard=False),
         Sizes("rope", (QK_ROPE,), ROPE, standard=False),
+        Sizes("rope-plans", (QK_ROPE,), ROPE[:6], standard=False),
     ),
     ("training", "cpu"): (
         Sizes("rows", (RMS_NORM, ADD), CPU_TRAINING),

@@ -36,9 +36,8 @@ class Contestant:
     name: str
     version: str
     bind: Callable[[Case, Inputs], Call]
-    variation: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # fields of Case that it changes; size_change is added to N
+    variation: Mapping[str, Any] = field(default_factory=dict)  # fields of Case; size_change is added to N
+    computes: bool = True  # or only shows what a part of it costs, and is not checked
 
     def case(self, case: Case) -> Case:
         """The case this contestant runs: the table's own, or a variation of it."""
@@ -71,6 +70,18 @@ def eager() -> Contestant:
 
 def inductor() -> Contestant:
     return Contestant("Inductor", torch.__version__, lambda case, inputs: _bind(_compiled(case), case, inputs))
+
+
+def copy() -> Contestant:
+    """A copy of the rows of `qk_norm_rope`, which reads and writes as much. It computes nothing."""
+    return Contestant("copy", torch.__version__, _bind_copy, computes=False)
+
+
+def _bind_copy(case: Case, inputs: Inputs) -> Call:
+    if case.op != QK_ROPE:
+        raise Unsupported(f"{case.op} is more than a copy")
+    source = inputs.x.contiguous()
+    return partial(torch.empty_like(source).copy_, source)
 
 
 def bind_ours(case: Case, inputs: Inputs) -> Call:

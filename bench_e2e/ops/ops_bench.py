@@ -23,7 +23,7 @@ from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import cases, ops_table, peers, timing_cuda
 from serving_ops.bench_e2e.ops.case_result import CaseResult
 from serving_ops.bench_e2e.ops.cases import FORWARD, Case
-from serving_ops.bench_e2e.ops.contestants import Contestant, eager, inductor, ours
+from serving_ops.bench_e2e.ops.contestants import Contestant, copy, eager, inductor, ours
 from serving_ops.bench_e2e.ops.runner import measure
 from serving_ops.bench_e2e.options import check_variables
 from serving_ops.bench_e2e.saving import save
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     bench, *argv = words
     options = _parse(bench, argv)
     others, absent = peers.load(bench, peers.adapters_for(bench, options.device, libraries=options.peers))
-    available = [ours(), eager(), inductor(), *others]
+    available = [ours(), eager(), inductor(), *others, copy()]
     planned = cases.plan(
         bench,
         options.device,

@@ -12,7 +12,7 @@ from serving_ops.bench_e2e.envelope import machine
 from serving_ops.bench_e2e.table import Block
 
 Result = dict[str, Any]  # one element of the JSON's "results"
-NOT_A_PEER = "eager"  # nobody serves with it; its times at large sizes are page faults
+NO_PEERS = (OURS, "eager", "copy")  # nobody serves with eager, whose times at large sizes are page faults
 BANDWIDTH_REGIMES = ("prefill", "wide", "gated")
 TITLES = {
     "rows": "us a call",
@@ -27,6 +27,7 @@ TITLES = {
     "quant": "us of device time a call in a CUDA graph",
     "int8": "us a call",
     "rope": "us of device time a call in a CUDA graph, shape tokens x q heads x kv heads x head_dim",
+    "rope-plans": "us of device time a call of ours by its plan (over the plan), shape as in rope",
 }
 FORMS = {
     "cached": ", with k and v written to a cache",
@@ -80,8 +81,8 @@ def _grouped(results: Iterable[Result], key: Sequence[str]) -> list[list[Result]
 
 
 def best_peer(result: Result) -> tuple[str, float] | None:
-    """The fastest contestant that is neither ours nor eager, with its time over ours."""
-    times = {name: entry["median_us"] for name, entry in result["times"].items() if name not in (OURS, NOT_A_PEER)}
+    """The fastest of the others that compute the same and are served with, and its time over ours."""
+    times = {name: entry["median_us"] for name, entry in result["times"].items() if name not in NO_PEERS}
     if not times or OURS not in result["times"]:
         return None
     name = min(times, key=lambda candidate: times[candidate])
@@ -96,7 +97,7 @@ def tb_s(result: Result, name: str) -> float:
 
 def _block(results: Sequence[Result], copy_rate: float | None, *, trained: bool) -> Block:
     first, names = results[0], columns(results)
-    regime, variants = first["regime"], first["regime"] == "variants"
+    regime, variants = first["regime"], first["regime"] in ("variants", "rope-plans")
     cells: dict[str, Callable[[Result], str]] = {"shape": _shape}
     cells |= {name: partial(_time_cell, name=name, with_ratio=trained or variants) for name in names}
     if not trained and not variants:
@@ -157,7 +158,7 @@ def columns(results: Iterable[Result]) -> list[str]:
 
 def _fastest(result: Result, header: Sequence[str]) -> int | None:
     """The place of the fastest in a line."""
-    times = {name: entry["median_us"] for name, entry in result["times"].items()}
+    times = {name: entry["median_us"] for name, entry in result["times"].items() if name != "copy"}
     return header.index(min(times, key=lambda name: times[name])) if times else None
 
 

@@ -17,9 +17,12 @@ from serving_ops.bench_e2e.ops.check import checker
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 from serving_ops.bench_e2e.ops.machine_load import DISTURBING, OtherLoad
+from serving_ops.bench_e2e.ops.rope_plans import plans
 from serving_ops.bench_e2e.ops.round_robin import Samples
 
 TRIES = 2  # of the timing of one case
+OF_OURS = {"variants": variants, "rope-plans": plans}
+"""Regime -> who takes part, where ours is compared with itself."""
 
 
 @dataclass
@@ -38,12 +41,12 @@ class Field:
 def measure(case: Case, contestants: Sequence[Contestant], device: str, *, quick: bool = False) -> CaseResult:
     """Raises nothing for a contestant that fails: its reason is in the result's problems.
 
-    In the regime that compares our own variants, only those take part.
+    In a regime that compares ours with itself, nobody else takes part.
     """
     if case.threads is not None:
         torch.set_num_threads(case.threads)
     trained = case.passes != FORWARD
-    present = variants() if case.regime == "variants" else contestants
+    present = OF_OURS[case.regime]() if case.regime in OF_OURS else contestants
     # A backward pass runs on the stream of its forward pass, which so must be the one that is captured.
     stream = torch.cuda.Stream() if trained and device == "cuda" else None
     with torch.set_grad_enabled(trained), torch.cuda.stream(stream):  # type: ignore[arg-type]
@@ -88,7 +91,7 @@ def _enter(case: Case, contestants: Sequence[Contestant], device: str, sets: dic
             checks[own] = checker(own, sets[own][0])
         try:
             calls = [contestant.bind(own, inputs) for inputs in sets[own]]
-            wrong = checks[own](calls[0])
+            wrong = checks[own](calls[0]) if contestant.computes else None
         except Unsupported as reason:
             wrong = f"unsupported: {reason}"
         except Exception as error:  # another project's kernel may fail in any way; the others are still measured

@@ -20,7 +20,7 @@ from serving_ops.bench_e2e.ops.rope_cases import heads
 
 NAME = "vLLM C"
 PAIR = "our norm + vLLM quant"  # without a comma, which separates the names in --contestants
-APART = "vLLM C, apart"
+APART = "vLLM C apart"
 MIN_AMAX = 1e-10  # of a group, as vLLM passes it
 FP8_MAX = 448.0
 ON_CUDA = ["vllm/_C_stable_libtorch.abi3.so", "_C_stable_libtorch.abi3.so", "vllm/_C.abi3.so"]
