@@ -134,16 +134,23 @@ def install_all(*, strict: bool) -> None:
 def install_for(vllm_config: Any, *, strict: bool) -> None:
     """The same for what a model needs beyond that, before vLLM builds its layers.
 
-    Where the norms' consumers quantize, vLLM builds its own classes.
+    Where the norms' consumers quantize, vLLM builds its own classes. Where its passes join norms to an all-reduce, it
+    builds its own of those that call its IR: the passes do not find our operators.
     """
     from serving_ops.integrations.vllm import out_of_tree
 
     if getattr(vllm_config.model_config, "has_inner_state", False):
         _install_each(STATE_SPACE_FEATURES, strict=strict)
-    if quantization.why_norms_stay(vllm_config) is None:
-        out_of_tree.put_back()
-    else:
+    out_of_tree.put_back()
+    if quantization.why_norms_stay(vllm_config) is not None:
         out_of_tree.withdraw()
+    elif has_ir() and _joins_norms_to_an_all_reduce(vllm_config):
+        out_of_tree.withdraw(adapter.name for adapter in ADAPTERS.values() if adapter.asks_ir)
+
+
+def _joins_norms_to_an_all_reduce(vllm_config: Any) -> bool:
+    passes = getattr(getattr(vllm_config, "compilation_config", None), "pass_config", None)
+    return any(getattr(passes, name, False) for name in ("fuse_allreduce_rms", "enable_sp"))
 
 
 def _install_each(features: Iterable[str], *, strict: bool) -> None:
