@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, options, session, sglang_scheduler, turns
+from serving_ops.bench_e2e import engine_arguments, machine_lock, options, session, sglang_scheduler, turns
 from serving_ops.bench_e2e.arguments import at_least_1, numbers
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.plugin_log import startup_line
@@ -53,7 +53,8 @@ class Engines:
         model, _ = options.model_and_tokenizer(chosen, work)
         settings = {"engine": chosen.engine, "model": model, "options": self.engine_options}
         settings |= {"load": asdict(self.load), "device": chosen.device}
-        with Children() as children, Progress(len(names) * (chosen.rounds + 1)) as progress:
+        bar = Progress(len(names) * (chosen.rounds + 1))
+        with machine_lock.starting(chosen.lock) as measure_alone, Children() as children, bar as progress:
             progress.console.print(f"{len(names)} engines, all alive at once; logs in {work}", soft_wrap=True)
             running: Running = {}
             for name in _started(names, settings, work, children, running):
@@ -63,6 +64,7 @@ class Engines:
             self.lines = {
                 variant: [startup_line(running[variant, place][0].lines()) for place in places] for variant in VARIANTS
             }
+            measure_alone()
             self.rounds = {variant: [[] for _ in places] for variant in VARIANTS}
             for number in range(1, chosen.rounds + 1):
                 for (variant, place), figures in self._round(running, number, progress).items():
@@ -109,6 +111,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     add("--batch-sizes", type=numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
     add("--prompt-lens", type=numbers, help="tokens (default: 512; on CUDA 512,8192)")
     add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
+    add("--lock", type=Path, help="runs that name the same file start together, and measure one at a time")
     return options.complete(parser, parser.parse_args(words), DEFAULTS, {}, lambda chosen: _load(chosen).context)
 
 

@@ -49,7 +49,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> step.Engines:
     script.write_text(STAND_IN)
     monkeypatch.setattr(step, "ENGINE", [sys.executable, str(script)])
     chosen = {"engine": "vllm", "model": str(tmp_path), "device": "cpu", "eager": True, "name": "sample"}
-    chosen |= {"kind": "step", "engines": 2, "rounds": 2, "start_timeout": 60}
+    chosen |= {"kind": "step", "engines": 2, "rounds": 2, "start_timeout": 60, "lock": None}
     return step.Engines(SimpleNamespace(**chosen), LOAD, {})  # type: ignore[arg-type]
 
 

@@ -1,0 +1,61 @@
+"""Runs beside each other on one machine."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from serving_ops.bench_e2e import machine_lock
+
+SECONDS = 30
+
+
+def test_none_measures_while_another_starts_or_measures(tmp_path: Path) -> None:
+    path, order = tmp_path / "lock", []
+    first_started, second_starts = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with machine_lock.starting(path) as measure_alone:
+            second_starts.set()
+            assert first_started.wait(SECONDS)
+            order.append("second is up")
+            measure_alone()
+            order.append("second measures")
+
+    other = threading.Thread(target=second)
+    with machine_lock.starting(path) as measure_alone:
+        other.start()
+        assert second_starts.wait(SECONDS)
+        threading.Timer(0.2, first_started.set).start()
+        measure_alone()
+        order.append("a run measures")
+        other.join(0.2)
+    other.join(SECONDS)
+    assert order in (
+        ["second is up", "a run measures", "second measures"],
+        ["second is up", "second measures", "a run measures"],
+    )
+    assert not other.is_alive()
+
+
+def test_a_run_that_starts_later_waits_until_the_first_has_measured(tmp_path: Path) -> None:
+    path, order = tmp_path / "lock", []
+
+    def late() -> None:
+        with machine_lock.starting(path):
+            order.append("late starts")
+
+    with machine_lock.starting(path) as measure_alone:
+        measure_alone()
+        other = threading.Thread(target=late)
+        other.start()
+        other.join(0.2)
+        order.append("measured")
+    other.join(SECONDS)
+    assert order == ["measured", "late starts"]
+
+
+def test_without_a_file_nothing_waits() -> None:
+    with machine_lock.starting(None) as measure_alone, machine_lock.starting(None) as other:
+        measure_alone()
+        other()
