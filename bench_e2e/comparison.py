@@ -6,14 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import old_results
-from serving_ops.bench_e2e.envelope import machine
+from serving_ops.bench_e2e.envelope import machine, read
 from serving_ops.bench_e2e.plugin_log import is_active
 from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio, spread
 
 BASELINE, OURS = "native", "serving_ops"
 OWN = ("labels", "pairs", "plugin_lines")
-LEAST_PAIRS_OF_VERSION_1 = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Comparison:
         """A variant over native; None if one of them is missing, or a time is not positive."""
         if not {BASELINE, variant} <= self.pairs.keys():
             return None
-        least = LEAST_PAIRS if self.run["schema"] > 1 else LEAST_PAIRS_OF_VERSION_1
+        least = self.run.get("least_pairs", LEAST_PAIRS)  # older runs were compared with fewer
         return paired_ratio(self.values(BASELINE, figure), self.values(variant, figure), least)
 
     @property
@@ -76,7 +74,7 @@ class Comparison:
 
 
 def of(plain: dict[str, Any]) -> Comparison:
-    """From what `old_results.read` gave. Raises KeyError for a result of another kind."""
+    """From what `read` gave. Raises KeyError for a result of another kind."""
     return Comparison(
         {key: value for key, value in plain.items() if key not in (*OWN, "plugin_active", "ratios")},
         *(plain[name] for name in OWN),
@@ -86,6 +84,6 @@ def of(plain: dict[str, Any]) -> Comparison:
 def load(path: Path) -> Comparison:
     """Raises ValueError, with the path, for a file that is no comparison."""
     try:
-        return of(old_results.read(path))
+        return of(read(path))
     except KeyError as error:
         raise ValueError(f"{path} compares no variants: it has no {error}") from error
