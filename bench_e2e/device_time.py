@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from serving_ops.bench_e2e.layer_profile import Span, added_times, layer_of
+
 STEPS = 16  # that a graph must be replayed for, to count as one a step
 WARM_REPLAYS, REPLAYS, SAMPLES = 20, 30, 10  # the median of SAMPLES, each over REPLAYS
 PROFILED_STEPS = 32
@@ -66,18 +68,35 @@ class Gpu:
         return statistics.median(samples)
 
     def profile(self) -> None:
-        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        """Kernels, or operators where there is no GPU."""
+        activity = torch.profiler.ProfilerActivity
+        activities = [activity.CUDA if torch.cuda.is_available() else activity.CPU]
+        self.profiler = torch.profiler.profile(activities=activities)
         self.profiler.start()
 
     def busy_ms(self) -> float:
         """Time since `profile` in which at least one kernel ran."""
+        return sum(added_times(self._spans())) / 1e3
+
+    def layer(self) -> list[dict[str, str | float]] | None:
+        """The kernels of a layer, from the steps since `profile`."""
+        return layer_of(self._spans())
+
+    def _spans(self) -> list[Span]:
+        """What ran since `profile`. Of operators, those that no other one called."""
+        on_device = torch.autograd.DeviceType.CUDA
         try:
-            torch.cuda.synchronize()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
         finally:
             self.profiler.stop()
-        on_device = torch.autograd.DeviceType.CUDA
-        events = [event for event in self.profiler.events() if event.device_type == on_device]
-        return union_length(sorted((event.time_range.start, event.time_range.end) for event in events)) / 1e3
+        events = [
+            event
+            for event in self.profiler.events()
+            if (event.device_type == on_device if torch.cuda.is_available() else event.cpu_parent is None)
+        ]
+        spans = [(event.name, event.time_range.start, event.time_range.end) for event in events]
+        return sorted(spans, key=lambda span: span[1:])
 
 
 _own = Gpu()
@@ -89,7 +108,9 @@ def ask_own_gpu(worker: object, question: str) -> Any:
 
 
 def slowest(answers: Sequence[Any]) -> Any:
-    return max((answer for answer in answers if answer is not None), default=None)
+    """The largest time. Of layers the first: their kernels belong together."""
+    given = [answer for answer in answers if answer is not None]
+    return given[0] if given and isinstance(given[0], list) else max(given, default=None)
 
 
 def decode_step_ms(decode: Decode, ask: Ask) -> float:
@@ -101,6 +122,12 @@ def decode_step_ms(decode: Decode, ask: Ask) -> float:
     return float(all_ms - one) / PROFILED_STEPS
 
 
+def layer(decode: Decode, ask: Ask, steps: int) -> list[dict[str, str | float]] | None:
+    """The kernels of one layer in a step of a batch that is decoding, on one of the engine's GPUs."""
+    found: list[dict[str, str | float]] | None = _around(decode, ask, 1 + steps, "profile", "layer")
+    return found
+
+
 def _around(decode: Decode, ask: Ask, tokens: int, before: str, after: str) -> Any:
     ask(before)
     try:
@@ -108,12 +135,3 @@ def _around(decode: Decode, ask: Ask, tokens: int, before: str, after: str) -> A
     finally:  # nobody is to be counted or profiled any more, also where it fails
         found = ask(after)
     return found
-
-
-def union_length(spans: list[tuple[float, float]]) -> float:
-    """Of intervals sorted by their start: the length that at least one of them covers."""
-    covered, reached = 0.0, float("-inf")
-    for start, end in spans:
-        covered += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return covered

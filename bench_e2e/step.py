@@ -23,7 +23,7 @@ from serving_ops.bench_e2e.plugin_log import startup_line
 from serving_ops.bench_e2e.process import Child, Children
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
-from serving_ops.bench_e2e.step_load import StepLoad, typical
+from serving_ops.bench_e2e.step_load import LAYER, StepLoad, typical
 from serving_ops.bench_e2e.turns import Mailbox
 
 ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
@@ -45,6 +45,7 @@ class Engines:
     engine_options: dict[str, Any]
     rounds: dict[str, list[list[dict[str, float]]]] = field(default_factory=dict)
     lines: dict[str, list[str | None]] = field(default_factory=dict)
+    layer: dict[str, Any] = field(default_factory=dict)
 
     def run(self, work: Path) -> None:
         """Raises ChildFailed; the whole rounds until then stay."""
@@ -69,16 +70,21 @@ class Engines:
             for number in range(1, chosen.rounds + 1):
                 for (variant, place), figures in self._round(running, number, progress).items():
                     self.rounds[variant][place - 1].append(figures)
+            for name in names[: len(VARIANTS)]:
+                self.layer[name[0]] = self._turn(running, name, chosen.rounds + 1, progress, LAYER)
 
     def _round(self, running: Running, number: int, progress: Progress) -> dict[Name, dict[str, float]]:
         """Whoever went first in one round goes last in the next."""
         found = {}
         for name in running if number % 2 else reversed(running):
             progress.phase(f"round {number}, {_text(name)}")
-            running[name][1].ask(number)
-            found[name] = turns.answer(_text(name), *running[name], number, progress)
+            found[name] = self._turn(running, name, number, progress)
             progress.done(found[name])
         return found
+
+    def _turn(self, running: Running, name: Name, number: int, progress: Progress, what: Any = None) -> dict[str, Any]:
+        running[name][1].ask(number, what)
+        return turns.answer(_text(name), *running[name], number, progress)
 
     def result(self, words: list[str]) -> Comparison | None:
         if not self.rounds or not self.rounds["native"][0]:
@@ -86,7 +92,7 @@ class Engines:
         pairs = {variant: [typical(rounds) for rounds in engines] for variant, engines in self.rounds.items()}
         method = self.load.method(self.chosen.engines, len(self.rounds["native"][0]))
         run = options.described(self.chosen, words, self.load, self.engine_options)
-        run |= {"method": method, "rounds": self.rounds}
+        run |= {"method": method, "layer": self.layer, "rounds": self.rounds}
         return Comparison(run, self.load.labels, pairs, self.lines)
 
 

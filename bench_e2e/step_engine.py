@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import step_load
-from serving_ops.bench_e2e.device_time import ask_own_gpu, decode_step_ms, slowest
+from serving_ops.bench_e2e.device_time import PROFILED_STEPS, ask_own_gpu, decode_step_ms, layer, slowest
 from serving_ops.bench_e2e.sglang_scheduler import METHOD
-from serving_ops.bench_e2e.step_load import StepLoad
+from serving_ops.bench_e2e.step_load import LAYER, StepLoad
 from serving_ops.bench_e2e.turns import Mailbox
 
 CALLS = 3  # a turn gives the median of so many
@@ -96,6 +96,12 @@ class Measured:
         length = self.load.decode_prompt_len
         return decode_step_ms(lambda tokens: self.serve(batch_size, length, tokens), self.engine.ask)
 
+    def layer(self) -> dict[str, Any]:
+        batch_size, length = self.load.batch_sizes[0], self.load.decode_prompt_len
+        steps = min(self.load.decode_steps, PROFILED_STEPS)
+        kernels = layer(lambda tokens: self.serve(batch_size, length, tokens), self.engine.ask, steps)
+        return {"batch_size": batch_size, "kernels": kernels}
+
     def measure(self) -> dict[str, float]:
         sizes = self.load.batch_sizes
         figures = {step_load.tpot(size): self.tpot_ms(size) for size in sizes}
@@ -113,8 +119,8 @@ def main(folder: Path) -> None:
     engine.measure()  # warms up
     mailbox.answer(0, {})
     for turn in itertools.count(1):
-        mailbox.asked(turn)
-        mailbox.answer(turn, engine.measure())
+        answer = engine.layer if mailbox.asked(turn) == LAYER else engine.measure
+        mailbox.answer(turn, answer())
 
 
 if __name__ == "__main__":

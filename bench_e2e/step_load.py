@@ -11,6 +11,9 @@ RATIO_METHOD = (
     "95% interval by Student's t on the pairs' logarithms"
 )
 
+LAYER = "layer"
+"""What an engine is asked for instead of figures: the kernels of one layer."""
+
 
 @dataclass(frozen=True)
 class StepLoad:

@@ -14,12 +14,7 @@ import pytest
 import torch
 
 from serving_ops.bench_e2e import device_time, sglang_scheduler, step_engine
-from serving_ops.bench_e2e.device_time import Gpu, decode_step_ms, slowest, union_length
-
-
-def test_the_union_of_intervals_counts_what_overlaps_once() -> None:
-    assert union_length([(0.0, 2.0), (1.0, 3.0), (1.5, 2.5), (5.0, 6.0)]) == 4.0
-    assert union_length([]) == 0.0
+from serving_ops.bench_e2e.device_time import Gpu, decode_step_ms, layer, slowest
 
 
 def asked(gpu: object) -> Callable[[str], Any]:
@@ -113,6 +108,33 @@ def test_replays_are_counted_and_the_class_is_left_as_it_was(monkeypatch: pytest
 
 def test_the_slowest_of_an_engines_gpus_decides() -> None:
     assert (slowest([2.0, 3.0]), slowest([None, None])) == (3.0, None)
+
+
+def test_a_layer_is_that_of_one_gpu() -> None:
+    kernels = [[{"name": "norm", "us": us}] for us in (1.0, 2.0)]
+    assert slowest([None, *kernels]) == kernels[0]
+
+
+def test_a_layer_without_a_gpu_is_made_of_the_operators_that_no_other_one_calls() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, whose kernels are profiled")
+    x, weight = torch.randn(4, 64), torch.randn(64, 64)
+
+    def decode(tokens: int) -> None:
+        for _ in range(tokens * 6):
+            torch.nn.functional.softmax(torch.nn.functional.linear(x, weight), -1)
+
+    found = layer(decode, asked(Gpu()), 8)
+    assert found is not None
+    assert sorted(str(kernel["name"]) for kernel in found) == ["aten::linear", "aten::softmax"]
+    assert all(float(kernel["us"]) > 0 for kernel in found)
+
+
+@pytest.mark.gpu
+def test_the_kernels_of_a_captured_layer_are_found() -> None:
+    found = layer(_Decoder(1), asked(Gpu()), 16)
+    assert found is not None
+    assert len(found) == 1
 
 
 def test_vllms_workers_are_asked_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

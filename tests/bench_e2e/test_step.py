@@ -32,7 +32,9 @@ if os.environ["SERVING_OPS"] == "auto":
 mailbox = Mailbox(folder)
 mailbox.answer(0, {})
 for turn in range(1, 100):
-    mailbox.asked(turn)
+    if mailbox.asked(turn) == "layer":
+        mailbox.answer(turn, {"batch_size": 1, "kernels": [{"name": f"norm of {folder.name}", "us": 1.5}]})
+        continue
     with (folder.parent / "order").open("a") as order:
         order.write(folder.name + " ")
     mailbox.answer(turn, {"tpot_ms_batch_1": 10.0 * turn})
@@ -75,6 +77,13 @@ def test_a_pair_of_engines_is_compared_by_the_medians_of_its_rounds(engines: ste
     assert (result.active, result.figures) == (True, {"tpot_ms_batch_1": "TPOT, batch 1"})
     assert "2 engines of each variant, alive at once, in turns over 2 rounds" in result.run["method"]
     assert result.run["command"].endswith("python -m serving_ops.bench_e2e step --rounds 2")
+
+
+def test_the_first_engine_of_each_variant_says_what_a_layer_is_made_of(engines: step.Engines, tmp_path: Path) -> None:
+    engines.run(tmp_path)
+    kernels = {variant: [{"name": f"norm of {variant}-1", "us": 1.5}] for variant in ("native", "serving_ops")}
+    layer = engines.result([]).to_json()["layer"]
+    assert layer == {variant: {"batch_size": 1, "kernels": of} for variant, of in kernels.items()}
 
 
 def test_an_engine_that_dies_ends_the_run_with_its_last_words(engines: step.Engines, tmp_path: Path) -> None:
