@@ -19,7 +19,11 @@ WIDTH = 0.36  # of a bar, in units of one figure's place
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draws each result beside its file."""
+    """Draws each result beside its file; `layer FILE... --out SVG` draws the kernels of a layer."""
+    if argv and argv[0] == "layer":
+        from serving_ops.bench_e2e import layer_plot
+
+        return layer_plot.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e plot", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of serve, step or training-steps")
     for path in parser.parse_args(argv).files:
