@@ -6,12 +6,13 @@ serving_ops.bench_e2e.client FOLDER ENGINE` answers each turn with the figures o
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from serving_ops.bench_e2e.turns import answer_all
 
 METRICS = tuple(f"{figure}_{metric}_ms" for metric in ("ttft", "tpot") for figure in ("mean", "median", "p90", "p99"))
 """The names that `vllm bench serve` gives them."""
@@ -95,14 +96,13 @@ def _sglang() -> Callable[[list[str], Path], dict[str, float]]:
 
 
 def main(folder: Path, engine: str) -> None:
-    from serving_ops.bench_e2e.turns import Mailbox
-
-    mailbox = Mailbox(folder)
     ask = {"vllm": _vllm, "sglang": _sglang}[engine]()
-    mailbox.answer(0, {})
-    for turn in itertools.count(1):
-        found = ask(mailbox.asked(turn), folder)
-        mailbox.answer(turn, {name: float(found[name]) for name in ("completed", *METRICS)})
+
+    def answer(words: list[str]) -> dict[str, float]:
+        found = ask(words, folder)
+        return {name: float(found[name]) for name in ("completed", *METRICS)}
+
+    answer_all(folder, answer)
 
 
 if __name__ == "__main__":

@@ -65,21 +65,21 @@ class Serving:
             progress.console.print(f"serving {options.model_label(chosen)}; logs in {work}", soft_wrap=True)
             if self.load.input_len is None:
                 chat_prompts.write_dataset(work / "chats.json", self.load.num_prompts)
-            client, mailbox = self._start_client()
+            client = self._start_client()
             up = {} if chosen.sequential else self._both()
-            turns.answer("the load generator", client, mailbox, 0, progress, timeout=chosen.start_timeout)
+            client.answer(progress)
             progress.console.print(f"up after {time.monotonic() - started:.0f} s")
             if up and self.load.input_len is None:
                 self._show_an_answer({variant: address for variant, (_, address) in up.items()})
-            for turn, (number, variant) in enumerate(turns.order(list(VARIANTS), chosen.pairs), start=1):
+            for number, variant in turns.order(list(VARIANTS), chosen.pairs):
                 server, address = up.get(variant) or self._up(variant, self._start(variant))
                 progress.phase(f"pair {number} of {chosen.pairs}, {variant}")
                 fresh = chosen.sequential or number == 1
-                mailbox.ask(turn, self._words(address, FIRST_SEED + number, WARMUPS if fresh else 0))
-                found = turns.answer("the load generator", client, mailbox, turn, progress, needs=[server])
+                words = self._words(address, FIRST_SEED + number, WARMUPS if fresh else 0)
+                found = client.ask(words, progress, needs=[server])
                 if found["completed"] != self.load.num_prompts:
                     done = f"{found['completed']:.0f} of {self.load.num_prompts} requests succeeded"
-                    raise ChildFailed(done, client)
+                    raise ChildFailed(done, client.child)
                 figures = {name: found[name] for name in METRICS}
                 progress.done({LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")})
                 self.pairs[variant].append(figures)
@@ -116,12 +116,13 @@ class Serving:
         self.lines[variant].append(startup_line(started[0].lines()))
         return started
 
-    def _start_client(self) -> tuple[Child, turns.Mailbox]:
+    def _start_client(self) -> turns.Asked:
         folder = self.work / "client"
         folder.mkdir()
         command = [*CLIENT, str(folder), self.chosen.engine]
         environment = self._environment("native")
-        return self.children.start(command, environment, folder / "log", cwd=self.work), turns.Mailbox(folder)
+        child = self.children.start(command, environment, folder / "log", cwd=self.work)
+        return turns.Asked("the load generator", child, folder, self.chosen.start_timeout)
 
     def _environment(self, variant: str) -> dict[str, str]:
         offline = Path(self.model).is_dir()

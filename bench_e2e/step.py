@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from serving_ops.bench_e2e import engine_arguments, machine_lock, options, sessi
 from serving_ops.bench_e2e.arguments import at_least_1, numbers
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.plugin_log import startup_line
-from serving_ops.bench_e2e.process import Child, Children
+from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
 from serving_ops.bench_e2e.step_load import LAYER, StepLoad, typical
-from serving_ops.bench_e2e.turns import Mailbox
 
 ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -33,7 +31,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 Name = tuple[str, int]  # variant, place
-Running = dict[Name, tuple[Child, Mailbox]]
 
 
 @dataclass
@@ -57,34 +54,34 @@ class Engines:
         bar = Progress(len(names) * (chosen.rounds + 1))
         with machine_lock.starting(chosen.lock) as measure_alone, Children() as children, bar as progress:
             progress.console.print(f"{len(names)} engines, all alive at once; logs in {work}", soft_wrap=True)
-            running: Running = {}
-            for name in _started(names, settings, work, children, running):
-                progress.phase(f"{_text(name)} starting")
-                turns.answer(_text(name), *running[name], 0, progress, timeout=chosen.start_timeout)
-                progress.done("up")
+            running: dict[Name, turns.Asked] = {}
+            for name in names:
+                running[name] = _start(name, settings, work, children, chosen.start_timeout)
+                if chosen.device == "cpu":  # each takes all the cores; on CUDA all start at once
+                    self._up(running[name], progress)
+            for asked in running.values() if chosen.device != "cpu" else ():
+                self._up(asked, progress)
             self.lines = {
-                variant: [startup_line(running[variant, place][0].lines()) for place in places] for variant in VARIANTS
+                variant: [startup_line(running[variant, place].child.lines()) for place in places]
+                for variant in VARIANTS
             }
             measure_alone()
             self.rounds = {variant: [[] for _ in places] for variant in VARIANTS}
-            for number in range(1, chosen.rounds + 1):
-                for (variant, place), figures in self._round(running, number, progress).items():
-                    self.rounds[variant][place - 1].append(figures)
+            found: dict[Name, dict[str, float]] = {}
+            for number, name in turns.order(names, chosen.rounds):
+                progress.phase(f"round {number}, {_text(name)}")
+                found[name] = running[name].ask(number, progress)
+                progress.done(found[name])
+                if len(found) == len(names):  # whole rounds alone are kept
+                    for variant, place in names:
+                        self.rounds[variant][place - 1].append(found.pop((variant, place)))
             for name in names[: len(VARIANTS)]:
-                self.layer[name[0]] = self._turn(running, name, chosen.rounds + 1, progress, LAYER)
+                self.layer[name[0]] = running[name].ask(LAYER, progress)
 
-    def _round(self, running: Running, number: int, progress: Progress) -> dict[Name, dict[str, float]]:
-        """Whoever went first in one round goes last in the next."""
-        found = {}
-        for name in running if number % 2 else reversed(running):
-            progress.phase(f"round {number}, {_text(name)}")
-            found[name] = self._turn(running, name, number, progress)
-            progress.done(found[name])
-        return found
-
-    def _turn(self, running: Running, name: Name, number: int, progress: Progress, what: Any = None) -> dict[str, Any]:
-        running[name][1].ask(number, what)
-        return turns.answer(_text(name), *running[name], number, progress)
+    def _up(self, asked: turns.Asked, progress: Progress) -> None:
+        progress.phase(f"{asked.name} starting")
+        asked.answer(progress)
+        progress.done("up")
 
     def result(self, words: list[str]) -> Comparison | None:
         if not self.rounds or not self.rounds["native"][0]:
@@ -121,19 +118,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return options.complete(parser, parser.parse_args(words), DEFAULTS, {}, lambda chosen: _load(chosen).context)
 
 
-def _started(
-    names: list[Name], settings: dict[str, Any], work: Path, children: Children, running: Running
-) -> Iterator[Name]:
-    """Engines whose answer is to be awaited: on CUDA all start at once; on CPU each takes all the cores."""
-    for name in names:
-        running[name] = _start(name, settings, work, children)
-        if settings["device"] == "cpu":
-            yield name
-    if settings["device"] != "cpu":
-        yield from names
-
-
-def _start(name: Name, settings: dict[str, Any], work: Path, children: Children) -> tuple[Child, Mailbox]:
+def _start(name: Name, settings: dict[str, Any], work: Path, children: Children, timeout: float) -> turns.Asked:
     variant, place = name
     folder = work / f"{variant}-{place}"
     folder.mkdir()
@@ -145,7 +130,7 @@ def _start(name: Name, settings: dict[str, Any], work: Path, children: Children)
     else:
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: less noise
     child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
-    return child, Mailbox(folder)
+    return turns.Asked(_text(name), child, folder, timeout)
 
 
 def _for_sglang(variables: dict[str, str], work: Path) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 import sys
@@ -17,7 +16,7 @@ from serving_ops.bench_e2e import step_load
 from serving_ops.bench_e2e.device_time import PROFILED_STEPS, ask_own_gpu, decode_step_ms, layer, slowest
 from serving_ops.bench_e2e.sglang_scheduler import METHOD
 from serving_ops.bench_e2e.step_load import LAYER, StepLoad
-from serving_ops.bench_e2e.turns import Mailbox
+from serving_ops.bench_e2e.turns import answer_all
 
 CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
@@ -113,14 +112,10 @@ class Measured:
 
 def main(folder: Path) -> None:
     settings = json.loads((folder / "engine.json").read_text())
-    mailbox = Mailbox(folder)
     started = ENGINES[settings["engine"]](settings["model"], settings["options"], folder)
     engine = Measured(started, StepLoad(**settings["load"]), settings["device"])
     engine.measure()  # warms up
-    mailbox.answer(0, {})
-    for turn in itertools.count(1):
-        answer = engine.layer if mailbox.asked(turn) == LAYER else engine.measure
-        mailbox.answer(turn, answer())
+    answer_all(folder, lambda asked: engine.layer() if asked == LAYER else engine.measure())
 
 
 if __name__ == "__main__":

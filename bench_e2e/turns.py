@@ -1,12 +1,14 @@
-"""Turns: a folder in which the bench asks a process that stays alive, and the order in which it asks several."""
+"""Turns: a folder through which the bench asks a process that stays alive, and the order in which it asks several."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
 from serving_ops.bench_e2e.progress import Progress
@@ -21,54 +23,48 @@ def order(names: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
             yield number, name
 
 
-class Mailbox:
-    """One side asks for turn N, the other answers it. Turn 0 is the start: it is answered unasked."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def ask(self, turn: int, what: Any = None) -> None:
-        self._put(f"ask-{turn}", what)
-
-    def answer(self, turn: int, what: Any) -> None:
-        self._put(f"answer-{turn}", what)
-
-    def answered(self, turn: int) -> dict[str, Any] | None:
-        """None while it has not."""
-        path = self.folder / f"answer-{turn}"
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def asked(self, turn: int) -> Any:
-        """Waits until it is asked for; what for."""
-        path = self.folder / f"ask-{turn}"
-        while not path.exists():
+def answer_all(folder: Path, answer: Callable[[Any], Any]) -> NoReturn:
+    """In the process that is asked: says that it is up, as turn 0, and then answers turn after turn."""
+    _put(folder / "answer-0", {})
+    for turn in itertools.count(1):
+        asked = folder / f"ask-{turn}"
+        while not asked.exists():
             time.sleep(POLL_SECONDS)
-        return json.loads(path.read_text())
-
-    def _put(self, name: str, what: Any) -> None:
-        partial = self.folder / f"{name}.partial"
-        partial.write_text(json.dumps(what))
-        partial.rename(self.folder / name)
+        _put(folder / f"answer-{turn}", answer(json.loads(asked.read_text())))
+    raise AssertionError("turns do not end")
 
 
-def answer(
-    who: str,
-    child: Child,
-    mailbox: Mailbox,
-    turn: int,
-    progress: Progress,
-    *,
-    timeout: float | None = None,
-    needs: Sequence[Child] = (),
-) -> dict[str, Any]:
-    """Waits for the child's answer. Raises ChildFailed if it, or one that it needs, ended, or it is late."""
-    started = time.monotonic()
-    while (found := mailbox.answered(turn)) is None:
-        for process in (child, *needs):
-            if process.ended() is not None:
-                raise ChildFailed(f"{who} ended with status {process.ended()}", process)
-        if timeout is not None and time.monotonic() - started > timeout:
-            raise ChildFailed(f"{who} was not up after {timeout:.0f} s", child)
-        progress.tick(child.last_line())
-        wait_a_little()
-    return found
+@dataclass
+class Asked:
+    """The process to the bench. name: to a reader; folder: as it was told; timeout: seconds that its start may take."""
+
+    name: str
+    child: Child
+    folder: Path
+    timeout: float
+    turn: int = 0
+
+    def ask(self, what: Any, progress: Progress, needs: Sequence[Child] = ()) -> dict[str, Any]:
+        """Its answer. needs: others that have to live meanwhile."""
+        self.turn += 1
+        _put(self.folder / f"ask-{self.turn}", what)
+        return self.answer(progress, needs)
+
+    def answer(self, progress: Progress, needs: Sequence[Child] = ()) -> dict[str, Any]:
+        """Waits for the start, or for the answer. Raises ChildFailed where one that is needed ended, or it is late."""
+        started, path = time.monotonic(), self.folder / f"answer-{self.turn}"
+        while not path.exists():
+            for process in (self.child, *needs):
+                if process.ended() is not None:
+                    raise ChildFailed(f"{self.name} ended with status {process.ended()}", process)
+            if not self.turn and time.monotonic() - started > self.timeout:
+                raise ChildFailed(f"{self.name} was not up after {self.timeout:.0f} s", self.child)
+            progress.tick(self.child.last_line())
+            wait_a_little()
+        return dict(json.loads(path.read_text()))
+
+
+def _put(file: Path, what: Any) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(what))
+    partial.rename(file)

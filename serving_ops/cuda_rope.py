@@ -232,7 +232,8 @@ def launch(call: dict[str, Any], heads: Heads, plan: Plan) -> Callable[[Iterable
     qkv: Tensor = call["qkv"]
     arguments = (*heads, *(call[name] for name in names), *_rotation_and_cache(call), plan, pdl(qkv.device))
     with torch.cuda._DeviceGuard(qkv.get_device()):
-        return run_qk_norm_rope(*arguments)
+        launched: Callable[[Iterable[int]], None] | None = run_qk_norm_rope(*arguments)
+    return launched
 
 
 def _rotation_and_cache(call: dict[str, Any]) -> tuple[Any, Any]:

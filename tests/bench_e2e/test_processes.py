@@ -102,12 +102,6 @@ def test_a_bench_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     assert not any(map(running, pids))
 
 
-def test_a_command_whose_bench_is_gone_before_the_start_does_not_run(tmp_path: Path) -> None:
-    keeper = [*process.KEEPER, str(os.getpid() + 1), "1", sys.executable, "-c", "print('here')"]
-    done = subprocess.run(keeper, capture_output=True, timeout=20, start_new_session=True)
-    assert (done.returncode, done.stdout) == (1, b"")
-
-
 def test_a_signal_that_comes_while_a_command_starts_finds_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,8 +110,9 @@ def test_a_signal_that_comes_while_a_command_starts_finds_it_stopped(
     class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, *args: object, **options: object) -> None:
             super().__init__(*args, **options)  # type: ignore[call-overload]
-            started.append(self)
-            signal.raise_signal(signal.SIGINT)
+            if options["stdin"] == subprocess.DEVNULL:  # and not the one that watches
+                started.append(self)
+                signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(process.subprocess, "Popen", Interrupted)
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
@@ -139,7 +134,7 @@ def test_commands_are_stopped_together(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_status_of_a_command_is_told(tmp_path: Path) -> None:
-    for code, status in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 128 + 9)):
+    for code, status in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", -9)):
         with child(code, tmp_path) as server:
             wait_for(lambda server=server: server.ended() is not None)
         assert server.ended() == status
@@ -184,7 +179,7 @@ def test_the_bindings_farewell_does_not_hide_the_error(tmp_path: Path) -> None:
     farewell = "nanobind: leaked 2 functions!\n" + ' - leaked function "x"\n' * 500 + " - ... skipped remainder"
     with child(f"print('ValueError: cheese'); print({farewell!r})", tmp_path) as server:
         wait_for(lambda: server.ended() is not None)
-    assert server.tail(25) == "ValueError: cheese"
+    assert server.last_line() == "ValueError: cheese"
 
 
 def test_variants_differ_in_serving_ops_alone(tmp_path: Path) -> None:

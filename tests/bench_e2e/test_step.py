@@ -19,7 +19,7 @@ STAND_IN = """
 import json, os, sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from serving_ops.bench_e2e.turns import Mailbox
+from serving_ops.bench_e2e.turns import answer_all
 
 folder = Path(sys.argv[1])
 told = json.loads((folder / "engine.json").read_text())["options"]
@@ -29,15 +29,15 @@ if os.environ["SERVING_OPS"] == "auto":
     print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
 (folder / "plugins").write_text(" ".join(point.name for point in entry_points(group="sglang.srt.plugins")))
 (folder / "allowed").write_text(os.environ.get("SGLANG_PLUGINS", ""))
-mailbox = Mailbox(folder)
-mailbox.answer(0, {})
-for turn in range(1, 100):
-    if mailbox.asked(turn) == "layer":
-        mailbox.answer(turn, {"batch_size": 1, "kernels": [{"name": f"norm of {folder.name}", "us": 1.5}]})
-        continue
+
+def answer(turn):
+    if turn == "layer":
+        return {"batch_size": 1, "kernels": [{"name": f"norm of {folder.name}", "us": 1.5}]}
     with (folder.parent / "order").open("a") as order:
         order.write(folder.name + " ")
-    mailbox.answer(turn, {"tpot_ms_batch_1": 10.0 * turn})
+    return {"tpot_ms_batch_1": 10.0 * turn}
+
+answer_all(folder, answer)
 """
 
 
