@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from serving_ops.bench_e2e import comparison, envelope
+from serving_ops.bench_e2e import comparison, result_file
 from serving_ops.bench_e2e.comparison import BASELINE, OURS
 from serving_ops.bench_e2e.comparison_table import ratio_text, spread_text
 from serving_ops.bench_e2e.table import Block
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     chosen = parser.parse_args(argv)
     try:
-        a, b = (envelope.read(path) for path in chosen.files)
+        a, b = (result_file.read(path) for path in chosen.files)
         block = compared(a, b)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.envelope import machine, read
 from serving_ops.bench_e2e.plugin_log import is_active
+from serving_ops.bench_e2e.result_file import machine, read
 from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio, spread
 
 BASELINE, OURS = "native", "serving_ops"
@@ -16,7 +16,7 @@ OWN = ("labels", "pairs", "plugin_lines")
 
 @dataclass(frozen=True)
 class Comparison:
-    """run: the envelope, with `engine`, `model`, `mode`, and `method`, which says how the figures came about.
+    """run: as `result_file.of_run`, with `engine`, `model`, `mode`, and `method`: how the figures came about.
 
     labels: each figure's name in JSON -> what a reader sees, in the table's order.
     pairs: variant -> its figures in each pair; what has the same place belongs together.

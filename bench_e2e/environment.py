@@ -56,8 +56,8 @@ def versions() -> dict[str, str]:
 def command_line(command: str, words: Sequence[str]) -> str:
     """A command with the variables its caller set, which decide the figures as options do. Secrets are left out."""
     names = sorted(name for name in os.environ if name.startswith(RECORDED))
-    chosen = [f"{name}={redact.value_of(name, os.environ[name])}" for name in names]
-    return shlex.join([*chosen, *command.split(), *redact.words(words)])
+    chosen = [f"{name}={os.environ[name]}" for name in names]
+    return redact.text(shlex.join([*chosen, *command.split(), *words]))
 
 
 def engine_version(engine: str = "vllm") -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from serving_ops.bench_e2e import comparison, presets
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
-from serving_ops.bench_e2e.envelope import machine
+from serving_ops.bench_e2e.result_file import machine
 
 ROLES = {
     "cache": r"reshape_and_cache|set_kv|store_kv|kv_?cache",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.bench_e2e import arguments, envelope, environment, presets, redact, smollm2
+from serving_ops.bench_e2e import arguments, environment, presets, redact, result_file, smollm2
 from serving_ops.bench_e2e.arguments import above_0, at_least_1, check_writable, engine_arguments, file_name
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
 from serving_ops.bench_e2e.environment import ENGINES
@@ -68,7 +68,7 @@ def complete(
     if not chosen.model and longest > positions:
         made.error(f"--preset {chosen.preset} has {positions} positions: {longest} tokens do not fit")
     mode = "eager" if chosen.eager else "compiled"
-    label = redact.value_of("model", Path(chosen.model).name) if chosen.model else preset_label(chosen)
+    label = redact.text(Path(chosen.model).name) if chosen.model else preset_label(chosen)
     parts = (f"{datetime.now(UTC):%Y%m%d-%H%M}", chosen.kind, chosen.engine, chosen.device, label, mode)
     chosen.name = chosen.name or "-".join(parts)
     check_writable(made, out(chosen))
@@ -83,10 +83,10 @@ def described(chosen: argparse.Namespace, words: list[str], load: Any, given: di
     """What results say of a run beside their figures. load: a dataclass; given: what the engine was built with."""
     compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
     command = environment.command_line(f"{COMMAND} {chosen.kind}", words)
-    return envelope.of_run(chosen.kind, command, chosen.device) | {
+    return result_file.of_run(chosen.kind, command, chosen.device) | {
         "name": chosen.name,
         "engine": chosen.engine,
-        "model": redact.value_of("model", model_label(chosen)),
+        "model": redact.text(model_label(chosen)),
         "mode": "eager" if chosen.eager else compiled,
         "load": asdict(load),
         "engine_options": redact.plain(given),

@@ -16,7 +16,7 @@ from serving_ops.bench_e2e import comparison_table
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
-from serving_ops.bench_e2e.saving import save
+from serving_ops.bench_e2e.result_file import save
 
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
 

@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving_ops.bench_e2e import envelope
+from serving_ops.bench_e2e import result_file
 
 COMMAND = "python -m serving_ops.bench_e2e table"
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--summary", metavar="NAME", help="of step or ops: one table, for the marker NAME-summary")
     arguments = parser.parse_args(argv)
     try:
-        results = {path: envelope.read(path) for path in arguments.files}
+        results = {path: result_file.read(path) for path in arguments.files}
         if arguments.summary:
             tables = {f"{arguments.summary}-summary": _summary(list(results.values()))}
         else:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from serving_ops import nn
-from serving_ops.bench_e2e import envelope, environment, presets, session, turns
+from serving_ops.bench_e2e import environment, presets, result_file, session, turns
 from serving_ops.bench_e2e.arguments import at_least_1, check_gpu, check_writable
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
 from serving_ops.bench_e2e.options import check_variables
@@ -104,7 +104,7 @@ class Steps:
         plain = self.report | {"losses": self.losses, "model": f"preset {self.chosen.preset}"}
         step_ms = {name: [entry[STEP] for entry in entries] for name, entries in self.pairs.items()}
         form = described(plain | {"step_ms": step_ms})
-        run = envelope.of_run(KIND, environment.command_line(COMMAND, words), self.chosen.device)
+        run = result_file.of_run(KIND, environment.command_line(COMMAND, words), self.chosen.device)
         return Comparison(run | plain | form, LABELS, self.pairs, {})
 
 

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import envelope, environment, options, smollm2
+from serving_ops.bench_e2e import environment, options, result_file, smollm2
 from serving_ops.bench_e2e.accuracy import accuracy_table
 from serving_ops.bench_e2e.accuracy.accuracy_rows import Served, measure
 from serving_ops.bench_e2e.arguments import check_writable, engine_arguments, file_name, names
 from serving_ops.bench_e2e.process import ChildFailed
-from serving_ops.bench_e2e.saving import save
+from serving_ops.bench_e2e.result_file import save
 
 KIND = "accuracy"
 TEXT = Path(__file__).with_name("text.txt")
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     except (smollm2.Unavailable, ChildFailed) as error:
         print(error, file=sys.stderr)
         return 1
-    run = envelope.of_run(KIND, environment.command_line(f"{options.COMMAND} {KIND}", words), device)
+    run = result_file.of_run(KIND, environment.command_line(f"{options.COMMAND} {KIND}", words), device)
     result = {**run, "name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, **found}
     print(f"wrote {save(result, chosen.out / f'{chosen.name}.json')}\n\n{accuracy_table.markdown(result)}")
     return 0

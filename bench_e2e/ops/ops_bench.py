@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from serving_ops.bench_e2e import envelope, environment, table
+from serving_ops.bench_e2e import environment, result_file, table
 from serving_ops.bench_e2e.arguments import check_gpu, check_writable, names, numbers, shapes
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import cases, ops_table, peers, timing_cuda
@@ -26,7 +26,7 @@ from serving_ops.bench_e2e.ops.cases import FORWARD, Case
 from serving_ops.bench_e2e.ops.contestants import Contestant, copy, eager, inductor, ours
 from serving_ops.bench_e2e.ops.runner import measure
 from serving_ops.bench_e2e.options import check_variables
-from serving_ops.bench_e2e.saving import save
+from serving_ops.bench_e2e.result_file import save
 from serving_ops.bench_e2e.session import FAILED, INTERRUPTED, end_as_if_interrupted
 
 WIDTH_WITHOUT_TERMINAL = 180  # columns: a log takes any, and a dozen contestants need them
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
     wanted = {OURS, *(options.contestants or [entrant.name for entrant in available])}
     entrants = [entrant for entrant in available if entrant.name in wanted]
     command = environment.command_line(f"python -m serving_ops.bench_e2e {bench}", argv)
-    run = envelope.of_run(bench, command, options.device)
+    run = result_file.of_run(bench, command, options.device)
     run |= {"contestants": {entrant.name: entrant.version for entrant in entrants}, "absent": absent}
     session = Session(run, entrants, options.out, options.quick)
     for project, reason in absent.items():

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.envelope import machine
+from serving_ops.bench_e2e.result_file import machine
 from serving_ops.bench_e2e.table import Block
 
 Result = dict[str, Any]  # one element of the JSON's "results"

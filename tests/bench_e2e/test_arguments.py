@@ -12,7 +12,7 @@ from serving_ops.bench_e2e import cli, environment, serve, session, smollm2, ste
 from serving_ops.bench_e2e.client import METRICS
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.process import Children
-from serving_ops.bench_e2e.saving import save
+from serving_ops.bench_e2e.result_file import save
 
 ON = "serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm"
 BENCHES = ("serve", "step", "ops", "training", "training-steps", "accuracy")

@@ -12,10 +12,9 @@ from rich.console import Console
 
 from serving_ops.bench_e2e import cli, comparison, comparison_table
 from serving_ops.bench_e2e.comparison import Comparison
-from serving_ops.bench_e2e.envelope import OF_EVERY_RESULT
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.plugin_log import is_active, startup_line
-from serving_ops.bench_e2e.saving import compact
+from serving_ops.bench_e2e.result_file import OF_EVERY_RESULT, compact
 from serving_ops.bench_e2e.step_load import StepLoad, device_step, tpot, ttft
 from serving_ops.integrations.common.line import describe
 

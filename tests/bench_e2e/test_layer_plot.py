@@ -12,7 +12,7 @@ import pytest
 
 from serving_ops.bench_e2e import cli, layer_plot
 from serving_ops.bench_e2e.comparison import Comparison
-from serving_ops.bench_e2e.saving import compact
+from serving_ops.bench_e2e.result_file import compact
 
 GEMM = ("void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cute::tuple<", 9.0)
 ATTENTION = ("void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90", 6.0)

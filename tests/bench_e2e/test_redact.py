@@ -33,21 +33,21 @@ HARMLESS = (
     ],
 )
 def test_no_secret_of_a_command_is_recorded(words: list[str]) -> None:
-    recorded = shlex.join(redact.words(words))
+    recorded = redact.text(shlex.join(words))
     assert redact.REDACTED in recorded
     assert not any(secret in recorded for secret in (KEY, *SHAPED))
 
 
 @pytest.mark.parametrize("command", HARMLESS)
 def test_what_is_no_secret_is_recorded_as_it_was(command: str) -> None:
-    assert redact.words(shlex.split(command)) == shlex.split(command)
-    assert redact.words(["--serve-args", command]) == ["--serve-args", command]
+    assert redact.text(command) == command
+    quoted = shlex.join(["--serve-args", command])
+    assert redact.text(quoted) == quoted
 
 
 def test_only_the_secret_of_quoted_words_is_replaced() -> None:
-    assert (
-        redact.words(["--serve-args", f"--api-key {KEY} --max-num-seqs 4"])[1] == "--api-key REDACTED --max-num-seqs 4"
-    )
+    command = redact.text(shlex.join(["--serve-args", f"--api-key {KEY} --max-num-seqs 4"]))
+    assert command == "--serve-args '--api-key REDACTED --max-num-seqs 4'"
 
 
 def test_engine_options_keep_everything_but_their_secrets() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from serving_ops.bench_e2e import cli, table
 from serving_ops.bench_e2e.comparison import Comparison
-from serving_ops.bench_e2e.saving import compact
+from serving_ops.bench_e2e.result_file import compact
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench_e2e" / "results"

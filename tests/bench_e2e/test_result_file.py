@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e.saving import compact
+from serving_ops.bench_e2e.result_file import compact
 
 RESULTS = Path(__file__).parents[2] / "bench_e2e" / "results"
 
