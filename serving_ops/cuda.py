@@ -1,4 +1,4 @@
-"""From a checked call on a CUDA tensor to a Triton launch, or to the reason why there is none."""
+"""Whether a kernel takes a checked call on CUDA, with which plan, and why not; and the launch."""
 
 from __future__ import annotations
 
@@ -50,33 +50,29 @@ def pdl(device: torch.device) -> bool:
     return settings.pdl_enabled() and bool(_modules()[2].programmatic_launch_supported(device))
 
 
-def _rows_of(x: Tensor, other: Tensor | None, out: Tensor) -> RowGrid | str:
-    """The rows of x, `other` (or x again) and out as the kernels count them, or why they cannot."""
-    rows = row_grid(x, x if other is None else other, out)
-    if rows is None:
-        return support.TOO_MANY_DIMENSIONS
-    if rows.num_rows > plan.MAX_ROWS:
+def why_not_rows(
+    x: Tensor, *tensors: support.Named, max_rows: int = plan.MAX_ROWS, max_n: int = plan.MAX_N
+) -> str | None:
+    """Return why no kernel takes rows like x's in these tensors, the first of which is x; None where they do."""
+    reason = support.no_triton() or support.why_not_layout(*tensors)
+    if reason is None and x.shape[:-1].numel() > max_rows:
         return support.TOO_MANY_ROWS
-    return support.TOO_WIDE if x.shape[-1] > plan.MAX_N else rows
+    return support.TOO_WIDE if reason is None and x.shape[-1] > max_n else reason
 
 
 def norm_route(
     x: Tensor, weight: Tensor | None, residual: Tensor | None = None, out: Tensor | None = None, **_: Any
 ) -> tuple[RowGrid, Plan] | str:
     """The rows and the plan that run this call, or why the reference does. out: None for x."""
-    out = x if out is None else out
-    reason = support.no_triton() or support.why_not_layout(
-        ("x", x), ("residual", residual), ("weight", weight), ("out", out)
-    )
-    if reason is not None:
-        return reason
-    rows = _rows_of(x, residual, out)
-    if isinstance(rows, str):
-        return rows
+    reason = why_not_rows(x, ("x", x), ("residual", residual), ("weight", weight), ("out", out))
+    rows = row_grid(x, x if residual is None else residual, x if out is None else out)
+    if reason is not None or rows is None:
+        return reason or support.TOO_MANY_DIMENSIONS
     return rows, plan.plan_norm(x.shape[-1], x.itemsize, rows.num_rows)
 
 
-def norm(
+def launch_norm(
+    route: tuple[RowGrid, Plan],
     x: Tensor,
     weight: Tensor | None,
     eps: float,
@@ -84,19 +80,13 @@ def norm(
     residual: Tensor | None = None,
     out: Tensor | None = None,
     total: Tensor | None = None,
-) -> str | None:
-    """Run `rms_norm`, `fused_add_rms_norm` or `add_rms_norm`; returns why not, with nothing written.
+) -> None:
+    """Launch `rms_norm`, `fused_add_rms_norm` or `add_rms_norm`.
 
     out: where the normalised row goes; None for x. total: where the sum goes instead of the residual, with its strides.
     """
     out = x if out is None else out
-    route = norm_route(x, weight, residual, out)
-    if isinstance(route, str):
-        return route
-    if route[0].num_rows:
-        with torch.cuda._DeviceGuard(x.get_device()):
-            _modules()[0].run_norm(x, residual, weight, out, eps, weight_offset, *route, pdl(x.device), total)
-    return None
+    _modules()[0].run_norm(x, residual, weight, out, eps, weight_offset, *route, pdl(x.device), total)
 
 
 def gated_route(
@@ -109,14 +99,10 @@ def gated_route(
     **_: Any,
 ) -> tuple[RowGrid, Plan] | str:
     """As `norm_route`, for `rms_norm_gated`."""
-    reason = support.no_triton() or support.why_not_layout(
-        ("x", x), ("z", z), ("weight", weight), ("bias", bias), ("out", out)
-    )
-    if reason is not None:
-        return reason
-    rows = _rows_of(x, z, out)
-    if isinstance(rows, str):
-        return rows
+    reason = why_not_rows(x, ("x", x), ("z", z), ("weight", weight), ("bias", bias), ("out", out))
+    rows = row_grid(x, x if z is None else z, out)
+    if reason is not None or rows is None:
+        return reason or support.TOO_MANY_DIMENSIONS
     group_size = group_size or x.shape[-1]
     groups = x.shape[-1] // group_size
     if groups > plan.MAX_GROUPS:
@@ -125,7 +111,8 @@ def gated_route(
     return support.GROUP_TOO_WIDE if chosen is None else (rows, chosen)
 
 
-def gated(
+def launch_gated(
+    route: tuple[RowGrid, Plan],
     x: Tensor,
     z: Tensor | None,
     weight: Tensor | None,
@@ -135,13 +122,7 @@ def gated(
     activation: str,
     group_size: int | None,
     out: Tensor,
-) -> str | None:
-    """Run `rms_norm_gated`; returns why not, with nothing written."""
-    route = gated_route(x, z, weight, bias, group_size, out)
-    if isinstance(route, str):
-        return route
-    if route[0].num_rows:
-        options = norm_before_gate, activation == "sigmoid", group_size or x.shape[-1]
-        with torch.cuda._DeviceGuard(x.get_device()):
-            _modules()[1].run_gated(x, z, weight, bias, out, eps, *options, *route, pdl(x.device))
-    return None
+) -> None:
+    """Launch `rms_norm_gated`."""
+    options = norm_before_gate, activation == "sigmoid", group_size or x.shape[-1]
+    _modules()[1].run_gated(x, z, weight, bias, out, eps, *options, *route, pdl(x.device))

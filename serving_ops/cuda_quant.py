@@ -1,4 +1,4 @@
-"""The norms that quantize, on CUDA: from a checked call to a Triton launch, or to the reason why there is none."""
+"""As `cuda`, for the norms that quantize."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def norm_quant_route(
     return _with_results(norm_route(x, weight, residual), x, residual, fmt, normed, out, scales_out)
 
 
-def norm_quant(
+def launch_norm_quant(
+    route: tuple[RowGrid, Plan],
     x: Tensor,
     weight: Tensor | None,
     eps: float,
@@ -82,20 +83,12 @@ def norm_quant(
     out: Tensor,
     scales_out: Tensor,
     residual: Tensor | None = None,
-) -> str | None:
-    """Run `rms_norm_quant` or `fused_add_rms_norm_quant`; returns why not, with nothing written."""
-    route = norm_quant_route(x, weight, fmt, normed, out, scales_out, residual)
-    if isinstance(route, str):
-        return route
-    if route[0].num_rows:
-        from serving_ops.kernels.triton.norm_quant import run_norm_quant
+) -> None:
+    """Launch `rms_norm_quant` or `fused_add_rms_norm_quant`."""
+    from serving_ops.kernels.triton.norm_quant import run_norm_quant
 
-        scales = _rows_of_scales(scales_out) if scale is None else scale
-        with torch.cuda._DeviceGuard(x.get_device()):
-            run_norm_quant(
-                x, residual, weight, normed, out, scales, eps, weight_offset, fmt, *route, pdl(x.device)
-            )  # fmt: skip
-    return None
+    scales = _rows_of_scales(scales_out) if scale is None else scale
+    run_norm_quant(x, residual, weight, normed, out, scales, eps, weight_offset, fmt, *route, pdl(x.device))
 
 
 def gated_quant_route(
@@ -119,7 +112,8 @@ def gated_quant_route(
     return _with_results(route, x, z, fmt, normed, out, scales_out)
 
 
-def gated_quant(
+def launch_gated_quant(
+    route: tuple[RowGrid, Plan],
     x: Tensor,
     z: Tensor | None,
     weight: Tensor | None,
@@ -133,16 +127,10 @@ def gated_quant(
     normed: Tensor | None,
     out: Tensor,
     scales_out: Tensor,
-) -> str | None:
-    """Run `rms_norm_gated_quant`; returns why not, with nothing written."""
-    route = gated_quant_route(x, z, weight, fmt, bias, norm_group_size, normed, out, scales_out)
-    if isinstance(route, str):
-        return route
-    if route[0].num_rows:
-        from serving_ops.kernels.triton.gated_quant import run_gated_quant
+) -> None:
+    """Launch `rms_norm_gated_quant`."""
+    from serving_ops.kernels.triton.gated_quant import run_gated_quant
 
-        scales = _rows_of_scales(scales_out) if scale is None else scale
-        options = norm_before_gate, activation == "sigmoid", norm_group_size or x.shape[-1]
-        with torch.cuda._DeviceGuard(x.get_device()):
-            run_gated_quant(x, z, weight, bias, normed, out, scales, eps, *options, fmt, *route, pdl(x.device))
-    return None
+    scales = _rows_of_scales(scales_out) if scale is None else scale
+    options = norm_before_gate, activation == "sigmoid", norm_group_size or x.shape[-1]
+    run_gated_quant(x, z, weight, bias, normed, out, scales, eps, *options, fmt, *route, pdl(x.device))

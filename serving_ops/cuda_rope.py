@@ -212,16 +212,11 @@ def _why_not_caches(keys: Tensor, values: Tensor) -> str | None:
     return TOO_MANY_SLOTS if keys.shape[:-2].numel() > MAX_SLOTS else None
 
 
-def qk_norm_rope(**call: Any) -> str | None:
-    """Run `qk_norm_rope`, its arguments by name; returns why not, with nothing written."""
-    route = rope_route(**call)
-    if isinstance(route, str):
-        return route
-    if call["qkv"].shape[0]:
-        repeated = launch(call, *route)
-        if repeated is not None:
-            _remember(call, repeated)
-    return None
+def launch_rope(route: tuple[Heads, Plan], **call: Any) -> None:
+    """Launch `qk_norm_rope`, its arguments by name."""
+    repeated = launch(call, *route)
+    if repeated is not None:
+        _remember(call, repeated)
 
 
 def launch(call: dict[str, Any], heads: Heads, plan: Plan) -> Callable[[Iterable[int]], None] | None:

@@ -40,16 +40,14 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     described.check_metadata(call)
     call |= described.empty_results(call)
     described.check(call)
-    if described.subject(call).is_cuda and described.route is not None:
-        route = described.route(**call)
-        return Explanation("reference", route) if isinstance(route, str) else _launch(route[1])
-    reason = registry.why_no_kernel(described, call)
-    return Explanation("cpu") if reason is None else Explanation("reference", reason)
+    route = registry.route_of(described, call)
+    if route is None:
+        return Explanation("cpu")
+    if isinstance(route, str):
+        return Explanation("reference", route)
+    plan: Plan = route[-1]
+    return Explanation(f"triton.{plan.kernel}", plan=plan)
 
 
 def _dense(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
-def _launch(plan: Plan) -> Explanation:
-    return Explanation(f"triton.{plan.kernel}", plan=plan)

@@ -113,6 +113,16 @@ def randomise(tensor: Tensor, seed: int) -> None:
     tensor.copy_(torch.randn(tensor.shape, generator=generator))
 
 
+def launched(op: NormOp, call: dict[str, Any]) -> str | None:
+    """Launch a call as on CUDA, on whatever device it is; returns why not."""
+    assert op.route is not None
+    route = op.route(**call)
+    if isinstance(route, str):
+        return route
+    registry.launch(op, route, call)
+    return None
+
+
 def is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import counters, cuda, modes, reference
+from serving_ops import cuda, modes, reference
 from serving_ops.ops import registry
 from serving_ops.ops.description import RESIDUAL, Call, Layout, NormOp, Number, Result, Rows, Vector
 from serving_ops.training import autograd
@@ -37,18 +37,20 @@ def _like_residual(call: Call) -> Layout:
     return Layout(tuple(call["x"].shape), call["residual"].dtype)
 
 
-def _through_copies(residual: Tensor, out: Tensor, total: Tensor, x: Tensor, **options: Any) -> None:
+def _through_copies(x: Tensor, residual: Tensor, out: Tensor, total: Tensor, **options: Any) -> None:
     """The op in place, on copies; it counts the call."""
     out.copy_(x)
     total.copy_(residual)
     torch.ops.serving_ops.fused_add_rms_norm.default(out, total, **options)
 
 
-def _on_cuda(residual: Tensor, **call: Any) -> None:
-    if cuda.norm(residual=residual.contiguous(), **call) is None:
-        counters.count_kernel(IN_PLACE)  # the same kernel
-    else:
-        _through_copies(residual, **call)
+def _route(residual: Tensor, **call: Any) -> Any:
+    """The kernel of the op in place writes elsewhere too. The sum has the strides of a contiguous residual."""
+    return cuda.norm_route(residual=residual.contiguous(), **call)
+
+
+def _launch(route: Any, residual: Tensor, **call: Any) -> None:
+    cuda.launch_norm(route, residual=residual.contiguous(), **call)
 
 
 registry.register(
@@ -57,8 +59,10 @@ registry.register(
         reference.add_rms_norm,
         (Rows("x"), RESIDUAL, Vector("weight"), Number("eps"), Number("weight_offset")),
         (Result("out"), Result("total", _like_residual)),
-        run={"cpu": _through_copies, "cuda": _on_cuda},
+        route=_route,
+        launch=_launch,
         has_out=False,
         part_of=IN_PLACE,
+        run=_through_copies,
     )
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeGuard
 
@@ -220,11 +220,13 @@ class NormOp:
     function: the public one. The operator has its name, its keywords and its defaults.
     formula: takes the arguments by name, returns the results, and writes what is written in place.
     arguments: in the function's order; the first has the device and the dtype of the call.
-    run: by type of device, the kernels that Python runs. They take the call by name and return why not, as a text.
-    route: on CUDA, what `run` would launch, or why not.
-    in_cpp: the types of device that the C++ library registers it for; there `run` serves what C++ hands back.
+    route: on CUDA, takes a checked call by name; returns what it takes to launch it, the plan last, or why the
+        reference runs.
+    launch: takes a route, and the call by name.
+    in_cpp: the types of device that the C++ library registers it for; there Python serves what C++ hands back.
     has_out: whether there is an overload that writes results where the caller wants them.
     part_of: the op in whose place it runs on contiguous copies, and which counts its calls.
+    run: runs that op where no route is launched.
     repeat: runs, on CUDA, a call unchecked that only differs in addresses from one that ran; says whether it did.
     tokens_to_prewarm: counts that together use every plan of a layer; None for those of rows.
     check_values: raises for wrong numbers in tensors of indices; called where that needs no synchronization.
@@ -235,11 +237,12 @@ class NormOp:
     formula: Callable[..., Any]
     arguments: tuple[Argument, ...]
     results: tuple[Result, ...] = ()
-    run: Mapping[str, Callable[..., str | None]] = field(default_factory=dict)
     route: Callable[..., Any] | None = None
+    launch: Callable[..., None] | None = None
     in_cpp: tuple[str, ...] = ()
     has_out: bool = True
     part_of: str | None = None
+    run: Callable[..., None] | None = None
     repeat: Callable[[Call], bool] | None = None
     tokens_to_prewarm: Callable[[NormSpec], tuple[int, ...]] | None = None
     check_values: Callable[[Call], None] | None = None

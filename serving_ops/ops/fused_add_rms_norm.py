@@ -55,8 +55,8 @@ registry.register(
             Number("eps"),
             Number("weight_offset"),
         ),
-        run={"cuda": cuda.norm},
         route=cuda.norm_route,
+        launch=cuda.launch_norm,
         in_cpp=("cpu", "cuda"),
     )
 )

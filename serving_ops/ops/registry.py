@@ -130,27 +130,39 @@ def fallback(run: Callable[..., Any]) -> Callable[..., str]:
 
 def _run(op: NormOp, call: Call) -> None:
     """Run a checked call that has all its results, on kernels or on the reference."""
-    x = op.subject(call)
-    kernels = op.run.get("cuda" if x.is_cuda else x.device.type)  # as `explain` asks
-    reason = why_no_kernel(op, call) if kernels is None else kernels(**call)
-    if reason is None:
-        if op.part_of is None:
-            counters.count_kernel(op.name)
-        return
-    counters.count_reference(op.part_of or op.name, reason)
+    route = route_of(op, call)
+    if not isinstance(route, str) and route is not None:
+        launch(op, route, call)
+        return counters.count_kernel(op.part_of or op.name)
+    if op.run is not None:
+        return op.run(**call)
+    counters.count_reference(op.name, route or "handed over by the C++ kernels")
     computed = op.formula(**op.arguments_of(call))
     for result, tensor in zip(op.results, (computed,) if isinstance(computed, Tensor) else computed, strict=False):
         call[result.name].copy_(tensor)
 
 
-def why_no_kernel(op: NormOp, call: Call) -> str | None:
-    """Why a checked call on a device without kernels in `op.run` goes to the reference; None where C++ takes it."""
+def route_of(op: NormOp, call: Call) -> Any:
+    """Decide what runs a checked call that has its results: calls, `explain` and the counters ask here.
+
+    Returns what `op.route` returns on CUDA, and on CPU None where C++ takes the call. A text is why the reference runs.
+    """
     x = op.subject(call)
+    if x.is_cuda and op.route is not None:
+        return op.route(**call)
     if x.device.type != "cpu":
         return f"no kernels for {x.device.type}"
     if "cpu" not in op.in_cpp:
         return "no kernels for it on cpu"
     return support.why_not_cpu(op.name, *op.unbind(call).values()) or None
+
+
+def launch(op: NormOp, route: Any, call: Call) -> None:
+    """Launch what `op.route` returned for a call; nothing where there are no elements."""
+    x = op.subject(call)
+    if x.numel() and op.launch is not None:
+        with torch.cuda._DeviceGuard(x.get_device()):
+            op.launch(route, **call)
 
 
 def sample(spec: NormSpec, num_tokens: int = 1) -> Call:

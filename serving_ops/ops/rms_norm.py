@@ -54,8 +54,8 @@ registry.register(
         reference.rms_norm,
         (Rows("x"), Vector("weight"), Number("eps"), Number("weight_offset")),
         (Result("out", may_be=("x",)),),
-        run={"cuda": cuda.norm},
         route=cuda.norm_route,
+        launch=cuda.launch_norm,
         in_cpp=("cpu", "cuda"),
     )
 )

@@ -95,8 +95,8 @@ registry.register(
             Divisor("group_size"),
         ),
         (Result("out", may_be=("x", "z")),),
-        run={"cuda": cuda.gated},
         route=cuda.gated_route,
+        launch=cuda.launch_gated,
         in_cpp=("cpu", "cuda"),
     )
 )

@@ -75,8 +75,8 @@ registry.register(
             dataclasses.replace(NORMED, may_be=("x", "z")),
         ),
         RESULTS,
-        run={"cuda": cuda_quant.gated_quant},
         route=cuda_quant.gated_quant_route,
+        launch=cuda_quant.launch_gated_quant,
         in_cpp=("cuda",),
     )
 )

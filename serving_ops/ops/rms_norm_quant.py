@@ -59,8 +59,8 @@ registry.register(
         _formula,
         (Rows("x"), Vector("weight"), Number("eps"), FORMAT, SCALE, Number("weight_offset"), NORMED),
         RESULTS,
-        run={"cuda": cuda_quant.norm_quant},
         route=cuda_quant.norm_quant_route,
+        launch=cuda_quant.launch_norm_quant,
         in_cpp=("cpu", "cuda"),
     )
 )

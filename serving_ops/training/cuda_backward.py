@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from serving_ops import support
-from serving_ops.cuda import pdl
+from serving_ops.cuda import pdl, why_not_rows
 from serving_ops.layout import RowGrid, row_grid
 from serving_ops.plan import MAX_GROUPS
 from serving_ops.training import plan_backward as plans
@@ -50,13 +50,7 @@ def _plan_for(size: int, itemsize: int, has_more: bool, has_bulk_copies: bool) -
     return plan if has_bulk_copies else dataclasses.replace(plan, fetch=False, fetch_more=False, hints=False)
 
 
-def _why_not(shape: torch.Size, *tensors: support.Named) -> str | None:
-    reason = support.no_triton() or support.why_not_layout(*tensors)
-    if reason is not None:
-        return reason
-    if math.prod(shape[:-1]) > plans.MAX_ROWS:
-        return support.TOO_MANY_ROWS
-    return support.TOO_WIDE if shape[-1] > plans.MAX_N else None
+_why_not_rows = partial(why_not_rows, max_rows=plans.MAX_ROWS, max_n=plans.MAX_N)
 
 
 def norm(
@@ -73,7 +67,7 @@ def norm(
 
     ds and dweight (None without a weight) are new, contiguous and written.
     """
-    reason = _why_not(s.shape, ("dout", dout), ("s", s), ("ds_more", more), ("weight", weight))
+    reason = _why_not_rows(s, ("dout", dout), ("s", s), ("ds_more", more), ("weight", weight))
     if reason is not None:
         return reason
     plan = _plan(s, more)
@@ -110,7 +104,7 @@ def gated(
     The gradients are new, contiguous and written; None for what is None.
     """
     groups = x.shape[-1] // group_size
-    reason = _why_not(x.shape, ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
+    reason = _why_not_rows(x, ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
     plan = plans.plan_gated_backward(group_size, x.numel() // group_size)
     if reason is None and groups > MAX_GROUPS:
         reason = support.TOO_MANY_GROUPS

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from op_calls import copied, make
+from op_calls import copied, launched, make
 from torch import Tensor
 
 from serving_ops import NormSpec, RopeSpec, cuda_rope
 from serving_ops.kernels.triton import run_rope
 from serving_ops.ops import registry
 
+OP = registry.find("qk_norm_rope")
 PLAIN = NormSpec("qk_norm_rope", 64, torch.bfloat16, torch.bfloat16, torch.device("cpu"), heads=4, rotation=RopeSpec(2))
 OF_LAYER = ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight")
 """The tensors of `cuda_rope.of_layer`, in order."""
@@ -58,7 +59,7 @@ def call_of(spec: NormSpec = PLAIN, tokens: int = 5) -> dict[str, Any]:
 def test_a_call_that_differs_in_addresses_is_launched_at_its_own(launches: Launches) -> None:
     call = call_of(CACHED)
     assert not cuda_rope.repeat(call)
-    assert cuda_rope.qk_norm_rope(**call) is None
+    assert launched(OP, call) is None
     other = copied(call)
     assert cuda_rope.repeat(other)
     assert len(launches.anew) == 1
@@ -72,7 +73,7 @@ def test_the_addresses_are_those_of_the_first_launch(launches: Launches) -> None
     """`_pointers` and the kernel's launcher agree about the order."""
     for spec in (PLAIN, CACHED, dataclasses.replace(PLAIN, rotation=RopeSpec(2, separate=True))):
         call = call_of(spec)
-        cuda_rope.qk_norm_rope(**call)
+        launched(OP, call)
         assert cuda_rope.repeat(call)
         q, k, v, positions, table, *weights = launches.anew[-1][:7]
         given = [q, k, q if v is None else v, positions, table, *weights]
@@ -95,20 +96,20 @@ CHANGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: " ".join(change))
 def test_what_differs_in_more_is_checked(launches: Launches, change: dict[str, Any]) -> None:
     call = call_of()
-    cuda_rope.qk_norm_rope(**call)
+    launched(OP, call)
     assert not cuda_rope.repeat(call | change)
 
 
 def test_a_call_on_a_device_that_is_not_current_is_checked(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
     call = call_of()
-    cuda_rope.qk_norm_rope(**call)
+    launched(OP, call)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 1)
     assert not cuda_rope.repeat(call)
 
 
 def test_a_call_whose_tensors_overlap_is_checked(launches: Launches) -> None:
     call = call_of()
-    cuda_rope.qk_norm_rope(**call)
+    launched(OP, call)
     memory = torch.zeros(call["qkv"].numel() + 64, dtype=torch.bfloat16)
     over = {"qkv": memory[: call["qkv"].numel()].view(5, 512), "k_weight": memory[-96:-32]}
     assert over["k_weight"].data_ptr() % 16 == call["k_weight"].data_ptr() % 16
@@ -123,7 +124,7 @@ def test_caches_that_lie_in_turns_are_known_by_their_distance(launches: Launches
         return call_of(CACHED) | {"key_cache": both[:, 0], "value_cache": both[:, 1]}
 
     first = in_turns()
-    cuda_rope.qk_norm_rope(**first)
+    launched(OP, first)
     assert cuda_rope.repeat(in_turns())
     buffer = torch.zeros(4096, dtype=torch.bfloat16)
     keys, values = (buffer[start:].as_strided((2, 4, 2, 64), (1024, 128, 64, 1)) for start in (0, 256))
@@ -143,7 +144,7 @@ def pretended(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> Launches:
 
     def run(*args: Any, **kwargs: Any) -> None:
         call = operator.bind(args, kwargs)
-        assert cuda_rope.repeat(call) or cuda_rope.qk_norm_rope(**call) is None
+        assert cuda_rope.repeat(call) or launched(OP, call) is None
 
     monkeypatch.setattr(torch.ops.serving_ops, "qk_norm_rope", run)
     return launches
@@ -190,12 +191,12 @@ def test_a_layers_call_on_cpu_is_the_operators() -> None:
 def test_layouts_are_forgotten_before_they_pile_up(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_rope, "MOST_KNOWN", 2)
     for tokens in (1, 2, 3):
-        cuda_rope.qk_norm_rope(**call_of(tokens=tokens))
+        launched(OP, call_of(tokens=tokens))
     assert len(cuda_rope._known) == 1
 
 
 def test_what_the_interpreter_ran_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_rope, "_known", {})
     monkeypatch.setattr(run_rope, "run_qk_norm_rope", lambda *args: None)
-    cuda_rope.qk_norm_rope(**call_of())
+    launched(OP, call_of())
     assert cuda_rope._known == {}

@@ -108,7 +108,9 @@ def _calls_per_step(model: str, mode: str) -> dict[str, int]:
 def _in_one_call(model: str, mode: str, device: str) -> bool:
     """Whether `auto` has a kernel for q's and k's norms with the rotation here, and takes it."""
     op = registry.find("qk_norm_rope")
-    return model in DENSE and (device in op.in_cpp or (device == "cuda" and mode == "compiled" and "cuda" in op.run))
+    return model in DENSE and (
+        device in op.in_cpp or (device == "cuda" and mode == "compiled" and op.route is not None)
+    )
 
 
 @pytest.mark.parametrize(("model", "mode", "vllm"), runs)

@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from op_calls import launched
 from torch import Tensor
 
 from serving_ops import QuantFormat, cuda_quant, plan
@@ -138,6 +139,15 @@ def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], obje
 _functions = itertools.count(0x1000)
 
 
+def check_same_or_neither(library: ctypes.CDLL, python: FromPython | None, call: Callable[[], object]) -> None:
+    """python: None where the route has the reference run the call."""
+    if python is not None:
+        return check_same(library, python, call)
+    launches = library.fake_last().contents.launches
+    call()
+    assert library.fake_last().contents.launches == launches, "C++ launched what the route refuses"
+
+
 @st.composite
 def rows_of(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A view of a wider buffer, at any element, with its leading dimensions in order or swapped."""
@@ -231,6 +241,9 @@ FORMATS = [
 ]
 
 
+NAMES = ("rms_norm_quant", "fused_add_rms_norm_quant")
+
+
 def scales_of(case: dict[str, Any], fmt: QuantFormat) -> Tensor:
     shape, dtype, strides = fmt.scales(tuple(case["x"].shape))
     if strides is None and case["apart"] and len(shape) > 1:  # rows of a wider buffer
@@ -257,7 +270,7 @@ class FromCuda:
         self.launchers = [FromPython(launcher) for launcher in (*norm_quant._LAUNCHERS.values(), gated_quant._launcher)]
         self.pdl = pdl
 
-    def launch(self, run: Callable[..., str | None], *call: Any, **options: Any) -> FromPython | None:
+    def launch(self, op: str, **call: Any) -> FromPython | None:
         """None where the reference runs the call."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(norm_quant, "_LAUNCHERS", dict(zip(norm_quant._LAUNCHERS, self.launchers, strict=False)))
@@ -265,7 +278,7 @@ class FromCuda:
             patch.setattr(cuda_quant, "converts_to_fp8", lambda device: True)
             patch.setattr(cuda_quant, "pdl", lambda device: self.pdl)
             patch.setattr(torch.cuda, "_DeviceGuard", lambda index: contextlib.nullcontext())
-            if run(*call, **options) is not None:
+            if launched(registry.find(op), call) is not None:
                 return None
         return next(launcher for launcher in self.launchers if hasattr(launcher, "variant"))
 
@@ -287,14 +300,11 @@ def test_quantized_norms_are_launched_from_cpp_as_from_python(
     library: ctypes.CDLL, case: dict[str, Any], fused: bool
 ) -> None:
     x, weight = case["x"], parameter(case, "weight")
-    residual = case["other"] if fused else None
     options = {"weight": weight, "eps": EPS, "weight_offset": case["offset"]}
-    python = FromCuda(case["pdl"]).launch(cuda_quant.norm_quant, x, residual=residual, **options, **written(case))
-    rows = (x, residual) if fused else (x,)
-    name = "fused_add_rms_norm_quant" if fused else "rms_norm_quant"
-    call = getattr(torch.ops.serving_ops_fake, name).out
-    if python is not None:
-        check_same(library, python, lambda: call(*rows, **options, **flat(case)))
+    rows = {"x": x, "residual": case["other"]} if fused else {"x": x}
+    name = NAMES[fused]
+    call = functools.partial(getattr(torch.ops.serving_ops_fake, name).out, **rows, **options, **flat(case))
+    check_same_or_neither(library, FromCuda(case["pdl"]).launch(name, **rows, **options, **written(case)), call)
 
 
 @relaxed
@@ -302,15 +312,10 @@ def test_quantized_norms_are_launched_from_cpp_as_from_python(
 def test_quantized_gated_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, case: dict[str, Any]) -> None:
     x, z, weight, bias = case["x"], case["z"], parameter(case, "weight"), parameter(case, "bias")
     options = {"norm_before_gate": case["before"], "activation": case["activation"], "norm_group_size": case["group"]}
-    options |= {"weight": weight, "eps": EPS, "bias": bias}
-    python = FromCuda(case["pdl"]).launch(cuda_quant.gated_quant, x, z, **options, **written(case))
-    call = torch.ops.serving_ops_fake.rms_norm_gated_quant.out
-    if python is None:
-        launches = library.fake_last().contents.launches
-        call(x, z, **options, **flat(case))  # the fallback runs the reference
-        assert library.fake_last().contents.launches == launches
-    else:
-        check_same(library, python, lambda: call(x, z, **options, **flat(case)))
+    options |= {"x": x, "z": z, "weight": weight, "eps": EPS, "bias": bias}
+    call = functools.partial(torch.ops.serving_ops_fake.rms_norm_gated_quant.out, **options, **flat(case))
+    python = FromCuda(case["pdl"]).launch("rms_norm_gated_quant", **options, **written(case))
+    check_same_or_neither(library, python, call)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
@@ -347,10 +352,10 @@ def test_vllms_fused_norms_are_launched_from_cpp_as_from_python(
         return
     case |= {"normed": None, "offset": 0.0}
     residual = case["other"] if fused else None
-    options = {"residual": residual, "weight": weight, "eps": EPS, "weight_offset": 0.0}
-    python = FromCuda(case["pdl"]).launch(cuda_quant.norm_quant, case["x"], **options, **written(case))
-    if python is not None:
-        check_same(library, python, vllms(case, weight, residual))
+    options = {"x": case["x"], "weight": weight, "eps": EPS, "weight_offset": 0.0}
+    options |= {"residual": residual} if fused else {}
+    python = FromCuda(case["pdl"]).launch(NAMES[fused], **options, **written(case))
+    check_same_or_neither(library, python, vllms(case, weight, residual))
 
 
 def test_a_call_whose_tensors_share_memory_is_not_launched(library: ctypes.CDLL) -> None:
@@ -359,7 +364,7 @@ def test_a_call_whose_tensors_share_memory_is_not_launched(library: ctypes.CDLL)
     case = {"fmt": QuantFormat(), "scale": None, "out": torch.zeros(4, 128, dtype=torch.int8).view(FP8)}
     case |= {"x": x, "normed": normed, "scales_out": torch.zeros(4, 1)}
     rows = {"x": x, "residual": residual, "weight": torch.zeros(128, dtype=torch.bfloat16), "eps": EPS}
-    python = FromCuda(pdl=True).launch(cuda_quant.norm_quant, **rows, weight_offset=0.0, **written(case))
+    python = FromCuda(pdl=True).launch(NAMES[True], **rows, weight_offset=0.0, **written(case))
     assert python is not None
     call, last = torch.ops.serving_ops_fake.fused_add_rms_norm_quant.out, library.fake_last().contents
     given = rows | flat(case)

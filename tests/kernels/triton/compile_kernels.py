@@ -97,7 +97,12 @@ def quantized_specs() -> Iterator[NormSpec]:
 def forward(spec: NormSpec) -> str | None:
     op = registry.find(spec.op)
     call = registry.sample(spec, num_tokens=2)
-    return op.run["cuda"](**call | op.empty_results(call))
+    call |= op.empty_results(call)
+    route = op.route(**call)
+    if isinstance(route, str):
+        return route
+    op.launch(route, **call)
+    return None
 
 
 def norm_gradients(size: int, dtype: torch.dtype, has_more: bool) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from numerics import assert_no_less_accurate, rows
-from op_calls import by_formula, copied, exact, make, rotations, values
+from op_calls import by_formula, copied, exact, launched, make, rotations, values
 from torch import Tensor
 
 from serving_ops import NormSpec, RopeSpec, cuda_rope, plan, reference, rope_reference
@@ -38,7 +38,7 @@ def with_heads(monkeypatch: pytest.MonkeyPatch, heads: int) -> None:
 def run(call: dict[str, Any]) -> dict[str, Tensor]:
     """What the kernel wrote, by name; it has to take the call."""
     call = copied(call)
-    assert OP.run["cuda"](**call) is None
+    assert launched(OP, call) is None
     return {name: call[name] for name in OP.may_be if call[name] is not None}
 
 
@@ -113,7 +113,7 @@ def test_caches_whose_blocks_take_turns(kernel_device: torch.device) -> None:
     both = torch.zeros(3, 2, 2, 2, 64, dtype=BF16, device=kernel_device)
     expected = run(call | {name: torch.zeros_like(call[name]) for name in ("key_cache", "value_cache")})
     call |= {"key_cache": both[:, 0], "value_cache": both[:, 1]}
-    assert OP.run["cuda"](**call) is None
+    assert launched(OP, call) is None
     assert torch.equal(both[:, 0], expected["key_cache"])
     assert torch.equal(both[:, 1], expected["value_cache"])
 
@@ -133,10 +133,10 @@ def test_fp8_caches_have_the_bits_of_a_correct_division(kernel_device: torch.dev
 def test_what_the_kernel_does_not_take_is_said(kernel_device: torch.device) -> None:
     def reason(**changes: Any) -> str | None:
         spec = replace(PLAIN, rotation=replace(PLAIN.rotation, has_cache=True))
-        return OP.run["cuda"](**make(spec, kernel_device, num_tokens=3) | changes)
+        return launched(OP, make(spec, kernel_device, num_tokens=3) | changes)
 
     wide = make(replace(PLAIN, size=1024), kernel_device, num_tokens=3)
-    assert OP.run["cuda"](**wide) == cuda_rope.TOO_LARGE
+    assert launched(OP, wide) == cuda_rope.TOO_LARGE
     assert reason(k_weight=torch.ones(64, device=kernel_device)) == cuda_rope.TWO_WEIGHT_DTYPES
     assert reason(cos_sin_cache=torch.ones(5, 0, device=kernel_device)) == cuda_rope.NOTHING_ROTATED
     apart = torch.zeros(1, 16, 4, 64, dtype=BF16, device=kernel_device)[:, :, :2]
