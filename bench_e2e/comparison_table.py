@@ -62,9 +62,13 @@ def show(result: Comparison, console: Console) -> None:
 
 
 def title(result: Comparison) -> str:
-    return result.title + "".join(
-        f", `{shown}`" for words, shown in INVARIANT.items() if words in result.run["command"]
-    )
+    return f"{result.run['model']}, {mode(result)}"
+
+
+def mode(result: Comparison) -> str:
+    """With the settings that change what every figure is compared with."""
+    words = result.run["command"]
+    return ", ".join([result.run["mode"], *(f"`{shown}`" for given, shown in INVARIANT.items() if given in words)])
 
 
 def spread_text(value: Spread) -> str:

@@ -25,11 +25,11 @@ WHILE_LOADING = {"fp8-online": "fp8"}
 """Name -> `quantization` of an engine, which quantizes a checkpoint that is not."""
 
 SAID = {
-    "fp8-token": "FP8, a scale per token",
-    "fp8-static": "FP8, static scales",
+    "fp8-token": "FP8 per token",
+    "fp8-static": "FP8 static",
     "fp8-block": "FP8 in blocks",
     "fp8-online": "FP8 while loading",
-    "int8-token": "INT8, a scale per token",
+    "int8-token": "INT8 per token",
 }
 PRESETS = tuple(CONFIGS)
 QUANTIZED = ("dense", "dense-8b")  # with one of QUANTIZATIONS
@@ -62,7 +62,7 @@ def said(model: str) -> str:
     """A model's label in a result, such as `preset dense-fp8-block`, in a reader's words."""
     name = model.removeprefix("preset ")
     quantization = next((quantization for quantization in QUANTIZATIONS if name.endswith(f"-{quantization}")), None)
-    return f"{name.removesuffix(f'-{quantization}')}, {SAID[quantization]}" if quantization else name
+    return f"{name.removesuffix(f'-{quantization}')} ({SAID[quantization]})" if quantization else name
 
 
 def write_preset(name: str, directory: Path, device: str = "cpu", quantized: str | None = None) -> Path:

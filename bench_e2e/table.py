@@ -63,11 +63,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result JSON of any bench")
     parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
     parser.add_argument("--summary", metavar="NAME", help="of step or ops: one table, for the marker NAME-summary")
+    parser.add_argument(
+        "--gains", action="store_true", help="who gains: one table of all results, for the marker gains"
+    )
     arguments = parser.parse_args(argv)
     try:
         results = {path: result_file.read(path) for path in arguments.files}
         if arguments.summary:
             tables = {f"{arguments.summary}-summary": _summary(list(results.values()))}
+        elif arguments.gains:
+            tables = {"gains": _gains(results, arguments.readme or Path("README.md"))}
         else:
             tables = {path.stem: _rendered(path, result) for path, result in results.items()}
         if arguments.readme is None:
@@ -92,6 +97,12 @@ def _summary(results: Sequence[dict[str, Any]]) -> str:
     if kinds not in ({"step"}, {"ops"}):
         raise ValueError("--summary is for results of step, or for results of ops")
     return str(_renderer(results[0]).summary(results))
+
+
+def _gains(results: dict[Path, dict[str, Any]], page: Path) -> str:
+    from serving_ops.bench_e2e import gains
+
+    return gains.markdown(results, page.parent)
 
 
 def _renderer(result: dict[str, Any]) -> ModuleType:

@@ -27,8 +27,8 @@ NO = ("0", "false", "off", "no")
 class Variable:
     """An environment variable.
 
-    meaning: for the README and `doctor`.
-    default: what an empty or missing value means, in the README's words.
+    meaning: for docs/install.md and `doctor`.
+    default: what an empty or missing value means, in that page's words.
     read: says what a value means. It gets lower case without surrounding space, never an empty value, and raises
         ValueError, which says what is allowed.
     """

@@ -1,32 +1,97 @@
-"""The README's ratios are those of the committed results, and none has an interval that includes 1."""
+"""Who gains: the README has what the committed results say, and no ratio whose interval includes 1."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import table
+from serving_ops.bench_e2e import gains, result_file, table
+from serving_ops.bench_e2e.comparison import Comparison
 
 ROOT = Path(__file__).parents[2]
-RATIO = r"\d\.\d{3} \[(\d\.\d{3})-(\d\.\d{3})\]"
-RESULT = r"\[\S+\]\((bench_e2e/results/\S+\.json)\) \|$"
-GAINS = [line for line in (ROOT / "README.md").read_text().splitlines() if re.search(RESULT, line)]
+RESULTS = sorted((ROOT / "bench_e2e" / "results").glob("*.json"))
+LABELS = {figure: figure for figure in ("tpot_ms_batch_1", "ttft_ms_prompt_512", "ttft_ms_prompt_8192")}
 
 
-def test_the_readme_says_who_gains_in_at_most_eight_lines() -> None:
-    assert 0 < len(GAINS) <= 8
+def _result(base: Comparison, times: dict[str, float], pairs: int = 5, **run: object) -> Comparison:
+    """serving_ops takes these shares of native's time, give or take a percent."""
+    spread = [1 + 0.01 * (place % 3 - 1) for place in range(pairs)]
+    measured = {
+        "native": [dict.fromkeys(times, 100.0) for _ in spread],
+        "serving_ops": [{figure: 100 * share * noise for figure, share in times.items()} for noise in spread],
+    }
+    lines = {"native": [None], "serving_ops": base.plugin_lines["serving_ops"]}
+    return Comparison({**base.run, "kind": "step", **run}, LABELS, measured, lines)
 
 
-@pytest.mark.parametrize("line", GAINS)
-def test_a_gain_is_in_its_result_and_its_interval_excludes_1(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (result,) = re.findall(RESULT, line)
-    assert table.main([str(ROOT / result)]) == 0
-    rendered = capsys.readouterr().out
-    shown = list(re.finditer(RATIO, line))
-    assert shown
-    for ratio in shown:
-        low, high = map(float, ratio.groups())
-        assert low <= high < 1
-        assert ratio.group() in rendered
+def _gains(*results: Comparison) -> str:
+    return gains.markdown({Path(f"results/{place}.json"): of.to_json() for place, of in enumerate(results)}, Path("."))
+
+
+def test_the_readme_says_what_the_committed_results_say() -> None:
+    readme = (ROOT / "README.md").read_text()
+    made = gains.markdown({path: result_file.read(path) for path in RESULTS}, ROOT)
+    command = "python -m serving_ops.bench_e2e table --gains bench_e2e/results/*.json --readme README.md"
+    assert table.fill(readme, {"gains": made}) == readme, f"run: {command}"
+
+
+def test_a_ratio_whose_interval_includes_1_is_left_out(result: Comparison) -> None:
+    text = _gains(_result(result, {"tpot_ms_batch_1": 0.9, "ttft_ms_prompt_512": 1.001}))
+    (line,) = re.findall(r"^\| vLLM .*$", text, re.MULTILINE)
+    assert line.startswith("| vLLM 0.32.0, 2 CPU cores, eager: [dense](results/0.json) | 0.")
+    assert line.endswith("] |  |  |")
+
+
+def test_of_several_prompts_the_longest_that_gains_is_shown(result: Comparison) -> None:
+    text = _gains(_result(result, {"tpot_ms_batch_1": 0.9, "ttft_ms_prompt_512": 0.8, "ttft_ms_prompt_8192": 0.9}))
+    assert "8192 tokens" in text
+    assert "512 tokens" not in text
+
+
+def test_what_gains_nothing_and_what_is_slower_is_said_by_name(result: Comparison) -> None:
+    even = _result(result, {"tpot_ms_batch_1": 1.001})
+    slow = _result(result, {"tpot_ms_batch_1": 1.1}, model="preset dense-fp8-static")
+    text = _gains(even, slow)
+    assert "Nothing gained: vLLM 0.32.0, 2 CPU cores, eager: dense." in text
+    assert "Slower: vLLM 0.32.0, 2 CPU cores, eager: dense (FP8 static) 1.098." in text
+
+
+def test_a_table_has_eight_lines_and_the_smallest_gains_stand_below_it(result: Comparison) -> None:
+    models = {f"model-{place}": 0.5 + 0.04 * place for place in range(10)}
+    text = _gains(*(_result(result, {"tpot_ms_batch_1": share}, model=name) for name, share in models.items()))
+    assert re.findall(r"\[(model-\d)\]", text) == list(models)[:8]
+    assert re.search(r"Smaller gains: vLLM 0.32.0, 2 CPU cores, eager: model-8 0.8\d+, model-9 0.8\d+\.", text)
+
+
+def test_more_pairs_count_before_a_later_day_up_to_five_pairs(result: Comparison) -> None:
+    def shown(*dates_and_pairs: tuple[str, int]) -> str:
+        runs = [
+            _result(result, {"tpot_ms_batch_1": 0.9}, pairs, date=f"{date}T12:00:00+00:00")
+            for date, pairs in dates_and_pairs
+        ]
+        (found,) = re.findall(r"results/(\d).json", _gains(*runs))
+        return dates_and_pairs[int(found)][0]
+
+    assert shown(("2026-11-20", 5), ("2026-11-21", 7), ("2026-11-19", 9)) == "2026-11-21"
+    assert shown(("2026-11-20", 5), ("2026-11-21", 2)) == "2026-11-20"
+
+
+def test_too_few_pairs_and_other_benches_say_nothing(result: Comparison) -> None:
+    few = _result(result, {"tpot_ms_batch_1": 0.9}, pairs=4)
+    other = dataclasses.replace(result, run={**result.run, "kind": "training-steps"})
+    text = _gains(few, other)
+    assert "vLLM" not in text
+
+
+def test_the_table_goes_between_its_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- table:gains -->\nold\n<!-- /table -->\nafter\n")
+    assert table.main(["--gains", *map(str, RESULTS), "--readme", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- table:gains -->\n| engine, model |")
+    assert text.endswith("<!-- /table -->\nafter\n")
+    (link, *_) = re.findall(r"\]\((\S+\.json)\)", text)
+    assert (tmp_path / link).resolve().exists()

@@ -182,8 +182,8 @@ def test_an_instruction_set_that_this_cpu_lacks_is_an_error_too() -> None:
     assert f"SERVING_OPS_CPU_ISA='{lacking}' is not possible: this processor or build has no {lacking} kernels" in said
 
 
-def test_the_readme_describes_every_variable() -> None:
-    rows = re.findall(r"^\| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_the_page_on_installing_describes_every_variable() -> None:
+    rows = re.findall(r"^\| (.*) \|$", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
     described = {cells[0].strip("`"): [cells[1], cells[-1].strip("`")] for cells in (row.split(" | ") for row in rows)}
     for variable in settings.VARIABLES:
         assert described[variable.name] == [variable.meaning, variable.default]
