@@ -6,16 +6,15 @@ number of norms, also holds what the norm's launch hides or fails to hide behind
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
-from serving_ops.bench_e2e.ops.round_robin import Samples, round_robin
-from serving_ops.bench_e2e.ops.timing_cuda import capture, replay_us
+from serving_ops.bench_e2e.ops.timing import Samples, capture, device_us, round_robin
 
 LAYERS = 8  # of weights, 33 MB each at 4096 x 4096 bf16: every product reads its own from memory, as a model's do
 PRODUCTS = 64  # in one graph, about 0.6 ms
@@ -26,47 +25,41 @@ class Chain:
     """Products through LAYERS weights, back and forth between two activations."""
 
     def __init__(self, case: Case) -> None:
-        size, dtype = case.size, case.torch_dtype
-        self.weights = [_projection(size, dtype) for _ in range(LAYERS)]
-        self.steps = [make_inputs(case, "cuda")]
-        first = self.steps[0]
+        size, made = case.size, {"dtype": case.torch_dtype, "device": "cuda"}
+        self.case = case
+        self.weights = [torch.empty(size, size, **made).normal_(0.0, size**-0.5) for _ in range(LAYERS)]
+        first = make_inputs(case, "cuda")
         # The second step has its own activation and the same residual stream.
-        self.steps.append(Inputs(torch.empty_like(first.x).normal_(), first.residual, None, first.weight, None))
+        self.steps = first, Inputs(torch.empty_like(first.x).normal_(), first.residual, None, first.weight, None)
 
-    def graph(self, norms: list[Call] | None) -> torch.cuda.CUDAGraph:
-        """`norms[i]` works on the activation of step i; None leaves the norms out."""
+    def graph(self, contestant: Contestant | None) -> torch.cuda.CUDAGraph:
+        """The products with its norms, which work on the activation of their step; None leaves the norms out."""
+        norms = [contestant.bind(self.case, step) for step in self.steps] if contestant else []
         calls: list[Call] = []
-        for layer in range(LAYERS):
+        for layer, weight in enumerate(self.weights):
             source, target = self.steps[(layer + 1) % 2].x, self.steps[layer % 2].x
-            calls.append(_product(source, self.weights[layer], target))
-            if norms is not None:
-                calls.append(norms[layer % 2])
+            calls += [partial(torch.mm, source, weight, out=target), *norms[layer % 2 : layer % 2 + 1]]
         return capture(calls, PRODUCTS * len(calls) // LAYERS)
 
 
-def time_between_gemms(bare: torch.cuda.CUDAGraph, graphs: Mapping[str, torch.cuda.CUDAGraph]) -> Samples:
-    """Microseconds that one norm adds, one figure a round, against the bare chain of the same round."""
-    without = 0.0
+def time_between_gemms(
+    case: Case,
+    contestants: Mapping[str, Contestant],
+    each: Callable[[Callable[[str], torch.cuda.CUDAGraph]], Mapping[str, torch.cuda.CUDAGraph]],
+) -> Samples:
+    """Microseconds that one norm adds, one figure a round, against the bare chain of the same round.
+
+    each: makes the graphs of those that can be captured.
+    """
+    chain, without = Chain(case), 0.0
+    graphs = each(lambda name: chain.graph(contestants[name]))
+    bare = chain.graph(None)
 
     def measure_bare() -> None:
         nonlocal without
-        without = replay_us(bare)
+        without = device_us(bare.replay)
 
-    return round_robin(
-        lambda name: (replay_us(graphs[name]) - without) / PRODUCTS,
-        list(graphs),
-        dict.fromkeys(graphs, ROUNDS),
-        before_round=measure_bare,
-    )
+    def measure(name: str) -> float:
+        return (device_us(graphs[name].replay) - without) / PRODUCTS
 
-
-def bind_chain(contestant: Contestant, case: Case, chain: Chain) -> list[Call]:
-    return [contestant.bind(case, step) for step in chain.steps]
-
-
-def _projection(size: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty((size, size), dtype=dtype, device="cuda").normal_(0.0, size**-0.5)
-
-
-def _product(source: Tensor, weight: Tensor, target: Tensor) -> Call:
-    return lambda: torch.mm(source, weight, out=target)
+    return round_robin(measure, dict.fromkeys(graphs, ROUNDS), measure_bare)

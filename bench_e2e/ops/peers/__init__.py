@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from serving_ops.bench_e2e import environment
-from serving_ops.bench_e2e.ops.case_result import first_line
 from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Norm, Unsupported, differentiated
 from serving_ops.bench_e2e.ops.inputs import Inputs
 
 ENGINES = {"cpu": ("vllm_c",), "cuda": ("vllm_c", "sgl")}
+REASON_CHARACTERS = 160  # of an error's first line
 LIBRARIES = {"cpu": (), "cuda": ("flashinfer_norm", "quack_norm", "liger", "fla_gated")}
 WITH_GRADIENTS = {"cpu": (), "cuda": ("quack_norm", "liger", "fla_gated")}
 
@@ -42,6 +42,12 @@ def load(bench: str, adapters: Iterable[str]) -> tuple[list[Contestant], dict[st
         except Exception as error:  # an installation broken in any way is one contestant less
             absent[adapter] = first_line(error)
     return found, absent
+
+
+def first_line(error: BaseException) -> str:
+    """An error as a cell of a table takes it."""
+    text = str(error).strip().split("\n")[0] or "no message"
+    return f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]
 
 
 def offered(calls: dict[str, Callable[[Inputs], Call]]) -> Callable[[Case, Inputs], Call]:

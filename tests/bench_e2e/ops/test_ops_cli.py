@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from serving_ops.bench_e2e import cli
-from serving_ops.bench_e2e.ops import timing_cpu, timing_cuda
+from serving_ops.bench_e2e.ops import timing
 
 
 def test_a_run_writes_what_was_measured_and_on_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(timing_cpu, "WINDOW_NS", 20_000)
+    monkeypatch.setattr(timing, "WINDOW_NS", 20_000)
     out = tmp_path / "results" / "ops.json"
     words = ["--device", "cpu", "--quick", "--threads", "1", "--contestants", "eager", "--out", str(out)]
     status = cli.main(["ops", *words, "--sizes", "2x64,2x3x128"])
@@ -42,7 +43,7 @@ def test_a_contestant_that_is_not_here_is_an_error_that_names_those_that_are(
 
 
 def test_what_was_measured_before_a_crash_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing_cpu, "WINDOW_NS", 20_000)
+    monkeypatch.setattr(timing, "WINDOW_NS", 20_000)
     measured: list[object] = []
 
     def crash_on_the_second() -> None:
@@ -50,7 +51,7 @@ def test_what_was_measured_before_a_crash_is_written(tmp_path: Path, monkeypatch
         if len(measured) == 2:
             raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(timing_cuda, "release_memory", crash_on_the_second)
+    monkeypatch.setattr(torch.cuda, "empty_cache", crash_on_the_second)
     out = tmp_path / "ops.json"
     words = ["--device", "cpu", "--quick", "--threads", "1", "--contestants", "eager", "--out", str(out)]
     with pytest.raises(RuntimeError, match="illegal memory access"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.ops import ops_table, timing_cpu
+from serving_ops.bench_e2e.ops import ops_table, timing
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, eager, ours, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs
@@ -26,7 +26,7 @@ def _returns_its_input(case: Case, inputs: Inputs) -> Call:
 
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing_cpu, "WINDOW_NS", 20_000)
+    monkeypatch.setattr(timing, "WINDOW_NS", 20_000)
 
 
 def test_who_fails_is_named_with_the_reason_and_the_others_are_timed() -> None:

@@ -15,15 +15,14 @@ from torch import Tensor
 from serving_ops import reference
 from serving_ops.bench_e2e import cli, table
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.ops import cases, peers, timing_cpu
-from serving_ops.bench_e2e.ops.case_result import CaseResult
+from serving_ops.bench_e2e.ops import cases, peers, timing
 from serving_ops.bench_e2e.ops.cases import ADD, BACKWARD, BOTH, GATED, PASSES, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.check import Gradients
 from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported, eager, inductor, ours
 from serving_ops.bench_e2e.ops.inputs import make_inputs
 from serving_ops.bench_e2e.ops.peers import fla_gated, liger, quack_norm, trained
-from serving_ops.bench_e2e.ops.runner import measure
-from serving_ops.bench_e2e.ops.timing_cuda import MOST_SETS, sets_for
+from serving_ops.bench_e2e.ops.runner import CaseResult, measure
+from serving_ops.bench_e2e.ops.timing import MOST_SETS, sets_for
 
 CASES = {
     op: Case("rows", op, (3, 2, 64), weight="float32" if op == GATED else "same", passes=BOTH, threads=1)
@@ -34,7 +33,7 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing_cpu, "WINDOW_NS", 20_000)
+    monkeypatch.setattr(timing, "WINDOW_NS", 20_000)
 
 
 def _measured(case: Case, *contestants: Contestant) -> CaseResult:

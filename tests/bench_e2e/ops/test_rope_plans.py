@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from serving_ops import cuda_rope
-from serving_ops.bench_e2e.ops import rope_plans, runner, timing_cpu
+from serving_ops.bench_e2e.ops import rope_plans, runner, timing
 from serving_ops.bench_e2e.ops.cases import QK_ROPE, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported, copy, ours
@@ -52,7 +52,7 @@ def test_every_plan_gives_the_right_result_and_differs_from_ours(
 
 
 def test_a_copy_is_timed_and_never_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing_cpu, "WINDOW_NS", 20_000)
+    monkeypatch.setattr(timing, "WINDOW_NS", 20_000)
     case = Case("rope", QK_ROPE, (2, 4, 2, 64), threads=1)
     wrong = Contestant("peer", "1", copy().bind)
     result = runner.measure(case, [ours(), copy(), wrong], "cpu", quick=True)
