@@ -42,7 +42,25 @@ def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> None:
         reference.fused_add_rms_norm(input, residual, weight, eps)
 
-    _stand_in(monkeypatch, "flashinfer.norm", rmsnorm=rmsnorm, fused_add_rmsnorm=fused_add_rmsnorm)
+    def fused_add_rmsnorm_fp8_block_quant(
+        out: Tensor,
+        block_scale: Tensor,
+        normed_out: Tensor,
+        input: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float = 1e-6,
+        enable_pdl: bool | None = None,
+    ) -> None:
+        rows, size = input.shape
+        assert block_scale.shape == (size // 128, -(-rows // 4) * 4)
+        assert block_scale.is_contiguous()
+        normed, total = reference.add_rms_norm(input, residual, weight, eps)
+        residual.copy_(total)
+        _quantize(normed_out.copy_(normed), out, block_scale.T[:rows], QuantFormat())
+
+    norms = (rmsnorm, fused_add_rmsnorm, fused_add_rmsnorm_fp8_block_quant)
+    _stand_in(monkeypatch, "flashinfer.norm", **{norm.__name__: norm for norm in norms})
 
 
 @pytest.fixture
@@ -183,6 +201,16 @@ def test_plain_norms_of_the_projects_give_the_right_result(adapter: str, names: 
         gated = Case("gated", GATED, (2, 3, 128), weight="float32")
         with pytest.raises(Unsupported):
             contestant.bind(gated, make_inputs(gated, "cpu"))
+
+
+@pytest.mark.usefixtures("flashinfer")
+@pytest.mark.parametrize("rows", [1, 6, 8])
+def test_flashinfers_norm_for_blocks_gives_the_right_result_and_it_has_none_for_a_scale_a_row(rows: int) -> None:
+    for contestant in _load("flashinfer_norm"):
+        _check(contestant, Case("quant", FUSED_ADD_QUANT, (rows, 256), form="block"))
+        token = Case("quant", FUSED_ADD_QUANT, (rows, 256), form="token")
+        with pytest.raises(Unsupported):
+            contestant.bind(token, make_inputs(token, "cpu"))
 
 
 @pytest.mark.usefixtures("fla")
