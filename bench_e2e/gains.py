@@ -1,7 +1,7 @@
 """Who gains: a line an engine and model, with the ratios whose interval excludes 1, and a list of who gains nothing.
 
 Each engine, machine, model and mode counts once, by its result with the most pairs; of several with at least 5 pairs by
-the newest. Results whose pairs are too few for an interval say nothing here.
+the newest. Results whose pairs are too few for an interval, and those of a plugin that was not on, say nothing here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def _chosen(results: dict[Path, dict[str, Any]]) -> list[tuple[Path, Comparison]
     found: dict[tuple[str, ...], tuple[Path, Comparison]] = {}
     compared = [(path, comparison.of(plain)) for path, plain in results.items() if plain["kind"] in KINDS]
     for path, result in sorted(compared, key=lambda entry: (min(_pairs(entry[1]), LEAST_PAIRS), entry[1].run["date"])):
-        if any(ratio and ratio.low is not None for ratio in map(result.ratio, result.figures)):
+        has_interval = any(ratio and ratio.low is not None for ratio in map(result.ratio, result.figures))
+        if result.active and has_interval:
             found[result.run["engine"], result.run["device"], result.run["model"], mode(result)] = path, result
     return list(found.values())
 

@@ -79,10 +79,11 @@ def test_more_pairs_count_before_a_later_day_up_to_five_pairs(result: Comparison
     assert shown(("2026-11-20", 5), ("2026-11-21", 2)) == "2026-11-20"
 
 
-def test_too_few_pairs_and_other_benches_say_nothing(result: Comparison) -> None:
+def test_too_few_pairs_a_plugin_that_was_off_and_other_benches_say_nothing(result: Comparison) -> None:
     few = _result(result, {"tpot_ms_batch_1": 0.9}, pairs=4)
+    off = dataclasses.replace(_result(result, {"tpot_ms_batch_1": 0.9}), plugin_lines={"serving_ops": [None]})
     other = dataclasses.replace(result, run={**result.run, "kind": "training-steps"})
-    text = _gains(few, other)
+    text = _gains(few, off, other)
     assert "vLLM" not in text
 
 
