@@ -176,7 +176,17 @@ def _cutlass(name: str, group: tuple[int, int], key: str, **quantized: Any) -> A
     return kernel
 
 
+def _cutlass_int8() -> Any:
+    from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassInt8ScaledMMLinearKernel
+
+    kernel = CutlassInt8ScaledMMLinearKernel.__new__(CutlassInt8ScaledMMLinearKernel)
+    kernel.config = SimpleNamespace(input_symmetric=True, is_static_input_scheme=False)
+    kernel.layer_param_names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
+    return kernel
+
+
 KERNELS = {
+    "int8": _cutlass_int8,
     "one scale a token": lambda: _cutlass("CutlassFP8ScaledMMLinearKernel", (1, -1), "kFp8DynamicTokenSym"),
     "blocks": lambda: _cutlass(
         "CutlassFp8BlockScaledMMKernel",
@@ -188,10 +198,10 @@ KERNELS = {
 }
 
 
-def _fp8_layer(*, blocks: bool) -> Any:
+def _layer(case: str) -> Any:
     layer = torch.nn.Module()
-    weight = torch.zeros(WIDTH, HIDDEN).to(torch.float8_e4m3fn)
-    layer.weight = torch.nn.Parameter(weight if blocks else weight.t(), requires_grad=False)
+    weight = torch.ones(WIDTH, HIDDEN).to(torch.int8 if case == "int8" else torch.float8_e4m3fn)
+    layer.weight = torch.nn.Parameter(weight if case == "blocks" else weight.t(), requires_grad=False)
     layer.weight_scale = torch.nn.Parameter(torch.ones(1), requires_grad=False)
     return layer
 
@@ -210,7 +220,7 @@ def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
         return torch.zeros(a.shape[0], WIDTH, dtype=torch.bfloat16)
 
     monkeypatch.setattr(ops, "cutlass_scaled_mm", gemm)
-    kernel, linear, norm = KERNELS[case](), _fp8_layer(blocks=case == "blocks"), _norm()
+    kernel, linear, norm = KERNELS[case](), _layer(case), _norm()
     arguments = (rows(5, HIDDEN).cpu(), rows(5, HIDDEN).cpu() * 0.5) if fused else (rows(5, HIDDEN).cpu(),)
     own = norm(*(given.clone() for given in arguments))
     expected = kernel.apply_weights(linear, own[0] if fused else own)
@@ -227,8 +237,35 @@ def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
     dequantized, our_dequantized = (
         values.float() * factors.repeat_interleave(groups, 1) for values, factors in ((a, scale), (our_a, our_scale))
     )
-    torch.testing.assert_close(our_dequantized, dequantized, rtol=0.13, atol=1e-3)  # one step of FP8
+    one_step = {"rtol": 0.0, "atol": float(scale.max())} if case == "int8" else {"rtol": 0.13, "atol": 1e-3}
+    torch.testing.assert_close(our_dequantized, dequantized, **one_step)
     assert (our_dequantized == dequantized).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("case", KERNELS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_paired_layer_is_traced_whole_and_computes_what_it_does_untraced(
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str, fused: bool
+) -> None:
+    from vllm import _custom_ops as ops
+
+    def gemm(a: Tensor, b: Tensor, *, out_dtype: torch.dtype, **_: Any) -> Tensor:
+        return (a.float() @ b.float()).to(out_dtype)
+
+    monkeypatch.setattr(ops, "cutlass_scaled_mm", gemm)
+    kernel, linear, norm = KERNELS[case](), _layer(case), _norm()
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+
+    def paired(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        result = norm(*arguments)
+        handed, total = result if fused else (result, arguments[0])
+        return kernel.apply_weights(linear, handed), total
+
+    arguments = tuple(rows(5, HIDDEN).cpu() for _ in range(1 + fused))
+    expected = paired(*(given.clone() for given in arguments))
+    traced = torch.compile(paired, fullgraph=True, backend="aot_eager")
+    for got, want in zip(traced(*arguments), expected, strict=True):
+        assert torch.equal(got, want)
 
 
 def _on_gpu(case: str) -> tuple[Any, Any]:
@@ -244,17 +281,12 @@ def _on_gpu(case: str) -> tuple[Any, Any]:
         quantized = weight.to(torch.float8_e4m3fn).cuda()
         layer.weight = torch.nn.Parameter(quantized if case == "blocks" else quantized.t(), requires_grad=False)
         return KERNELS[case](), layer.cuda()
-    from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassInt8ScaledMMLinearKernel
-
-    kernel = CutlassInt8ScaledMMLinearKernel.__new__(CutlassInt8ScaledMMLinearKernel)
-    kernel.config = SimpleNamespace(input_symmetric=True, is_static_input_scheme=False)
-    kernel.layer_param_names = ["weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj"]
     layer.weight = torch.nn.Parameter((weight * 30).clamp(-127, 127).to(torch.int8).cuda().t(), requires_grad=False)
-    return kernel, layer.cuda()
+    return KERNELS[case](), layer.cuda()
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", [*KERNELS, "int8"])
+@pytest.mark.parametrize("case", KERNELS)
 @pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, case: str, kind: str, fused: bool) -> None:
