@@ -40,14 +40,16 @@ def markdown(plain: dict[str, Any]) -> str:
 
 
 def summary(plains: Sequence[dict[str, Any]]) -> str:
-    """A line a result, a column a figure: serving_ops over native."""
+    """A line a result, a column a figure: serving_ops over native. Of several engines each line has its name."""
     results = [comparison.of(plain) for plain in plains]
     columns = {figure: label for result in results for figure, label in result.figures.items()}
     cells = [
         [ratio_text(result.ratio(figure)) if figure in result.figures else "" for figure in columns]
         for result in results
     ]
-    lines = [[title(result), *ratios] for result, ratios in zip(results, cells, strict=True)]
+    several = len({result.run["engine"] for result in results}) > 1
+    names = [f"{result.run['engine']}, {title(result)}" if several else title(result) for result in results]
+    lines = [[name, *ratios] for name, ratios in zip(names, cells, strict=True)]
     return Block([f"{OURS} / {BASELINE}", *columns.values()], lines).markdown()
 
 

@@ -41,6 +41,14 @@ def test_a_summary_goes_to_its_own_place(files: list[str], tmp_path: Path) -> No
     assert _tables(page)[0][1].startswith("| ")
 
 
+def test_a_summary_of_several_engines_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(RESULTS / f"{name}.json") for name in ("turns-h200", "turns-h200-sglang")]
+    assert table.main([*files, "--summary", "all"]) == 0
+    assert re.findall(r"^\| (vllm|sglang), preset dense", capsys.readouterr().out, re.MULTILINE) == ["vllm", "sglang"]
+    assert table.main([files[0], "--summary", "all"]) == 0
+    assert "| preset dense, compiled |" in capsys.readouterr().out
+
+
 def test_results_of_several_kinds_have_no_summary(capsys: pytest.CaptureFixture[str]) -> None:
     for files in (["ops-h200", "turns-h200"], ["serve-cpu"]):
         assert table.main([*(str(RESULTS / f"{name}.json") for name in files), "--summary", "all"]) == 1
