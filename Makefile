@@ -1,6 +1,6 @@
 # make test      set up and run the tests of the ops, the kernels and the plugins, and serve with one engine of each kind
 # make test-all  set up and run every test that this machine can run
-# make bench     set up, serve SmolLM2 with and without serving_ops, print TTFT and TPOT: 4 minutes after set-up
+# make bench     set up, serve SmolLM2 with and without serving_ops, print TTFT and TPOT: 3 minutes after set-up
 # make ops       set up, time the ops alone
 # make wheel     set up, build a wheel in dist/ that installs without a compiler
 # make lint      ruff and mypy

@@ -40,6 +40,11 @@ class Ratio:
     high: float | None
     pairs: int
 
+    @property
+    def reach(self) -> float:
+        """Of the interval to each side, over the ratio; without an interval infinite."""
+        return math.inf if self.low is None or self.high is None else (self.high - self.low) / 2 / self.ratio
+
 
 @dataclass(frozen=True)
 class Summary:

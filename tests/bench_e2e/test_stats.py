@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
+from serving_ops.bench_e2e import serve
 from serving_ops.bench_e2e.stats import paired_ratio, ratio_to, spread, summarize, t_quantile_95
 
 
@@ -92,3 +94,20 @@ def test_ratio_to_a_time_that_is_not_positive_is_none() -> None:
 
 def test_a_single_round_has_no_spread() -> None:
     assert summarize([2.5]).p25 == summarize([2.5]).p75 == pytest.approx(2.5)
+
+
+def test_the_reach_of_an_interval_is_relative_to_its_ratio() -> None:
+    found = paired_ratio([2.0] * 5, [1.0, 1.1, 0.9, 1.05, 0.95])
+    assert found.reach == pytest.approx((found.high - found.low) / 2 / found.ratio)
+    assert paired_ratio([1.0] * 4, [1.0] * 4).reach == math.inf
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.03, 0.06])
+def test_a_run_that_ends_where_its_interval_is_narrow_has_the_true_ratio_in_it_94_times_in_100(noise: float) -> None:
+    draws, held, runs = random.Random(1), 0, 4000
+    for _ in range(runs):
+        other = [math.exp(draws.gauss(0.0, noise)) for _ in range(serve.LOOKS[-1])]
+        looks = (paired_ratio([1.0] * pairs, other[:pairs]) for pairs in serve.LOOKS)
+        found = next(ratio for ratio in looks if ratio.reach <= 0.02 or ratio.pairs == serve.LOOKS[-1])
+        held += found.low <= 1 <= found.high
+    assert held / runs > 0.93
