@@ -23,13 +23,13 @@ ROLES = {
     "product": r"gemm|gemv|nvjet|cutlass|cublas|splitk|matmul|scaled_mm|::linear|::(add)?mm\b|onednn",
     "SiLU": r"silu|act_and_mul|gelu",
     "norm, rope": r"qk_norm_rope",
-    "norm": r"norm|rsqrt",
+    "norm": r"norm|rsqrt|^triton_(red|per)_",
     "quant": r"quant",
     "rope": r"rope|rotary|_cat_",
     "copy": r"copy|clone|memcpy|memset|fill",
 }
-"""What a kernel does -> what its name has. The first that fits; a kernel of Inductor's is never one of the first three:
-its name lists the operators around it too."""
+"""What a kernel does -> what its name has. The first that fits. A kernel of Inductor's is never one of the first three,
+though its name may list operators around it; one that reduces, outside attention, is a norm."""
 NEVER_INDUCTOR = ("cache", "attention", "product")
 OUR_KERNEL = re.compile(r"(norm_(row|tile|wide)|gated|qk_norm_rope)(_quant)?_kernel|serving_ops::")
 
@@ -37,7 +37,7 @@ GREEN, GREY, TEXT = "#0a7f5a", "#6b7280", "#767c85"
 WIDTH_INCHES, HEADER_INCHES, GROUP_INCHES = 8.0, 0.1, 1.5
 BLOCK_WIDTH, LABEL_WIDTH, SUM_WIDTH = 0.06, 0.15, 0.09  # of the picture
 BAR = 0.62  # height of a bar, of a row's
-LEAST_LABELLED = 0.028  # of the picture: narrower kernels have no words in them
+LEAST_NAMED, LEAST_LABELLED = 0.032, 0.018  # of the picture: narrower kernels have their us alone, or nothing
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,16 @@ def _row(axes: Any, y: float, parts: Sequence[Part], scale: float) -> float:
         filled = GREEN if part.ours else GREY
         look = {"fill": False, "ec": TEXT, "lw": 0.6} if part.block else {"fc": filled, "lw": 0}
         axes.add_patch(Rectangle(place, *size, **look))
-        text = part.role if part.block else f"{part.role.replace(', ', chr(10))}\n{part.us:.1f}".strip()
         if width >= LEAST_LABELLED:
+            text = part.role if part.block else _text(part, named=width >= LEAST_NAMED)
             _words(axes, x + width / 2, y, text, size=7, align="center", colour=TEXT if part.block else "#ffffff")
         x, before = x + width, part
     return x
+
+
+def _text(part: Part, named: bool) -> str:
+    lines = part.role.split(", ") if named and part.role else []
+    return "\n".join([*lines, f"{part.us:.1f}"])
 
 
 def _words(

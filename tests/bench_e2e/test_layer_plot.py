@@ -14,6 +14,7 @@ from serving_ops.bench_e2e import cli, layer_plot
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.result_file import compact
 
+ROOT = Path(__file__).parents[2]
 GEMM = ("void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cute::tuple<", 9.0)
 ATTENTION = ("void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90", 6.0)
 SUM = ("void cublasLt::splitKreduce_kernel<32, 16, int, float", 1.0)
@@ -87,14 +88,32 @@ def test_the_picture_is_small_and_says_the_sums_and_can_be_read_on_any_page(with
     first = out.read_bytes()
     text = first.decode()
     assert len(first) < 60_000
-    words = {"".join(element.itertext()).strip() for element in xml.fromstring(text).iter() if "text" in element.tag}
-    assert {"10.0 us", "7.8 us", "with serving_ops"} <= words
+    assert {"10.0 us", "7.8 us", "with serving_ops"} <= set(_words(out))
     width = float(re.findall(r'<svg [^>]*?width="([\d.]+)pt"', text)[0])
     assert 550 < width <= 600  # points: 800 pixels
     backgrounds = re.findall(r'<g id="patch_1">.*?</g>', text, re.DOTALL)
     assert not re.search(r"fill: #(?!none)", "".join(backgrounds)), "the page's own background is to be seen"
     assert cli.main(["plot", "layer", str(with_layer), str(with_layer), "--out", str(out)]) == 0
     assert out.read_bytes() == first
+
+
+def _words(picture: Path) -> list[str]:
+    return [
+        "".join(element.itertext()).strip() for element in xml.parse(picture).iter() if element.tag.endswith("text")
+    ]
+
+
+def test_the_readmes_picture_is_what_its_command_draws(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (command,) = re.findall(r"python -m serving_ops\.bench_e2e (plot layer [^`]*)`", readme)
+    *words, picture = command.split()
+    paths = [str(ROOT / word) if word.endswith(".json") else word for word in words]
+    drawn = tmp_path / "layer.svg"
+    assert cli.main([*paths, str(drawn)]) == 0
+    assert _words(drawn) == _words(ROOT / picture)
+    sums = [word.removesuffix(" us") for word in _words(drawn) if word.endswith(" us")]
+    (alternative,) = re.findall(rf"!\[(.*)\]\({picture}\)", readme)
+    assert re.findall(r"([\d.]+) us", alternative) == sums
 
 
 def test_a_result_without_layers_is_refused_by_name(
