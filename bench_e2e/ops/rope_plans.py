@@ -39,6 +39,10 @@ def _bind(change: Callable[[Plan], Plan]) -> Callable[[Case, Inputs], Call]:
         heads, plan = route
         if change(plan) == plan:
             raise Unsupported("this is the plan")
-        return lambda: cuda_rope.launch(call, heads, change(plan))
+
+        def run() -> None:
+            cuda_rope.launch(call, heads, change(plan))
+
+        return run
 
     return bind
