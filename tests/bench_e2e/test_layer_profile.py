@@ -7,10 +7,17 @@ from serving_ops.bench_e2e.layer_profile import Span, added_times, layer_of
 LAYER = {"norm": 1.5, "gemm": 8.0, "rope": 1.0, "attention": 5.0, "gemm 2": 4.0}
 
 
-def _profile(layers: int, steps: int, gap: float = 0.5) -> list[Span]:
-    """A prompt, and steps of `layers` layers between an embedding and a last product; the first layer differs."""
+def _profile(layers: int, steps: int, gap: float = 0.5, around: int = 1) -> list[Span]:
+    """A prompt, and steps of `layers` layers behind `around` kernels and before a last product; the first differs."""
     first = ["first norm", *list(LAYER)[1:]]
-    step = ["embedding", *first, *list(LAYER) * (layers - 1), "last norm", "logits", "argmax"]
+    step = [
+        *(f"copy {place % 9}" for place in range(around)),
+        *first,
+        *list(LAYER) * (layers - 1),
+        "last norm",
+        "logits",
+        "argmax",
+    ]
     spans, time = [], 0.0
     for name in [*["prefill"] * 7, *step * steps]:
         spans.append((name, time, time + LAYER.get(name, 3.0)))
@@ -28,6 +35,21 @@ def _from_norm(layer: list[dict[str, str | float]] | None) -> list[tuple[str | f
 def test_a_layer_is_what_the_steps_repeat_most_often() -> None:
     for layers in (6, 28):
         assert _from_norm(layer_of(_profile(layers, steps=32))) == list(LAYER.items())
+
+
+def test_a_layer_is_found_where_the_step_has_more_around_it() -> None:
+    """As on CPU, where the operators that prepare a step are profiled too."""
+    assert _from_norm(layer_of(_profile(6, steps=32, around=20))) == list(LAYER.items())
+
+
+def test_of_layers_of_two_kinds_all_that_repeat_are_found() -> None:
+    """As in a hybrid, with three linear layers to one of attention."""
+    linear = ["norm", "gemm", "conv", "scan"]
+    step = ["embedding", *([*linear * 3, *LAYER] * 6), "logits"]
+    spans = [(name, float(place), place + 0.5) for place, name in enumerate(step * 32)]
+    found = layer_of(spans)
+    assert found is not None
+    assert len(found) == 3 * len(linear) + len(LAYER)
 
 
 def test_a_kernel_that_started_early_is_counted_from_the_end_of_the_one_before() -> None:
