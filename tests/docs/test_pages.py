@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         linked = {(page.parent / link.partition("#")[0]).resolve() for link in _links(page)}
         ahead += [found for found in linked - reached if found in PAGES]
     assert reached == set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    """By its path, or where a page names it beside another file by its name alone. NAME stands for any name."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    if not tracked:
+        pytest.skip("not a checkout of git")
+    named = set(re.findall(r"`([\w./-]+(?:\.(?:py|h|cpp|def|json|svg)|/))`", page.read_text()))
+    named = {name for name in named if not re.search(r"[A-Z]{4}|^dist/", name)}
+    assert not {name for name in named if not any(f"/{name}" in f"/{path}" for path in tracked)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
