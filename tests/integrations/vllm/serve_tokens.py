@@ -1,6 +1,7 @@
 """Run by path, in a process of its own: serve prompts with vLLM and write what came out, and what ran, as JSON.
 
 Usage: serve_tokens.py MODEL OUT {eager,compiled} [MODULE of vLLM to hide from serving_ops]
+ENGINE_ARGS in the environment: more arguments of vLLM's, as JSON.
 """
 
 from __future__ import annotations
@@ -27,13 +28,21 @@ def prompts(vocab: int) -> list[dict[str, list[int]]]:
 
 
 def worker_state(worker: Any) -> dict[str, Any]:
-    """Run in the worker: the counters, if the plugin loaded serving_ops there, and the classes of its norms."""
+    """Run in a worker: its process, the classes of its norms, and, if the plugin loaded serving_ops there, the counters
+    and the factor of vLLM's compile-cache key."""
+    import os
     import sys
     from collections import Counter
 
     norms = Counter(type(m).__name__ for m in worker.get_model().modules() if "RMSNorm" in type(m).__name__)
     counters = sys.modules.get("serving_ops.counters")
-    return {"norms": dict(norms), "calls": counters.snapshot() if counters else None}
+    cache = sys.modules.get("serving_ops.integrations.vllm.compile_cache")
+    return {
+        "pid": os.getpid(),
+        "norms": dict(norms),
+        "calls": counters.snapshot() if counters else None,
+        "compile_key": cache.compile_key() if cache else None,
+    }
 
 
 ON_CUDA = {
@@ -92,6 +101,7 @@ def main() -> None:
         fuse_q_and_k()
     from vllm import LLM, SamplingParams
 
+    more = json.loads(os.environ.get("ENGINE_ARGS", "{}"))
     llm = LLM(
         model=model,
         skip_tokenizer_init=True,
@@ -100,8 +110,7 @@ def main() -> None:
         max_num_seqs=NUM_PROMPTS,
         enable_prefix_caching=False,
         disable_log_stats=True,
-        **device_options(),
-        **model_options(Path(model)),
+        **{**device_options(), **model_options(Path(model)), **more},
     )
     asked = prompts(llm.llm_engine.model_config.get_vocab_size())
     params = SamplingParams(
