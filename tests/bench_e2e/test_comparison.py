@@ -196,6 +196,17 @@ def test_a_plugin_that_took_no_layer_is_not_active() -> None:
     assert not is_active(startup_line(["serving_ops is off: SERVING_OPS='yes' is not known"]))
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["serving_ops is off: no kernels", "serving_ops 0.1.0 (auto, cuda:1): on for no layer; native: 3 RMSNorm (why)"],
+)
+@pytest.mark.parametrize("other_first", [True, False])
+def test_the_plugin_is_on_where_it_is_on_in_every_worker(other: str, other_first: bool) -> None:
+    log = [f"(Worker_TP1) {other}", f"(Worker_TP0) {ON}"]
+    assert not is_active(startup_line(log if other_first else log[::-1]))
+    assert startup_line([f"(Worker_TP1) {ON}", f"(Worker_TP0) {ON}"]) == ON
+
+
 def test_kernels_in_vllms_fusion_pass_count_as_active_where_no_layer_is_on() -> None:
     line = "serving_ops 0.1.0 (auto, cuda:0): on for no layer; where vLLM's pass fuses norms with FP8, "
     assert is_active(f"{line}our kernels run")
