@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import chat_answer, chat_prompts, engine_arguments, options, session, smollm2, turns
-from serving_ops.bench_e2e.arguments import at_least_1, at_least_2
 from serving_ops.bench_e2e.client import LABELS, METRICS, ServeLoad
 from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.plugin_log import startup_line
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
 from serving_ops.bench_e2e.progress import Progress

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, machine_lock, options, session, sglang_scheduler, turns
-from serving_ops.bench_e2e.arguments import at_least_1, numbers
 from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.options import at_least_1, numbers
 from serving_ops.bench_e2e.plugin_log import startup_line
 from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.progress import Progress

@@ -110,7 +110,7 @@ def _renderer(result: dict[str, Any]) -> ModuleType:
     if result["kind"] in ("ops", "training"):
         from serving_ops.bench_e2e.ops import ops_table as renderer
     elif result["kind"] == "accuracy":
-        from serving_ops.bench_e2e.accuracy import accuracy_table as renderer
+        from serving_ops.bench_e2e.accuracy import accuracy_bench as renderer
     else:
         from serving_ops.bench_e2e import comparison_table as renderer
     return renderer

@@ -19,9 +19,8 @@ import torch
 
 from serving_ops import nn
 from serving_ops.bench_e2e import environment, presets, result_file, session, turns
-from serving_ops.bench_e2e.arguments import at_least_1, check_gpu, check_writable
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
-from serving_ops.bench_e2e.options import check_variables
+from serving_ops.bench_e2e.options import at_least_1, check_gpu, check_variables, check_writable
 from serving_ops.bench_e2e.stats import RATIO_METHOD
 
 KIND = "training-steps"

@@ -1,27 +1,55 @@
-"""`python -m serving_ops.bench_e2e accuracy`: is a model with our norms as near to its fp32 form as with vLLM's?"""
+"""`python -m serving_ops.bench_e2e accuracy`: is a model with our norms as near to its fp32 form as with vLLM's?
+
+Every combination that is asked for: vLLM with its own norms and with ours, beside the same weights in fp32, which
+transformers computes on CPU.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import environment, options, result_file, smollm2
-from serving_ops.bench_e2e.accuracy import accuracy_table
-from serving_ops.bench_e2e.accuracy.accuracy_rows import Served, measure
-from serving_ops.bench_e2e.arguments import check_writable, engine_arguments, file_name, names
-from serving_ops.bench_e2e.process import ChildFailed
-from serving_ops.bench_e2e.result_file import save
+from serving_ops.bench_e2e.accuracy.figures import figures, ratio
+from serving_ops.bench_e2e.comparison import OURS
+from serving_ops.bench_e2e.options import check_writable, engine_arguments, file_name, names
+from serving_ops.bench_e2e.plugin_log import is_active, startup_line
+from serving_ops.bench_e2e.process import ChildFailed, Children, wait_a_little
+from serving_ops.bench_e2e.server import VARIANTS, engine_environment
 
 KIND = "accuracy"
 TEXT = Path(__file__).with_name("text.txt")
 MODES = ("eager", "compiled")
 NOT_QUANTIZED = "none"
 QUANTIZATIONS = (NOT_QUANTIZED, *smollm2.QUANTIZED)
+WORKER = [sys.executable, "-m", "serving_ops.bench_e2e.accuracy.engine_logits"]
+SPARE_TOKENS = 64
+HEADER = ("weights, mode", "perplexity", "with serving_ops", "KL from fp32", "with serving_ops", "ratio of KL [95%]")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the engine is given. checkpoint: a folder; more: arguments for vLLM."""
+
+    quantization: str | None
+    eager: bool
+    checkpoint: Path
+    more: dict[str, Any]
+
+    @property
+    def mode(self) -> str:
+        return "eager" if self.eager else "compiled"
+
+    @property
+    def label(self) -> str:
+        return f"{self.quantization or 'bf16'}, {self.mode}"
 
 
 def main(words: Sequence[str]) -> int:
@@ -30,29 +58,22 @@ def main(words: Sequence[str]) -> int:
     device = environment.detect_device()
     try:
         model = smollm2.checkpoint()
+        wanted = [None if name == NOT_QUANTIZED else name for name in chosen.quantizations]
         served = [
-            _served(quantization, mode, chosen.engine_args)
-            for quantization in chosen.quantizations
+            Served(name, mode == "eager", smollm2.checkpoint(name), smollm2.engine_args(name) | chosen.engine_args)
+            for name in wanted
             for mode in chosen.modes
         ]
         with tempfile.TemporaryDirectory(prefix="serving-ops-accuracy-") as work:
-            found = measure(model, TEXT.read_text(), served, device, Path(work), say=_say)
+            say = lambda what: print(what, flush=True)  # noqa: E731
+            found = measure(model, TEXT.read_text(), served, device, Path(work), say)
     except (smollm2.Unavailable, ChildFailed) as error:
         print(error, file=sys.stderr)
         return 1
     run = result_file.of_run(KIND, environment.command_line(f"{options.COMMAND} {KIND}", words), device)
     result = {**run, "name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, **found}
-    print(f"wrote {save(result, chosen.out / f'{chosen.name}.json')}\n\n{accuracy_table.markdown(result)}")
+    print(f"wrote {result_file.save(result, chosen.out / f'{chosen.name}.json')}\n\n{markdown(result)}")
     return 0
-
-
-def _say(what: str) -> None:
-    print(what, flush=True)
-
-
-def _served(quantization: str, mode: str, more: dict[str, Any]) -> Served:
-    name = None if quantization == NOT_QUANTIZED else quantization
-    return Served(name, mode == "eager", smollm2.checkpoint(name), smollm2.engine_args(name) | more)
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -74,3 +95,83 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     options.check_installed(parser, "vllm")
     check_writable(parser, chosen.out / f"{chosen.name}.json")
     return chosen
+
+
+def measure(
+    model: Path, text: str, served: Iterable[Served], device: str, work: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The figures of each. model: the bf16 checkpoint, computed in fp32 for the reference. Raises ChildFailed."""
+    import torch
+    import transformers
+
+    tokens: list[int] = transformers.AutoTokenizer.from_pretrained(model)(text).input_ids
+    say(f"the reference: {len(tokens)} tokens in fp32")
+    exact = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        reference = exact(torch.tensor([tokens])).logits[0, :-1]
+    following, rows = torch.tensor(tokens[1:]), []
+    for one in served:
+        found = {}
+        for variant in VARIANTS:
+            say(f"{one.label}, {variant}")
+            logits, line = _engine_logits(one, variant, tokens, device, work)
+            found[variant] = figures(logits, reference, following)
+        native, ours = (found[variant] for variant in VARIANTS)
+        row = {
+            "quantization": one.quantization,
+            "mode": one.mode,
+            "perplexity": {variant: round(of.perplexity, 4) for variant, of in found.items()},
+            "divergence": {variant: float(f"{of.divergence:.4g}") for variant, of in found.items()},
+            "same_top": {variant: round(of.same_top, 4) for variant, of in found.items()},
+            "startup": line,
+            "active": is_active(line),
+            "divergence_ratio": [round(bound, 3) for bound in ratio(ours, native)],
+        }
+        rows.append(row)
+    perplexity = figures(reference, reference, following).perplexity
+    return {"tokens": len(tokens), "reference_perplexity": round(perplexity, 4), "rows": rows}
+
+
+def _engine_logits(served: Served, variant: str, tokens: list[int], device: str, work: Path) -> tuple[Any, str]:
+    """The logits, and what serving_ops said at start-up."""
+    import torch
+
+    room = len(tokens) + SPARE_TOKENS
+    arguments = {
+        "model": str(served.checkpoint),
+        "enforce_eager": served.eager,
+        "max_model_len": room,
+        "max_num_batched_tokens": room,  # the text in one step
+        "enable_prefix_caching": False,
+        **({"gpu_memory_utilization": 0.3} if device == "cuda" else {}),
+        **served.more,
+    }
+    job, out, log = (work / f"{variant}.{ending}" for ending in ("json", "pt", "log"))
+    job.write_text(json.dumps({"engine_arguments": arguments, "tokens": tokens, "out": str(out)}))
+    with Children() as children:
+        child = children.start([*WORKER, str(job)], engine_environment(variant, device, work, True), log, cwd=work)
+        while child.ended() is None:
+            wait_a_little()
+        if child.ended() != 0:
+            raise ChildFailed(f"vLLM ended with status {child.ended()} ({served.label}, {variant})", child)
+        line = startup_line(child.lines())
+        if line is None and variant == OURS:
+            raise ChildFailed(f"serving_ops said nothing at start-up ({served.label})", child)
+    logits = torch.load(out)
+    out.unlink()
+    return logits, line or ""
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *map(_line, result["rows"])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _line(row: dict[str, Any]) -> tuple[str, ...]:
+    middle, low, high = row["divergence_ratio"]
+    return (
+        f"{row['quantization'] or 'bf16'}, {row['mode']}",
+        *(f"{value:.3f}" for value in row["perplexity"].values()),
+        *(f"{value:.3g}" for value in row["divergence"].values()),
+        f"{middle:.3f} [{low:.3f}, {high:.3f}]" if row["active"] else "vLLM's norms run",
+    )

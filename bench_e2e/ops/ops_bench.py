@@ -17,13 +17,12 @@ import torch
 from rich.console import Console
 
 from serving_ops.bench_e2e import environment, result_file, table
-from serving_ops.bench_e2e.arguments import check_gpu, check_writable, names, numbers, shapes
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import cases, ops_table, peers, timing
 from serving_ops.bench_e2e.ops.cases import FORWARD, Case
 from serving_ops.bench_e2e.ops.contestants import Contestant, copy, eager, inductor, ours
 from serving_ops.bench_e2e.ops.runner import CaseResult, measure
-from serving_ops.bench_e2e.options import COMMAND, check_variables
+from serving_ops.bench_e2e.options import COMMAND, check_gpu, check_variables, check_writable, names, numbers, shapes
 from serving_ops.bench_e2e.session import FAILED, INTERRUPTED, end_as_if_interrupted
 
 WIDTH_WITHOUT_TERMINAL = 180  # columns: a log takes any, and a dozen contestants need them

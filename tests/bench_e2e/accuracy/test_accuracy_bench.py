@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from serving_ops.bench_e2e import presets
-from serving_ops.bench_e2e.accuracy import accuracy_table
-from serving_ops.bench_e2e.accuracy.accuracy_rows import Served, measure
+from serving_ops.bench_e2e.accuracy.accuracy_bench import Served, markdown, measure
 from serving_ops.bench_e2e.accuracy.engine_logits import record_logits
 from serving_ops.bench_e2e.environment import detect_device
 
@@ -92,4 +91,4 @@ def test_a_line_of_the_table_has_both_engines_and_the_ratio_with_its_interval() 
 
 
 def _last_line(row: dict[str, Any]) -> str:
-    return accuracy_table.markdown({"rows": [row]}).splitlines()[-1]
+    return markdown({"rows": [row]}).splitlines()[-1]
