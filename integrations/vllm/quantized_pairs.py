@@ -31,11 +31,14 @@ from serving_ops.integrations.vllm import (
     rms_norm_layer,
 )
 
-SERVES_FASTER: frozenset[tuple[str, str]] = frozenset({("CPUInt8ScaledMMLinearKernel", "eager")})
-"""The kernels of linear layers, and the mode, in which a model was measured to be faster.
-
-On CPU, Qwen3-0.6B's shape with 6 layers (vLLM 0.32, 2 cores, 2026-11-28) has a TPOT of 0.806 of vLLM's, and takes 0.891
-for 512 tokens, with `qk_norm_rope` (bench_e2e/results/step-cpu-int8.json)."""
+SERVES_FASTER: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("CPUInt8ScaledMMLinearKernel", "eager"),  # TPOT 0.81: step-cpu-int8.json
+        ("CutlassInt8ScaledMMLinearKernel", "compiled"),  # 0.92: step-h200-int8-token-compiled.json
+    }
+)
+"""The kernels of linear layers, and the mode, in which a model was measured to be faster. Beside each, the TPOT or the
+device time of a step, over vLLM's (Qwen3-0.6B's shape, with `qk_norm_rope`), and the file in bench_e2e/results."""
 
 NAME = "quantized_pairs"
 

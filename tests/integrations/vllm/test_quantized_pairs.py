@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++
 CPU = torch.device("cpu")
 WIDTH = 512
 MODES = ("eager", "compiled")
+MEASURED = quantized_pairs.SERVES_FASTER
 NAMES = ("weight", "weight_scale", "input_scale", "input_scale_ub")
 
 
@@ -355,9 +356,9 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_OPS", "auto")
 
 
-def _take(config: Any) -> tuple[str | None, bool]:
+def _take(config: Any, kernel: Any = None) -> tuple[str | None, bool]:
     """The phrase, and whether the norm quantizes."""
-    layer = _decoder(_norm(), _cpu_int8()[0])
+    layer = _decoder(_norm(), kernel or _cpu_int8()[0])
     phrase = quantized_pairs.take([torch.nn.ModuleList([layer])], config, CPU)
     return phrase, not isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
 
@@ -410,6 +411,14 @@ def test_only_what_was_measured_to_be_faster_is_taken(
     monkeypatch.setattr(quantized_pairs, "SERVES_FASTER", measured)
     taken = {"eager": _take(_config("NONE"))[1], "compiled": _take(_config("VLLM_COMPILE"))[1]}
     assert taken == {other: other == mode for other in MODES}
+
+
+@pytest.mark.parametrize(("mode", "quantizes"), [("VLLM_COMPILE", True), ("NONE", False)])
+def test_on_cuda_the_norms_of_a_compiled_int8_model_quantize(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, mode: str, quantizes: bool
+) -> None:
+    monkeypatch.setattr(quantized_pairs, "SERVES_FASTER", MEASURED)
+    assert _take(_config(mode), _cutlass_int8())[1] == quantizes
 
 
 def test_a_norm_without_a_kernel_is_vllms(everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
