@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 RANKS = 2
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",  # of each worker: two share the cores
     "PYTHONSAFEPATH": "1",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # serve_tokens.py sends a function to the workers
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
