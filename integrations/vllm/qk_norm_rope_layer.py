@@ -11,7 +11,8 @@ which none can say before 0.33; and the write needs the slots of the step, which
 from __future__ import annotations
 
 import functools
-import json
+import itertools
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, RopeSpec, cuda_rope, extension, settings
+from serving_ops import NormSpec, RopeSpec, extension, settings
 from serving_ops.integrations.common.norm_specs import why_reference
 from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import features, gemma_rms_norm, installed, rms_norm_layer
@@ -52,15 +53,25 @@ OPTIONS = "serving_ops_qk_norm_rope"
 """The attribute of each layer that is on: the operator's keyword arguments."""
 
 TEXT = f"{OPTIONS}_text"
-"""The same as JSON, which the operator for CUDA takes. Dynamo does not trace how it is made."""
+"""The same as a text. Dynamo does not trace how it is made."""
 
 SHORT = "vllm_qk_norm_rope"
-_TENSORS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight"
-SCHEMA = f"{SHORT}({_TENSORS}, str options) -> ()"
-"""Of the operator for CUDA. It has few arguments, each of which costs host time where a prompt is not in a graph."""
+ARGUMENTS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, str options"
+"""Of the operator that layers call. Its options are one text: each argument costs 0.3 us of host time, which eager mode
+waits for, and so does a prompt that is in no graph."""
+
+INTEGERS = ("num_q_heads", "num_kv_heads", "head_dim", "rotary_dim", "is_neox", "mrope_interleaved")
+FLOATS = ("eps", "weight_offset")
+"""What the text has, in order; `mrope_section` comes last, where it is given."""
+
+MANTISSA_BITS = 53
 
 PASS = "vLLM's own fusion pass was asked for"
-FROM_PYTHON = "launched from Python, it takes the host longer than vLLM's three kernels"
+FROM_PYTHON = "launched from Python, it takes the host longer than vLLM's kernels"
+NOT_MEASURED = "its host time beside vLLM's three kernels was not measured"
+
+EAGER_ON_CUDA = False
+"""Whether it is on in eager mode on CUDA. The host sets the pace there, and nobody has measured its time yet."""
 
 layers_on: list[str] = []
 """The names of the loaded model's layers that are on, with their classes: compiled graphs depend on them."""
@@ -199,19 +210,48 @@ def _specs(attention: Any, x: Activations) -> tuple[NormSpec, ...]:
 
 
 def _why_slower(attention: Any, x: Activations) -> str | None:
-    """Why vLLM's kernels take less time in eager mode on CUDA, where the host sets the pace, or None."""
-    if x.device.type != "cuda" or calls(attention.q_norm, "forward_native"):
+    """Why vLLM's kernels may take less of the host's time on CUDA, or None. Compiled models too run prompts eagerly."""
+    if x.device.type != "cuda":
         return None
-    in_cpp = "cuda" in registry.find(OP).in_cpp and extension.cpp_library() is not None
-    return None if in_cpp else FROM_PYTHON
+    if extension.cpp_library() is None:
+        return FROM_PYTHON
+    return None if EAGER_ON_CUDA or calls(attention.q_norm, "forward_native") else NOT_MEASURED
 
 
 @functools.cache
 def define() -> None:
-    """Define the operator for CUDA, once per process: graphs from vLLM's cache call it by its name."""
-    library.define(SCHEMA, tags=TAGS)
-    library.impl(SHORT, cuda_rope.of_layer, "CompositeExplicitAutograd")
+    """Define the operator, once per process: graphs from vLLM's cache call it by its name."""
+    library.define(f"{SHORT}({ARGUMENTS}) -> ()", tags=TAGS)
+    library.define(f"_{SHORT}_fallback({ARGUMENTS}) -> str")
+    library.impl(SHORT, _by_name, "CompositeExplicitAutograd")
+    library.impl(f"_{SHORT}_fallback", registry.fallback(_by_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"serving_ops::{SHORT}", lambda *_: None, lib=library)
+
+
+def options_text(options: dict[str, Any]) -> str:
+    """Return the operator's options as integers, which C++ reads fast: a float as a mantissa and a power of two."""
+    integers = (int(options[name]) for name in INTEGERS)
+    floats = itertools.chain.from_iterable(_mantissa_and_power(options[name]) for name in FLOATS)
+    return " ".join(map(str, (*integers, *floats, *(options["mrope_section"] or ()))))
+
+
+def _mantissa_and_power(value: float) -> tuple[int, int]:
+    mantissa, power = math.frexp(value)
+    return int(mantissa * 2**MANTISSA_BITS), power - MANTISSA_BITS
+
+
+def options_of(text: str) -> dict[str, Any]:
+    """Return the options that have this text."""
+    values = iter(map(int, text.split()))
+    integers = {name: next(values) for name in INTEGERS}
+    flags = {name: bool(integers[name]) for name in ("is_neox", "mrope_interleaved")}
+    floats = {name: math.ldexp(next(values), next(values)) for name in FLOATS}
+    return integers | flags | floats | {"mrope_section": tuple(values) or None}
+
+
+def _by_name(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:
+    """What C++ does not take goes to the operator of all calls."""
+    torch.ops.serving_ops.qk_norm_rope(qkv, positions, table, q_weight, k_weight, **options_of(options))
 
 
 def take(found: Iterable[NormLayer]) -> None:
@@ -222,7 +262,7 @@ def take(found: Iterable[NormLayer]) -> None:
         installed.wrap(cls, "forward", _with_ours)
     for layer in on:
         setattr(layer.attention, OPTIONS, layer.options())
-        setattr(layer.attention, TEXT, json.dumps(layer.options()))
+        setattr(layer.attention, TEXT, options_text(layer.options()))
         installed.on_undo(functools.partial(_leave, weakref.ref(layer.attention)))  # a model that is gone stays so
     layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}" for layer in on)
     installed.on_undo(layers_on.clear)
@@ -253,20 +293,12 @@ def _fit(positions: Tensor, hidden_states: Any, options: dict[str, Any]) -> bool
     return len(shape) == 2 and (positions.dim() == 1 or options["mrope_section"] is not None)
 
 
-def _is_repeated(qkv: Tensor) -> bool:
-    """Return whether Python repeats the launches. On CPU the operator goes straight to C++."""
-    return qkv.is_cuda
-
-
 def forward(attention: Any, positions: Tensor, hidden_states: Tensor, options: dict[str, Any]) -> Tensor:
     """`Qwen3Attention.forward`: hidden_states (num_tokens, hidden_size). The heads of q and k are written in place."""
     qkv, _ = attention.qkv_proj(hidden_states)
     table = attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
     q_weight, k_weight = attention.q_norm.weight, attention.k_norm.weight
-    if _is_repeated(qkv):
-        torch.ops.serving_ops.vllm_qk_norm_rope(qkv, positions, table, q_weight, k_weight, getattr(attention, TEXT))
-    else:
-        torch.ops.serving_ops.qk_norm_rope(qkv, positions, table, q_weight, k_weight, **options)
+    torch.ops.serving_ops.vllm_qk_norm_rope(qkv, positions, table, q_weight, k_weight, getattr(attention, TEXT))
     q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
     output: Tensor = attention.o_proj(attention.attn(q, k, v))[0]
     return output

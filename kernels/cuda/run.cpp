@@ -87,6 +87,54 @@ void set_gated(const GatedNormSpec& spec, const TensorView& x, Fields* fields) {
   fields->eps = static_cast<float>(spec.eps);
 }
 
+// A stride counts where something is apart by it.
+int64_t stride_of(int64_t size, int64_t stride) { return size > 1 ? stride : 0; }
+
+// Every half of a head, of a row of the table and of a weight; and heads in the caches on as many elements.
+bool starts_aligned(const RopeCall& call) {
+  const RopeSpec& spec = call.spec;
+  const int64_t bytes = element_bytes(spec.norm.dtype), half = spec.rotary_dim / 2;
+  uint64_t starts = 0;
+  const auto add = [&starts](const void* data, int64_t elements, int64_t item_bytes) {
+    starts |= reinterpret_cast<uintptr_t>(data) | static_cast<uint64_t>(elements * item_bytes);
+  };
+  const auto add_heads = [&](const RopeCall::Place& heads, int64_t count) {
+    add(heads.data, half | stride_of(call.num_tokens, heads.token_stride) | stride_of(count, heads.head_stride), bytes);
+  };
+  add_heads(call.q_heads, call.num_q_heads);
+  add_heads(call.k_heads, call.num_kv_heads);
+  add(call.table.data, half | stride_of(call.table.sizes[0], call.table.strides[0]), element_bytes(spec.table_dtype));
+  for (const Param& weight : {spec.norm.weight, call.k_weight})
+    if (weight.data != nullptr) add(weight.data, half, element_bytes(weight.dtype));
+  if (!call.is_cached) return starts % kAlignment == 0;
+  add_heads(call.v_heads, call.num_kv_heads);
+  for (const TensorView* cache : {&call.cache.keys, &call.cache.values}) {
+    int64_t elements = reinterpret_cast<uintptr_t>(cache->data) / cache->item_bytes();
+    for (int64_t d = 0; d + 1 < cache->num_dims; ++d) elements |= stride_of(cache->sizes[d], cache->strides[d]);
+    add(nullptr, elements, bytes);
+  }
+  return starts % kAlignment == 0;
+}
+
+uint64_t rope_flags(const RopeCall& call) {
+  const RopeSpec& spec = call.spec;
+  const RopeCall::Cache& cache = call.cache;
+  return flag(true, kRope) | static_cast<uint64_t>(spec.norm.dtype) << kXDtype | norm_flags(spec.norm, false) |
+         flag(!spec.is_neox, kInterleaved) | flag(spec.has_sections && spec.taking_turns, kTakingTurns) |
+         flag(spec.table_dtype != spec.norm.dtype, kTableInFp32) |
+         flag(call.positions.item_bytes() == 8, kLongPositions) | flag(call.is_cached, kCached) |
+         (call.is_cached ? flag(cache.slots.item_bytes() == 8, kLongSlots) | flag(cache.keys.is_fp8(), kCacheInFp8) |
+                               flag(cache.is_scaled, kScaled)
+                         : 0) |
+         flag(starts_aligned(call), kAligned);
+}
+
+// What tells kernels of one head apart: the pairs that are rotated, and those of the second and the third position.
+int64_t pairs_of(const RopeSpec& spec) {
+  const int64_t sections = spec.has_sections ? (spec.section[1] + 1) << 16 | (spec.section[2] + 1) << 32 : 0;
+  return spec.rotary_dim / 2 | sections;
+}
+
 // The rows of `normed` and `q` are the third and the fourth of the space.
 void set_result(const QuantResult& result, const RowSpace<4>& space, Fields* fields) {
   fields->normed = rows_of(result.normed, space, 2);
@@ -94,6 +142,41 @@ void set_result(const QuantResult& result, const RowSpace<4>& space, Fields* fie
   fields->scales_ptr = result.scales.data;
   fields->scales_row_stride = result.scales_row_stride;
   fields->scales_group_stride = result.scales_group_stride;
+}
+
+Rows rows_of(const RopeCall::Place& heads) { return {heads.data, heads.token_stride, heads.head_stride}; }
+
+void set_rope(const RopeCall& call, Fields* fields) {
+  const TensorView &x = call.x, &positions = call.positions;
+  fields->q = rows_of(call.q_heads);
+  fields->k = rows_of(call.k_heads);
+  fields->positions_ptr = positions.data;
+  fields->positions_axis_stride = call.spec.has_sections ? positions.strides[0] : 0;
+  fields->positions_token_stride = positions.strides[positions.num_dims - 1];
+  fields->table_ptr = call.table.data;
+  fields->table_row_stride = call.table.strides[0];
+  fields->q_weight_ptr = address_or(call.spec.norm.weight, x);
+  fields->k_weight_ptr = address_or(call.k_weight, x);
+  fields->num_q_heads = static_cast<int32_t>(call.num_q_heads);
+  fields->num_kv_heads = static_cast<int32_t>(call.num_kv_heads);
+  fields->eps = static_cast<float>(call.spec.norm.eps);
+  fields->weight_offset = call.spec.norm.weight_offset;
+}
+
+void set_cache(const RopeCall& call, Fields* fields) {
+  const RopeCall::Cache& cache = call.cache;
+  const bool cached = call.is_cached, scaled = cached && cache.is_scaled;
+  fields->v = cached ? rows_of(call.v_heads) : Rows{call.x.data, 0, 0};
+  fields->key_cache_ptr = cached ? cache.keys.data : call.x.data;
+  fields->value_cache_ptr = cached ? cache.values.data : call.x.data;
+  fields->slots_ptr = cached ? cache.slots.data : call.positions.data;
+  fields->k_scale_ptr = scaled ? cache.k_scale.data : call.x.data;
+  fields->v_scale_ptr = scaled ? cache.v_scale.data : call.x.data;
+  fields->num_slots = cached ? static_cast<int32_t>(cache.slots.sizes[0]) : 0;
+  fields->block_size = cached ? static_cast<int32_t>(cache.block_size) : 1;
+  fields->cache_block_stride = cached ? cache.block_stride : 0;
+  fields->cache_slot_stride = cached ? cache.slot_stride : 0;
+  fields->cache_head_stride = cached ? cache.head_stride : 0;
 }
 
 // The context of a device where torch has its tensors, kept for as long as the process lives; null where there is none.
@@ -125,22 +208,25 @@ class Launch {
     return driver_ != nullptr && make_current() && driver_->current_stream(device_, &stream_) == AOTI_TORCH_SUCCESS;
   }
 
-  // groups: of a row. size and group_size: of the key.
-  bool find(uint64_t flags, int64_t size, int64_t group_size, int64_t rows, int64_t groups) {
-    rows_ = rows;
-    groups_ = groups;
+  // size and group_size: of the key. rows: those of the plan.
+  bool find(uint64_t flags, int64_t size, int64_t group_size, int64_t rows) {
     const Key key{flags | static_cast<uint64_t>(device_) << kDevice, size, group_size};
-    return variants().find(key, rows * groups_, &variant_);
+    return variants().find(key, rows, &variant_);
   }
 
-  void operator()(Fields& fields) const {
+  // How many programs that many rows take.
+  uint32_t programs(int64_t rows) const {
+    return static_cast<uint32_t>((rows + variant_.rows_per_program - 1) / variant_.rows_per_program);
+  }
+
+  void operator()(Fields& fields, uint32_t grid_x, uint32_t grid_y) const {
     fields.scratch = nullptr;
     void* parameters[Recipe::kMaxParameters];
     variant_.parameters.point(&fields, parameters);
     LaunchAttribute dependent{kProgrammaticStreamSerialization, 0, {1}};
     LaunchConfig config{};
-    config.grid_x = static_cast<uint32_t>((rows_ + variant_.rows_per_program - 1) / variant_.rows_per_program);
-    config.grid_y = static_cast<uint32_t>(groups_);
+    config.grid_x = grid_x;
+    config.grid_y = grid_y;
     config.grid_z = config.block_y = config.block_z = 1;
     config.block_x = variant_.threads;
     config.shared_bytes = variant_.shared_bytes;
@@ -165,7 +251,6 @@ class Launch {
   bool switched_ = false;
   int32_t device_;
   void* stream_;
-  int64_t rows_, groups_;
   Variant variant_;
 };
 
@@ -186,7 +271,7 @@ bool run(const NormCall& call) {
       row_flags<2>(call.space, {&call.x, &call.other}, spec.dtype, spec.size, address(spec.weight)) |
       norm_flags(spec, fused);
   Launch launch;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.size, rows, 1)) return false;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.size, rows)) return false;
 
   const Rows x = rows_of(call.x, call.space, 0), other = rows_of(call.other, call.space, 1);
   Fields fields;
@@ -196,7 +281,7 @@ bool run(const NormCall& call) {
   fields.residual = fused ? other : x;
   fields.out = fused ? x : other;
   fields.total_ptr = fields.residual.ptr;
-  launch(fields);
+  launch(fields, launch.programs(rows), 1);
   count(call.op);
   return true;
 }
@@ -210,7 +295,8 @@ bool run(const GatedCall& call) {
                                       address(spec.weight) | address(spec.bias)) |
                          gated_flags(spec, call.has_gate);
   Launch launch;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.group_size, rows, spec.size / spec.group_size)) return false;
+  const int64_t groups = spec.size / spec.group_size;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.group_size, rows * groups)) return false;
 
   Fields fields;
   set_gated(spec, call.x, &fields);
@@ -218,7 +304,7 @@ bool run(const GatedCall& call) {
   fields.x = rows_of(call.x, call.space, 0);
   fields.z = rows_of(call.z, call.space, 1);
   fields.out = rows_of(call.out, call.space, 2);
-  launch(fields);
+  launch(fields, launch.programs(rows), groups);
   count(kRmsNormGated);
   return true;
 }
@@ -234,7 +320,7 @@ bool run(const NormQuantCall& call) {
                    address(spec.weight)) |
       norm_flags(spec, call.op == kFusedAddRmsNormQuant) | quant_flags(result);
   Launch launch;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, result.columns_of_a_scale(), rows, 1)) return false;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, result.columns_of_a_scale(), rows)) return false;
 
   Fields fields;
   set_norm(spec, call.x, &fields);
@@ -242,7 +328,7 @@ bool run(const NormQuantCall& call) {
   fields.x = rows_of(call.x, call.space, 0);
   fields.residual = rows_of(call.residual, call.space, 1);
   set_result(result, call.space, &fields);
-  launch(fields);
+  launch(fields, launch.programs(rows), 1);
   count(call.op);
   return true;
 }
@@ -257,8 +343,8 @@ bool run(const GatedQuantCall& call) {
                                       spec.group_size, address(spec.weight) | address(spec.bias)) |
                          gated_flags(spec, call.has_gate) | quant_flags(result);
   Launch launch;
-  if (!launch.prepare(call.x) ||
-      !launch.find(flags, spec.group_size, result.columns_of_a_scale(), rows, spec.size / spec.group_size))
+  const int64_t groups = spec.size / spec.group_size;
+  if (!launch.prepare(call.x) || !launch.find(flags, spec.group_size, result.columns_of_a_scale(), rows * groups))
     return false;
 
   Fields fields;
@@ -267,8 +353,27 @@ bool run(const GatedQuantCall& call) {
   fields.x = rows_of(call.x, call.space, 0);
   fields.z = rows_of(call.z, call.space, 1);
   set_result(result, call.space, &fields);
-  launch(fields);
+  launch(fields, launch.programs(rows), groups);
   count(kRmsNormGatedQuant);
+  return true;
+}
+
+bool run(const RopeCall& call) {
+  if (!call.x.on_cuda() || call.num_tokens > kMaxRows) return false;
+  if (call.num_tokens == 0) return count(kQkNormRope), true;
+  const int64_t heads = call.num_q_heads + call.num_kv_heads;
+  Launch launch;
+  if (!launch.prepare(call.x) ||
+      !launch.find(rope_flags(call), call.spec.norm.size, pairs_of(call.spec), call.num_tokens * heads))
+    return false;
+
+  Fields fields;
+  set_rope(call, &fields);
+  set_cache(call, &fields);
+  const uint32_t of_kv = launch.programs(call.num_kv_heads);
+  const uint32_t blocks = launch.programs(call.num_q_heads) + (call.is_cached ? 2 : 1) * of_kv;
+  launch(fields, static_cast<uint32_t>(call.num_tokens), blocks);
+  count(kQkNormRope);
   return true;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../operators/quant_calls.h"
+#include "../operators/rope_call.h"
 #include "variants.h"
 
 namespace serving_ops::cuda {
@@ -11,6 +12,7 @@ bool run(const NormCall& call);
 bool run(const GatedCall& call);
 bool run(const NormQuantCall& call);
 bool run(const GatedQuantCall& call);
+bool run(const RopeCall& call);
 
 // Of this process.
 Variants& variants();

@@ -52,6 +52,19 @@ class Arguments {
     return stack_[i] == 0 ? otherwise : unboxed<int64_t>(*inner(i));
   }
   bool is_none(int i) const { return stack_[i] == 0; }
+  // An int[]?; false where it has another number of them.
+  template <size_t kCount>
+  bool integers(int i, int64_t (&values)[kCount]) const {
+    const auto list = unboxed<StableListHandle>(*inner(i));
+    size_t count;
+    check(torch_list_size(list, &count), "reading a list");
+    for (size_t j = 0; j < count && count == kCount; ++j) {
+      StableIValue value;
+      check(torch_list_get_item(list, j, &value), "reading a list");
+      values[j] = unboxed<int64_t>(value);
+    }
+    return count == kCount;
+  }
   int64_t integer(int i) const { return unboxed<int64_t>(stack_[i]); }
   double number(int i) const { return unboxed<double>(stack_[i]); }
   bool boolean(int i) const { return unboxed<bool>(stack_[i]); }

@@ -1,118 +1,253 @@
-// A call of qk_norm_rope that the CPU kernels take: as calls.h.
+// A call of qk_norm_rope that the kernels take: as calls.h. Those on CPU write no cache and have one position a token.
 #pragma once
 
-#include "calls.h"
+#include <charconv>
+#include <cmath>
+
+#include "memory.h"
 
 namespace serving_ops {
 
 struct RopeCall {
   RopeSpec spec{};
-  TensorView x, k, positions, table;  // k is x where it lies in it
-  Param q_weight, k_weight;
+  TensorView x, positions, table;
+  Param k_weight;
   int64_t num_tokens, num_q_heads, num_kv_heads;
 
-  // Heads of a tensor, in elements.
+  // (num_tokens, heads, head_dim), strides in elements.
   struct Place {
     char* data;
-    int64_t token_stride, head_stride, span;  // of one token's heads
+    int64_t token_stride, head_stride;
   };
-  Place q_heads, k_heads;
+  Place q_heads, k_heads, v_heads;  // the last only with a cache
+
+  struct Cache {
+    TensorView keys, values, slots;
+    TensorView k_scale, v_scale;  // where `is_scaled`
+    bool is_scaled;
+    int64_t block_size, block_stride, slot_stride, head_stride;  // of both
+  };
+  bool is_cached;
+  Cache cache;
 
   // qk_norm_rope(qkv, positions, cos_sin_cache, q_weight, k_weight, num_q_heads, num_kv_heads, head_dim, eps,
   // weight_offset, rotary_dim, is_neox, mrope_section, mrope_interleaved, k, v, key_cache, value_cache, slot_mapping,
   // k_scale, v_scale)
   static constexpr char kKinds[] = "tttoo.....i.l.ooooooo";
   Refusal read(const Arguments& arguments) {
-    for (int i = 15; i <= 20; ++i)
-      if (arguments.optional_tensor(i) != nullptr) return {"", "v and caches have no kernel on CPU"};
-    if (!arguments.is_none(12)) return {"", "MRoPE has no kernel on CPU"};
-    x = TensorView(arguments.tensor(0));
-    positions = TensorView(arguments.tensor(1));
-    table = TensorView(arguments.tensor(2));
     num_q_heads = arguments.integer(5);
     num_kv_heads = arguments.integer(6);
     spec.norm.size = arguments.integer(7);
     spec.norm.eps = arguments.number(8);
     spec.norm.weight_offset = static_cast<float>(arguments.number(9));
+    spec.rotary_dim = arguments.optional_int(10, kOfTable);
     spec.is_neox = arguments.boolean(11);
-    if (num_q_heads < 1 || num_kv_heads < 1 || spec.norm.size < 1) return {"qkv", " has no heads"};
-    if (x.num_dims < 2 || !x.element_type(&spec.norm.dtype)) return {"qkv", ".dtype is not float16, bfloat16 or float32"};
-    num_tokens = x.sizes[0];
-    if (const Refusal refusal = read_heads(arguments.optional_tensor(14))) return refusal;
-    if (const Refusal refusal = read_table(arguments.optional_int(10, table.num_dims == 2 ? table.sizes[1] : -1)))
-      return refusal;
-    if (const Refusal refusal = read_weights(arguments.optional_tensor(3), arguments.optional_tensor(4))) return refusal;
-    return read_positions();
+    spec.has_sections = !arguments.is_none(12);
+    spec.taking_turns = arguments.boolean(13);
+    if (spec.has_sections && !arguments.integers(12, spec.section)) return kWrongSections;
+    const auto given = [&](int i) { return arguments.optional_tensor(i); };
+    return read(arguments, {given(14), given(15), given(16), given(17), given(18), given(19), given(20)});
+  }
+
+  // (qkv, positions, cos_sin_cache, q_weight, k_weight, options): `options_text` in
+  // integrations/vllm/qk_norm_rope_layer.py says what the text has.
+  static constexpr char kShortKinds[] = "ttttts";
+  Refusal read_short(const Arguments& arguments) {
+    Integers numbers(arguments.text(5));
+    num_q_heads = numbers.next();
+    num_kv_heads = numbers.next();
+    spec.norm.size = numbers.next();
+    spec.rotary_dim = numbers.next();
+    spec.is_neox = numbers.next() != 0;
+    spec.taking_turns = numbers.next() != 0;
+    spec.norm.eps = numbers.next_double();
+    spec.norm.weight_offset = static_cast<float>(numbers.next_double());
+    spec.has_sections = !numbers.are_read();
+    for (int64_t& pairs : spec.section) pairs = spec.has_sections ? numbers.next() : 0;
+    if (!numbers.are_read()) return {"options", " are not known"};
+    return read(arguments, {});
   }
 
  private:
-  Refusal read_heads(AtenTensorHandle separate) {
-    const int64_t size = spec.norm.size;
-    if (separate == nullptr) {
-      const int64_t width = (num_q_heads + 2 * num_kv_heads) * size;
-      if (x.num_dims != 2 || x.sizes[1] != width || x.strides[1] != 1) return {"qkv", " is not rows of heads"};
-      k = x;
-      q_heads = {x.data, x.strides[0], size, num_q_heads * size};
-      k_heads = {x.data + num_q_heads * size * element_bytes(spec.norm.dtype), x.strides[0], size, num_kv_heads * size};
-    } else {
-      k = TensorView(separate);
-      if (k.dtype != x.dtype || !k.on_device_of(x)) return {"k", " is not like qkv"};
-      if (!place(x, num_q_heads, &q_heads)) return {"qkv", " is not rows of heads"};
-      if (!place(k, num_kv_heads, &k_heads)) return {"k", " is not rows of heads"};
+  static constexpr int64_t kOfTable = -1;  // as many elements are rotated as a row of the table has
+  static constexpr Refusal kWrongSections{"mrope_section", " is not three numbers with the sum rotary_dim / 2"};
+
+  // The numbers of a text, a space between two. One that is missing is 0, and then not all are read.
+  class Integers {
+   public:
+    explicit Integers(std::string_view text) : next_(text.data()), end_(text.data() + text.size()) {}
+    int64_t next() {
+      int64_t value = 0;
+      const auto read = std::from_chars(next_, end_, value);
+      if (read.ec != std::errc() || (read.ptr != end_ && *read.ptr != ' ')) fit_ = false;
+      next_ = read.ptr == end_ ? end_ : read.ptr + 1;
+      return value;
     }
-    if (!x.is_writable()) return {"qkv", kMayOverlapItself};
-    if (!k.is_writable()) return {"k", kMayOverlapItself};
-    return separate != nullptr && share_memory() ? Refusal{"k", kMayBeWritten} : Refusal{};
+    // Of two numbers: a mantissa and a power of two.
+    double next_double() {
+      const auto mantissa = static_cast<double>(next());
+      return std::ldexp(mantissa, static_cast<int>(next()));
+    }
+    bool are_read() const { return fit_ && next_ == end_; }
+
+   private:
+    const char *next_, *end_;
+    bool fit_ = true;
+  };
+
+  struct Given {
+    AtenTensorHandle k, v, key_cache, value_cache, slots, k_scale, v_scale;
+  };
+
+  Refusal read(const Arguments& arguments, const Given& given) {
+    x = TensorView(arguments.tensor(0));
+    positions = TensorView(arguments.tensor(1));
+    table = TensorView(arguments.tensor(2));
+    if (num_q_heads < 1 || num_kv_heads < 1 || spec.norm.size < 1) return {"qkv", " has no heads"};
+    if (x.num_dims < 2 || !x.element_type(&spec.norm.dtype)) return {"qkv", ".dtype is not float16, bfloat16 or float32"};
+    num_tokens = x.sizes[0];
+    Memory memory;
+    memory.add("qkv", x, Memory::kWritten);
+    memory.add("cos_sin_cache", table, Memory::kRead);
+    memory.add("positions", positions, Memory::kRead);
+    TensorView k, v, weights[2];
+    is_cached = given.key_cache != nullptr;
+    if (const Refusal refusal = read_heads(given, &k, &v, &memory)) return refusal;
+    if (const Refusal refusal = read_table()) return refusal;
+    if (const Refusal refusal = read_weights(arguments, weights, &memory)) return refusal;
+    if (const Refusal refusal = read_cache(given, &memory)) return refusal;
+    if (const Refusal refusal = memory.why_not()) return refusal;
+    return read_positions();
+  }
+
+  Refusal read_heads(const Given& given, TensorView* k, TensorView* v, Memory* memory) {
+    const int64_t size = spec.norm.size;
+    if (given.v != nullptr && (given.k == nullptr || !is_cached)) return {"v", " is given without k or without caches"};
+    if (given.k == nullptr) {
+      const int64_t width = (num_q_heads + 2 * num_kv_heads) * size, head = size * element_bytes(spec.norm.dtype);
+      if (x.num_dims != 2 || x.sizes[1] != width || x.strides[1] != 1) return {"qkv", " is not rows of heads"};
+      q_heads = {x.data, x.strides[0], size};
+      k_heads = {q_heads.data + num_q_heads * head, x.strides[0], size};
+      v_heads = {k_heads.data + num_kv_heads * head, x.strides[0], size};
+      return {};
+    }
+    if (!place(x, num_q_heads, &q_heads)) return {"qkv", " is not rows of heads"};
+    *k = TensorView(given.k);
+    memory->add("k", *k, Memory::kWritten);
+    if (!place(*k, num_kv_heads, &k_heads)) return {"k", " is not rows of heads like qkv's"};
+    if (!is_cached) return {};
+    if (given.v == nullptr) return {"v", " is not given"};
+    *v = TensorView(given.v);
+    memory->add("v", *v, Memory::kRead);
+    return place(*v, num_kv_heads, &v_heads) ? Refusal{} : Refusal{"v", " is not rows of heads like qkv's"};
   }
 
   // (num_tokens, heads * size) or (num_tokens, heads, size), the elements of a head side by side.
   bool place(const TensorView& of, int64_t heads, Place* place) const {
     const int64_t size = spec.norm.size;
-    if (of.num_dims < 2 || of.num_dims > 3 || of.sizes[0] != num_tokens || of.strides[of.num_dims - 1] != 1) return false;
+    if (of.dtype != x.dtype || !of.on_device_of(x) || of.num_dims < 2 || of.num_dims > 3) return false;
+    if (of.sizes[0] != num_tokens || of.strides[of.num_dims - 1] != 1) return false;
     if (of.num_dims == 2 ? of.sizes[1] != heads * size : of.sizes[1] != heads || of.sizes[2] != size) return false;
-    const int64_t step = of.num_dims == 2 ? size : of.strides[1];
-    *place = {of.data, of.strides[0], step, (heads - 1) * step + size};
+    *place = {of.data, of.strides[0], of.num_dims == 2 ? size : of.strides[1]};
     return true;
   }
 
-  // Of q and k that are given apart, but may be columns of one tensor.
-  bool share_memory() const {
-    const int64_t bytes = element_bytes(spec.norm.dtype), distance = (k_heads.data - q_heads.data) / bytes;
-    if (x.data >= k.end() || k.data >= x.end()) return false;
-    const int64_t period = q_heads.token_stride;
-    if (num_tokens < 2 || period != k_heads.token_stride || period < 1) return true;
-    const int64_t column = (distance % period + period) % period;
-    return column < q_heads.span || column > period - k_heads.span;
-  }
-
-  Refusal read_table(int64_t rotary_dim) {
-    spec.rotary_dim = rotary_dim;
-    if (table.num_dims != 2 || table.sizes[1] != rotary_dim || rotary_dim % 2 != 0 || rotary_dim > spec.norm.size)
+  Refusal read_table() {
+    const int64_t width = table.num_dims == 2 ? table.sizes[1] : -1;
+    if (spec.rotary_dim == kOfTable) spec.rotary_dim = width;
+    if (table.num_dims != 2 || width != spec.rotary_dim || width % 2 != 0 || width > spec.norm.size)
       return {"cos_sin_cache", " is not (positions, rotary_dim)"};
     if (!table.element_type(&spec.table_dtype) || !table.on_device_of(x) ||
         (spec.table_dtype != spec.norm.dtype && spec.table_dtype != Dtype::float32))
       return {"cos_sin_cache", ".dtype is neither qkv's nor float32"};
     if (table.strides[1] != 1) return {"cos_sin_cache", ".stride(1) is not 1"};
-    return is_written(table) ? Refusal{"cos_sin_cache", kMayBeWritten} : Refusal{};
+    if (!spec.has_sections) return spec.taking_turns ? kWrongSections : Refusal{};
+    const auto [first, second, third] = spec.section;
+    const bool fit = first >= 0 && second >= 0 && third >= 0 && 2 * (first + second + third) == width;
+    spec.has_sections = positions.num_dims == 2;
+    return fit ? Refusal{} : kWrongSections;
   }
 
-  Refusal read_weights(AtenTensorHandle of_q, AtenTensorHandle of_k) {
+  Refusal read_weights(const Arguments& arguments, TensorView (&weights)[2], Memory* memory) {
+    const AtenTensorHandle of_q = arguments.any_tensor(3), of_k = arguments.any_tensor(4);
     if ((of_q == nullptr) != (of_k == nullptr)) return {"q_weight", " and k_weight are not given together"};
     if (of_q == nullptr) return {};
-    if (const Refusal refusal = read_weight("q_weight", TensorView(of_q), &q_weight)) return refusal;
-    return read_weight("k_weight", TensorView(of_k), &k_weight);
+    weights[0] = TensorView(of_q);
+    weights[1] = TensorView(of_k);
+    memory->add("q_weight", weights[0], Memory::kRead);
+    memory->add("k_weight", weights[1], Memory::kRead);
+    const auto read = [this](const char* name, const TensorView& weight, Param* param) {
+      return weight.read_vector(name, spec.norm.size, x, spec.norm.dtype, param);
+    };
+    if (const Refusal refusal = read("q_weight", weights[0], &spec.norm.weight)) return refusal;
+    if (const Refusal refusal = read("k_weight", weights[1], &k_weight)) return refusal;
+    const bool alike = weights[0].dtype == weights[1].dtype || !x.on_cuda();
+    return alike ? Refusal{} : Refusal{"k_weight", ".dtype is not q_weight's"};
   }
-  Refusal read_weight(const char* name, const TensorView& view, Param* param) const {
-    if (const Refusal refusal = view.read_vector(name, spec.norm.size, x, spec.norm.dtype, param)) return refusal;
-    return is_written(view) ? Refusal{name, kMayBeWritten} : Refusal{};
+
+  Refusal read_cache(const Given& given, Memory* memory) {
+    if (is_cached != (given.value_cache != nullptr) || is_cached != (given.slots != nullptr) ||
+        (given.k_scale != nullptr) != (given.v_scale != nullptr) || (given.k_scale != nullptr && !is_cached))
+      return {"key_cache", " and what belongs to it are not given together"};
+    if (!is_cached) return {};
+    if (!x.on_cuda()) return {"key_cache", " has no kernel on CPU"};
+    cache.keys = TensorView(given.key_cache);
+    cache.values = TensorView(given.value_cache);
+    cache.slots = TensorView(given.slots);
+    memory->add("key_cache", cache.keys, Memory::kWritten);
+    memory->add("value_cache", cache.values, Memory::kWritten);
+    memory->add("slot_mapping", cache.slots, Memory::kRead);
+    const TensorView &keys = cache.keys, &slots = cache.slots;
+    if (!is_cache(keys) || !is_cache(cache.values)) return {"key_cache", " is not (..., num_kv_heads, head_dim) like qkv"};
+    for (int64_t d = 0; d < keys.num_dims; ++d)
+      if (cache.values.num_dims != keys.num_dims || cache.values.sizes[d] != keys.sizes[d] ||
+          cache.values.strides[d] != keys.strides[d] || cache.values.dtype != keys.dtype)
+        return {"value_cache", " is not like key_cache"};
+    if (slots.num_dims != 1 || slots.sizes[0] > num_tokens || !is_index(slots) || (slots.strides[0] != 1 && slots.sizes[0] > 1))
+      return {"slot_mapping", " is not (n,) side by side"};
+    const bool has_blocks = keys.num_dims == 4;
+    cache.block_size = has_blocks ? keys.sizes[1] : 1;
+    cache.block_stride = keys.strides[0];
+    cache.slot_stride = has_blocks ? keys.strides[1] : 0;
+    cache.head_stride = keys.strides[keys.num_dims - 2];
+    if (keys.sizes[0] * cache.block_size > kMaxSlots) return {"key_cache", " has more slots than the kernels count"};
+    return read_scales(given, memory);
+  }
+  // (num_blocks, block_size, num_kv_heads, head_dim) or (num_slots, num_kv_heads, head_dim), in x's dtype or FP8.
+  bool is_cache(const TensorView& of) const {
+    const int64_t last = of.num_dims - 1;
+    return (of.num_dims == 3 || of.num_dims == 4) && of.sizes[last - 1] == num_kv_heads && of.sizes[last] == spec.norm.size &&
+           of.strides[last] == 1 && (of.dtype == x.dtype || of.is_fp8()) && of.on_device_of(x);
+  }
+  Refusal read_scales(const Given& given, Memory* memory) {
+    cache.is_scaled = given.k_scale != nullptr;
+    if (!cache.is_scaled) return {};
+    cache.k_scale = TensorView(given.k_scale);
+    cache.v_scale = TensorView(given.v_scale);
+    memory->add("k_scale", cache.k_scale, Memory::kRead);
+    memory->add("v_scale", cache.v_scale, Memory::kRead);
+    const bool fit = cache.keys.is_fp8() && is_number(cache.k_scale) && is_number(cache.v_scale);
+    return fit ? Refusal{} : Refusal{"k_scale", " and v_scale are not one number each, of FP8 caches"};
+  }
+  // In fp32.
+  bool is_number(const TensorView& of) const {
+    Dtype dtype;
+    bool one = of.element_type(&dtype) && dtype == Dtype::float32 && of.on_device_of(x);
+    for (int64_t d = 0; d < of.num_dims; ++d) one = one && of.sizes[d] == 1;
+    return one;
+  }
+  bool is_index(const TensorView& of) const {
+    static const int32_t int32 = aoti_torch_dtype_int32(), int64 = aoti_torch_dtype_int64();
+    return (of.dtype == int32 || of.dtype == int64) && of.on_device_of(x);
   }
 
   Refusal read_positions() const {
-    static const int32_t int32 = aoti_torch_dtype_int32(), int64 = aoti_torch_dtype_int64();
-    if (positions.num_dims != 1 || positions.sizes[0] != num_tokens || !positions.on_device_of(x))
-      return {"positions", " is not (num_tokens,)"};
-    if (positions.dtype != int32 && positions.dtype != int64) return {"positions", ".dtype is not int32 or int64"};
-    if (is_written(positions)) return {"positions", kMayBeWritten};
+    const int64_t last = positions.num_dims - 1;
+    if (positions.num_dims != (spec.has_sections ? 2 : 1) || positions.sizes[last] != num_tokens ||
+        (spec.has_sections && positions.sizes[0] != 3) || !is_index(positions))
+      return {"positions", " is not (num_tokens,) of int32 or int64, or three of them with mrope_section"};
+    if (x.on_cuda()) return {};
+    if (spec.has_sections) return {"", "MRoPE has no kernel on CPU"};
     for (int64_t token = 0; token < num_tokens; ++token)
       if (position(token) < 0 || position(token) >= table.sizes[0]) return {"positions", " are not all in the table"};
     return {};
@@ -122,8 +257,6 @@ struct RopeCall {
     return positions.item_bytes() == 8 ? reinterpret_cast<const int64_t*>(positions.data)[i]
                                        : reinterpret_cast<const int32_t*>(positions.data)[i];
   }
-
-  bool is_written(const TensorView& view) const { return view.overlaps(x) || view.overlaps(k); }
 };
 
 }  // namespace serving_ops

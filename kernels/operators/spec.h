@@ -56,10 +56,13 @@ struct QuantFormat {
 };
 
 struct RopeSpec {
-  NormSpec norm;       // of a head; its weight is that of q or of k
+  NormSpec norm;       // of a head; its weight is q's
   int64_t rotary_dim;  // the first elements of a head that are rotated, even
   bool is_neox;        // pairs are halves of these; otherwise neighbours
   Dtype table_dtype;   // of cosines and sines
+  bool has_sections;   // a token has three positions (MRoPE), and each rotates a section of the pairs
+  int64_t section[3];  // pairs
+  bool taking_turns;   // sections are interleaved
 };
 
 }  // namespace serving_ops

@@ -1,6 +1,7 @@
 // A tensor as the kernels see it, and the questions that decide whether they take it.
 #pragma once
 
+#include <algorithm>
 #include <numeric>
 #include <string>
 
@@ -46,11 +47,10 @@ struct TensorView {
   // Of an element. Dtypes that the kernels do not know count as two bytes; a call with one is refused.
   int64_t item_bytes() const {
     static const int32_t float32 = aoti_torch_dtype_float32(), int32 = aoti_torch_dtype_int32(),
-                         int64 = aoti_torch_dtype_int64(), int8 = aoti_torch_dtype_int8(),
-                         float8 = aoti_torch_dtype_float8_e4m3fn();
+                         int64 = aoti_torch_dtype_int64(), int8 = aoti_torch_dtype_int8();
     if (dtype == float32 || dtype == int32) return 4;
     if (dtype == int64) return 8;
-    return dtype == int8 || dtype == float8 ? 1 : 2;
+    return dtype == int8 || is_fp8() ? 1 : 2;
   }
   int64_t row_size() const { return sizes[num_dims - 1]; }
   bool on_cpu() const {
@@ -68,6 +68,10 @@ struct TensorView {
   }
   bool on_device_of(const TensorView& x) const {
     return device_type == x.device_type && (on_cpu() || device_index() == x.device_index());
+  }
+  bool is_fp8() const {
+    static const int32_t float8 = aoti_torch_dtype_float8_e4m3fn();
+    return dtype == float8;
   }
   bool element_type(Dtype* result) const {
     static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
@@ -112,10 +116,10 @@ struct TensorView {
     return {};
   }
 
-  // One past the last element, from the first.
-  int64_t extent() const {
+  // One past the last element, from the first; of the dimensions from d on.
+  int64_t extent(int64_t d = 0) const {
     int64_t last = 0;
-    for (int64_t d = 0; d < num_dims; ++d) {
+    for (; d < num_dims; ++d) {
       if (sizes[d] == 0) return 0;
       last += (sizes[d] - 1) * strides[d];
     }
@@ -125,18 +129,20 @@ struct TensorView {
   bool overlaps(const TensorView& other) const {
     return data < other.end() && other.data < end() && !lies_between_rows_of(other);
   }
-  // Column slices of one buffer: modulo the common divisor of all strides, the rows of one end before the other's begin.
+  // Column slices of one buffer, or blocks that take turns in it: for some number of leading dimensions, modulo the common
+  // divisor of their strides, what one has within them ends before the other's begins.
   bool lies_between_rows_of(const TensorView& other) const {
-    if (num_dims != other.num_dims || dtype != other.dtype) return false;
+    const int64_t bytes = item_bytes(), apart = other.data - data, dims = std::min(num_dims, other.num_dims);
+    if (dtype != other.dtype || apart % bytes != 0) return false;
     int64_t period = 0;
-    for (int64_t d = 0; d + 1 < num_dims; ++d) {
+    for (int64_t d = 0; d + 1 < dims; ++d) {
       if (sizes[d] > 1) period = std::gcd(period, strides[d]);
       if (other.sizes[d] > 1) period = std::gcd(period, other.strides[d]);
+      if (period == 0) continue;
+      const int64_t distance = (apart / bytes % period + period) % period;
+      if (distance >= extent(d + 1) && distance <= period - other.extent(d + 1)) return true;
     }
-    const int64_t bytes = item_bytes();
-    if (period == 0 || (other.data - data) % bytes != 0) return false;
-    const int64_t distance = ((other.data - data) / bytes % period + period) % period;
-    return distance >= row_size() && distance <= period - other.row_size();
+    return false;
   }
   bool is_same_view(const TensorView& other) const {
     if (data != other.data) return false;

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -58,10 +57,6 @@ class Compiled(NamedTuple):
 
 
 OnCompiled = Callable[[Variant, Plan, Compiled], None]
-
-Repeat = Callable[[Iterable[int]], None]
-"""A launch that takes the addresses of a kernel's pointers, in its order. Their device has to be current."""
-
 
 on_compiled: OnCompiled | None = None
 """Called with each kernel compiled or loaded that a launcher of ours can launch."""
@@ -122,16 +117,6 @@ class Launcher:
             return
         pointers, others = args[: self._num_pointers], args[self._num_pointers :]
         _launch(compiled, grid, device_index, [tensor.data_ptr() for tensor in pointers], others)
-
-    def repeat_of(
-        self, variant: Variant, plan: Any, grid: tuple[int, int, int], arguments: Mapping[str, Any], pdl: bool
-    ) -> Repeat | None:
-        """The same launch for tensors at other addresses, at a fraction of the host time; None before `__call__`."""
-        compiled = self._variants.get((variant, plan, pdl))
-        if compiled is None:
-            return None
-        args = self._in_order(arguments)
-        return partial(_launch, compiled, grid, args[0].get_device(), others=args[self._num_pointers :])
 
     def _compile(
         self, variant: Variant, plan: Any, grid: tuple[int, int, int], args: tuple[Any, ...], pdl: bool

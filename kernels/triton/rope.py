@@ -103,12 +103,12 @@ def qk_norm_rope_kernel(
     v_scale_ptr,  # one, if SCALED
     num_q_heads: tl.int32,
     num_kv_heads: tl.int32,
-    q_token_stride: tl.int64,
-    q_head_stride: tl.int64,
-    k_token_stride: tl.int64,
-    k_head_stride: tl.int64,
-    v_token_stride: tl.int64,
-    v_head_stride: tl.int64,
+    q_outer_stride: tl.int64,
+    q_row_stride: tl.int64,
+    k_outer_stride: tl.int64,
+    k_row_stride: tl.int64,
+    v_outer_stride: tl.int64,
+    v_row_stride: tl.int64,
     positions_axis_stride: tl.int64,
     positions_token_stride: tl.int64,
     table_row_stride: tl.int64,
@@ -157,17 +157,17 @@ def qk_norm_rope_kernel(
             columns = tl.arange(0, BLOCK_SIZE)
             mask = (heads < tl.where(slot < 0, 0, num_kv_heads))[:, None] & (columns < SIZE)[None, :]
             heads = heads.to(tl.int64)
-            v_tile = tile_at(v_ptr, token.to(tl.int64), v_token_stride, heads, v_head_stride, columns, ALIGNED)
+            v_tile = tile_at(v_ptr, token.to(tl.int64), v_outer_stride, heads, v_row_stride, columns, ALIGNED)
             v = tl.load(v_tile, mask=mask, other=0.0)
             scale_ptr = v_scale_ptr if SCALED else None
             _put_cached(value_cache_ptr + place, heads, cache_head_stride, columns, v, mask, scale_ptr, ALIGNED)
             return
     if is_q:
-        x_ptr, weight_ptr = q_ptr + token.to(tl.int64) * q_token_stride, q_weight_ptr
-        head_stride, num_heads, first = q_head_stride, num_q_heads, block * HEADS
+        x_ptr, weight_ptr = q_ptr + token.to(tl.int64) * q_outer_stride, q_weight_ptr
+        head_stride, num_heads, first = q_row_stride, num_q_heads, block * HEADS
     else:
-        x_ptr, weight_ptr = k_ptr + token.to(tl.int64) * k_token_stride, k_weight_ptr
-        head_stride, num_heads, first = k_head_stride, num_kv_heads, (block - of_q) * HEADS
+        x_ptr, weight_ptr = k_ptr + token.to(tl.int64) * k_outer_stride, k_weight_ptr
+        head_stride, num_heads, first = k_row_stride, num_kv_heads, (block - of_q) * HEADS
     heads = first + tl.arange(0, HEADS)
     is_head = (heads < num_heads)[:, None]
     heads = heads.to(tl.int64)

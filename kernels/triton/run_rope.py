@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from serving_ops.kernels.triton.launch import Launcher, Plan, Repeat
+from serving_ops.kernels.triton.launch import Launcher, Plan
 from serving_ops.kernels.triton.rope import qk_norm_rope_kernel
-from serving_ops.kernels.triton.variant import ALIGNMENT
+from serving_ops.kernels.triton.variant import ALIGNMENT, BIT, Variant, flags_of
 
 _launcher = Launcher(qk_norm_rope_kernel, enable_fp_fusion=False)  # as norm_tile
 
@@ -46,12 +47,8 @@ def run_qk_norm_rope(
     cache: Cache | None,
     plan: Plan,
     pdl: bool,
-) -> Repeat | None:
-    """Launch on q's device and its current stream. The caller has checked the input; num_tokens is at least 1.
-
-    Returns the same launch for tensors that lie alike, by the addresses of the kernel's pointers, in its order; None in
-    the interpreter.
-    """
+) -> None:
+    """Launch on q's device and its current stream. The caller has checked the input; num_tokens is at least 1."""
     size, half = q.shape[2], rotation.rotary_dim // 2
     heads = (q, k) if v is None else (q, k, v)
     rows = (table,) if q_weight is None or k_weight is None else (table, q_weight, k_weight)
@@ -72,6 +69,8 @@ def run_qk_norm_rope(
         "k_scale_ptr": q if k_scale is None else k_scale,
         "v_scale_ptr": q if v_scale is None else v_scale,
     }
+    aligned = _starts_aligned(heads, rows, caches, half)
+    in_fp32 = q_weight is not None and (q_weight.dtype != q.dtype or weight_offset != 0.0)
     constants: dict[str, Any] = {
         "SIZE": size,
         "HALF": half,
@@ -83,40 +82,55 @@ def run_qk_norm_rope(
         "SECTION_1": -1 if sections is None else sections[1],
         "SECTION_2": -1 if sections is None else sections[2],
         "SECTION_INTERLEAVED": sections is not None and rotation.mrope_interleaved,
-        "ALIGNED": _starts_aligned(heads, rows, caches, half),
+        "ALIGNED": aligned,
         "HAS_WEIGHT": q_weight is not None,
-        "WEIGHT_IN_FP32": q_weight is not None and (q_weight.dtype != q.dtype or weight_offset != 0.0),
+        "WEIGHT_IN_FP32": in_fp32,
         "CACHED": cache is not None,
         "SCALED": k_scale is not None,
         "PDL": pdl,
         "OVERLAP": plan.overlap,
     }
-    strides = (0, 0, 0) if cache is None else cache.keys.stride()[:3]
+    blocks, slots, cache_heads, _ = (0, 0, 0, 0) if cache is None else cache.keys.stride()
     numbers = {
         "num_q_heads": q.shape[1],
         "num_kv_heads": k.shape[1],
-        "q_token_stride": q.stride(0),
-        "q_head_stride": q.stride(1),
-        "k_token_stride": k.stride(0),
-        "k_head_stride": k.stride(1),
-        "v_token_stride": 0 if v is None else v.stride(0),
-        "v_head_stride": 0 if v is None else v.stride(1),
+        "q_outer_stride": q.stride(0),
+        "q_row_stride": q.stride(1),
+        "k_outer_stride": k.stride(0),
+        "k_row_stride": k.stride(1),
+        "v_outer_stride": 0 if v is None else v.stride(0),
+        "v_row_stride": 0 if v is None else v.stride(1),
         "positions_axis_stride": positions.stride(0) if positions.dim() == 2 else 0,
         "positions_token_stride": positions.stride(-1),
         "table_row_stride": table.stride(0),
         "num_slots": 0 if cache is None else cache.slots.shape[0],
         "block_size": 1 if cache is None else cache.keys.shape[1],
-        "cache_block_stride": strides[0],
-        "cache_slot_stride": strides[1],
-        "cache_head_stride": strides[2],
+        "cache_block_stride": blocks,
+        "cache_slot_stride": slots,
+        "cache_head_stride": cache_heads,
         "eps": eps,
         "weight_offset": weight_offset,
     }
-    variant: Any = (q.get_device(), *(tensor.dtype for tensor in tensors.values()), *constants.values())
-    blocks = sum(-(-tensor.shape[1] // plan.rows_per_program) for tensor in heads)
-    launch = variant, plan, (q.shape[0], blocks, 1), tensors | numbers | constants, pdl
-    _launcher(*launch)
-    return _launcher.repeat_of(*launch)
+    flags = flags_of(q, q_weight, second=False, weight_in_fp32=in_fp32, flat=False, aligned=aligned)
+    flags |= _rope_flags(rotation, sections, table.dtype != q.dtype, positions, cache)
+    pairs = half if sections is None else half | (sections[1] + 1) << 16 | (sections[2] + 1) << 32
+    programs = sum(-(-tensor.shape[1] // plan.rows_per_program) for tensor in heads)
+    grid = (q.shape[0], programs, 1)
+    _launcher(Variant(flags, size, pairs), plan, grid, tensors | numbers | constants, pdl)
+
+
+def _rope_flags(
+    rotation: Rotation, sections: tuple[int, ...] | None, table_in_fp32: bool, positions: Tensor, cache: Cache | None
+) -> int:
+    """The bits of a variant that norms do not have."""
+    flags = 1 << BIT.rope | (not rotation.is_neox) << BIT.interleaved | table_in_fp32 << BIT.table_in_fp32
+    flags |= (sections is not None and rotation.mrope_interleaved) << BIT.taking_turns
+    flags |= (positions.dtype == torch.int64) << BIT.long_positions
+    if cache is None:
+        return flags
+    flags |= 1 << BIT.cached | (cache.slots.dtype == torch.int64) << BIT.long_slots
+    in_fp8 = cache.keys.dtype == torch.float8_e4m3fn
+    return flags | in_fp8 << BIT.cache_in_fp8 | (cache.k_scale is not None) << BIT.scaled
 
 
 def _power_of_2(count: int) -> int:
@@ -131,13 +145,15 @@ def _starts_aligned(heads: tuple[Tensor, ...], rows: tuple[Tensor, ...], caches:
     """
     starts = 0
     for tensor in (*heads, *rows):
-        elements = half
-        for stride in tensor.stride()[:-1]:
-            elements |= stride
-        starts |= tensor.data_ptr() | elements * tensor.itemsize
+        starts |= tensor.data_ptr() | (half | _steps(tensor)) * tensor.itemsize
     for cache in caches:
-        elements = cache.data_ptr() // cache.itemsize
-        for stride in cache.stride()[:-1]:
-            elements |= stride
-        starts |= elements * heads[0].itemsize
+        starts |= (cache.data_ptr() // cache.itemsize | _steps(cache)) * heads[0].itemsize
     return starts % ALIGNMENT == 0
+
+
+def _steps(tensor: Tensor) -> int:
+    """The strides between rows that are apart by them, ored together."""
+    steps = 0
+    for size, stride in zip(tensor.shape[:-1], tensor.stride(), strict=False):
+        steps |= stride if size > 1 else 0
+    return steps

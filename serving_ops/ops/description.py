@@ -227,7 +227,6 @@ class NormOp:
     has_out: whether there is an overload that writes results where the caller wants them.
     part_of: the op in whose place it runs on contiguous copies, and which counts its calls.
     run: runs that op where no route is launched.
-    repeat: runs, on CUDA, a call unchecked that only differs in addresses from one that ran; says whether it did.
     tokens_to_prewarm: counts that together use every plan of a layer; None for those of rows.
     check_values: raises for wrong numbers in tensors of indices; called where that needs no synchronization.
     bytes_moved: the fewest that a call must move; None for its rows and results, once each way.
@@ -243,7 +242,6 @@ class NormOp:
     has_out: bool = True
     part_of: str | None = None
     run: Callable[..., None] | None = None
-    repeat: Callable[[Call], bool] | None = None
     tokens_to_prewarm: Callable[[NormSpec], tuple[int, ...]] | None = None
     check_values: Callable[[Call], None] | None = None
     bytes_moved: Callable[[Call], int] | None = None

@@ -194,9 +194,8 @@ registry.register(
         ),
         route=cuda_rope.rope_route,
         launch=cuda_rope.launch_rope,
-        repeat=cuda_rope.repeat,
         tokens_to_prewarm=lambda spec: plan_rope.tokens_to_prewarm(spec.heads + spec.rotation.num_kv_heads),
-        in_cpp=("cpu",),
+        in_cpp=("cpu", "cuda"),
         check_values=rope_checks.index_values,
         bytes_moved=_bytes_moved,
     )

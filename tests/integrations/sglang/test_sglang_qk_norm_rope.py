@@ -295,13 +295,19 @@ def test_a_compiled_model_and_an_op_that_was_left_out_stay_sglangs(
         },
     ],
 )
-def test_without_cuda_graphs_it_is_sglangs_unless_cpp_launches_our_kernel(
+def test_without_cuda_graphs_it_is_sglangs_unless_ours_was_measured(
     server_args: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for devices, expected in (({"cpu"}, "native: 1"), ({"cpu", "cuda"}, "1 of 1")):
-        launches = SimpleNamespace(find=lambda op, found=devices: SimpleNamespace(in_cpp=found))
-        monkeypatch.setattr(qk_norm_rope_layer, "registry", launches)
+    for measured, expected in ((False, "native: 1"), (True, "1 of 1")):
+        monkeypatch.setattr(qk_norm_rope_layer, "WITHOUT_GRAPHS", measured)
         assert f"{expected} Qwen3Attention's q and k" in report(caplog, attention(DENSE), **server_args)
+
+
+def test_without_the_cpp_library_it_is_sglangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(qk_norm_rope_layer.extension, "cpp_library", lambda: None)
+    assert f"({qk_norm_rope_layer.FROM_PYTHON})" in report(caplog, attention(DENSE))
 
 
 def test_where_there_is_no_kernel_or_its_prewarm_fails_sglangs_own_code_runs(

@@ -322,20 +322,21 @@ def test_without_our_part_of_the_compile_cache_key_it_stays_vllms(
     assert _survey(build("Qwen3Attention")).native_because == "keys made otherwise"
 
 
-@pytest.mark.parametrize(("method", "in_cpp", "reason"), [
-    ("forward_cuda", False, qk_norm_rope_layer.FROM_PYTHON),
-    ("forward_cuda", True, None),
-    ("forward_native", False, None),
+@pytest.mark.parametrize(("method", "in_cpp", "measured", "reason"), [
+    ("forward_cuda", False, True, qk_norm_rope_layer.FROM_PYTHON),
+    ("forward_native", False, True, qk_norm_rope_layer.FROM_PYTHON),
+    ("forward_cuda", True, False, qk_norm_rope_layer.NOT_MEASURED),
+    ("forward_cuda", True, True, None),
+    ("forward_native", True, False, None),
 ])  # fmt: skip
-def test_in_eager_mode_on_cuda_it_is_on_only_if_cpp_launches_it(
-    build: Build, monkeypatch: pytest.MonkeyPatch, method: str, in_cpp: bool, reason: str | None
+def test_on_cuda_it_is_on_where_cpp_launches_it_and_in_eager_mode_where_that_was_measured(
+    build: Build, monkeypatch: pytest.MonkeyPatch, method: str, in_cpp: bool, measured: bool, reason: str | None
 ) -> None:
     layer = build("Qwen3Attention")
     layer.q_norm._forward_method = getattr(layer.q_norm, method)
     monkeypatch.setattr(qk_norm_rope_layer, "why_reference", lambda specs: None)
-    monkeypatch.setattr(
-        qk_norm_rope_layer.registry, "find", lambda op: SimpleNamespace(in_cpp=("cuda",) if in_cpp else ("cpu",))
-    )
+    monkeypatch.setattr(qk_norm_rope_layer.extension, "cpp_library", lambda: Path("there") if in_cpp else None)
+    monkeypatch.setattr(qk_norm_rope_layer, "EAGER_ON_CUDA", measured)
     (found,) = qk_norm_rope_layer.survey([layer], _config(), torch.device("cuda"))
     assert found.native_because == reason
 
@@ -427,6 +428,12 @@ def test_attention_of_which_vllm_changed_the_parts_leaves_other_norms_on(
         layer.rotary_emb.use_flashinfer = rotary
 
 
+def test_a_layers_text_has_its_options(build: Build, forced: None) -> None:
+    for name, rope, _, more in FITTING.values():
+        (layer,) = qk_norm_rope_layer.survey([build(name, rope, **more)], _config(), DEVICE)
+        assert qk_norm_rope_layer.options_of(qk_norm_rope_layer.options_text(layer.options())) == layer.options()
+
+
 def test_undo_restores_forward_also_for_a_model_that_is_loaded(build: Build, forced: None) -> None:
     layer = build("Qwen3Attention")
     own = type(layer).forward
@@ -470,12 +477,10 @@ def _compiled(function: Any, *args: Tensor) -> tuple[Any, str]:
     return result, graph.split("def call(")[1].split("\nrunner = ")[0]
 
 
-@pytest.mark.parametrize("operator", ["qk_norm_rope", "vllm_qk_norm_rope"])
 @pytest.mark.parametrize("case", ["dense", "MRoPE interleaved", "Gemma, global"])
 def test_a_compiled_piece_that_ends_before_attention_copies_no_part_of_qkv(
-    build: Build, forced: None, case: str, operator: str, monkeypatch: pytest.MonkeyPatch
+    build: Build, forced: None, case: str
 ) -> None:
-    monkeypatch.setattr(qk_norm_rope_layer, "_is_repeated", lambda qkv: operator == qk_norm_rope_layer.SHORT)
     name, rope, dims, more = FITTING[case]
     layer, x, positions = build(name, rope, **more), rows(TOKENS, HIDDEN), _positions(dims)
     layer(positions, x)
@@ -486,6 +491,6 @@ def test_a_compiled_piece_that_ends_before_attention_copies_no_part_of_qkv(
     found, code = _compiled(layer, positions, x)
     for of_ours, of_vllm in zip(found, expected, strict=True):
         torch.testing.assert_close(of_ours, of_vllm, **NEAR)
-    assert code.count(f"torch.ops.serving_ops.{operator}.default(") == 1
+    assert code.count(f"torch.ops.serving_ops.{qk_norm_rope_layer.SHORT}.default(") == 1
     assert not [word for word in ("copy_(", "clone", "cpp_fused", "triton_") if word in code], code
     assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 1

@@ -9,14 +9,17 @@ To be run in a fresh process; test_launcher.py does, and so can checkers of memo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import QuantFormat, counters
+from serving_ops import NormSpec, QuantFormat, RopeSpec, counters
+from serving_ops.integrations.vllm import qk_norm_rope_layer
+from serving_ops.ops import registry
 
-BF16 = torch.bfloat16
+BF16, CUDA = torch.bfloat16, torch.device("cuda")
 Call = Callable[[], object]
 
 
@@ -29,6 +32,7 @@ def calls_of_every_kind() -> dict[str, Call]:
     gated_quant, token = serving_ops.rms_norm_gated_quant, QuantFormat(granularity="token")
     int8, given = QuantFormat(dtype=torch.int8, granularity="token"), QuantFormat(granularity="tensor")
     packed = QuantFormat(scale_format="ue8m0", scale_layout="tma_aligned")
+    fp8, section = torch.float8_e4m3fn, (24, 20, 20)
     heads = normal(5, 4096)[:, 1024:2048].unflatten(1, (8, 128))
     gate = normal(5, 8192)[:, 3072 : 3072 + 1024].unflatten(1, (8, 128))
     odd_gate = normal(3, 1001)[:, 1:513].unflatten(1, (4, 128))
@@ -68,7 +72,52 @@ def calls_of_every_kind() -> dict[str, Call]:
         "gated, quantized": lambda: gated_quant(
             normal(5, 1024), normal(5, 1024), normal(1024), fmt=QuantFormat(), norm_group_size=128
         ),
+        "rotated": lambda: rotated(5),
+        "rotated, many heads": lambda: rotated(1000),
+        "rotated, odd start": lambda: rotated(5, token_stride=33 * 128 + 1),
+        "rotated, fp32 weights, interleaved, a part": lambda: rotated(
+            5, weight_dtype=torch.float32, rotation={"is_neox": False, "rotary_dim": 64, "table_dtype": torch.float32}
+        ),
+        "rotated and not normed": lambda: rotated(5, weight_dtype=None),
+        "rotated by sections": lambda: rotated(5, rotation={"mrope_section": section}),
+        "rotated by sections in turns": lambda: rotated(
+            5, rotation={"mrope_section": section, "mrope_interleaved": True, "index_dtype": torch.int32}
+        ),
+        "rotated and cached": lambda: rotated(5, rotation={"has_cache": True}),
+        "rotated and cached by slots, apart": lambda: rotated(
+            5, rotation={"has_cache": True, "block_size": None, "separate": True}
+        ),
+        "rotated and cached in FP8": lambda: rotated(5, rotation={"has_cache": True, "cache_dtype": fp8}),
+        "rotated for vLLM": lambda: rotated_for_vllm(96),
+        "rotated for vLLM by sections": lambda: rotated_for_vllm(96, mrope_section=(16, 16, 16)),
     }
+
+
+def call_of_rotation(tokens: int, size: int = 128, *, rotation: dict[str, Any], **layer: Any) -> dict[str, Any]:
+    """Arguments of `qk_norm_rope`, with random numbers."""
+    rope = RopeSpec(8, **rotation)
+    spec = NormSpec("qk_norm_rope", size, BF16, layer.pop("weight_dtype", BF16), CUDA, heads=16, rotation=rope, **layer)
+    call = registry.sample(spec, tokens)
+    for name, value in call.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and "scale" not in name and "cache" not in name:
+            value.normal_()
+    call["cos_sin_cache"].normal_()
+    return call
+
+
+def rotated(tokens: int, *, rotation: dict[str, Any] | None = None, **layer: Any) -> tuple[Tensor, ...]:
+    """What the call wrote."""
+    call = call_of_rotation(tokens, rotation=rotation or {}, **layer)
+    serving_ops.qk_norm_rope(**call)
+    return tuple(call[name] for name in ("qkv", "k", "key_cache", "value_cache") if call[name] is not None)
+
+
+def rotated_for_vllm(size: int, **rotation: Any) -> tuple[Tensor]:
+    qk_norm_rope_layer.define()
+    call = call_of_rotation(3, size, rotation={"rotary_dim": size, **rotation})
+    tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
+    torch.ops.serving_ops.vllm_qk_norm_rope(*tensors, qk_norm_rope_layer.options_text(call))
+    return (call["qkv"],)
 
 
 def launched_from_cpp() -> int:

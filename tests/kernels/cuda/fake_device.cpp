@@ -96,6 +96,8 @@ STABLE_TORCH_LIBRARY_IMPL(serving_ops_fake, CPU, library) {
   library.impl("fused_add_rms_norm", &serving_ops::fused_add_rms_norm_cuda);
   library.impl("rms_norm.out", &serving_ops::rms_norm_out_cuda);
   library.impl("rms_norm_gated.out", &serving_ops::rms_norm_gated_out_cuda);
+  library.impl("qk_norm_rope", &serving_ops::qk_norm_rope_cuda);
+  library.impl("vllm_qk_norm_rope", &serving_ops::short_qk_norm_rope_cuda);
   library.impl("rms_norm_quant", &serving_ops::rms_norm_quant_cuda);
   library.impl("rms_norm_quant.out", &serving_ops::rms_norm_quant_out_cuda);
   library.impl("fused_add_rms_norm_quant.out", &serving_ops::fused_add_rms_norm_quant_out_cuda);

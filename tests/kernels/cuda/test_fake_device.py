@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import itertools
 import shutil
@@ -24,10 +25,10 @@ from hypothesis import strategies as st
 from op_calls import launched
 from torch import Tensor
 
-from serving_ops import QuantFormat, cuda_quant, plan
-from serving_ops.integrations.vllm import quant_fusion
+from serving_ops import NormSpec, QuantFormat, RopeSpec, cuda_quant, cuda_rope, plan
+from serving_ops.integrations.vllm import qk_norm_rope_layer, quant_fusion
 from serving_ops.kernels import contract
-from serving_ops.kernels.triton import gated, gated_quant, norm, norm_quant
+from serving_ops.kernels.triton import gated, gated_quant, norm, norm_quant, run_rope
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.layout import row_grid
 from serving_ops.ops import registry
@@ -40,7 +41,14 @@ RENAMED = {
     "aoti_torch_get_device_index": "fake_get_device_index",
 }
 FP8 = torch.float8_e4m3fn
-OPS_IN_CPP = ("fused_add_rms_norm", "rms_norm", "rms_norm_gated", "rms_norm_quant", "rms_norm_gated_quant")
+OPS_IN_CPP = (
+    "fused_add_rms_norm",
+    "rms_norm",
+    "rms_norm_gated",
+    "rms_norm_quant",
+    "rms_norm_gated_quant",
+    "qk_norm_rope",
+)
 SHARED_BYTES = 48
 EPS = 1e-5
 OFFSET = 1.0
@@ -84,7 +92,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     for op in registry.OPS.values():
         for schema in registry.schemas_of(op):
             fake.define(schema)
-    for name, arguments in quant_fusion.ARGUMENTS.items():
+    for name, arguments in (*quant_fusion.ARGUMENTS.items(), (qk_norm_rope_layer.SHORT, qk_norm_rope_layer.ARGUMENTS)):
         fake.define(f"{name}({arguments}) -> ()")
     torch.ops.load_library(str(built))
     handle = ctypes.CDLL(str(built))
@@ -114,6 +122,15 @@ def bits(value: Tensor | float) -> int:
     return struct.unpack("<I", struct.pack("<f", value))[0] if isinstance(value, float) else value
 
 
+def strides_unused(arguments: dict[str, Any]) -> set[str]:
+    """Of dimensions with one entry."""
+    if "q_weight_ptr" not in arguments:
+        return {"scales_row_stride"} if arguments["num_rows"] == 1 else set()
+    tokens = {f"{name}_outer_stride" for name in "qkv"} if arguments["q_ptr"].shape[0] == 1 else set()
+    slots = {"cache_slot_stride"} if arguments["block_size"] == 1 else set()
+    return tokens | slots | {f"{name}_row_stride" for name in "qkv" if arguments[f"{name}_ptr"].shape[-2] == 1}
+
+
 def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], object]) -> None:
     last = library.fake_last().contents
     function = next(_functions)
@@ -128,11 +145,10 @@ def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], obje
     assert last.function == function
     assert (last.grid_x, last.grid_y, 1) == python.grid
     assert (last.block_x, last.shared_bytes, last.attributes) == (32 * chosen.num_warps, SHARED_BYTES, python.pdl)
-    scratch = len(python.recipe) - SCRATCH_BUFFERS
+    scratch, unused = len(python.recipe) - SCRATCH_BUFFERS, strides_unused(python.arguments)
     for name, place in zip(python.names[:scratch], range(scratch), strict=True):
         got = last.parameters[place] & (1 << 8 * SIZES[contract.FIELDS[name]]) - 1
-        unused = name == "scales_row_stride" and python.arguments["num_rows"] == 1
-        assert unused or got == bits(python.arguments[name]), (name, got)
+        assert name in unused or got == bits(python.arguments[name]), (name, got)
     assert not any(last.parameters[scratch : len(python.recipe)])
 
 
@@ -329,6 +345,197 @@ def test_new_results_are_laid_out_as_the_format_has_it(
     for name, rows in {"rms_norm_quant": (x, None), "rms_norm_gated_quant": (x, x, None)}.items():
         for got, want in zip(getattr(fake, name)(*rows, **options), getattr(ours, name)(*rows, **options), strict=True):
             assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype)
+
+
+@st.composite
+def rotated_cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of `qk_norm_rope`: heads together or apart, in every form of rotation and cache."""
+    tokens, size = draw(st.sampled_from([1, 2, 5, 2000])), draw(st.sampled_from([36, 64, 80, 128]))
+    of_q, of_k = draw(st.sampled_from([1, 3, 4])), draw(st.sampled_from([1, 2]))
+    dtype = draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32]))
+    half = draw(st.sampled_from([size // 2, size // 4]))
+    cached, separate, swapped = (draw(st.booleans()) for _ in range(3))
+    heads = [(tokens, count * size) if draw(st.booleans()) else (tokens, count, size) for count in (of_q, of_k, of_k)]
+    together = (tokens, (of_q + 2 * of_k) * size)
+    weight_dtype = draw(st.sampled_from([None, dtype, torch.float32]))
+    weights = [None if weight_dtype is None else torch.ones(size + 1, dtype=weight_dtype)[1:] for _ in range(2)]
+    section = draw(st.sampled_from([None, (half - 2, 1, 1), (0, half, 0)]))
+    three = section is not None and draw(st.booleans())
+    positions = torch.zeros(3, 2 * tokens, dtype=draw(st.sampled_from([torch.int32, torch.int64])))[:, ::2]
+    call = {
+        "qkv": draw(rows_of(heads[0] if separate else together, dtype)),
+        "positions": positions if three else positions[1],
+        "cos_sin_cache": draw(rows_of((9, 2 * half), draw(st.sampled_from([dtype, torch.float32])))),
+        "q_weight": weights[0],
+        "k_weight": weights[1],
+        **{"num_q_heads": of_q, "num_kv_heads": of_k, "head_dim": size, "eps": EPS},
+        "weight_offset": draw(st.sampled_from([0.0, OFFSET])),
+        "rotary_dim": draw(st.sampled_from([None, 2 * half])),
+        "is_neox": draw(st.booleans()),
+        "mrope_section": section,
+        "mrope_interleaved": section is not None and draw(st.booleans()),
+        "k": draw(rows_of(heads[1], dtype)) if separate else None,
+        "v": draw(rows_of(heads[2], dtype)) if separate and cached else None,
+    }
+    return call | (draw(caches_of(dtype, tokens, (of_k, size), swapped)) if cached else {})
+
+
+@st.composite
+def caches_of(
+    draw: st.DrawFn, dtype: torch.dtype, tokens: int, heads: tuple[int, int], swapped: bool
+) -> dict[str, Any]:
+    """Of one layout: apart, or both in one buffer with blocks that take turns."""
+    slots, fp8 = draw(st.sampled_from([(3,), (4, 1), (1, 16), (4, 16)])), draw(st.booleans())
+    both = torch.zeros(slots[0], 2, *slots[1:], *heads, dtype=torch.int8 if fp8 else dtype)
+    if swapped and len(slots) == 2:
+        both = both.transpose(2, 3).contiguous().transpose(2, 3)
+    keys, values = both.view(FP8 if fp8 else dtype).unbind(1)
+    if draw(st.booleans()):
+        keys = keys.clone(memory_format=torch.preserve_format)
+        values = torch.empty_strided(keys.shape, keys.stride(), dtype=keys.dtype)
+    scaled = fp8 and draw(st.booleans())
+    some = torch.zeros(draw(st.sampled_from([tokens, 1])), dtype=draw(st.sampled_from([torch.int32, torch.int64])))
+    call = {"key_cache": keys, "value_cache": values, "slot_mapping": some}
+    return call | ({"k_scale": torch.ones(()), "v_scale": torch.ones(1)} if scaled else {})
+
+
+def launch_rope(call: dict[str, Any], pdl: bool) -> FromPython:
+    """Has `serving_ops.cuda_rope` launch on CPU tensors, and keeps the launch."""
+    python = FromPython(run_rope._launcher)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_rope, "_launcher", python)
+        patch.setattr(cuda_rope, "converts_to_fp8", lambda device: True)
+        patch.setattr(cuda_rope, "pdl", lambda device: pdl)
+        patch.setattr(torch.cuda, "_DeviceGuard", lambda index: contextlib.nullcontext())
+        operator = registry.find("qk_norm_rope")
+        assert launched(operator, operator.bind((), call)) is None
+    return python
+
+
+def by_name(call: dict[str, Any]) -> Callable[[], object]:
+    return functools.partial(torch.ops.serving_ops_fake.qk_norm_rope, **call)
+
+
+def short(call: dict[str, Any]) -> Callable[[], object]:
+    """The same call of the operator of vLLM's layers."""
+    tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
+    width = {"rotary_dim": call["cos_sin_cache"].shape[1]}
+    text = qk_norm_rope_layer.options_text(call | width)
+    return functools.partial(torch.ops.serving_ops_fake.vllm_qk_norm_rope, *tensors, text)
+
+
+@relaxed
+@given(call=rotated_cases(), pdl=st.booleans())
+def test_norms_with_rotation_are_launched_from_cpp_as_from_python(
+    library: ctypes.CDLL, call: dict[str, Any], pdl: bool
+) -> None:
+    python = launch_rope(call, pdl)
+    check_same(library, python, by_name(call))
+    if call["k"] is None and "key_cache" not in call and call["q_weight"] is not None:
+        check_same(library, python, short(call))
+
+
+def plain_rotation(tokens: int = 4, *, cached: bool = True) -> dict[str, Any]:
+    spec = NormSpec("qk_norm_rope", 64, torch.bfloat16, torch.bfloat16, torch.device("cpu"), heads=2)
+    rotation = RopeSpec(num_kv_heads=1, separate=True, has_cache=cached, cache_dtype=FP8 if cached else None)
+    return registry.sample(dataclasses.replace(spec, rotation=rotation), tokens)
+
+
+def heads_take_turns(buffer: Tensor) -> dict[str, Tensor]:
+    """q with a gate beside each head, then k and v, in one row a token."""
+    gated, k, v = buffer.view(4, 6 * 64).split((4 * 64, 64, 64), dim=1)
+    return {"qkv": gated.unflatten(1, (2, 128))[..., :64], "k": k, "v": v}
+
+
+def test_heads_that_lie_beside_each_other_are_launched_from_cpp(library: ctypes.CDLL) -> None:
+    call = plain_rotation() | heads_take_turns(torch.zeros(4 * 6 * 64, dtype=torch.bfloat16))
+    check_same(library, launch_rope(call, pdl=True), by_name(call))
+
+
+def test_a_rotation_whose_tensors_share_memory_is_not_launched(library: ctypes.CDLL) -> None:
+    """Though its kernel is there: Python says what is wrong."""
+    call = plain_rotation()
+    check_same(library, launch_rope(call, pdl=True), by_name(call))
+    last = library.fake_last().contents
+    launches = last.launches
+    tensors = {name: value for name, value in call.items() if isinstance(value, Tensor)}
+    written = {"qkv", "k", "key_cache", "value_cache"}
+    for name, other in itertools.permutations(tensors, 2):
+        if written.isdisjoint((name, other)):
+            continue
+        shared = torch.zeros(8192, dtype=torch.uint8)
+        spoilt = {n: shared[: tensors[n].nbytes].view(tensors[n].dtype).view(tensors[n].shape) for n in (name, other)}
+        with pytest.raises(RuntimeError, match="overlap"):
+            torch.ops.serving_ops_fake.qk_norm_rope(**call | spoilt)
+        assert last.launches == launches, (name, other)
+
+
+def wrong_rotations(call: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is wrong, and the arguments that make it so."""
+
+    def like(name: str, **other: Any) -> dict[str, Any]:
+        return {name: torch.zeros(other.pop("shape", call[name].shape), **{"dtype": call[name].dtype} | other)}
+
+    changes = {
+        f"{name} of another dtype": like(name, dtype=torch.float64) for name, v in call.items() if isinstance(v, Tensor)
+    }
+    changes |= {
+        f"{name} of another shape": like(name, shape=(5, 2, 3)) for name, v in call.items() if isinstance(v, Tensor)
+    }
+    changes |= {
+        f"no {name}": {name: None}
+        for name in call
+        if name in {"q_weight", "v", "value_cache", "slot_mapping", "v_scale"}
+    }
+    changes |= {f"{name} of 0": {name: 0} for name in ("num_q_heads", "num_kv_heads", "head_dim")}
+    return changes | {
+        "v without k": {"k": None},
+        "an odd rotary_dim": {"rotary_dim": 63},
+        "sections of another sum": {"mrope_section": (16, 16, 16)},
+        "two sections": {"mrope_section": (16, 16)},
+        "interleaved sections that are not given": {"mrope_interleaved": True},
+        "three positions without sections": like("positions", shape=(3, 4)),
+    }
+
+
+def test_a_rotation_that_no_kernel_takes_is_not_launched(library: ctypes.CDLL) -> None:
+    call = plain_rotation()
+    check_same(library, launch_rope(call, pdl=True), by_name(call))
+    last = library.fake_last().contents
+    launches = last.launches
+    for change in (
+        {"slot_mapping": torch.arange(8)[::2]},
+        {"value_cache": torch.zeros(16, 2, 64, dtype=torch.int8).view(FP8).unflatten(0, (1, 16))[:, :, :1]},
+        {"k_weight": torch.ones(64)},
+        {"cos_sin_cache": torch.ones(8, 128, dtype=torch.bfloat16)[:, ::2]},
+        {"k": torch.zeros(4, 128, dtype=torch.bfloat16)[:, ::2]},
+    ):
+        torch.ops.serving_ops_fake.qk_norm_rope(**call | change)
+        assert last.launches == launches, [*change]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2 1 64", "2 1 64 64 1 0 1 -20 0 0 8", "2 1 64 64 1 0 1 -20 0 x", "2 1 64 64 1 0 1 -20 0 0 16 8 8 1"]
+)
+def test_options_of_another_form_are_said_and_not_launched(library: ctypes.CDLL, text: str) -> None:
+    call, last = plain_rotation(cached=False), library.fake_last().contents
+    launches = last.launches
+    tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
+    qk_norm_rope_layer.define()
+    with pytest.raises(RuntimeError):
+        torch.ops.serving_ops_fake.vllm_qk_norm_rope(*tensors, text)
+    assert last.launches == launches
+
+
+def test_a_wrong_rotation_is_said_and_not_launched(library: ctypes.CDLL) -> None:
+    call = plain_rotation()
+    check_same(library, launch_rope(call, pdl=True), by_name(call))
+    last = library.fake_last().contents
+    launches = last.launches
+    for wrong, change in wrong_rotations(call).items():
+        with pytest.raises(RuntimeError, match=r"serving_ops: .* is "):
+            torch.ops.serving_ops_fake.qk_norm_rope(**call | change)
+        assert last.launches == launches, wrong
 
 
 def vllms(case: dict[str, Any], weight: Tensor, residual: Tensor | None) -> Callable[[], object]:

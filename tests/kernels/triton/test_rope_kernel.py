@@ -141,6 +141,7 @@ def test_what_the_kernel_does_not_take_is_said(kernel_device: torch.device) -> N
     assert reason(cos_sin_cache=torch.ones(5, 0, device=kernel_device)) == cuda_rope.NOTHING_ROTATED
     apart = torch.zeros(1, 16, 4, 64, dtype=BF16, device=kernel_device)[:, :, :2]
     assert reason(value_cache=apart) == cuda_rope.TWO_LAYOUTS
+    assert reason(slot_mapping=torch.arange(6, device=kernel_device)[::2]) == cuda_rope.SLOTS_APART
     assert reason(qkv=torch.zeros(3, 9 * 128, dtype=BF16, device=kernel_device)[:, ::2]) == "qkv.stride(-1) is not 1"
 
 
