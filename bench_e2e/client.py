@@ -27,7 +27,7 @@ LABELS = {
 class ServeLoad:
     """What a server is asked in one turn, greedily and without an early end.
 
-    input_len: exactly, of random prompts; None for the questions of `chat_prompts`, which only vLLM's generator asks.
+    input_len: exactly, of random prompts; None for the questions of `chat`, which only vLLM's generator asks.
     """
 
     num_prompts: int
@@ -39,23 +39,21 @@ class ServeLoad:
         self, engine: str, host: str, port: int, name: str, tokenizer: str, seed: int, warmups: int, chats: Path
     ) -> list[str]:
         """Of the generator's command line. warmups: requests before the measured ones. chats: the questions' file."""
+        if self.input_len is None:
+            prompts = [*CHAT, "--dataset-path", str(chats), "--sharegpt-output-len", str(self.output_len)]
+        else:
+            lengths = ("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len))
+            prompts = [*RANDOM[engine], *lengths]
         return [
             *("--host", host, "--port", str(port), "--model", name, "--tokenizer", tokenizer, "--seed", str(seed)),
-            *self._prompts(engine, chats),
-            *("--num-prompts", str(self.num_prompts), "--max-concurrency", str(self.concurrency)),
-            *("--ready-check-timeout-sec", "0", *WORDS[engine], WARMUPS[engine], str(warmups)),
+            *(*prompts, "--num-prompts", str(self.num_prompts), "--max-concurrency", str(self.concurrency)),
+            *("--ready-check-timeout-sec", "0", *WORDS[engine], str(warmups)),
         ]
 
-    def _prompts(self, engine: str, chats: Path) -> list[str]:
-        if self.input_len is None:
-            return [*CHAT, "--dataset-path", str(chats), "--sharegpt-output-len", str(self.output_len)]
-        lengths = ("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len))
-        return [*RANDOM[engine], *lengths]
 
-
-CHAT = (
+CHAT = (  # every turn has the same questions
     *("--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
-    *("--dataset-name", "sharegpt", "--disable-shuffle"),  # every turn has the same questions
+    *("--dataset-name", "sharegpt", "--disable-shuffle"),
 )
 RANDOM = {
     "vllm": ("--dataset-name", "random"),
@@ -65,11 +63,10 @@ RANDOM = {
 WORDS = {
     "vllm": (
         *("--ignore-eos", "--temperature", "0"),
-        *("--percentile-metrics", "ttft,tpot", "--metric-percentiles", "90,99"),
+        *("--percentile-metrics", "ttft,tpot", "--metric-percentiles", "90,99", "--num-warmups"),
     ),
-    "sglang": ("--backend", "sglang"),
+    "sglang": ("--backend", "sglang", "--warmup-requests"),
 }
-WARMUPS = {"vllm": "--num-warmups", "sglang": "--warmup-requests"}
 
 
 def _vllm() -> Callable[[list[str], Path], dict[str, float]]:

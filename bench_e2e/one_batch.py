@@ -10,23 +10,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-WORKERS = ("latency_test", "correctness_test")
-"""What the bench runs, in a new process for each rank where there are several."""
-
 _own: dict[str, Any] = {}
-"""SGLang's own workers, in the process in which they were covered."""
+"""SGLang's own workers, in the process in which they were covered. Where there are several ranks, each is a new one."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs SGLang's bench with these words. Exit status 2 where SGLang is not there."""
     try:
         from sglang.benchmark import one_batch
-        from sglang.srt.plugins import load_plugins
     except ImportError as error:
         print(f"SGLang's one-batch bench is not there: {error}", file=sys.stderr)
         return 2
-    load_plugins()
-    for name in WORKERS:
+    with_plugins()
+    for name in ("latency_test", "correctness_test"):
         _own[name] = getattr(one_batch, name)
         setattr(one_batch, name, functools.partial(with_plugins, name))
     sys.argv = ["one-batch", *argv]
@@ -34,11 +30,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def with_plugins(name: str, *args: Any) -> Any:
+def with_plugins(name: str | None = None, *args: Any) -> Any:
     """One of SGLang's workers, once the plugins are loaded in its process, which may be new."""
     from sglang.benchmark import one_batch
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    worker = _own.get(name) or getattr(one_batch, name)
-    return worker(*args)
+    return (_own.get(name) or getattr(one_batch, name))(*args) if name else None

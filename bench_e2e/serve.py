@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import chat_answer, chat_prompts, engine_arguments, options, session, smollm2, turns
+from serving_ops.bench_e2e import chat, engine_arguments, options, session, smollm2, turns
 from serving_ops.bench_e2e.client import LABELS, METRICS, ServeLoad
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.options import at_least_1, at_least_2
@@ -68,7 +68,7 @@ class Serving:
             self.model, self.tokenizer = model, tokenizer
             progress.console.print(f"serving {options.model_label(chosen)}; logs in {work}", soft_wrap=True)
             if self.load.input_len is None:
-                chat_prompts.write_dataset(work / "chats.json", self.load.num_prompts)
+                chat.write_dataset(work / "chats.json", self.load.num_prompts)
             client = self._start_client()
             up = {} if chosen.sequential else self._both()
             client.answer(progress)
@@ -102,8 +102,8 @@ class Serving:
     def _show_an_answer(self, addresses: dict[str, Address]) -> None:
         self.progress.phase("one question to each")
         try:
-            said = chat_answer.shown({variant: chat_answer.ask(address) for variant, address in addresses.items()})
-        except (OSError, http.client.HTTPException) as error:
+            said = chat.shown({variant: chat.ask(address) for variant, address in addresses.items()})
+        except (OSError, http.client.HTTPException, ValueError) as error:
             said = f"no answer to show: {error}"
         self.progress.console.print(said, markup=False, soft_wrap=True)
 
@@ -189,5 +189,5 @@ def _parse(words: list[str]) -> argparse.Namespace:
     chosen.looks = (chosen.pairs or 1,) if chosen.pairs or chosen.quick else LOOKS
     options.complete(parser, chosen, DEFAULTS, QUICK if chosen.quick else {}, lambda of: of.input_len + of.output_len)
     chosen.chats = any_length and not chosen.model and (chosen.preset, chosen.engine) == (smollm2.NAME, "vllm")
-    chosen.input_len = chat_prompts.MOST_TOKENS if chosen.chats else chosen.input_len
+    chosen.input_len = chat.MOST_TOKENS if chosen.chats else chosen.input_len
     return chosen

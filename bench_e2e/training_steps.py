@@ -40,17 +40,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--batch", type=_batch, help=f"sequences x tokens; default {BATCH['cpu']}, on CUDA {BATCH['cuda']}"
-    )
-    parser.add_argument("--layers", type=at_least_1, help="instead of the preset's")
-    parser.add_argument("--rounds", type=at_least_1, default=10, help="a step of each model a round; default 10")
-    parser.add_argument("--compiled", action="store_true", help="both models under torch.compile")
-    parser.add_argument(
-        "--out", type=Path, help="the JSON; default bench_results/training-steps-<device>-<preset>.json"
-    )
+    add = parser.add_argument
+    add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--batch", type=_batch, help=f"sequences x tokens; default {BATCH['cpu']}, on CUDA {BATCH['cuda']}")
+    add("--layers", type=at_least_1, help="instead of the preset's")
+    add("--rounds", type=at_least_1, default=10, help="a step of each model a round; default 10")
+    add("--compiled", action="store_true", help="both models under torch.compile")
+    add("--out", type=Path, help="the JSON; default bench_results/training-steps-<device>-<preset>.json")
     options = parser.parse_args(argv)
     check_variables(parser)
     check_gpu(parser, options.device)
@@ -100,24 +97,17 @@ class Steps:
     def result(self, words: list[str]) -> Comparison | None:
         if not self.pairs[OURS]:
             return None
-        plain = self.report | {"losses": self.losses, "model": f"preset {self.chosen.preset}"}
-        step_ms = {name: [entry[STEP] for entry in entries] for name, entries in self.pairs.items()}
-        form = described(plain | {"step_ms": step_ms})
+        report, losses, (sequences, tokens) = self.report, self.losses, self.chosen.batch
+        method = (
+            f"{report['layers']} layers, {report['parameters'] / 1e6:.0f} million parameters, {sequences} x {tokens} "
+            f"tokens, {sum(report['replaced'].values())} norms replaced; loss of step {len(losses[OURS])} "
+            f"{losses[BASELINE][-1]:.4f} and {losses[OURS][-1]:.4f}; median over {len(self.pairs[OURS])} steps in "
+            f"turns [lowest-highest]; ratio: {RATIO_METHOD}."
+        )
         run = result_file.of_run(KIND, environment.command_line(COMMAND, words), self.chosen.device)
-        return Comparison(run | plain | form, LABELS, self.pairs, {})
-
-
-def described(plain: dict[str, Any]) -> dict[str, Any]:
-    """How the steps came about, from what was measured."""
-    (sequences, tokens), losses, count = plain["batch"], plain["losses"], len(plain["step_ms"][OURS])
-    method = (
-        f"{plain['layers']} layers, {plain['parameters'] / 1e6:.0f} million parameters, {sequences} x {tokens} tokens, "
-        f"{sum(plain['replaced'].values())} norms replaced; loss of step {len(losses[OURS])} "
-        f"{losses[BASELINE][-1]:.4f} and {losses[OURS][-1]:.4f}; median over {count} steps in turns [lowest-highest]; "
-        f"ratio: {RATIO_METHOD}."
-    )
-    mode = f"{'compiled' if plain['compiled'] else 'eager'}, bfloat16"
-    return {"engine": "transformers", "mode": mode, "method": method, "labels": LABELS, "plugin_lines": {}}
+        run |= report | {"losses": losses, "model": f"preset {self.chosen.preset}", "engine": "transformers"}
+        run |= {"mode": f"{'compiled' if self.chosen.compiled else 'eager'}, bfloat16", "method": method}
+        return Comparison(run, LABELS, self.pairs, {})
 
 
 def _build(preset: str, device: str, layers: int | None) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serving_ops.bench_e2e import quantized_checkpoint
+from serving_ops.bench_e2e import smollm2
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
@@ -37,7 +37,7 @@ def test_each_channel_is_within_half_a_step_of_its_largest_weight(
 ) -> None:
     target = tmp_path / name
     target.mkdir()
-    quantized_checkpoint.write(source, name, target)
+    smollm2.quantize(source, name, target)
     before = safetensors_torch.load_file(source / "model.safetensors")
     after = safetensors_torch.load_file(target / "model.safetensors")
     weight, scale = after[LINEAR], after[f"{LINEAR}_scale"]
@@ -53,7 +53,7 @@ def test_each_channel_is_within_half_a_step_of_its_largest_weight(
 def test_the_folder_says_how_it_is_quantized_and_has_the_other_files(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "int8"
     target.mkdir()
-    quantized_checkpoint.write(source, "int8-token", target)
+    smollm2.quantize(source, "int8-token", target)
     config = json.loads((target / "config.json").read_text())
     assert (config["model_type"], config["quantization_config"]["format"]) == ("llama", "int-quantized")
     assert (target / "tokenizer.json").read_text() == "{}"

@@ -1,17 +1,22 @@
-"""Prompts for a model that can answer: questions of different lengths, some about a text of `accuracy/text.txt`."""
+"""Questions for a model that can answer, and an answer of each server, which shows that both say the same."""
 
 from __future__ import annotations
 
 import json
+import urllib.error
 from pathlib import Path
 
+from serving_ops.bench_e2e.server import Address, fetch
+
+QUESTION = "Why is the sky blue? Answer in two sentences."
+TOKENS, SECONDS = 60, 120.0  # of an answer
 MOST_TOKENS = 512  # of a prompt, with its chat template
 TEXT = Path(__file__).parent / "accuracy" / "text.txt"
 
 QUESTIONS = (
     "What is the capital of France?",
     "Name three fruits that are red.",
-    "Why is the sky blue? Answer in two sentences.",
+    QUESTION,
     "Write a short poem about the first day of autumn.",
     "What should I pack for a weekend in the mountains? Please answer with a list.",
     "My train leaves at 9:40 and the walk to the station takes 25 minutes. When do I have to leave the house at the "
@@ -20,8 +25,7 @@ QUESTIONS = (
     "Write a Python function that returns the longest word of a sentence. If two words have the same length, return "
     "the one that comes first. Explain in one sentence what it does with an empty text.",
 )
-
-TASKS = (
+TASKS = (  # each about one of the parts of TEXT
     "Summarize the following text in three sentences.",
     "Which advice does the following text give? Answer with a list.",
     "Give the following text a better title, and explain your choice.",
@@ -38,17 +42,12 @@ def prompts() -> list[str]:
 
 def parts() -> list[str]:
     """The texts of `accuracy/text.txt`, each with its title, which is a line without a full stop before a blank one."""
-    paragraphs = TEXT.read_text().strip().split("\n\n")
     found: list[list[str]] = []
-    for paragraph in paragraphs:
-        if _is_title(paragraph):
+    for paragraph in TEXT.read_text().strip().split("\n\n"):
+        if "\n" not in paragraph and paragraph[0].isupper() and paragraph[-1].isalnum():
             found.append([])
         found[-1].append(paragraph)
     return ["\n\n".join(part) for part in found]
-
-
-def _is_title(paragraph: str) -> bool:
-    return "\n" not in paragraph and paragraph[0].isupper() and paragraph[-1].isalnum()
 
 
 def write_dataset(file: Path, count: int) -> Path:
@@ -64,3 +63,25 @@ def spread(count: int) -> list[str]:
     if count > len(by_length):
         return [by_length[place % len(by_length)] for place in range(count)]
     return [by_length[round(place * last / max(1, count - 1))] for place in range(count)]
+
+
+def ask(address: Address, question: str = QUESTION) -> str:
+    """The greedy answer. Raises OSError or http.client.HTTPException, or ValueError for an answer that is none."""
+    asked = {"model": address.name, "messages": [{"role": "user", "content": question}]}
+    asked |= {"max_tokens": TOKENS, "temperature": 0}
+    try:
+        found = fetch(address, "/v1/chat/completions", SECONDS, asked)
+        return str(found["choices"][0]["message"]["content"]).strip()
+    except urllib.error.HTTPError as error:
+        raise ValueError(f"the chat endpoint answers {error.code}: {error.read()[:200]!r}") from error
+
+
+def shown(answers: dict[str, str]) -> str:
+    """The question and its answers by variant: one where they are equal, else all, with where they part."""
+    lines = [f"> {QUESTION}"]
+    if len(set(answers.values())) == 1:
+        return "\n".join([*lines, next(iter(answers.values())), f"(the same from {' and '.join(answers)})"])
+    words = [answer.split() for answer in answers.values()]
+    equal = next((n for n, pair in enumerate(zip(*words, strict=False)) if len(set(pair)) > 1), min(map(len, words)))
+    lines += [f"{variant}: {answer}" for variant, answer in answers.items()]
+    return "\n".join([*lines, f"(equal for {equal} words; a near tie between two tokens falls differently)"])
