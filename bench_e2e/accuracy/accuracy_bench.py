@@ -164,7 +164,9 @@ def _engine_logits(served: Served, variant: str, tokens: list[int], device: str,
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *map(_line, result["rows"])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    versions = f"vllm {result['versions']['vllm']}, torch {result['versions']['torch']}"
+    return f"{table}\n\n{versions}, {result_file.machine(result)}, {result['date'][:10]}: `{result['command']}`"
 
 
 def _line(row: dict[str, Any]) -> tuple[str, ...]:

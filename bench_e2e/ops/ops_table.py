@@ -163,7 +163,9 @@ def _fastest(result: Result, header: Sequence[str]) -> int | None:
 
 
 def _environment_line(report: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in report["contestants"].items())
+    """Eager and Inductor have torch's version; without them it is named too."""
+    torch = {} if "eager" in report["contestants"] else {"torch": report["versions"]["torch"]}
+    versions = ", ".join(f"{name} {version}" for name, version in (report["contestants"] | torch).items())
     copy = f" Copy rate {report['copy_tb_s']:.2f} TB/s." if report.get("copy_tb_s") else ""
     date = report["date"][:16].replace("T", " ")
     return f"{machine(report)}; {versions}; {date} UTC.{copy} Medians of alternating rounds: `{report['command']}`"

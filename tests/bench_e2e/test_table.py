@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import cli, table
+from serving_ops.bench_e2e import cli, result_file, table
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.result_file import compact
 
@@ -30,6 +30,16 @@ def test_every_table_is_made_from_its_result(page: Path, tmp_path: Path) -> None
     made = dict(_tables(emptied))
     for name, text in _tables(page):
         assert name.endswith("-summary") or made[name] == text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _tables(page)], ids=lambda page: page.name)
+def test_every_table_names_its_command_its_day_its_machine_and_its_versions(page: Path) -> None:
+    for name, text in _tables(page):
+        if (file := RESULTS / f"{name}.json").is_file():
+            result = result_file.read(file)
+            machine = result["hardware"]["gpu" if result["device"] == "cuda" else "cpu"]
+            named = (result["command"], result["date"][:10], machine, result["versions"]["torch"].partition("+")[0])
+            assert all(part in text for part in named), name
 
 
 @pytest.mark.parametrize("files", [["ops-h200"], ["turns-h200-sglang", "turns-h200-sglang-hybrid"]])
