@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +34,12 @@ def block(result: Comparison) -> Block:
 
 
 def markdown(plain: dict[str, Any]) -> str:
+    """Without how ratios are made, which is the same for all, and which docs/bench.md says once."""
     result = comparison.of(plain)
     head = f"**{title(result)}**: {result.circumstances}"
     head = head if result.active else f"{head}. **{INACTIVE}.**"
-    return f"{head}\n\n{block(result).markdown()}\n\n{result.run['method']} `{result.run['command']}`"
+    method = re.split(r"[.;] ratio:", result.run["method"], maxsplit=1, flags=re.IGNORECASE)[0].removesuffix(".")
+    return f"{head}\n\n{block(result).markdown()}\n\n{method}. `{result.run['command']}`"
 
 
 def summary(plains: Sequence[dict[str, Any]]) -> str:
