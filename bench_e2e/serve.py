@@ -62,8 +62,8 @@ class Serving:
         """Raises ChildFailed; what is whole until then stays."""
         chosen = self.chosen
         model, tokenizer = options.model_and_tokenizer(chosen, work)
-        with Children() as children, Progress(2 * chosen.looks[-1]) as progress, session.whole_pairs(self.pairs):
-            started = time.monotonic()
+        progress, started = Progress(2 * chosen.looks[-1]), time.monotonic()
+        with Children() as children, session.whole_pairs(self.pairs):
             self.work, self.children, self.progress = work, children, progress
             self.model, self.tokenizer = model, tokenizer
             progress.console.print(f"serving {options.model_label(chosen)}; logs in {work}", soft_wrap=True)

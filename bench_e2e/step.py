@@ -51,8 +51,8 @@ class Engines:
         model, _ = options.model_and_tokenizer(chosen, work)
         settings = {"engine": chosen.engine, "model": model, "options": self.engine_options}
         settings |= {"load": asdict(self.load), "device": chosen.device}
-        bar = Progress(len(names) * (chosen.rounds + 1))
-        with machine_lock.starting(chosen.lock) as measure_alone, Children() as children, bar as progress:
+        progress = Progress(len(names) * (chosen.rounds + 1))
+        with machine_lock.starting(chosen.lock) as measure_alone, Children() as children:
             progress.console.print(f"{len(names)} engines, all alive at once; logs in {work}", soft_wrap=True)
             running: dict[Name, turns.Asked] = {}
             for name in names:

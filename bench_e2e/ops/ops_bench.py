@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
     there was nothing to measure."""
     bench, *argv = words
     chosen = _parse(bench, argv)
-    others, absent = peers.load(bench, peers.adapters_for(bench, chosen.device, libraries=chosen.peers))
+    others, absent = peers.load(peers.adapters_for(bench, chosen.device, libraries=chosen.peers))
     available = [ours(), eager(), inductor(), *others, copy()]
     wanted = {OURS, *(chosen.contestants or [entrant.name for entrant in available])}
     entrants = [entrant for entrant in available if entrant.name in wanted]

@@ -1,14 +1,13 @@
-"""Other projects' kernels, a file a project; what is not installed is left out, with the reason.
+"""Other projects' kernels; what is not installed is left out, with the reason.
 
-An adapter has `contestants() -> list[Contestant]`, which raises (ImportError as a rule) where it cannot work, and
-`with_gradients()` of the same kind where its project differentiates norms.
+An adapter is a function of a module here that returns contestants, and raises (ImportError as a rule) where it cannot.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,29 +17,35 @@ from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Norm, Unsupported, differentiated
 from serving_ops.bench_e2e.ops.inputs import Inputs
 
-ENGINES = {"cpu": ("vllm_c",), "cuda": ("vllm_c", "sgl")}
+ENGINES = {
+    "cpu": {"vLLM": "vllm_c.contestants"},
+    "cuda": {"vLLM": "vllm_c.contestants", "sgl": "libraries.sgl"},
+}
+LIBRARIES = {
+    "FlashInfer": "flashinfer_norm.contestants",
+    **{"Quack": "libraries.quack", "Liger": "libraries.liger", "FLA": "libraries.fla"},
+}
+WITH_GRADIENTS = {name: f"{LIBRARIES[name]}_trained" for name in ("Quack", "Liger", "FLA")}
 REASON_CHARACTERS = 160  # of an error's first line
-LIBRARIES = {"cpu": (), "cuda": ("flashinfer_norm", "quack_norm", "liger", "fla_gated")}
-WITH_GRADIENTS = {"cpu": (), "cuda": ("quack_norm", "liger", "fla_gated")}
 
 
-def adapters_for(bench: str, device: str, *, libraries: bool) -> tuple[str, ...]:
-    """The engines' own kernels, and with `libraries` those of the projects beside them, all of which are trained."""
+def adapters_for(bench: str, device: str, *, libraries: bool) -> dict[str, str]:
+    """Project -> adapter: the engines' own, and with `libraries` those beside them on CUDA; all that train do there."""
     if bench == "training":
-        return WITH_GRADIENTS[device]
-    return ENGINES[device] + (LIBRARIES[device] if libraries else ())
+        return WITH_GRADIENTS if device == "cuda" else {}
+    return ENGINES[device] | (LIBRARIES if libraries and device == "cuda" else {})
 
 
-def load(bench: str, adapters: Iterable[str]) -> tuple[list[Contestant], dict[str, str]]:
-    """The contestants that could be loaded, and for each other adapter the reason why not."""
+def load(adapters: Mapping[str, str]) -> tuple[list[Contestant], dict[str, str]]:
+    """The contestants that could be loaded, and for each other project the reason why not."""
     found: list[Contestant] = []
     absent: dict[str, str] = {}
-    for adapter in adapters:
+    for project, adapter in adapters.items():
+        module, _, name = adapter.partition(".")
         try:
-            module = importlib.import_module(f"{__name__}.{adapter}")
-            found += module.with_gradients() if bench == "training" else module.contestants()
+            found += getattr(importlib.import_module(f"{__name__}.{module}"), name)()
         except Exception as error:  # an installation broken in any way is one contestant less
-            absent[adapter] = first_line(error)
+            absent[project] = first_line(error)
     return found, absent
 
 

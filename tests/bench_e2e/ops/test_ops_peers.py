@@ -20,6 +20,8 @@ from serving_ops.bench_e2e.ops.inputs import make_inputs
 from serving_ops.bench_e2e.ops.peers import vllm_c
 from serving_ops.quant_format import QuantFormat
 
+ALL = peers.adapters_for("ops", "cuda", libraries=True)
+
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
     """A module of that name, and its parent packages, in sys.modules."""
@@ -177,7 +179,7 @@ def _check(contestant: Contestant, case: Case) -> None:
 
 
 def _load(adapter: str) -> list[Contestant]:
-    found, absent = peers.load("ops", [adapter])
+    found, absent = peers.load({adapter: ALL[adapter]})
     assert not absent
     return found
 
@@ -185,9 +187,9 @@ def _load(adapter: str) -> list[Contestant]:
 @pytest.mark.parametrize(
     ("adapter", "names"),
     [
-        ("flashinfer_norm", ["FlashInfer", "FlashInfer PDL"]),
-        ("quack_norm", ["Quack"]),
-        ("liger", ["Liger"]),
+        ("FlashInfer", ["FlashInfer", "FlashInfer PDL"]),
+        ("Quack", ["Quack"]),
+        ("Liger", ["Liger"]),
         ("sgl", ["sgl", "sgl PDL"]),
     ],
 )
@@ -206,7 +208,7 @@ def test_plain_norms_of_the_projects_give_the_right_result(adapter: str, names: 
 @pytest.mark.usefixtures("flashinfer")
 @pytest.mark.parametrize("rows", [1, 6, 8])
 def test_flashinfers_norm_for_blocks_gives_the_right_result_and_it_has_none_for_a_scale_a_row(rows: int) -> None:
-    for contestant in _load("flashinfer_norm"):
+    for contestant in _load("FlashInfer"):
         _check(contestant, Case("quant", FUSED_ADD_QUANT, (rows, 256), form="block"))
         token = Case("quant", FUSED_ADD_QUANT, (rows, 256), form="token")
         with pytest.raises(Unsupported):
@@ -216,22 +218,22 @@ def test_flashinfers_norm_for_blocks_gives_the_right_result_and_it_has_none_for_
 @pytest.mark.usefixtures("fla")
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
 def test_gated_norms_of_fla_give_the_right_result(layout: str) -> None:
-    for contestant in _load("fla_gated"):
+    for contestant in _load("FLA"):
         _check(contestant, Case("gated", GATED, (2, 3, 128), weight="float32", layout=layout))
 
 
 @pytest.mark.usefixtures("fla")
 def test_fla_leaves_the_plain_norms_out() -> None:
     case = Case("decode", RMS_NORM, (4, 64))
-    for contestant in _load("fla_gated"):
+    for contestant in _load("FLA"):
         with pytest.raises(Unsupported):
             contestant.bind(case, make_inputs(case, "cpu"))
 
 
 def test_vllm_cpu_kernels_give_the_right_result() -> None:
-    found, absent = peers.load("ops", ["vllm_c"])
+    found, absent = peers.load(peers.ENGINES["cpu"])
     if absent:
-        pytest.skip(f"vLLM's CPU kernels are not here: {absent['vllm_c']}")
+        pytest.skip(f"vLLM's CPU kernels are not here: {absent['vLLM']}")
     for op in (FUSED_ADD, RMS_NORM):
         _check(found[0], Case("rows", op, (4, 896)))
 
@@ -363,15 +365,15 @@ def test_a_build_without_quantized_norms_leaves_them_out() -> None:
         vllm_c.bind(case, make_inputs(case, "cpu"))
 
 
-@pytest.mark.parametrize("adapter", peers.adapters_for("ops", "cuda", libraries=True))
+@pytest.mark.parametrize("adapter", ALL)
 def test_what_is_not_installed_is_left_out_with_a_reason(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("flashinfer.norm", "quack.rmsnorm", "liger_kernel.ops.fused_add_rms_norm"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, "fla.modules.layernorm_gated", None)
     monkeypatch.setattr(sys, "path", [])
-    if adapter == "vllm_c" and hasattr(torch.ops._C, "fused_add_rms_norm"):
+    if adapter == "vLLM" and hasattr(torch.ops._C, "fused_add_rms_norm"):
         pytest.skip("this process has loaded vLLM's operators already")
-    found, absent = peers.load("ops", [adapter])
+    found, absent = peers.load({adapter: ALL[adapter]})
     assert found == []
     assert "Error: " in absent[adapter]
 
@@ -381,10 +383,10 @@ def test_an_adapter_broken_in_any_way_does_not_stop_the_others(monkeypatch: pyte
     module = ModuleType("serving_ops.bench_e2e.ops.peers.broken")
     vars(module)["contestants"] = broken
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert peers.load("ops", ["broken"])[1] == {"broken": "ZeroDivisionError: division by zero"}
+    assert peers.load({"Broken": "broken.contestants"})[1] == {"Broken": "ZeroDivisionError: division by zero"}
 
 
 def test_only_engines_run_unless_the_libraries_are_asked_for() -> None:
-    assert peers.adapters_for("ops", "cpu", libraries=False) == ("vllm_c",)
-    assert set(peers.adapters_for("ops", "cuda", libraries=False)) == {"vllm_c", "sgl"}
+    assert peers.adapters_for("ops", "cpu", libraries=False) == {"vLLM": "vllm_c.contestants"}
+    assert set(peers.adapters_for("ops", "cuda", libraries=False)) == {"vLLM", "sgl"}
     assert len(peers.adapters_for("ops", "cuda", libraries=True)) == 6

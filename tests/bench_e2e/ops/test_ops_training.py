@@ -20,7 +20,7 @@ from serving_ops.bench_e2e.ops.cases import ADD, BACKWARD, BOTH, GATED, PASSES, 
 from serving_ops.bench_e2e.ops.check import Gradients
 from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported, eager, inductor, ours
 from serving_ops.bench_e2e.ops.inputs import make_inputs
-from serving_ops.bench_e2e.ops.peers import fla_gated, liger, quack_norm, trained
+from serving_ops.bench_e2e.ops.peers import libraries, trained
 from serving_ops.bench_e2e.ops.runner import CaseResult, measure
 from serving_ops.bench_e2e.ops.timing import MOST_SETS, sets_for
 
@@ -190,9 +190,9 @@ def test_quack_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
         return (out, total) if prenorm else out
 
     _stand_in(monkeypatch, "quack.rmsnorm", rmsnorm=rmsnorm)
-    assert _right(quack_norm.with_gradients(), RMS_NORM) == {"Quack": None}
-    assert _right(quack_norm.with_gradients(), ADD) == {"Quack": None}
-    assert _right(quack_norm.with_gradients(), GATED) == {"Quack": "unsupported: no rms_norm_gated"}
+    assert _right(libraries.quack_trained(), RMS_NORM) == {"Quack": None}
+    assert _right(libraries.quack_trained(), ADD) == {"Quack": None}
+    assert _right(libraries.quack_trained(), GATED) == {"Quack": "unsupported: no rms_norm_gated"}
 
 
 def test_liger_is_called_as_it_wants_and_its_row_path_only_where_it_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,10 +214,10 @@ def test_liger_is_called_as_it_wants_and_its_row_path_only_where_it_is_another(m
     module.LigerFusedAddRMSNormFunction = LigerFusedAddRMSNormFunction  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     same = {"Liger": None, "Liger rows": "unsupported: the default is the row path"}
-    assert _right(liger.with_gradients(), RMS_NORM) == same
-    assert _right(liger.with_gradients(), ADD) == same
+    assert _right(libraries.liger_trained(), RMS_NORM) == same
+    assert _right(libraries.liger_trained(), ADD) == same
     narrow = Case("narrow", RMS_NORM, (32768, 64), passes=BOTH)
-    liger.with_gradients()[1].bind(narrow, make_inputs(narrow, "cpu"))()
+    libraries.liger_trained()[1].bind(narrow, make_inputs(narrow, "cpu"))()
     assert seen[-1] == (0.0, "llama", True, True)  # offset, casting_mode, in_place, row_mode
 
 
@@ -234,13 +234,13 @@ def test_fla_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("fla.modules.fused_norm_gate")
     module.rms_norm_gated = rms_norm_gated  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert _right(fla_gated.with_gradients(), GATED) == {"FLA layernorm_gated": None, "FLA fused_norm_gate": None}
+    assert _right(libraries.fla_trained(), GATED) == {"FLA layernorm_gated": None, "FLA fused_norm_gate": None}
 
 
 def test_a_project_that_is_not_installed_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = _peer(lambda x, weight: x)
-    monkeypatch.setattr(quack_norm, "with_gradients", lambda: [peer])
+    monkeypatch.setattr(libraries, "quack_trained", lambda: [peer])
     monkeypatch.setitem(sys.modules, "liger_kernel.ops.fused_add_rms_norm", None)
-    found, absent = peers.load("training", ["quack_norm", "liger"])
-    assert (found, list(absent)) == ([peer], ["liger"])
-    assert peers.adapters_for("training", "cpu", libraries=True) == ()
+    found, absent = peers.load({name: peers.WITH_GRADIENTS[name] for name in ("Quack", "Liger")})
+    assert (found, list(absent)) == ([peer], ["Liger"])
+    assert peers.adapters_for("training", "cpu", libraries=True) == {}
