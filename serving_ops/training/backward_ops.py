@@ -15,20 +15,17 @@ computed anew from the row that has to be read anyway; the rest is plain PyTorch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from serving_ops import checks, reference, support
+from serving_ops import checks, reference
+from serving_ops.ops import registry
 from serving_ops.schemas import library
 from serving_ops.training import cuda_backward
-
-NAME = "rms_norm_backward"
-GATED_NAME = "rms_norm_gated_backward"
-
-MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def _normed(s: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -55,8 +52,7 @@ def rms_norm_backward(
     dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of s and of weight (empty without one); `ds_more` is added to the first before it is rounded."""
-    checks.norm_metadata(s, dout, "dout", weight)
-    checks.norm_metadata(s, ds_more, "ds_more", None)
+    _check(dout, s, weight, ds_more)
     dy = reference.wide(dout)
     n, rstd = _normed(reference.wide(s), eps)
     dn = dy if weight is None else dy * (weight.to(dy.dtype) + weight_offset)
@@ -64,71 +60,6 @@ def rms_norm_backward(
     if ds_more is not None:
         ds = ds + ds_more
     return _rounded(ds, s), _over_rows(dy * n, weight, s)
-
-
-def _dense_rows(tensor: MaybeTensor) -> MaybeTensor:
-    """Elements of a row side by side; rows where they lie."""
-    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _dense(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
-
-
-def _new(like: Tensor) -> Tensor:
-    """For a gradient: contiguous, to be written."""
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-
-
-def _or_empty(gradient: Tensor | None, x: Tensor) -> Tensor:
-    """Operators have no optional results: an empty tensor stands for the gradient of what is None."""
-    return x.new_empty(0) if gradient is None else gradient
-
-
-def _rms_norm_backward_cuda(
-    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`rms_norm_backward` on Triton's kernels, or the formula where they say why not, or there are no rows."""
-    checks.norm_metadata(s, dout, "dout", weight)
-    checks.norm_metadata(s, ds_more, "ds_more", None)
-    if s.numel():
-        ds, dweight = _new(s), None if weight is None else _new(weight)
-        rows = _dense_rows(dout), _dense_rows(s), _dense_rows(ds_more)
-        if cuda_backward.norm(*rows, _dense(weight), eps, weight_offset, ds, dweight) is None:
-            return ds, _or_empty(dweight, s)
-    return rms_norm_backward(dout, s, weight, eps, weight_offset=weight_offset, ds_more=ds_more)
-
-
-def _rms_norm_backward_fallback(
-    dout: Tensor,
-    s: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    weight_offset: float,
-    ds_more: Tensor | None,
-    ds: Tensor,
-    dweight: Tensor,
-) -> str:
-    """What C++ does not take: again with dense rows where they were not, or the formula; or the text of the error."""
-    try:
-        checks.norm_metadata(s, dout, "dout", weight)
-        checks.norm_metadata(s, ds_more, "ds_more", None)
-        dense = _dense_rows(dout), _dense_rows(s), _dense(weight), _dense_rows(ds_more)
-        as_given = _same((dout, s, weight, ds_more), dense)
-        op = rms_norm_backward if as_given else torch.ops.serving_ops.rms_norm_backward.default
-        _copy((ds, dweight), op(*dense[:3], eps, weight_offset=weight_offset, ds_more=dense[3]))
-    except BaseException as error:  # an interrupt included: none crosses into C++
-        return support.text_of(error)
-    return ""
-
-
-def _same(given: Iterable[Tensor | None], dense: Iterable[Tensor | None]) -> bool:
-    return all(a is b for a, b in zip(given, dense, strict=True))
-
-
-def _copy(results: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    for result, gradient in zip(results, gradients, strict=True):
-        result.copy_(gradient)
 
 
 def _gate(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -173,89 +104,85 @@ def rms_norm_gated_backward(
     return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
 
 
-def _rms_norm_gated_backward_cuda(
-    dout: Tensor,
-    x: Tensor,
-    z: Tensor | None,
-    weight: Tensor | None,
-    eps: float,
-    *,
-    bias: Tensor | None,
-    norm_before_gate: bool,
-    activation: str,
-    group_size: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_rms_norm_backward_cuda`, for `rms_norm_gated_backward`."""
-    checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
-    if x.numel():
-        dx = _new(x)
-        dz, dweight, dbias = (None if tensor is None else _new(tensor) for tensor in (z, weight, bias))
-        tensors = _dense_rows(dout), _dense_rows(x), _dense_rows(z), _dense(weight), _dense(bias)
-        numbers = eps, norm_before_gate, activation != "sigmoid", group_size or x.shape[-1]
-        if cuda_backward.gated(*tensors, *numbers, dx, dz, dweight, dbias) is None:
-            return dx, _or_empty(dz, x), _or_empty(dweight, x), _or_empty(dbias, x)
-    options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-    return rms_norm_gated_backward(dout, x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
-
-
-def _rms_norm_gated_backward_fallback(
-    dout: Tensor,
-    x: Tensor,
-    z: Tensor | None,
-    weight: Tensor | None,
-    eps: float,
-    bias: Tensor | None,
-    norm_before_gate: bool,
-    activation: str,
-    group_size: int | None,
-    *results: Tensor,
-) -> str:
-    """As `_rms_norm_backward_fallback`."""
-    try:
-        checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
-        dense = _dense_rows(dout), _dense_rows(x), _dense_rows(z), _dense(weight), _dense(bias)
-        as_given = _same((dout, x, z, weight, bias), dense)
-        op: Any = rms_norm_gated_backward if as_given else torch.ops.serving_ops.rms_norm_gated_backward.default
-        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-        _copy(results, op(*dense[:4], eps, bias=dense[4], **options))
-    except BaseException as error:  # an interrupt included: none crosses into C++
-        return support.text_of(error)
-    return ""
-
-
-def _like(tensor: Tensor | None, x: Tensor) -> Tensor:
-    return x.new_empty(0) if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-
-
-def _fake(
-    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _check(dout: Tensor, s: Tensor, weight: Tensor | None, ds_more: Tensor | None, **_: Any) -> None:
     checks.norm_metadata(s, dout, "dout", weight)
     checks.norm_metadata(s, ds_more, "ds_more", None)
-    return _like(s, s), _like(weight, s)
 
 
-def _gated_fake(
+def _check_gated(
     dout: Tensor,
     x: Tensor,
     z: Tensor | None,
     weight: Tensor | None,
-    eps: float,
-    *,
     bias: Tensor | None,
-    norm_before_gate: bool,
     activation: str,
     group_size: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    **_: Any,
+) -> None:
     checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
-    return _like(x, x), _like(z, x), _like(weight, x), _like(bias, x)
 
 
-library.impl(NAME, _rms_norm_backward_cuda, "CUDA")
-library.impl(NAME, rms_norm_backward, "CompositeExplicitAutograd")
-library.impl(GATED_NAME, _rms_norm_gated_backward_cuda, "CUDA")
-library.impl(GATED_NAME, rms_norm_gated_backward, "CompositeExplicitAutograd")
-library.impl(f"_{NAME}_fallback", _rms_norm_backward_fallback, "CompositeExplicitAutograd")
-library.impl(f"_{GATED_NAME}_fallback", _rms_norm_gated_backward_fallback, "CompositeExplicitAutograd")
-torch.library.register_fake(f"serving_ops::{NAME}", _fake, lib=library)
-torch.library.register_fake(f"serving_ops::{GATED_NAME}", _gated_fake, lib=library)
+def _new(like: Tensor | None) -> Tensor | None:
+    """For a gradient: contiguous, to be written."""
+    return None if like is None else torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def _or_empty(gradients: Iterable[Tensor | None], x: Tensor) -> tuple[Tensor, ...]:
+    """Operators have no optional results: an empty tensor stands for the gradient of what is None."""
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _dense(value: Any) -> Any:
+    """Of a tensor, the elements of a row side by side, and rows where they lie."""
+    return value.contiguous() if isinstance(value, Tensor) and value.stride(-1) != 1 else value
+
+
+def _register(
+    formula: Callable[..., tuple[Tensor, ...]],
+    check: Callable[..., None],
+    on_cuda: Callable[..., str | None],
+    differentiated: tuple[str, ...],
+) -> None:
+    """Implement the operator of the formula's name, and the fallback of the C++ kernels.
+
+    differentiated: the arguments whose gradients it returns. on_cuda: takes the arguments and these, as `d<argument>`,
+    by name; writes the gradients, or returns why not.
+    """
+    name, names = formula.__name__, tuple(inspect.signature(formula).parameters)
+
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Tensor, dict[str, Tensor | None]]:
+        """The arguments, x, and tensors for the gradients."""
+        call = dict(zip(names, args, strict=False)) | kwargs
+        check(**call)
+        return call, call[differentiated[0]], {f"d{each}": _new(call[each]) for each in differentiated}
+
+    def run_on_cuda(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """On Triton's kernels, or by the formula where they say why not, or there are no rows."""
+        call, x, gradients = bind(args, kwargs)
+        dense = {argument: _dense(value) for argument, value in call.items()}
+        if x.numel() and on_cuda(**dense, **gradients) is None:
+            return _or_empty(gradients.values(), x)
+        return formula(**call)
+
+    def fake(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        _, x, gradients = bind(args, kwargs)
+        return _or_empty(gradients.values(), x)
+
+    def take_over(*args: Any) -> None:
+        """What C++ does not take: again with dense rows where they were not, or the formula."""
+        call, results = dict(zip(names, args, strict=False)), args[len(names) :]
+        check(**call)
+        dense = {argument: _dense(value) for argument, value in call.items()}
+        as_given = all(dense[argument] is call[argument] for argument in names)
+        run = formula if as_given else getattr(torch.ops.serving_ops, name).default
+        for result, gradient in zip(results, run(**dense), strict=True):
+            result.copy_(gradient)
+
+    library.impl(name, run_on_cuda, "CUDA")
+    library.impl(name, formula, "CompositeExplicitAutograd")
+    library.impl(f"_{name}_fallback", registry.fallback(take_over), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"serving_ops::{name}", fake, lib=library)
+
+
+_register(rms_norm_backward, _check, cuda_backward.norm, ("s", "weight"))
+_register(rms_norm_gated_backward, _check_gated, cuda_backward.gated, ("x", "z", "weight", "bias"))

@@ -56,7 +56,7 @@ _why_not_rows = partial(why_not_rows, max_rows=plans.MAX_ROWS, max_n=plans.MAX_N
 def norm(
     dout: Tensor,
     s: Tensor,
-    more: Tensor | None,
+    ds_more: Tensor | None,
     weight: Tensor | None,
     eps: float,
     weight_offset: float,
@@ -67,18 +67,18 @@ def norm(
 
     ds and dweight (None without a weight) are new, contiguous and written.
     """
-    reason = _why_not_rows(s, ("dout", dout), ("s", s), ("ds_more", more), ("weight", weight))
+    reason = _why_not_rows(s, ("dout", dout), ("s", s), ("ds_more", ds_more), ("weight", weight))
     if reason is not None:
         return reason
-    plan = _plan(s, more)
-    rows = row_grid(dout, s, s if more is None else more)
+    plan = _plan(s, ds_more)
+    rows = row_grid(dout, s, s if ds_more is None else ds_more)
     if rows is None or (plan.kernel != "tile" and rows.inner != rows.num_rows):
-        dout, s, more = dout.contiguous(), s.contiguous(), None if more is None else more.contiguous()
+        dout, s, ds_more = dout.contiguous(), s.contiguous(), None if ds_more is None else ds_more.contiguous()
         rows = _flat(s)
     programs = plan.num_programs(rows.num_rows, _num_sms(s.get_device()), plan.column_blocks(s.shape[-1]))
     with torch.cuda._DeviceGuard(s.get_device()):
         _module().run_norm_backward(
-            *(dout, s, more, weight, ds, dweight, eps, weight_offset),
+            *(dout, s, ds_more, weight, ds, dweight, eps, weight_offset),
             *(rows, plan, programs, _moments_block(), _sum_block(s.shape[-1]), pdl(s.device)),
         )
     return None
@@ -92,8 +92,8 @@ def gated(
     bias: Tensor | None,
     eps: float,
     norm_before_gate: bool,
-    silu: bool,
-    group_size: int,
+    activation: str,
+    group_size: int | None,
     dx: Tensor,
     dz: Tensor | None,
     dweight: Tensor | None,
@@ -103,6 +103,7 @@ def gated(
 
     The gradients are new, contiguous and written; None for what is None.
     """
+    group_size = group_size or x.shape[-1]
     groups = x.shape[-1] // group_size
     reason = _why_not_rows(x, ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
     plan = plans.plan_gated_backward(group_size, x.numel() // group_size)
@@ -120,7 +121,7 @@ def gated(
     dependent = pdl(x.device) and plans.gated_may_start_early(programs * groups, num_sms)
     launch = (rows, plan, programs, _sum_block(x.shape[-1]), pdl(x.device), dependent)
     with torch.cuda._DeviceGuard(x.get_device()):
-        _module().run_gated_backward(*tensors, eps, norm_before_gate, not silu, group_size, *launch)
+        _module().run_gated_backward(*tensors, eps, norm_before_gate, activation == "sigmoid", group_size, *launch)
     return None
 
 

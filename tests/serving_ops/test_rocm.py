@@ -62,7 +62,7 @@ def test_fused_add_rms_norm_runs_on_the_reference() -> None:
 def test_gradients_are_left_to_the_formula() -> None:
     s, dout = rows(1), rows(2)
     assert cuda_backward.norm(dout, s, None, vector(), EPS, 0.0, rows(3), vector()) == REASON
-    gated = (dout, s, rows(4), vector(), None, EPS, True, True, 256, rows(5), rows(6), vector(), None)
+    gated = (dout, s, rows(4), vector(), None, EPS, True, "silu", 256, rows(5), rows(6), vector(), None)
     assert cuda_backward.gated(*gated) == REASON
 
 

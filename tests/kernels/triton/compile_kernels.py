@@ -113,7 +113,7 @@ def norm_gradients(size: int, dtype: torch.dtype, has_more: bool) -> str | None:
 def gated_gradients(size: int, before: bool, has_bias: bool) -> str | None:
     rows, weight = torch.empty(2, size, dtype=BF16), torch.empty(size, dtype=BF16)
     bias = weight if has_bias else None
-    options = (1e-6, before, True, size)
+    options = (1e-6, before, "silu", size)
     return cuda_backward.gated(rows, rows, rows, weight, bias, *options, rows, rows, weight, bias)
 
 

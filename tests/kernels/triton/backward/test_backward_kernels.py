@@ -127,7 +127,7 @@ def test_without_eps_a_program_that_is_not_full_sums_no_nan(kernel_device: torch
     weight = rows((128,), torch.float32, kernel_device, 4)
     _, dweight = norm_gradients(dout, x, weight, eps=0.0)
     gradients = [poisoned(tensor) for tensor in (x, z, weight)]
-    assert cuda_backward.gated(dout, x, z, weight, None, 0.0, True, True, 128, *gradients, None) is None
+    assert cuda_backward.gated(dout, x, z, weight, None, 0.0, True, "silu", 128, *gradients, None) is None
     assert all(torch.isfinite(gradient).all() for gradient in (dweight, *gradients) if gradient is not None)
 
 
@@ -181,7 +181,7 @@ def test_dependent_launches_never_read_early(size: int) -> None:
             serving_ops.rms_norm(z, weight, EPS, out=s)
             wait()
             if size <= plan_backward.GATED_MAX_N:
-                order = (dout, s, z, weight, None, EPS, True, True, size, ds, dz, dweight, None)
+                order = (dout, s, z, weight, None, EPS, True, "silu", size, ds, dz, dweight, None)
                 assert cuda_backward.gated(*order) is None
                 found += [ds.clone(), dz.clone(), dweight.clone()]
         return found
@@ -225,7 +225,7 @@ def check_gated(x: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor
     gradients = tuple(None if tensor is None else poisoned(tensor) for tensor in tensors[1:])
     order, activation = options.get("norm_before_gate", True), options.get("activation", "silu")
     group_size = x.shape[-1] // options.get("groups", 1)
-    reason = cuda_backward.gated(*tensors, EPS, order, activation == "silu", group_size, *gradients)  # type: ignore[arg-type]
+    reason = cuda_backward.gated(*tensors, EPS, order, activation, group_size, *gradients)  # type: ignore[arg-type]
     assert reason is None
     dout, wide_x, wide_z, wide_weight, wide_bias = map(double, tensors)
     exact = torch.ops.serving_ops.rms_norm_gated_backward(
@@ -278,7 +278,7 @@ def test_a_gate_in_a_wider_buffer(kernel_device: torch.device) -> None:
 def test_a_group_too_wide_for_registers_is_left_to_the_formula(kernel_device: torch.device) -> None:
     x = rows((2, 16384), torch.float16, kernel_device)
     ds = poisoned(x)
-    reason = cuda_backward.gated(x, x, None, None, None, EPS, True, True, 16384, ds, None, None, None)
+    reason = cuda_backward.gated(x, x, None, None, None, EPS, True, "silu", 16384, ds, None, None, None)
     assert reason == "a gated group too wide for registers"
     assert torch.isnan(ds).all()
 
