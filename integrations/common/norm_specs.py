@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
 
 import serving_ops
 from serving_ops import NormSpec
+from serving_ops.integrations.common.calls import NORMS
 from serving_ops.ops.registry import sample
 
 VIEW_HEADS = 2
@@ -22,6 +26,16 @@ def as_view(spec: NormSpec) -> NormSpec:
     if spec.op == "rms_norm_gated":
         return dataclasses.replace(spec, heads=VIEW_HEADS, gate_token_stride=stride)
     return dataclasses.replace(spec, heads=VIEW_HEADS, token_stride=stride)
+
+
+def norms_of(layer: Any, weight: Tensor | None, x: Any, weight_offset: float) -> tuple[NormSpec, ...]:
+    """Return the norms of an engine's layer without a gate: hidden states with and without a residual, or heads.
+
+    x: the engine's `Activations`.
+    """
+    size, options = layer.weight.numel(), {"eps": layer.variance_epsilon, "weight_offset": weight_offset}
+    specs = tuple(x.spec(op, size, weight, **options) for op in NORMS)
+    return specs if size == x.hidden_size else (*specs, as_view(specs[0]))
 
 
 def why_reference(specs: Iterable[NormSpec]) -> str | None:

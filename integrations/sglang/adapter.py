@@ -22,10 +22,9 @@ class Activations:
     dtype: torch.dtype
     hidden_size: int
 
-    def spec(self, op: str, layer: Any, **options: Any) -> NormSpec:
-        """Return a norm of rows as long as a layer's weight."""
-        weight = layer.weight
-        return NormSpec(op, weight.numel(), self.dtype, weight.dtype, weight.device, **options)
+    def spec(self, op: str, size: int, weight: torch.Tensor, **options: Any) -> NormSpec:
+        """Return a norm of rows of this size, scaled by this weight, on its device."""
+        return NormSpec(op, size, self.dtype, weight.dtype, weight.device, **options)
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,19 @@ import torch
 from torch import Tensor
 
 from serving_ops import NormSpec
-from serving_ops.checks import ACTIVATIONS
-from serving_ops.integrations.common.norm_specs import as_view
+from serving_ops.integrations.common.gated_layers import OPS, fused_specs, why_other_gate
 from serving_ops.integrations.common.rows import alike, in_shape_of, rows_fit
 from serving_ops.integrations.sglang.adapter import Activations, Adapter, native
-
-OPS: tuple[str, ...] = ("rms_norm_gated",)
 
 
 def why_native(layer: Any) -> str | None:
     """What the layer does beyond our operator, or None."""
-    if layer.weight is None:
-        return "it has no weight"
-    return None if layer.activation in ACTIVATIONS else f"it gates with {layer.activation}"
+    return "it has no weight" if layer.weight is None else why_other_gate(layer)
 
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """Rows, and heads gated by a view."""
-    spec = x.spec("rms_norm_gated", layer, eps=layer.eps, activation=layer.activation)
-    return spec, as_view(spec)
+    return fused_specs(layer, layer.weight.numel(), x)
 
 
 def forward(

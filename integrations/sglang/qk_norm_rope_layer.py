@@ -146,7 +146,8 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """With a cache and without; SGLang may turn a table into the activations' dtype while it serves."""
     rotation = _rotation(layer.rotary_emb)
     assert rotation is not None
-    plain = x.spec(OP, layer.q_norm, eps=layer.q_norm.variance_epsilon, weight_offset=WEIGHT_IN_FP32)
+    eps, weight = layer.q_norm.variance_epsilon, layer.q_norm.weight
+    plain = x.spec(OP, weight.numel(), weight, eps=eps, weight_offset=WEIGHT_IN_FP32)
     return tuple(
         dataclasses.replace(
             plain,

@@ -9,15 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from serving_ops import NormSpec
-from serving_ops.integrations.common.norm_specs import as_view
-from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.common.calls import NORMS, norm
+from serving_ops.integrations.common.norm_specs import norms_of
 from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations, Adapter, given, native
-
-OPS: tuple[str, ...] = ("rms_norm", "fused_add_rms_norm")
 
 QUANTIZES = "its consumer quantizes to FP8"
 """The reason for a norm that SGLang fuses with FP8 quantization. Any other quantization is a kernel after the norm."""
@@ -56,23 +53,16 @@ def _scale(layer: Any) -> Tensor | None:
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """Return the norms of hidden states with and without a residual, or of heads."""
-    rows = [x.spec(op, layer, eps=layer.variance_epsilon, weight_offset=WEIGHT_IN_FP32) for op in OPS]
-    if _scale(layer) is None:
-        rows = [dataclasses.replace(spec, weight_dtype=None) for spec in rows]
-    return tuple(rows) if rows[0].size == x.hidden_size else (*rows, as_view(rows[0]))
+    found = norms_of(layer, layer.weight, x, WEIGHT_IN_FP32)
+    return found if _scale(layer) is not None else tuple(dataclasses.replace(spec, weight_dtype=None) for spec in found)
 
 
 def forward(layer: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
     """`RMSNorm.forward`: x (..., N); with a residual like x, both are written and returned."""
-    weight = _scale(layer)
-    if given(more, others) or not rows_fit(x, weight):
-        return native(layer)(x, residual, *more, **others)
-    if residual is None:
-        return torch.ops.serving_ops.rms_norm(x, weight, layer.variance_epsilon, weight_offset=WEIGHT_IN_FP32)
-    if residual is x or not alike(x, residual):
-        return native(layer)(x, residual, *more, **others)
-    torch.ops.serving_ops.fused_add_rms_norm(x, residual, weight, layer.variance_epsilon, weight_offset=WEIGHT_IN_FP32)
-    return x, residual
+    ours = None
+    if not given(more, others):
+        ours = norm(x, residual, _scale(layer), layer.variance_epsilon, WEIGHT_IN_FP32)
+    return native(layer)(x, residual, *more, **others) if ours is None else ours
 
 
-ADAPTER = Adapter("RMSNorm", ("sglang.srt.layers.layernorm",), "RMSNorm", OPS, why_native, specs, forward)
+ADAPTER = Adapter("RMSNorm", ("sglang.srt.layers.layernorm",), "RMSNorm", NORMS, why_native, specs, forward)

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from serving_ops import NormSpec
-from serving_ops.integrations.common.norm_specs import as_view
-from serving_ops.integrations.common.rows import alike, in_shape_of, rows_fit
+from serving_ops.integrations.common.calls import gated
+from serving_ops.integrations.common.gated_layers import OPS, fused_specs
 from serving_ops.integrations.vllm.adapter import Activations, Adapter
 
 MODULES = (
@@ -26,9 +25,8 @@ MODULES = (
 
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
-    """Return the norm of whole rows, and the norm of heads whose gate is a view."""
-    spec = x.spec("rms_norm_gated", layer.hidden_size, layer.weight, eps=layer.eps, activation=layer.activation)
-    return spec, as_view(spec)
+    """Rows, and heads gated by a view."""
+    return fused_specs(layer, layer.hidden_size, x)
 
 
 def forward(
@@ -40,11 +38,9 @@ def forward(
     residual_in_fp32: bool = False,
 ) -> Any:
     """`FusedRMSNormGated.forward_cuda`: x (..., N), g with the same rows; a new tensor of x's shape."""
-    heads = in_shape_of(g, x)
-    if residual is not None or prenorm or not rows_fit(heads, layer.weight) or not alike(heads, g):
+    if residual is not None or prenorm:
         return None
-    out = torch.ops.serving_ops.rms_norm_gated(heads, g, layer.weight, layer.eps, activation=layer.activation)
-    return out.view(x.shape)
+    return gated(x, g, layer.weight, layer.eps, activation=layer.activation)
 
 
-ADAPTER = Adapter("FusedRMSNormGated", MODULES, ("rms_norm_gated",), specs, forward)
+ADAPTER = Adapter("FusedRMSNormGated", MODULES, OPS, specs, forward)

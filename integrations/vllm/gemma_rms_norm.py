@@ -13,15 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from serving_ops import NormSpec
+from serving_ops.integrations.common.calls import NORMS, norm
+from serving_ops.integrations.common.norm_specs import norms_of
 from serving_ops.integrations.vllm.adapter import Activations, Adapter
-from serving_ops.integrations.vllm.rms_norm_layer import OPS, norm, norms_of
 
 WEIGHT_OFFSET = 1.0  # the weight is stored as its difference from one
 
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """Hidden states with a residual or without, or heads."""
-    return norms_of(layer, layer.weight, x, weight_offset=WEIGHT_OFFSET)
+    return norms_of(layer, layer.weight, x, WEIGHT_OFFSET)
 
 
 def forward(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
@@ -29,4 +30,4 @@ def forward(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
     return norm(x, residual, layer.weight, layer.variance_epsilon, WEIGHT_OFFSET)
 
 
-ADAPTER = Adapter("GemmaRMSNorm", ("vllm.model_executor.layers.layernorm",), OPS, specs, forward, asks_ir=True)
+ADAPTER = Adapter("GemmaRMSNorm", ("vllm.model_executor.layers.layernorm",), NORMS, specs, forward, asks_ir=True)

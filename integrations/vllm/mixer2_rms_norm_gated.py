@@ -10,48 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from serving_ops import NormSpec
-from serving_ops.integrations.common.norm_specs import VIEW_SPACING
-from serving_ops.integrations.common.rows import alike, rows_fit
-from serving_ops.integrations.vllm.adapter import Activations, Adapter
-
-
-def why_native(layer: Any, x: Activations | None = None) -> str | None:
-    """What the layer does beyond a gated norm of this rank's rows, or None."""
-    if not layer.use_rms_norm:
-        return "it gates without a norm"
-    if layer.n_groups % layer.tp_size != 0:
-        return "its groups are spread over tensor-parallel ranks"
-    return None
-
-
-def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
-    """Rows whose gate is the first columns of a projection."""
-    return (
-        x.spec(
-            "rms_norm_gated",
-            layer.weight.numel(),
-            layer.weight,
-            eps=layer.variance_epsilon,
-            norm_before_gate=False,
-            group_size=layer.group_size,
-            gate_token_stride=VIEW_SPACING * layer.weight.numel(),
-        ),
-    )
+from serving_ops.integrations.common.gated_layers import OPS, mixer2, mixer2_specs, why_not_mixer2
+from serving_ops.integrations.vllm.adapter import Adapter
 
 
 def forward(layer: Any, x: Tensor, gate: Tensor) -> Any:
     """`Mixer2RMSNormGated.forward_cuda`: x (..., N), gate like it; a new tensor."""
-    if why_native(layer) is not None or not rows_fit(x, layer.weight) or not alike(x, gate):
-        return None
-    return torch.ops.serving_ops.rms_norm_gated(
-        x, gate, layer.weight, layer.variance_epsilon, norm_before_gate=False, group_size=layer.group_size
-    )
+    return None if why_not_mixer2(layer) else mixer2(layer, x, gate)
 
 
 MODULES = ("vllm.model_executor.layers.mamba.mamba_mixer2",)
 
-ADAPTER = Adapter("Mixer2RMSNormGated", MODULES, ("rms_norm_gated",), specs, forward, why_native)
+ADAPTER = Adapter("Mixer2RMSNormGated", MODULES, OPS, mixer2_specs, forward, why_not_mixer2)

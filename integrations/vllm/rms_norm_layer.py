@@ -11,41 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from serving_ops import NormSpec
-from serving_ops.integrations.common.norm_specs import as_view
+from serving_ops.integrations.common.calls import NORMS as OPS
+from serving_ops.integrations.common.calls import norm
+from serving_ops.integrations.common.norm_specs import norms_of
 from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
-from serving_ops.integrations.common.rows import alike, rows_fit
 from serving_ops.integrations.vllm.adapter import HEADS_IN_ONE_KERNEL, Activations, Adapter
 
-OPS: tuple[str, ...] = ("rms_norm", "fused_add_rms_norm")
 PART_OF_ROW = "its variance is over a part of the row"
-
-
-def norms_of(
-    layer: Any, weight: Tensor | None, x: Activations, weight_offset: float = WEIGHT_IN_FP32
-) -> tuple[NormSpec, ...]:
-    """Return the norms that a layer without a gate may call: hidden states with and without a residual, or heads."""
-    size = layer.weight.numel()
-    options = {"eps": layer.variance_epsilon, "weight_offset": weight_offset}
-    specs = tuple(x.spec(op, size, weight, **options) for op in OPS)
-    return specs if size == x.hidden_size else (*specs, as_view(specs[0]))
-
-
-def norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, weight_offset: float = WEIGHT_IN_FP32
-) -> Any:
-    """Norm x, or x + residual in place. Returns None, with nothing written, if the kernels refuse."""
-    if not rows_fit(x, weight):
-        return None
-    if residual is None:
-        return torch.ops.serving_ops.rms_norm(x, weight, eps, weight_offset=weight_offset)
-    if residual is x or not alike(x, residual):
-        return None
-    torch.ops.serving_ops.fused_add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
-    return x, residual
 
 
 def is_of_part(layer: Any) -> bool:
@@ -62,14 +37,14 @@ def why_native(layer: Any, x: Activations) -> str | None:
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """Return the norms of hidden states with and without a residual, or of heads."""
-    return norms_of(layer, layer.weight if layer.has_weight else None, x)
+    return norms_of(layer, layer.weight if layer.has_weight else None, x, WEIGHT_IN_FP32)
 
 
 def forward(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
     """`RMSNorm.forward_cuda`: x (..., N); with a residual like x, both are written and returned."""
     if is_of_part(layer):
         return None
-    return norm(x, residual, layer.weight if layer.has_weight else None, layer.variance_epsilon)
+    return norm(x, residual, layer.weight if layer.has_weight else None, layer.variance_epsilon, WEIGHT_IN_FP32)
 
 
 def forward_native(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
