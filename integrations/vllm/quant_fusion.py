@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -44,16 +44,6 @@ WRITTEN = {1: "result", 2: "scale", 3: "residual"}
 """The results of vLLM's functional form of such a call: position -> argument."""
 
 
-def _norm_then_quantize(
-    fmt: QuantFormat, result: Tensor, x: Tensor, weight: Tensor, scale: Tensor, eps: float, residual: Tensor | None
-) -> None:
-    """The scales are written where they lie, whatever their strides."""
-    name = "rms_norm_quant" if residual is None else "fused_add_rms_norm_quant"
-    rows = (x,) if residual is None else (x, residual)
-    options: dict[str, Any] = {"weight": weight, "eps": eps, "fmt": fmt.text, "out": result, "scales_out": scale}
-    getattr(torch.ops.serving_ops, name).out(*rows, **options)
-
-
 @functools.cache
 def _format(dtype: torch.dtype, group_size: int | None) -> QuantFormat:
     """Of a scale a token, or a group."""
@@ -62,7 +52,7 @@ def _format(dtype: torch.dtype, group_size: int | None) -> QuantFormat:
     return QuantFormat(dtype=dtype, group_size=group_size)
 
 
-def _per_token(
+def _norm_then_quantize(
     result: Tensor,
     input: Tensor,
     weight: Tensor,
@@ -70,28 +60,19 @@ def _per_token(
     epsilon: float,
     scale_ub: Tensor | None,
     residual: Tensor | None,
+    group_size: int | None = None,
+    is_scale_transposed: bool = False,
 ) -> None:
-    """`_C.rms_norm_dynamic_per_token_quant`; vLLM's pass never gives an upper bound of the scale."""
+    """Either operator; vLLM's pass never gives an upper bound of the scale.
+
+    The scales are written where they lie: their strides say whether they are transposed.
+    """
     if scale_ub is not None:
         raise RuntimeError(f"serving_ops: scale_ub is {scale_ub}: it must be None")
-    _norm_then_quantize(_format(result.dtype, None), result, input, weight, scale, epsilon, residual)
-
-
-def _per_block(
-    result: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    epsilon: float,
-    scale_ub: Tensor | None,
-    residual: Tensor | None,
-    group_size: int,
-    is_scale_transposed: bool,
-) -> None:
-    """`_C.rms_norm_per_block_quant`; the strides of the scales say whether they are transposed."""
-    if scale_ub is not None:
-        raise RuntimeError(f"serving_ops: scale_ub is {scale_ub}: it must be None")
-    _norm_then_quantize(_format(result.dtype, group_size), result, input, weight, scale, epsilon, residual)
+    name = "rms_norm_quant" if residual is None else "fused_add_rms_norm_quant"
+    rows = (input,) if residual is None else (input, residual)
+    options: dict[str, Any] = {"weight": weight, "eps": epsilon, "fmt": _format(result.dtype, group_size).text}
+    getattr(torch.ops.serving_ops, name).out(*rows, **options, out=result, scales_out=scale)
 
 
 @functools.cache
@@ -100,8 +81,8 @@ def _operators() -> tuple[Any, ...]:
 
     On CUDA the C++ library implements them, and calls their fallback where it has no compiled kernel yet.
     """
-    runs: tuple[Callable[..., None], ...] = (_per_token, _per_block)
-    for (name, arguments), run in zip(ARGUMENTS.items(), runs, strict=True):
+    run = _norm_then_quantize
+    for name, arguments in ARGUMENTS.items():
         library.define(f"{name}({arguments}) -> ()", tags=TAGS)
         library.define(f"_{name}_fallback({arguments}) -> str")
         library.impl(name, run, "CompositeExplicitAutograd")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 import triton
@@ -121,6 +123,44 @@ def gated_kernel(
 _launcher = Launcher(gated_kernel, enable_fp_fusion=False)  # as norm_tile
 
 
+def gated_call(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    norm_before_gate: bool,
+    sigmoid: bool,
+    group_size: int,
+    rows: Rows,
+    plan: Plan,
+    pdl: bool,
+    aligned: bool,
+) -> tuple[int, dict[str, Any]]:
+    """Return the flags, and by parameter name the arguments, that all kernels on `gated_tile` share."""
+    flags = {
+        "second": z is not None,
+        "gate_first": z is not None and not norm_before_gate,
+        "sigmoid": z is not None and sigmoid,
+        "aligned": aligned,
+    }
+    arguments = {
+        "weight_ptr": x if weight is None else weight,
+        "bias_ptr": x if bias is None else bias,
+        "eps": eps,
+        "GROUP": group_size,
+        "ALIGNED": aligned,
+        "PAIRWISE": plan.kernel == "tile",
+        "HAS_GATE": z is not None,
+        "HAS_WEIGHT": weight is not None,
+        "HAS_BIAS": bias is not None,
+        "GATE_FIRST": flags["gate_first"],
+        "SIGMOID": flags["sigmoid"],
+        **constants_of(plan, pdl),
+    }
+    return flags_of(x, weight, bias, gated=True, flat=rows.inner == rows.num_rows, **flags), arguments
+
+
 def run_gated(
     x: Tensor,  # (..., N)
     z: Tensor | None,  # like x
@@ -136,35 +176,9 @@ def run_gated(
     pdl: bool,
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
-    size, has_gate = x.shape[-1], z is not None
-    flat = rows.inner == rows.num_rows
-    aligned = starts_aligned((x, z, out), (weight, bias), group_size)
-    gate_first, sigmoid = has_gate and not norm_before_gate, has_gate and sigmoid
-    flags = flags_of(
-        x,
-        weight,
-        bias,
-        gated=True,
-        second=has_gate,
-        gate_first=gate_first,
-        sigmoid=sigmoid,
-        flat=flat,
-        aligned=aligned,
-    )
-    arguments = {
-        **fields_of(rows, x=x, z=x if z is None else z, out=out),
-        "weight_ptr": x if weight is None else weight,
-        "bias_ptr": x if bias is None else bias,
-        "eps": eps,
-        "GROUP": group_size,
-        "ALIGNED": aligned,
-        "PAIRWISE": plan.kernel == "tile",
-        "HAS_GATE": has_gate,
-        "HAS_WEIGHT": weight is not None,
-        "HAS_BIAS": bias is not None,
-        "GATE_FIRST": gate_first,
-        "SIGMOID": sigmoid,
-        **constants_of(plan, pdl),
-    }
+    size, aligned = x.shape[-1], starts_aligned((x, z, out), (weight, bias), group_size)
+    shared = (x, z, weight, bias, eps, norm_before_gate, sigmoid, group_size, rows, plan, pdl, aligned)
+    flags, arguments = gated_call(*shared)
+    arguments |= fields_of(rows, x=x, z=x if z is None else z, out=out)
     grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)
     _launcher(Variant(flags, size, group_size), plan, grid, arguments, pdl)

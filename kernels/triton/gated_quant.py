@@ -14,9 +14,9 @@ from serving_ops.kernels.triton.epilogue import (
     quantize_groups,
     scaled_by_given,
 )
-from serving_ops.kernels.triton.gated import gated_tile
+from serving_ops.kernels.triton.gated import gated_call, gated_tile
 from serving_ops.kernels.triton.launch import Launcher, Plan
-from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
+from serving_ops.kernels.triton.norm import Rows, fields_of
 from serving_ops.kernels.triton.norm_quant import (
     QuantFormat,
     columns_of_a_scale,
@@ -24,7 +24,7 @@ from serving_ops.kernels.triton.norm_quant import (
     quant_flags,
     starts_like,
 )
-from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned, unspecialized
+from serving_ops.kernels.triton.variant import Variant, starts_aligned, unspecialized
 
 
 @unspecialized
@@ -129,38 +129,12 @@ def run_gated_quant(
 
     The caller has checked the input, and that `why_not_scales` is None; num_rows is at least 1.
     """
-    size, has_gate = x.shape[-1], z is not None
-    flat = rows.inner == rows.num_rows
+    size = x.shape[-1]
     aligned = starts_aligned((x, z, normed), (weight, bias), group_size) and starts_like(q, x, group_size)
-    gate_first, sigmoid = has_gate and not norm_before_gate, has_gate and sigmoid
-    flags = flags_of(
-        x,
-        weight,
-        bias,
-        gated=True,
-        second=has_gate,
-        gate_first=gate_first,
-        sigmoid=sigmoid,
-        flat=flat,
-        aligned=aligned,
-    )
+    shared = (x, z, weight, bias, eps, norm_before_gate, sigmoid, group_size, rows, plan, pdl, aligned)
+    flags, arguments = gated_call(*shared)
     flags |= quant_flags(fmt, normed=normed is not None, fetch=False)
-    arguments = {
-        **fields_of(rows, x=x, z=x if z is None else z, normed=x if normed is None else normed, q=q),
-        **quant_arguments(fmt, scales),
-        "weight_ptr": x if weight is None else weight,
-        "bias_ptr": x if bias is None else bias,
-        "eps": eps,
-        "GROUP": group_size,
-        "ALIGNED": aligned,
-        "PAIRWISE": plan.kernel == "tile",
-        "HAS_GATE": has_gate,
-        "HAS_WEIGHT": weight is not None,
-        "HAS_BIAS": bias is not None,
-        "HAS_NORMED": normed is not None,
-        "GATE_FIRST": gate_first,
-        "SIGMOID": sigmoid,
-        **constants_of(plan, pdl),
-    }
+    arguments |= fields_of(rows, x=x, z=x if z is None else z, normed=x if normed is None else normed, q=q)
+    arguments |= quant_arguments(fmt, scales) | {"HAS_NORMED": normed is not None}
     grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)
     _launcher(Variant(flags, group_size, columns_of_a_scale(fmt)), plan, grid, arguments, pdl)
