@@ -132,16 +132,16 @@ def gated_call(
     norm_before_gate: bool,
     sigmoid: bool,
     group_size: int,
-    rows: Rows,
-    plan: Plan,
-    pdl: bool,
+    *,
+    flat: bool,
     aligned: bool,
 ) -> tuple[int, dict[str, Any]]:
-    """Return the flags, and by parameter name the arguments, that all kernels on `gated_tile` share."""
+    """Return the flags, and by parameter name the arguments, that all kernels of gated norms share."""
     flags = {
         "second": z is not None,
         "gate_first": z is not None and not norm_before_gate,
         "sigmoid": z is not None and sigmoid,
+        "flat": flat,
         "aligned": aligned,
     }
     arguments = {
@@ -150,15 +150,13 @@ def gated_call(
         "eps": eps,
         "GROUP": group_size,
         "ALIGNED": aligned,
-        "PAIRWISE": plan.kernel == "tile",
         "HAS_GATE": z is not None,
         "HAS_WEIGHT": weight is not None,
         "HAS_BIAS": bias is not None,
         "GATE_FIRST": flags["gate_first"],
         "SIGMOID": flags["sigmoid"],
-        **constants_of(plan, pdl),
     }
-    return flags_of(x, weight, bias, gated=True, flat=rows.inner == rows.num_rows, **flags), arguments
+    return flags_of(x, weight, bias, gated=True, **flags), arguments
 
 
 def run_gated(
@@ -177,8 +175,8 @@ def run_gated(
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
     size, aligned = x.shape[-1], starts_aligned((x, z, out), (weight, bias), group_size)
-    shared = (x, z, weight, bias, eps, norm_before_gate, sigmoid, group_size, rows, plan, pdl, aligned)
-    flags, arguments = gated_call(*shared)
-    arguments |= fields_of(rows, x=x, z=x if z is None else z, out=out)
+    options = (eps, norm_before_gate, sigmoid, group_size)
+    flags, arguments = gated_call(x, z, weight, bias, *options, flat=rows.inner == rows.num_rows, aligned=aligned)
+    arguments |= fields_of(rows, x=x, z=x if z is None else z, out=out) | constants_of(plan, pdl)
     grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)
     _launcher(Variant(flags, size, group_size), plan, grid, arguments, pdl)

@@ -16,7 +16,7 @@ from serving_ops.kernels.triton.epilogue import (
 )
 from serving_ops.kernels.triton.gated import gated_call, gated_tile
 from serving_ops.kernels.triton.launch import Launcher, Plan
-from serving_ops.kernels.triton.norm import Rows, fields_of
+from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
 from serving_ops.kernels.triton.norm_quant import (
     QuantFormat,
     columns_of_a_scale,
@@ -131,10 +131,10 @@ def run_gated_quant(
     """
     size = x.shape[-1]
     aligned = starts_aligned((x, z, normed), (weight, bias), group_size) and starts_like(q, x, group_size)
-    shared = (x, z, weight, bias, eps, norm_before_gate, sigmoid, group_size, rows, plan, pdl, aligned)
-    flags, arguments = gated_call(*shared)
+    options = (eps, norm_before_gate, sigmoid, group_size)
+    flags, arguments = gated_call(x, z, weight, bias, *options, flat=rows.inner == rows.num_rows, aligned=aligned)
     flags |= quant_flags(fmt, normed=normed is not None, fetch=False)
     arguments |= fields_of(rows, x=x, z=x if z is None else z, normed=x if normed is None else normed, q=q)
-    arguments |= quant_arguments(fmt, scales) | {"HAS_NORMED": normed is not None}
+    arguments |= quant_arguments(fmt, scales) | constants_of(plan, pdl) | {"HAS_NORMED": normed is not None}
     grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)
     _launcher(Variant(flags, group_size, columns_of_a_scale(fmt)), plan, grid, arguments, pdl)

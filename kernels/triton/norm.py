@@ -54,6 +54,7 @@ def constants_of(plan: Plan, pdl: bool) -> dict[str, Any]:
         "LOG2_BLOCK_N": plan.block_n.bit_length() - 1,
         "ROWS": plan.rows_per_program,
         "KEPT_N": plan.kept_n,
+        "PAIRWISE": plan.kernel == "tile",
         "PDL": pdl,
         "OVERLAP": plan.overlap,
     }

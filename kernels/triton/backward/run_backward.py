@@ -12,6 +12,7 @@ from serving_ops.kernels.triton.backward.norm_backward import norm_backward_kern
 from serving_ops.kernels.triton.backward.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
 from serving_ops.kernels.triton.backward.norm_backward_wide import norm_backward_wide_kernel
 from serving_ops.kernels.triton.backward.partial_sum import partial_sum_kernel
+from serving_ops.kernels.triton.gated import gated_call
 from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.norm import Rows, fields_of
 from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
@@ -158,38 +159,18 @@ def run_gated_backward(
     dependent: bool,  # the gradient's kernel too is launched as a programmatic dependent
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
-    size, has_gate = x.shape[-1], z is not None
-    flat = rows.inner == rows.num_rows
-    gate_first, sigmoid = has_gate and not norm_before_gate, has_gate and sigmoid
+    size = x.shape[-1]
     aligned = starts_aligned((dout, x, z), (dx, dz, weight, bias), group_size)
-    flags = flags_of(
-        x,
-        weight,
-        bias,
-        gated=True,
-        second=has_gate,
-        gate_first=gate_first,
-        sigmoid=sigmoid,
-        flat=flat,
-        aligned=aligned,
-    )
+    options = (eps, norm_before_gate, sigmoid, group_size)
+    flags, shared = gated_call(x, z, weight, bias, *options, flat=rows.inner == rows.num_rows, aligned=aligned)
     partial = x.new_empty((2, num_programs, size), dtype=torch.float32)
     arguments = {
         **fields_of(rows, dout=dout, x=x, z=x if z is None else z),
-        "weight_ptr": x if weight is None else weight,
-        "bias_ptr": x if bias is None else bias,
+        **shared,
         "dx_ptr": dx,
         "dz_ptr": dx if dz is None else dz,
         "partial_ptr": partial,
-        "eps": eps,
         "N": size,
-        "GROUP": group_size,
-        "ALIGNED": aligned,
-        "HAS_GATE": has_gate,
-        "HAS_WEIGHT": weight is not None,
-        "HAS_BIAS": bias is not None,
-        "GATE_FIRST": gate_first,
-        "SIGMOID": sigmoid,
         "PDL": pdl,
         **_constants_of(plan, aligned),
     }
