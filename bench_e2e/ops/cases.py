@@ -136,14 +136,20 @@ class Case:
     def fmt(self) -> QuantFormat | None:
         return FORMS.get(self.form or "")
 
+    def spec(self, device: str) -> NormSpec:
+        weight_dtype = {"same": self.torch_dtype, "float32": torch.float32, "none": None}[self.weight]
+        made = NormSpec(self.op, self.size, self.torch_dtype, weight_dtype, torch.device(device), fmt=self.fmt)
+        made = replace(made, heads=1 if len(self.shape) == 2 else self.shape[1], weight_offset=self.weight_offset)
+        if self.op == QK_ROPE:
+            return replace(made, rotation=RopeSpec(self.shape[2], has_cache=self.form == "cached"))
+        stride = 2 * made.heads * self.size if self.layout == "strided" else None
+        return replace(made, token_stride=None if self.op == GATED else stride, gate_token_stride=stride)
+
     @property
     def bytes_moved(self) -> int:
         """The fewest bytes the op must move: each tensor once, the weight left out (it stays in cache)."""
-        spec, rows = NormSpec(self.op, self.size, self.torch_dtype, None, torch.device("meta"), fmt=self.fmt), self.rows
-        if self.op == QK_ROPE:
-            rows, heads, kv_heads, _ = self.shape
-            spec = replace(spec, heads=heads, rotation=RopeSpec(kv_heads, has_cache=self.form == "cached"))
-        forward = registry.bytes_moved(registry.find(self.op), registry.sample(spec, rows))
+        call = registry.sample(replace(self, layout="contiguous").spec("meta"), self.shape[0])
+        forward = registry.bytes_moved(registry.find(self.op), call)
         if self.passes == FORWARD:
             return forward
         backward = _BACKWARD_TENSORS[self.op] * self.rows * self.size * self.torch_dtype.itemsize

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from serving_ops.bench_e2e.ops import rope_cases
-from serving_ops.bench_e2e.ops.cases import ADD, FORWARD, FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, Case
-from serving_ops.ops.quantized import RESULTS
+from serving_ops.bench_e2e.ops.cases import ADD, FORWARD, QK_ROPE, Case
+from serving_ops.ops import registry
 
 EPS = 1e-6
 
@@ -35,86 +35,56 @@ class Inputs:
     call: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def rows(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in (self.x, self.residual, self.z) if tensor is not None)
+
+    @property
     def leaves(self) -> tuple[Tensor, ...]:
         """What is differentiated: x, the residual or z, and the weight."""
-        return tuple(tensor for tensor in (self.x, self.residual, self.z, self.weight) if tensor is not None)
+        return self.rows if self.weight is None else (*self.rows, self.weight)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """What the op's public function takes by position; the formula of `qk_norm_rope` takes its `call`."""
-        if self.call:
-            return (self.call,)
-        rows = (tensor for tensor in (self.x, self.residual, self.z) if tensor is not None)
-        return (*rows, self.weight, EPS)
+        return (self.call,) if self.call else (*self.rows, self.weight, EPS)
 
     @property
     def bytes(self) -> int:
-        if self.call:
-            return sum(self.call[name].nbytes for name in ("qkv", "key_cache", "value_cache") if name in self.call)
-        tensors = (self.x, self.residual, self.z, self.out, self.scales, *self.douts)
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        of_rope = [self.call[name] for name in ("qkv", "key_cache", "value_cache") if name in self.call]
+        tensors = of_rope or (*self.rows, self.out, self.scales, *self.douts)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
     """Fresh tensors on the device. Results start as NaN, so that an element nobody wrote is seen."""
+    op = registry.find(case.op)
+    call = registry.sample(case.spec(device), case.shape[0])
+    for value in call.values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value.normal_(1.0, 0.1) if value.dim() == 1 else value.normal_()
     if case.op == QK_ROPE:
-        call = rope_cases.make(case, device)
-        return Inputs(rope_cases.rotated_heads(call), None, None, None, None, call=call)
-    strided = case.layout == "strided"
-    gated = case.op == GATED
-    x = _random(case, device, strided and not gated)
-    residual = _random(case, device, strided) if case.op in (FUSED_ADD, FUSED_ADD_QUANT, ADD) else None
-    z = _random(case, device, strided) if gated else None
-    weight = _weight(case, device)
+        made = rope_cases.placed(call)
+        return Inputs(rope_cases.rotated_heads(made), None, None, None, None, call=made)
+    x, tensors = call["x"], [call.get(name) for name in ("x", "residual", "z", "weight")]
     if case.passes == FORWARD:
-        return Inputs(x, residual, z, weight, *_results(case, x))
-    for tensor in (x, residual, z, weight):
+        results = {name: _unwritten(result) for name, result in op.empty_results(call).items()}
+        return Inputs(*tensors, results.get("out"), results.get("scales_out"))
+    for tensor in tensors:
         if tensor is not None:
             tensor.requires_grad_()
-    douts = tuple(_random(case, device, strided=False) for _ in range(2 if case.op == ADD else 1))
-    return Inputs(x, residual, z, weight, None, None, douts)
+    douts = tuple(torch.empty_like(x).normal_() for _ in range(2 if case.op == ADD else 1))
+    return Inputs(*tensors, None, None, douts)
 
 
 def redraw(inputs: Inputs) -> None:
     """New random x, residual and z, and results of NaN, in the same memory."""
-    for tensor in (inputs.x, inputs.residual, inputs.z):
-        if tensor is not None:
-            tensor.normal_()
-    for tensor in (inputs.out, inputs.scales):
-        if tensor is not None:
-            _unwritten(tensor)
+    for tensor in inputs.rows:
+        tensor.normal_()
+    for result in (inputs.out, inputs.scales):
+        if result is not None:
+            _unwritten(result)
 
 
 def _unwritten(result: Tensor) -> Tensor:
     """All NaN, or in INT8 a number that no result has."""
     return result.fill_(torch.nan if result.dtype.is_floating_point else -128)
-
-
-def _results(case: Case, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """`out` and `scales`."""
-    if case.fmt is not None:
-        out, scales = (_unwritten(result.empty({"x": x, "fmt": case.fmt})) for result in RESULTS)
-        return out, scales
-    if case.op == FUSED_ADD:
-        return None, None
-    return _empty(case, str(x.device), strided=False).fill_(torch.nan), None
-
-
-def _empty(case: Case, device: str, *, strided: bool) -> Tensor:
-    """A strided tensor is the second half of every token's columns, as in a fused projection's output."""
-    num_tokens, *rest = case.shape
-    if not strided:
-        return torch.empty(case.shape, dtype=case.torch_dtype, device=device)
-    wide = torch.empty((num_tokens, 2, *rest), dtype=case.torch_dtype, device=device)
-    return wide[:, 1]
-
-
-def _random(case: Case, device: str, strided: bool) -> Tensor:
-    return _empty(case, device, strided=strided).normal_()
-
-
-def _weight(case: Case, device: str) -> Tensor | None:
-    if case.weight == "none":
-        return None
-    dtype = torch.float32 if case.weight == "float32" else case.torch_dtype
-    return torch.empty(case.size, dtype=dtype, device=device).normal_(1.0, 0.1)

@@ -9,37 +9,28 @@ import torch
 from torch import Tensor
 
 from serving_ops import reference, rope_reference
-from serving_ops.bench_e2e.ops.cases import Case
+from serving_ops.rope_spec import RopeSpec
 
-BLOCK_SIZE = 16
+BLOCK_SIZE = RopeSpec().block_size or 1
 POSITIONS = 40960
 THETA = 1e6  # both as in Qwen3's configuration
 
 Arguments = Mapping[str, Any]  # of the op, by name
 
 
-def make(case: Case, device: str) -> dict[str, Any]:
-    """A call of the op. Slots are in no order, and caches start as NaN."""
-    num_tokens, num_q_heads, num_kv_heads, head_dim = case.shape
-    made = {"dtype": case.torch_dtype, "device": device}
-    frequencies = THETA ** -(torch.arange(0, head_dim, 2, device=device) / head_dim)
-    angles = torch.arange(POSITIONS, device=device)[:, None] * frequencies
-    call: dict[str, Any] = {
-        "qkv": torch.empty(num_tokens, (num_q_heads + 2 * num_kv_heads) * head_dim, **made).normal_(),
-        "positions": torch.randint(POSITIONS, (num_tokens,), device=device),
-        "cos_sin_cache": torch.cat((angles.cos(), angles.sin()), dim=1).to(case.torch_dtype),
-        "q_weight": torch.empty(head_dim, **made).normal_(1.0, 0.1),
-        "k_weight": torch.empty(head_dim, **made).normal_(1.0, 0.1),
-        "num_q_heads": num_q_heads,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": head_dim,
-    }
-    if case.form == "cached":
-        blocks = -(-num_tokens // BLOCK_SIZE)
-        caches = torch.full((2, blocks, BLOCK_SIZE, num_kv_heads, head_dim), torch.nan, **made)
-        slots = torch.randperm(blocks * BLOCK_SIZE, device=device)[:num_tokens]
-        call |= {"key_cache": caches[0], "value_cache": caches[1], "slot_mapping": slots}
-    return call
+def placed(call: Arguments) -> dict[str, Any]:
+    """A sample call with the table of a model, positions anywhere in it, slots in no order, and caches of NaN."""
+    made = {name: value for name, value in call.items() if value is not None}
+    qkv, size = made["qkv"], made["head_dim"]
+    frequencies = THETA ** -(torch.arange(0, size, 2, device=qkv.device) / size)
+    angles = torch.arange(POSITIONS, device=qkv.device)[:, None] * frequencies
+    made["cos_sin_cache"] = torch.cat((angles.cos(), angles.sin()), dim=1).to(qkv.dtype)
+    made["positions"].random_(POSITIONS)
+    if "key_cache" in made:
+        blocks, block_size = made["key_cache"].fill_(torch.nan).shape[:2]
+        made["value_cache"].fill_(torch.nan)
+        made["slot_mapping"] = torch.randperm(blocks * block_size, device=qkv.device)[: qkv.shape[0]]
+    return made
 
 
 def heads(call: Arguments) -> tuple[Tensor, Tensor, Tensor]:
