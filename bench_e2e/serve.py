@@ -42,7 +42,7 @@ NARROW = {"median_ttft_ms": 0.02, "median_tpot_ms": 0.04}  # of the ratio, to ea
 # On CPU eager, where the engine runs our ops call by call and start-up is short. On CUDA what one would deploy:
 # compiled, with CUDA graphs.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "cpu": {"eager": True, "num_prompts": 4, "input_len": 512, "output_len": 16},
+    "cpu": {"eager": True, "num_prompts": 4, "input_len": 512, "output_len": 12},
     "cuda": {"eager": False, "num_prompts": 16, "input_len": 512, "output_len": 128},
 }
 QUICK = {"num_prompts": 2, "input_len": 64, "output_len": 8}
@@ -74,7 +74,7 @@ class Serving:
             client.answer(progress)
             progress.console.print(f"up after {time.monotonic() - started:.0f} s")
             if up and self.load.input_len is None:
-                self._show_an_answer({variant: address for variant, (_, address) in up.items()})
+                self._show_an_answer(up)
             for number, variant in turns.order(list(VARIANTS), chosen.looks[-1]):
                 server, address = up.get(variant) or self._up(variant, self._start(variant))
                 progress.phase(f"pair {number} of {chosen.looks[-1]}, {variant}")
@@ -93,16 +93,13 @@ class Serving:
                     break
 
     def _is_narrow(self) -> bool:
-        ratios = {figure: self._compared({}).ratio(figure) for figure in NARROW}
-        return all(ratio and ratio.reach <= NARROW[figure] for figure, ratio in ratios.items())
+        found = Comparison({}, LABELS, self.pairs, {})
+        return all((ratio := found.ratio(figure)) and ratio.reach <= reach for figure, reach in NARROW.items())
 
-    def _compared(self, run: dict[str, Any]) -> Comparison:
-        return Comparison(run, LABELS, self.pairs, self.lines)
-
-    def _show_an_answer(self, addresses: dict[str, Address]) -> None:
+    def _show_an_answer(self, up: dict[str, tuple[Child, Address]]) -> None:
         self.progress.phase("one question to each")
         try:
-            said = chat.shown({variant: chat.ask(address) for variant, address in addresses.items()})
+            said = chat.shown({variant: chat.ask(address) for variant, (_, address) in up.items()})
         except (OSError, http.client.HTTPException, ValueError) as error:
             said = f"no answer to show: {error}"
         self.progress.console.print(said, markup=False, soft_wrap=True)
@@ -158,7 +155,8 @@ class Serving:
             f"[lowest-highest]; ratio: {RATIO_METHOD}."
         )
         method += ended if looks else ""
-        return self._compared(options.described(self.chosen, words, asked, self.engine_options) | {"method": method})
+        run = options.described(self.chosen, words, asked, self.engine_options) | {"method": method}
+        return Comparison(run, LABELS, self.pairs, self.lines)
 
 
 def main(words: list[str]) -> int:
@@ -180,7 +178,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     add("--pairs", type=at_least_1, help=f"turns of each server (default: {most})")
     add("--num-prompts", type=at_least_1, help="requests a turn (default: 4 on CPU, 16 on CUDA)")
     add("--input-len", type=at_least_1, help="tokens (default: 512, and questions for smollm2)")
-    add("--output-len", type=at_least_2, help="tokens (default: 16 on CPU, 128 on CUDA)")
+    add("--output-len", type=at_least_2, help="tokens (default: 12 on CPU, 128 on CUDA)")
     add("--concurrency", type=at_least_1, default=1, help="requests in flight (default: 1)")
     add("--sequential", action="store_true", help="a server at a time, where two do not fit: takes longer")
     add("--quick", action="store_true", help="one tiny pair: does it work at all?")

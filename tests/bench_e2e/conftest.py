@@ -46,6 +46,9 @@ http.server.HTTPServer((option("--host"), int(option("--port"))), Health).serve_
 GENERATOR = """
 import os, urllib.request
 
+def get_tokenizer():
+    pass
+
 def add_cli_args(parser):
     for name in ("num-prompts", "port", "seed", "num-warmups"):
         parser.add_argument(f"--{name}", type=int)

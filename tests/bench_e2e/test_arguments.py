@@ -53,7 +53,7 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "serve": [
         (("--preset", "smollm2"), "--preset smollm2: there is no registry"),
         (("--preset", "smollm2", "--quantization", "fp8-block"), "fp8-block: for --preset dense or dense-8b alone"),
-        (("--input-len", "16384"), "--preset dense has 16384 positions: 16464 tokens do not fit"),
+        (("--input-len", "16384"), "--preset dense has 16384 positions: 16460 tokens do not fit"),
         (("--pairs", "²"), "'²'; allowed: whole numbers from 1"),
         (("--output-len", "1"), "'1'; allowed: whole numbers from 2"),
         (("--preset", "hybrid", "--model", "x"), "not allowed with"),
