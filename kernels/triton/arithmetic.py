@@ -33,8 +33,9 @@ def let_sum_start(PDL: tl.constexpr):
 @triton.jit
 def prefetch_row(ptr, N: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr, OVERLAP: tl.constexpr):
     """Fetch a weight to L2 while the kernel before still runs. Its values are read after the wait, since that kernel
-    may be the one that writes them (`weight.float() + 1`): a prefetch cannot make a stale value visible. One program
-    does it for all. A load whose result is dropped costs 0.3 us between two products: it holds a register."""
+    may be the one that writes them (`weight.float() + 1`). All SMs write through the L2, so a prefetch to there cannot
+    make a stale value visible; one to the L1 could. One program does it for all. A load whose result is dropped costs
+    0.3 us between two products: it holds a register."""
     if PDL and OVERLAP:
         LINE: tl.constexpr = 128 // (ptr.dtype.element_ty.primitive_bitwidth // 8)
         if tl.program_id(0) == 0:
