@@ -98,6 +98,13 @@ inline typename V::Pair load_param(const W* p, Size part) {
   return v;
 }
 
+// Stores v, arranged as a pair made of X is, in a row of dtype R.
+template <class V, class X, class R, class Size>
+inline void store_arranged(R* p, typename V::Pair v, Size part) {
+  if constexpr (__is_same(X, bf16) && !__is_same(R, bf16)) v = V::in_order(v);
+  V::store(p, v, part);
+}
+
 // f(X{}) with the storage type of a dtype.
 template <class F>
 inline void with_dtype(Dtype dtype, F f) {

@@ -124,8 +124,7 @@ struct OverRows {
         const Pair v = V::load(parts + k * stride + i, Full{});
         sum = {sum.a + v.a, sum.b + v.b};
       }
-      if constexpr (__is_same(X, bf16) && !__is_same(W, bf16)) sum = V::in_order(sum);
-      V::store(gradient + i, sum, part);
+      store_arranged<V, X>(gradient + i, sum, part);
     });
   }
 

@@ -125,21 +125,21 @@ struct RmsNorm {
     });
   }
 
-  // The same for the sums of x and residual, which become the residual.
-  template <class X, class F>
+  // The same for the sums of x and residual, which become the residual. R: X, or fp32.
+  template <class X, class R, class F>
   static void added_rows(const NormSpec& spec, Rows x_rows, Rows residual_rows, int64_t num_rows, F f) {
     for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
       X* x = static_cast<X*>(x_rows.data) + first * x_rows.stride;
-      X* residual = static_cast<X*>(residual_rows.data) + first * residual_rows.stride;
+      R* residual = static_cast<R*>(residual_rows.data) + first * residual_rows.stride;
       const auto added = [=](int m, int64_t i, auto part) {
         const Pair u = V::load(x + m * x_rows.stride + i, part);
-        const Pair v = V::load(residual + m * residual_rows.stride + i, part);
+        const Pair v = load_param<V, X>(residual + m * residual_rows.stride + i, part);
         return Pair{u.a + v.a, u.b + v.b};
       };
       const auto keep = [=](auto rounding, int m, int64_t i, Pair s, auto part) {
         fetch<V, true>(x + m * x_rows.stride + i + ahead(x_rows, count));
         fetch<V, true>(residual + m * residual_rows.stride + i + ahead(residual_rows, count));
-        rounding.store(residual + m * residual_rows.stride + i, s, part);
+        store_arranged<decltype(rounding), X>(residual + m * residual_rows.stride + i, s, part);
       };
       f(added, keep, first, count);
     });
@@ -154,9 +154,11 @@ struct RmsNorm {
   static void fused_add_rms_norm(const NormSpec& spec, Rows x, Rows residual, int64_t num_rows) {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
-      added_rows<X>(spec, x, residual, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+      const auto run = [&](auto load, auto keep, int64_t first, auto count) {
         few_rows<X>(spec, weight, Rounded<X>(x, first), count, load, keep);
-      });
+      };
+      if (spec.fp32_residual) added_rows<X, float>(spec, x, residual, num_rows, run);
+      else added_rows<X, X>(spec, x, residual, num_rows, run);
     });
   }
 
@@ -176,7 +178,7 @@ struct RmsNorm {
         few_rows<X>(spec, weight, Int8<V, X>(out, spec.size, first), count, load, keep);
       };
       if (residual.data == nullptr) rows<X>(spec, x, num_rows, run);
-      else added_rows<X>(spec, x, residual, num_rows, run);
+      else added_rows<X, X>(spec, x, residual, num_rows, run);
     });
   }
 };

@@ -110,10 +110,10 @@ void check_gap(const Buffer& before, const Buffer& after, int64_t size, const ch
 }
 
 void check_norms(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, Buffer& weights, float offset,
-                 double scale) {
-  Buffer x(dtype, kRows, size), residual(dtype, kRows, size), out(dtype, kRows, size);
+                 double scale, Dtype of_residual) {
+  Buffer x(dtype, kRows, size), residual(of_residual, kRows, size), out(dtype, kRows, size);
   x.fill(scale), residual.fill(scale), out.fill(1);
-  const NormSpec spec{size, kEps, offset, dtype, weight};
+  const NormSpec spec{size, kEps, offset, dtype, weight, of_residual != dtype};
   const Buffer x0 = x, residual0 = residual, out0 = out;
   const bool rounds_twice = weight.data != nullptr && weight.dtype == dtype && offset == 0.0f;
   const auto check = [&](const Buffer& result, bool add, const char* what) {
@@ -137,7 +137,7 @@ void check_norms(const Kernels& kernels, Dtype dtype, int64_t size, Param weight
   check_gap(residual0, residual, size, kernels.isa, "fused_add_rms_norm");
   for (int64_t i = 0; i < kRows * x0.stride; ++i)
     if (i % x0.stride < size) {
-      const double want = rounded(static_cast<float>(x0.get(i) + residual0.get(i)), dtype);
+      const double want = rounded(static_cast<float>(x0.get(i) + residual0.get(i)), of_residual);
       report(residual.get(i) == want, kernels.isa, "residual", dtype, size, i, residual.get(i), want);
     }
 }
@@ -403,7 +403,10 @@ void check(const Kernels& kernels, Dtype dtype, int64_t size) {
     const Param weight = kind == 0 ? Param{} : weights.param();
     for (float offset : {0.0f, 1.0f})
       for (double scale : {1.0, dtype == Dtype::float16 ? 1e-5 : 1e-39})  // the second are subnormals
-        check_norms(kernels, dtype, size, weight, weights, kind == 0 ? 0.0f : offset, scale);
+        for (bool wide : {false, true})
+          if (!wide || dtype != Dtype::float32)
+            check_norms(kernels, dtype, size, weight, weights, kind == 0 ? 0.0f : offset, scale,
+                        wide ? Dtype::float32 : dtype);
     for (int options = 0; options < 16; ++options)
       for (int64_t groups : {1, 4})
         if (size % groups == 0 && size <= 300)

@@ -40,12 +40,12 @@ inline void* scratch(int64_t bytes) {
 // run(rows, count), rows[k] being the rows of tensor k, until every row of the space is done.
 template <int Operands, class Run>
 inline void for_each_rows(const RowSpace<Operands>& space, const TensorView* const (&tensors)[Operands],
-                          int64_t element_bytes, int64_t element_work, const Run& run) {
+                          const int64_t (&element_bytes)[Operands], int64_t element_work, const Run& run) {
   for_each_chunk(space.num_rows(), tensors[0]->row_size() * element_work, [&](int64_t begin, int64_t end) {
     space.for_each_run(begin, end, [&](const int64_t(&offsets)[Operands], int64_t count) {
       Rows rows[Operands];
       for (int k = 0; k < Operands; ++k)
-        rows[k] = {tensors[k]->data + offsets[k] * element_bytes, space.row_stride(k), space.ahead(k)};
+        rows[k] = {tensors[k]->data + offsets[k] * element_bytes[k], space.row_stride(k), space.ahead(k)};
       run(rows, count);
     });
   });
@@ -54,7 +54,8 @@ inline void for_each_rows(const RowSpace<Operands>& space, const TensorView* con
 inline bool run(const NormCall& call) {
   if (!call.x.on_cpu()) return false;
   const auto kernel = call.op == kFusedAddRmsNorm ? chosen_kernels().fused_add_rms_norm : chosen_kernels().rms_norm;
-  for_each_rows<2>(call.space, {&call.x, &call.other}, element_bytes(call.spec.dtype), kNormWork,
+  const int64_t bytes = element_bytes(call.spec.dtype), other_bytes = call.spec.fp32_residual ? 4 : bytes;
+  for_each_rows<2>(call.space, {&call.x, &call.other}, {bytes, other_bytes}, kNormWork,
                    [&](const Rows(&rows)[2], int64_t count) { kernel(call.spec, rows[0], rows[1], count); });
   count(call.op);
   return true;
@@ -108,7 +109,8 @@ inline bool run(const Int8Call& call) {
 inline bool run(const GatedCall& call) {
   if (!call.x.on_cpu()) return false;
   const auto kernel = chosen_kernels().rms_norm_gated;
-  for_each_rows<3>(call.space, {&call.x, &call.z, &call.out}, element_bytes(call.spec.dtype), kGateWork,
+  const int64_t bytes = element_bytes(call.spec.dtype);
+  for_each_rows<3>(call.space, {&call.x, &call.z, &call.out}, {bytes, bytes, bytes}, kGateWork,
                    [&](const Rows(&rows)[3], int64_t count) {
                      kernel(call.spec, rows[0], call.has_gate ? rows[1] : Rows{}, rows[2], count);
                    });

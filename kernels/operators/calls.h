@@ -55,7 +55,9 @@ struct NormCall {
     x = TensorView(rows);
     other = TensorView(others);
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
-    if (const Refusal refusal = other.read_rows_like(others_name, x)) return refusal;
+    spec.fp32_residual = op == kFusedAddRmsNorm && x.on_cpu() && x.dtype != other.dtype;
+    const int32_t wanted = spec.fp32_residual ? aoti_torch_dtype_float32() : x.dtype;
+    if (const Refusal refusal = other.read_rows_of(others_name, x, wanted)) return refusal;
     spec.size = x.row_size();
     if (!other.is_writable()) return {others_name, kMayOverlapItself};
     return {};

@@ -30,6 +30,7 @@ struct NormSpec {
   float weight_offset;
   Dtype dtype;  // of x, residual and out
   Param weight;
+  bool fp32_residual = false;  // beside rows of half precision
 };
 
 struct GatedNormSpec {
