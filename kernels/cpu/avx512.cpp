@@ -85,6 +85,16 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
     return bit_cast<float>(_mm512_reduce_max_epu32(lower) << 16);
   }
 
+  // The packs work within quarters, which have four elements of each block by turns.
+  using Base::store_two_int8;
+  static void store_two_int8(int8_t* p, Pair first, Pair second, bf16) {
+    const auto packed = [](Vec x, Vec y) { return _mm512_packs_epi32(_mm512_cvtps_epi32(x), _mm512_cvtps_epi32(y)); };
+    const __m512i even = packed(first.a, second.a), odd = _mm512_slli_epi16(packed(first.b, second.b), 8);
+    constexpr int kSecondWhereMaskElseFirst = 0xca;
+    const __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0xff), even, odd, kSecondWhereMaskElseFirst);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi64(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), both));
+  }
+
   static Pair widen(__m512i h) {
     return {_mm512_cvtph_ps(_mm512_castsi512_si256(h)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1))};
   }

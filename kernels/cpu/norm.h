@@ -22,7 +22,7 @@ struct Gradient {
 struct Int8Rows {
   Rows out, scales;  // one scale a row
   Rows normed;       // the rows before they are quantized; data is null where they are not wanted
-  void* scratch;     // in their place, scratch_elements(size) elements of the rows' dtype
+  float* scratch;    // scratch_elements(size) of them
 };
 
 // The heads of q or of k, in place. Strides in elements; a weight where they are normalised.
@@ -58,7 +58,9 @@ constexpr int64_t angles_elements(int64_t rotary_dim) { return 2 * whole_blocks(
 // instead of 4.7 plain.
 constexpr int kRowsAtOnce = 8;
 constexpr int64_t kShortRow = 512;  // elements; eight such rows of two operands stay in the L1 cache
-constexpr int64_t scratch_elements(int64_t size) { return size <= kShortRow ? kRowsAtOnce * size : size; }
+constexpr int64_t scratch_elements(int64_t size) {
+  return (size <= kShortRow ? kRowsAtOnce : 1) * whole_blocks(size);
+}
 
 // One instruction set's kernels. Each takes num_rows rows of constant strides; out may be x. The bits of a row depend
 // on the spec and the row's values alone.

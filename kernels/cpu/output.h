@@ -30,11 +30,13 @@ struct Int8 {
   int64_t rounded_stride, stride, scales_stride;
   typename V::Signed largest[kRowsAtOnce] = {};  // magnitudes, as bits
 
-  Int8(const Int8Rows& rows, int64_t size, int64_t first)
-      : rounded(static_cast<X*>(rows.scratch)),
+  // scratch_stride: of the rows of scratch, in fp32. A row rounded lies over the sums that it is made of, and behind
+  // those that are still to be read.
+  Int8(const Int8Rows& rows, int64_t scratch_stride, int64_t first)
+      : rounded(reinterpret_cast<X*>(rows.scratch)),
         data(static_cast<int8_t*>(rows.out.data) + first * rows.out.stride),
         scales(static_cast<float*>(rows.scales.data) + first * rows.scales.stride),
-        rounded_stride(size),
+        rounded_stride(scratch_stride * static_cast<int64_t>(sizeof(float) / sizeof(X))),
         stride(rows.out.stride),
         scales_stride(rows.scales.stride) {
     if (rows.normed.data == nullptr) return;
@@ -66,9 +68,17 @@ struct Int8 {
       if constexpr (!saturate) return y * inverse;
       return V::at_most(V::at_least(y * inverse, V::broadcast(-128.0f)), V::broadcast(127.0f));
     };
-    for_each_block<V>(size, [&](int64_t i, auto part) {
-      const Pair y = V::load(rounded + m * rounded_stride + i, part);
-      V::store_int8(data + m * stride + i, Pair{scaled(y.a), scaled(y.b)}, X{}, part);
+    const X* row = rounded + m * rounded_stride;
+    int8_t* out = data + m * stride;
+    const auto quantized = [=](int64_t i, auto part) {
+      const Pair y = V::load(row + i, part);
+      return Pair{scaled(y.a), scaled(y.b)};
+    };
+    const int64_t in_twos = size / (2 * V::kBlock) * (2 * V::kBlock);
+    for (int64_t i = 0; i < in_twos; i += 2 * V::kBlock)
+      V::store_two_int8(out + i, quantized(i, Full{}), quantized(i + V::kBlock, Full{}), X{});
+    for_each_block<V>(size - in_twos, [&](int64_t i, auto part) {
+      V::store_int8(out + in_twos + i, quantized(in_twos + i, part), X{}, part);
     });
   }
 };

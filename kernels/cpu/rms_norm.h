@@ -1,6 +1,6 @@
 // rms_norm and fused_add_rms_norm over rows: pass 1 sums the squares, pass 2 normalises. fused_add_rms_norm adds
 // x + residual in both passes: a scratch row for the fp32 sums would cost more than the second addition. rms_norm_int8
-// is either of them, and pass 3 quantizes.
+// is either of them, and pass 3 quantizes; it has a scratch row anyway, and so keeps the sums.
 #pragma once
 
 #include "output.h"
@@ -90,10 +90,11 @@ template <class V>
 struct RmsNorm {
   using Pair = typename V::Pair;
 
-  // A few rows: row m is load(m, i, part); keep(rounding, m, i, s, part) stores what else is wanted of it, and asks for
-  // what comes next.
-  template <class X, class Weight, class Output, class Count, class Load, class Keep>
-  static void few_rows(const NormSpec& spec, Weight weight, Output output, Count count, Load load, Keep keep) {
+  // A few rows: row m is load(m, i, part) in pass 1, and again(m, i, part) in pass 2, where keep(rounding, m, i, s, part)
+  // stores what else is wanted of it, and asks for what comes next.
+  template <class X, class Weight, class Output, class Count, class Load, class Again, class Keep>
+  static void few_rows(const NormSpec& spec, Weight weight, Output output, Count count, Load load, Again again,
+                       Keep keep) {
     float scales[kRowsAtOnce];
     const bool normal = find_scales<V, X>(spec, count, load, scales);
     const auto normalise = [&](auto rounding) {
@@ -101,7 +102,7 @@ struct RmsNorm {
       for_each_block<V>(spec.size, [&](int64_t i, auto part) {
         const Pair w = weight.template load<Rounding>(i, part);
         for (int m = 0; m < count; ++m) {
-          const Pair s = load(m, i, part), n = {s.a * scales[m], s.b * scales[m]};
+          const Pair s = again(m, i, part), n = {s.a * scales[m], s.b * scales[m]};
           keep(rounding, m, i, s, part);
           output.template write<Rounding>(m, i, weight.template apply<Rounding>(n, w), part);
         }
@@ -155,7 +156,7 @@ struct RmsNorm {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
       const auto run = [&](auto load, auto keep, int64_t first, auto count) {
-        few_rows<X>(spec, weight, Rounded<X>(x, first), count, load, keep);
+        few_rows<X>(spec, weight, Rounded<X>(x, first), count, load, load, keep);
       };
       if (spec.fp32_residual) added_rows<X, float>(spec, x, residual, num_rows, run);
       else added_rows<X, X>(spec, x, residual, num_rows, run);
@@ -166,7 +167,7 @@ struct RmsNorm {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
       rows<X>(spec, x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
-        few_rows<X>(spec, weight, Rounded<X>(out, first), count, load, keep);
+        few_rows<X>(spec, weight, Rounded<X>(out, first), count, load, load, keep);
       });
     });
   }
@@ -174,11 +175,21 @@ struct RmsNorm {
   static void rms_norm_int8(const NormSpec& spec, Rows x, Rows residual, const Int8Rows& out, int64_t num_rows) {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
-      const auto run = [&](auto load, auto keep, int64_t first, auto count) {
-        few_rows<X>(spec, weight, Int8<V, X>(out, spec.size, first), count, load, keep);
-      };
-      if (residual.data == nullptr) rows<X>(spec, x, num_rows, run);
-      else added_rows<X, X>(spec, x, residual, num_rows, run);
+      const int64_t stride = whole_blocks(spec.size);
+      float* sums = out.scratch;
+      if (residual.data == nullptr)
+        return rows<X>(spec, x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+          few_rows<X>(spec, weight, Int8<V, X>(out, stride, first), count, load, load, keep);
+        });
+      added_rows<X, X>(spec, x, residual, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+        const auto load_and_keep = [=](int m, int64_t i, auto part) {
+          const Pair s = load(m, i, part);
+          V::store(sums + m * stride + i, s, Full{});
+          return s;
+        };
+        const auto again = [=](int m, int64_t i, auto) { return V::load(sums + m * stride + i, Full{}); };
+        few_rows<X>(spec, weight, Int8<V, X>(out, stride, first), count, load_and_keep, again, keep);
+      });
     });
   }
 };

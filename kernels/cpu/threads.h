@@ -87,7 +87,7 @@ inline bool run(const Int8Call& call) {
   const QuantResult& result = call.result;
   const int64_t bytes = element_bytes(call.spec.dtype);
   for_each_chunk(call.space.num_rows(), call.spec.size * kInt8Work, [&](int64_t row, int64_t end) {
-    void* unquantized = result.has_normed ? nullptr : scratch(scratch_elements(call.spec.size) * bytes);
+    float* sums = static_cast<float*>(scratch(scratch_elements(call.spec.size) * sizeof(float)));
     call.space.for_each_run(row, end, [&](const int64_t(&offsets)[4], int64_t count) {
       const auto rows = [&](bool given, const TensorView& tensor, int k, int64_t item_bytes) {
         const Rows found{tensor.data + offsets[k] * item_bytes, call.space.row_stride(k), call.space.ahead(k)};
@@ -96,7 +96,7 @@ inline bool run(const Int8Call& call) {
       const int64_t scale_stride = result.scales_row_stride;
       float* scale = reinterpret_cast<float*>(result.scales.data) + row * scale_stride;
       const Int8Rows out{rows(true, result.q, 3, 1), {scale, scale_stride}, rows(result.has_normed, result.normed, 2, bytes),
-                         unquantized};
+                         sums};
       kernel(call.spec, rows(true, call.x, 0, bytes), rows(call.op == kFusedAddRmsNormQuant, call.residual, 1, bytes), out,
              count);
       row += count;

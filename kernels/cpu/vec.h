@@ -214,6 +214,13 @@ struct Generic {
     std::memcpy(p, block, part.count);
   }
 
+  // Two blocks, one behind the other.
+  template <class X>
+  static void store_two_int8(int8_t* p, Pair first, Pair second, X) {
+    Self::store_int8(p, first, X{}, Full{});
+    Self::store_int8(p + kBlock, second, X{}, Full{});
+  }
+
   // A pair in order, arranged as a pair made of bf16 is.
   static Pair even_odd(Pair v) {
     float in[kBlock], out[kBlock];
