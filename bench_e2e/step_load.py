@@ -40,10 +40,12 @@ class StepLoad:
         return dict([*decode, *((ttft(length), f"TTFT, {length} tokens") for length in self.prompt_lens)])
 
     def method(self, engines: int, rounds: int) -> str:
+        of_each = f"{engines} engine{'s' if engines > 1 else ''} of each variant"
+        turns = f"{rounds} round{'s' if rounds > 1 else ''}"
         return (
-            f"{engines} engines of each variant, alive at once, in turns over {rounds} rounds: median over engines of "
-            f"their medians over rounds [lowest-highest]. TPOT over {self.decode_steps} steps behind a prompt of "
-            f"{self.decode_prompt_len} tokens. Ratio: {RATIO_METHOD}."
+            f"{of_each}, alive at once, in turns over {turns}: median over engines of their medians over rounds "
+            f"[lowest-highest]. TPOT over {self.decode_steps} steps behind a prompt of {self.decode_prompt_len} "
+            f"tokens. Ratio: {RATIO_METHOD}."
         )
 
 

@@ -86,6 +86,11 @@ def test_the_first_engine_of_each_variant_says_what_a_layer_is_made_of(engines: 
     assert layer == {variant: {"batch_size": 1, "kernels": of} for variant, of in kernels.items()}
 
 
+def test_a_method_counts_in_english() -> None:
+    assert LOAD.method(1, 1).startswith("1 engine of each variant, alive at once, in turns over 1 round: median over")
+    assert LOAD.method(5, 2).startswith("5 engines of each variant, alive at once, in turns over 2 rounds: median over")
+
+
 def test_an_engine_that_dies_ends_the_run_with_its_last_words(engines: step.Engines, tmp_path: Path) -> None:
     engines.engine_options["dies as"] = "auto"
     with pytest.raises(ChildFailed, match="made of cheese") as failure:
