@@ -43,12 +43,15 @@ def test_a_killed_worker_ends_the_bench_which_saves_its_rounds_and_leaves_no_pro
     environment = {**os.environ, "TMPDIR": str(tmp_path), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     merged: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, **merged) as bench:
-        folder = wait_for(lambda: list(tmp_path.glob("*/serving_ops-1/answer-1")), bench)[0].parent
-        ours = psutil.Process(bench.pid).children(recursive=True)
-        workers = [process for process in ours if "Worker_TP" in "".join(process.cmdline())]
-        (engine,) = (process for process in ours if str(folder) in process.cmdline())
-        next(worker for worker in workers if worker.ppid() == engine.pid).kill()
-        output, _ = bench.communicate(timeout=90)
+        try:
+            folder = wait_for(lambda: list(tmp_path.glob("*/serving_ops-1/answer-1")), bench)[0].parent
+            ours = psutil.Process(bench.pid).children(recursive=True)
+            workers = [process for process in ours if "Worker_TP" in "".join(process.cmdline())]
+            (engine,) = (process for process in ours if str(folder) in process.cmdline())
+            next(worker for worker in workers if worker.ppid() == engine.pid).kill()
+            output, _ = bench.communicate(timeout=90)
+        finally:
+            bench.terminate()
     assert len(workers) == 4
     assert bench.returncode == 1, output
     assert "serving_ops 1 ended with status" in output
