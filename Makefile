@@ -17,8 +17,8 @@ CPU_TORCH := torch==2.13.0+cpu
 HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 OTHER_VLLMS := tests/integrations/vllm/other_versions.py
 SGLANGS := tests/integrations/sglang/sglang_versions.py
-OLDEST_TRITON := tests/kernels/triton/oldest_triton.py
-SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(OLDEST_TRITON) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cpu/backward/* kernels/cuda/* kernels/operators/*)
+OTHER_TRITONS := tests/kernels/triton/other_tritons.py
+SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(OTHER_TRITONS) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cpu/backward/* kernels/cuda/* kernels/operators/*)
 
 .PHONY: test test-all bench ops wheel lint setup clean
 
@@ -68,7 +68,7 @@ endif
 	$(BIN)/pip install --quiet scikit-build-core cmake ninja
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench,dev]"
 	$(BIN)/python -m serving_ops.bench_e2e.smollm2 >/dev/null || true  # it says why; `make bench` then serves dummies
-	$(BIN)/python $(OLDEST_TRITON)
+	$(BIN)/python $(OTHER_TRITONS)
 ifneq ($(HAS_CUDA),yes)
 	$(BIN)/python $(OTHER_VLLMS)
 	$(BIN)/python $(SGLANGS)
