@@ -13,7 +13,7 @@ from serving_ops import reference
 from serving_ops.bench_e2e.ops import rope_cases
 from serving_ops.bench_e2e.ops.cases import FORWARD, FUSED_ADD, Case
 from serving_ops.bench_e2e.ops.contestants import FORMULAS, Call, formula, with_eps
-from serving_ops.bench_e2e.ops.inputs import Inputs, redraw
+from serving_ops.bench_e2e.ops.inputs import EPS, Inputs, redraw
 
 # Largest ||row - exact|| / ||exact|| that passes. Two roundings to bf16 give about 3e-3, to fp16 4e-4, and
 # fp32 under 1e-6: loose on purpose, peers may round where we do not; a wrong formula is over 5e-2.
@@ -38,11 +38,8 @@ def problem(case: Case, inputs: Inputs, call: Call) -> str | None:
     """Runs the call once on new data; None if its results are right, else what is wrong with them."""
     redraw(inputs)
     tokens = _sample(inputs.x.shape[0]).to(inputs.x.device)
-    exact = _exact(case, inputs, tokens)
-    limits = _limits(case, inputs, tokens, exact)
-    returned = call()
-    results = _results(case, inputs, returned)
-    for name, got, want, limit in zip(("result", "residual"), results, exact, limits, strict=False):
+    expected = _expected(case, inputs, tokens)
+    for (name, want, limit), got in zip(expected, _results(case, inputs, call()), strict=False):
         dtype = torch.float32 if case.fmt and name == "result" else inputs.x.dtype
         if got.shape != (inputs.x.shape[0], *want.shape[1:]) or got.dtype != dtype:
             return f"wrong: {name} is {tuple(got.shape)} {got.dtype}"
@@ -58,51 +55,34 @@ def _sample(num_tokens: int) -> Tensor:
     return torch.linspace(0, num_tokens - 1, min(num_tokens, TOKENS_COMPARED), dtype=torch.float64).round().long()
 
 
-def _exact(case: Case, inputs: Inputs, tokens: Tensor) -> tuple[Tensor, ...]:
+def _expected(case: Case, inputs: Inputs, tokens: Tensor) -> list[tuple[str, Tensor, float]]:
+    """Name, value in float64 and largest row error of each result, for some tokens."""
+    limit = MAX_ROW_ERROR[case.torch_dtype]
     if inputs.call:
-        return (rope_cases.exact(inputs.call, tokens),)
-    *rows, weight, eps = inputs.arguments
-    wide = [tensor[tokens].double() for tensor in rows]
+        return [("result", rope_cases.exact(inputs.call, tokens), limit)]
+    rows, weight = [tensor[tokens] for tensor in inputs.rows], inputs.weight
     offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
-    op = FUSED_ADD if case.fmt else case.op
-    exact: Any = FORMULAS[op](*wide, None if weight is None else weight.double(), eps, **offset)
-    return exact if isinstance(exact, tuple) else (exact,)
+    norm: Any = FORMULAS[FUSED_ADD if case.fmt else case.op]
+    exact = norm(*(row.double() for row in rows), None if weight is None else weight.double(), EPS, **offset)
+    exact = exact if isinstance(exact, tuple) else (exact,)
+    limits = [limit] * len(exact)
+    if case.fmt is not None:
+        quantized: Any = formula(case)(*rows, weight, EPS)
+        limits[0] = QUANT_SLACK * _row_error(reference.dequantize(*quantized[:2], case.fmt), exact[0])
+    return list(zip(("result", "residual"), exact, limits, strict=False))
 
 
-def _limits(case: Case, inputs: Inputs, tokens: Tensor, exact: tuple[Tensor, ...]) -> tuple[float, ...]:
-    """Of the row error of each result."""
-    plain = MAX_ROW_ERROR[case.torch_dtype]
-    if case.fmt is None:
-        return (plain,) * len(exact)
-    *rows, weight, eps = inputs.arguments
-    quantized: Any = formula(case)(*(tensor[tokens] for tensor in rows), weight, eps)
-    q, scales, _ = quantized
-    return QUANT_SLACK * _row_error(reference.dequantize(q, scales, case.fmt), exact[0]), plain
-
-
-def _results(case: Case, inputs: Inputs, returned: object) -> tuple[Tensor, ...]:
-    """What the call returned, or what it wrote if it returned nothing."""
-    shape = inputs.x.shape
+def _results(case: Case, inputs: Inputs, returned: Any) -> tuple[Tensor, ...]:
+    """What the call returned, or what it wrote if it returned nothing; a quantized result as it stands for, in fp32."""
     if inputs.call:
         return (rope_cases.results(inputs.call, returned),)
     if case.fmt is not None:
-        return _dequantized(case, inputs, returned)
-    if isinstance(returned, (tuple, list)):
-        return tuple(t.view(shape) for t in returned if isinstance(t, Tensor))[:2]
-    if isinstance(returned, Tensor):
-        return (returned.view(shape),)
-    if case.op == FUSED_ADD:
-        assert inputs.residual is not None
-        return inputs.x, inputs.residual
-    assert inputs.out is not None
-    return (inputs.out,)
-
-
-def _dequantized(case: Case, inputs: Inputs, returned: Any) -> tuple[Tensor, Tensor]:
-    """What the quantized result stands for, in fp32, and the residual; a result of another dtype as it is."""
-    assert case.fmt is not None
-    q, scales, residual = (inputs.out, inputs.scales, inputs.residual) if returned is None else returned
-    return reference.dequantize(q, scales, case.fmt) if q.dtype == case.fmt.dtype else q, residual
+        q, scales, residual = (inputs.out, inputs.scales, inputs.residual) if returned is None else returned
+        return reference.dequantize(q, scales, case.fmt) if q.dtype == case.fmt.dtype else q, residual
+    if returned is None:
+        returned = (inputs.x, inputs.residual) if case.op == FUSED_ADD else inputs.out
+    results = returned if isinstance(returned, (tuple, list)) else (returned,)
+    return tuple(tensor.view(inputs.x.shape) for tensor in results if isinstance(tensor, Tensor))[:2]
 
 
 def _row_error(got: Tensor, exact: Tensor) -> float:
