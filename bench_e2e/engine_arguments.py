@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from serving_ops.bench_e2e import presets, smollm2
@@ -24,36 +23,28 @@ def of(chosen: argparse.Namespace, engines: int, context: int, together: int) ->
     engines: alive at once. context: tokens of the longest request. together: requests at once.
     """
     build = _of_sglang if chosen.engine == "sglang" else _of_vllm
-    preset = {} if chosen.model else _of_preset(chosen)
+    preset: dict[str, Any] = {}
+    if not chosen.model and chosen.preset == smollm2.NAME:
+        preset = smollm2.engine_args(chosen.quantization)
+    elif not chosen.model:
+        preset = presets.preset_engine_args(chosen.preset, chosen.device, chosen.engine, chosen.quantization)
     return {**build(chosen, engines, context, together), **preset, **chosen.engine_args}
 
 
 def of_step(chosen: argparse.Namespace, load: StepLoad) -> dict[str, Any]:
     """The same for an engine in process, which gets tokens and is asked with `load`."""
-    general = of(chosen, 2 * chosen.engines, load.context, max(load.batch_sizes))
-    own = _step_of_sglang(chosen, load) if chosen.engine == "sglang" else _step_of_vllm(load)
-    return {**general, "skip_tokenizer_init": True, **own, **chosen.engine_args}
-
-
-def _step_of_vllm(load: StepLoad) -> dict[str, Any]:
-    prefill = max(load.context + SPARE_TOKENS, max(load.batch_sizes) * load.decode_prompt_len)
-    return {"max_num_batched_tokens": prefill, "disable_log_stats": True}
-
-
-def _step_of_sglang(chosen: argparse.Namespace, load: StepLoad) -> dict[str, Any]:
-    """The plugin's line is at level info. Graphs are captured for the sizes that are asked for, and no others."""
-    asked_at_once = max(load.context, max(load.batch_sizes) * (load.decode_prompt_len + load.decode_steps + 1))
-    own = {"log_level": "info", "max_total_tokens": SPARE * asked_at_once}
-    if chosen.device == "cpu" or chosen.eager:
-        return own
-    prefills = {*load.prompt_lens, *(size * load.decode_prompt_len for size in load.batch_sizes)}
-    return own | {"cuda_graph_bs_decode": sorted(load.batch_sizes), "cuda_graph_bs_prefill": sorted(prefills)}
-
-
-def _of_preset(chosen: argparse.Namespace) -> dict[str, Any]:
-    if chosen.preset == smollm2.NAME:
-        return smollm2.engine_args(chosen.quantization)
-    return presets.preset_engine_args(chosen.preset, chosen.device, chosen.engine, chosen.quantization)
+    together, prompt = max(load.batch_sizes), load.decode_prompt_len
+    own: dict[str, Any] = {"skip_tokenizer_init": True}
+    if chosen.engine == "vllm":
+        prefill = max(load.context + SPARE_TOKENS, together * prompt)
+        own |= {"max_num_batched_tokens": prefill, "disable_log_stats": True}
+    else:  # the plugin's line is at level info; graphs are captured for the sizes that are asked for, and no others
+        asked_at_once = max(load.context, together * (prompt + load.decode_steps + 1))
+        own |= {"log_level": "info", "max_total_tokens": SPARE * asked_at_once}
+        if chosen.device == "cuda" and not chosen.eager:
+            prefills = {*load.prompt_lens, *(size * prompt for size in load.batch_sizes)}
+            own |= {"cuda_graph_bs_decode": sorted(load.batch_sizes), "cuda_graph_bs_prefill": sorted(prefills)}
+    return {**of(chosen, 2 * chosen.engines, load.context, together), **own, **chosen.engine_args}
 
 
 def _of_vllm(chosen: argparse.Namespace, engines: int, context: int, together: int) -> dict[str, Any]:
@@ -66,12 +57,12 @@ def _of_vllm(chosen: argparse.Namespace, engines: int, context: int, together: i
         "kv_cache_memory_bytes": int(chosen.kv_cache_gib * 2**30),
         "max_num_seqs": max(MAX_NUM_SEQS, together),
     }
-    return {
+    made = {
         "enforce_eager": bool(chosen.eager),
         "max_model_len": context + SPARE_TOKENS,
         "enable_prefix_caching": False,
-        **(on_gpu if chosen.device == "cuda" else {}),
     }
+    return made | {"enable_prefix_caching": False} | (on_gpu if chosen.device == "cuda" else {})
 
 
 def _of_sglang(chosen: argparse.Namespace, engines: int, context: int, together: int) -> dict[str, Any]:
@@ -97,11 +88,6 @@ def as_words(engine: str, arguments: dict[str, Any]) -> list[str]:
         if value is False:
             words += [f"--no-{option}"] if engine == "vllm" else []
         else:
-            words += [f"--{option}", *([] if value is True else _texts(value))]
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{option}", *(json.dumps(one) if isinstance(one, dict) else str(one) for one in values)]
     return words
-
-
-def _texts(value: Any) -> Sequence[str]:
-    if isinstance(value, list):
-        return [str(entry) for entry in value]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]
