@@ -39,6 +39,7 @@ def report() -> dict[str, Any]:
         "device": "cuda",
         "date": "2026-11-20 23:00 UTC",
         "command": "python -m serving_ops.bench_e2e --ops --peers",
+        "versions": {"torch": "2.11.0"},
         "hardware": {"cpu": "Some CPU", "cores": 16, "gpu": "Some GPU"},
         "contestants": {"serving_ops": "0.1.0", "Quack": "0.6.5"},
         "copy_tb_s": 4.2,
@@ -64,7 +65,7 @@ def test_bandwidth_is_bytes_moved_over_time(report: dict[str, Any]) -> None:
 
 def test_markdown_says_machine_versions_and_command(report: dict[str, Any]) -> None:
     first = ops_table.markdown(report).splitlines()[0]
-    for word in ("Some GPU", "Quack 0.6.5", "4.20 TB/s", report["command"]):
+    for word in ("Some GPU", "Quack 0.6.5", "torch 2.11.0", "4.20 TB/s", report["command"]):
         assert word in first
 
 
