@@ -95,9 +95,11 @@ class Children:
 def _interrupts_held() -> Iterator[None]:
     """They come when the block is over."""
     arrived: list[int] = []
-    heeded = [number for number in INTERRUPTS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in heeded}
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
+        for number in before:
+            signal.signal(number, lambda number, frame: arrived.append(number))
         yield
     finally:
         for number, handler in before.items():
