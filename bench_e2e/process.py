@@ -56,6 +56,7 @@ class Children:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop(*self.started)
+        self.watch.kill()  # not the end of its input: a group that is gone may have its number given to another
         self.watch.communicate()
 
     def stop(self, *stopped: Child) -> None:
