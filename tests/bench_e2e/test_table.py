@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,29 @@ def test_every_table_is_made_from_its_result(page: Path, tmp_path: Path) -> None
     made = dict(_tables(emptied))
     for name, text in _tables(page):
         assert name.endswith("-summary") or made[name] == text
+
+
+def _table_commands(page: Path, checkout: Path) -> list[list[str]]:
+    """Working folder and words of each `table` command in the page's code, as bash expands them."""
+    blocks = [block for block in re.findall(r"(?:^    .*\n)+", page.read_text(), re.MULTILINE) if "2e table" in block]
+    told = "python() { printf '%s\\0' \"$PWD\" \"$@\"; printf '\\0'; }\n"
+    script = told + "\n".join(f"(\n{textwrap.dedent(block)})" for block in blocks)
+    done = subprocess.run(["bash", "-ec", script], cwd=checkout, capture_output=True, text=True, check=True)
+    commands = [command.split("\0") for command in done.stdout.split("\0\0") if command]
+    return [[folder, *words] for folder, _, _, *words in commands if words[0] == "table"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _tables(page)], ids=lambda page: page.name)
+def test_the_commands_on_a_page_render_its_tables(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(RESULTS, tmp_path / "bench_e2e" / "results")
+    copy = tmp_path / page.relative_to(ROOT)
+    copy.parent.mkdir(exist_ok=True)
+    emptied = re.sub(r"(<!-- table:(?!gains)\S+ -->\n).*?(<!-- /table -->)", r"\1\2", page.read_text(), flags=re.DOTALL)
+    copy.write_text(emptied)
+    for folder, *words in _table_commands(page, tmp_path):
+        monkeypatch.chdir(folder)
+        assert cli.main(words) == 0
+    assert copy.read_text() == page.read_text()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _tables(page)], ids=lambda page: page.name)
