@@ -4,58 +4,76 @@
 #include <algorithm>
 #include <array>
 #include <tuple>
+#include <utility>
 
-#include "calls.h"
+#include "quant_calls.h"
 
 namespace serving_ops {
 
-// An operator on one device: how its arguments are read into a Call, and what runs it.
-template <class Call, Refusal (Call::*read)(const Arguments&), bool (*run)(const Call&)>
+// New tensors, each like one of the arguments, and without elements where that argument is None.
+template <int... kLike>
+std::array<NewTensor, sizeof...(kLike)> new_like(const Arguments& arguments) {
+  const auto like = [&arguments](int i) {
+    const AtenTensorHandle given = arguments.any_tensor(i);
+    return given != nullptr ? NewTensor::empty_like(given) : NewTensor::without_elements(arguments.tensor(0));
+  };
+  return {like(kLike)...};
+}
+
+// Quantized rows like x, which is argument 0, and their scales. kFormat: the format's place. Of a call that is wrong
+// they have no elements.
+template <int kFormat>
+std::array<NewTensor, 2> new_quantized(const Arguments& arguments) {
+  const TensorView x(arguments.tensor(0));
+  QuantFormat format;
+  if (!read_format(arguments.text(kFormat), &format) || x.num_dims == 0 || x.num_dims > NewTensor::kMaxDims)
+    return {NewTensor::without_elements(x.handle), NewTensor::without_elements(x.handle)};
+  const ScalesLayout scales(format, x);
+  return {NewTensor::empty_like(x.handle, dtype_of(format)),
+          NewTensor::empty(x.handle, scales.num_dims, scales.sizes, scales.strides, scales.dtype)};
+}
+
+// An operator on one device: how its arguments are read into a Call, and what runs it. Op: kKinds, kFallback, and where
+// it makes its results, results(arguments), which stand behind the operator's own in a call.
+template <class Op, class Call, Refusal (Call::*read)(const Arguments&), bool (*run)(const Call&)>
 struct Operator {
   // Runs the kernels, or, where they do not take the call, the fallback.
-  static void call(Arguments& arguments, const char* fallback) {
+  static void call(Arguments& arguments) {
     Call call;
-    if ((call.*read)(arguments) || !run(call)) arguments.hand_over(fallback);
+    if ((call.*read)(arguments) || !run(call)) arguments.hand_over(Op::kFallback);
   }
 
-  // The same into new tensors, each like one of the arguments, and without elements where that argument is None. The call
-  // takes them behind the operator's arguments, and the operator returns them.
-  template <int... kLike, size_t kKinds>
-  static void call_new(StableIValue* stack, const char (&kinds)[kKinds], const char* fallback) {
-    call_into(stack, kinds, fallback, [](const Arguments& arguments) {
-      return std::array<NewTensor, sizeof...(kLike)>{new_like(arguments, kLike)...};
-    });
+  // The operator that writes into its arguments.
+  static void into(StableIValue* stack, uint64_t, uint64_t) {
+    Arguments arguments(stack, Op::kKinds);
+    call(arguments);
   }
 
-  // The same into the array of new tensors that make(arguments) returns.
-  template <size_t kKinds, class Make>
-  static void call_into(StableIValue* stack, const char (&kinds)[kKinds], const char* fallback, Make make) {
-    constexpr int kResults = std::tuple_size_v<decltype(make(std::declval<const Arguments&>()))>;
-    constexpr int kArguments = static_cast<int>(kKinds) - 1 - kResults;
-    StableIValue with_results[kArguments + kResults];
-    std::copy_n(stack, kArguments, with_results);
+  // The operator that returns new results.
+  static void make(StableIValue* stack, uint64_t, uint64_t) {
+    constexpr int kAll = sizeof(Op::kKinds) - 1;
+    constexpr int kResults = std::tuple_size_v<decltype(Op::results(std::declval<const Arguments&>()))>;
+    StableIValue with_results[kAll];
+    std::copy_n(stack, kAll - kResults, with_results);
+    char kinds[kAll + 1];
+    std::copy_n(Op::kKinds, kAll + 1, kinds);
+    std::fill_n(kinds + kAll - kResults, kResults, 'b');
     Arguments arguments(with_results, kinds);
-    auto results = make(arguments);
-    for (int i = 0; i < kResults; ++i) with_results[kArguments + i] = results[i].boxed();
-    call(arguments, fallback);
+    auto results = Op::results(arguments);
+    for (int i = 0; i < kResults; ++i) with_results[kAll - kResults + i] = results[i].boxed();
+    call(arguments);
     for (int i = 0; i < kResults; ++i) stack[i] = results[i].release();
   }
 
-  // Returns why `call` would hand over instead of running, as a text; empty where the kernels take the call.
-  static void refusal(StableIValue* stack, const char* kinds) {
+  // Why `call` would hand over instead of running, as a text; empty where the kernels take the call.
+  static void refusal(StableIValue* stack, uint64_t, uint64_t) {
     std::string why;
     {
-      Arguments arguments(stack, kinds);
+      Arguments arguments(stack, Op::kKinds);
       Call call;
       why = (call.*read)(arguments).text();
     }
     stack[0] = boxed_text(why);
-  }
-
- private:
-  static NewTensor new_like(const Arguments& arguments, int i) {
-    const AtenTensorHandle like = arguments.any_tensor(i);
-    return like != nullptr ? NewTensor::empty_like(like) : NewTensor::without_elements(arguments.tensor(0));
   }
 };
 
