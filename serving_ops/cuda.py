@@ -50,6 +50,11 @@ def pdl(device: torch.device) -> bool:
     return settings.pdl_enabled() and bool(_modules()[2].programmatic_launch_supported(device))
 
 
+def planned(route: tuple[RowGrid, Plan], x: Tensor) -> dict[str, Any]:
+    """What a route decides of a launch, by the names in kernels/triton/."""
+    return {"rows": route[0], "plan": route[1], "pdl": pdl(x.device)}
+
+
 def why_not_rows(
     x: Tensor, *tensors: support.Named, max_rows: int = plan.MAX_ROWS, max_n: int = plan.MAX_N
 ) -> str | None:
@@ -71,22 +76,10 @@ def norm_route(
     return rows, plan.plan_norm(x.shape[-1], x.itemsize, rows.num_rows)
 
 
-def launch_norm(
-    route: tuple[RowGrid, Plan],
-    x: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    weight_offset: float,
-    residual: Tensor | None = None,
-    out: Tensor | None = None,
-    total: Tensor | None = None,
-) -> None:
-    """Launch `rms_norm`, `fused_add_rms_norm` or `add_rms_norm`.
-
-    out: where the normalised row goes; None for x. total: where the sum goes instead of the residual, with its strides.
-    """
-    out = x if out is None else out
-    _modules()[0].run_norm(x, residual, weight, out, eps, weight_offset, *route, pdl(x.device), total)
+def launch_norm(route: tuple[RowGrid, Plan], **call: Any) -> None:
+    """Launch `rms_norm`, `fused_add_rms_norm`, which writes its result into x, or `add_rms_norm`."""
+    call = {"residual": None, "out": call["x"], **call}
+    _modules()[0].run_norm(**call, **planned(route, call["x"]))
 
 
 def gated_route(
@@ -111,18 +104,8 @@ def gated_route(
     return support.GROUP_TOO_WIDE if chosen is None else (rows, chosen)
 
 
-def launch_gated(
-    route: tuple[RowGrid, Plan],
-    x: Tensor,
-    z: Tensor | None,
-    weight: Tensor | None,
-    eps: float,
-    bias: Tensor | None,
-    norm_before_gate: bool,
-    activation: str,
-    group_size: int | None,
-    out: Tensor,
-) -> None:
+def launch_gated(route: tuple[RowGrid, Plan], **call: Any) -> None:
     """Launch `rms_norm_gated`."""
-    options = norm_before_gate, activation == "sigmoid", group_size or x.shape[-1]
-    _modules()[1].run_gated(x, z, weight, bias, out, eps, *options, *route, pdl(x.device))
+    sigmoid = call.pop("activation") == "sigmoid"
+    call["group_size"] = call["group_size"] or call["x"].shape[-1]
+    _modules()[1].run_gated(**call, sigmoid=sigmoid, **planned(route, call["x"]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import support
-from serving_ops.cuda import gated_route, norm_route, pdl
+from serving_ops.cuda import gated_route, norm_route, planned
 from serving_ops.layout import RowGrid, row_grid
 from serving_ops.plan import Plan
 from serving_ops.quant_format import QuantFormat
@@ -71,24 +71,19 @@ def norm_quant_route(
     return _with_results(norm_route(x, weight, residual), x, residual, fmt, normed, out, scales_out)
 
 
+def _results(scale: Tensor | None, out: Tensor, scales_out: Tensor) -> dict[str, Any]:
+    """Where the kernels write, or the scale that they read."""
+    return {"q": out, "scales": _rows_of_scales(scales_out) if scale is None else scale}
+
+
 def launch_norm_quant(
-    route: tuple[RowGrid, Plan],
-    x: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    fmt: QuantFormat,
-    scale: Tensor | None,
-    weight_offset: float,
-    normed: Tensor | None,
-    out: Tensor,
-    scales_out: Tensor,
-    residual: Tensor | None = None,
+    route: tuple[RowGrid, Plan], scale: Tensor | None, out: Tensor, scales_out: Tensor, **call: Any
 ) -> None:
     """Launch `rms_norm_quant` or `fused_add_rms_norm_quant`."""
     from serving_ops.kernels.triton.norm_quant import run_norm_quant
 
-    scales = _rows_of_scales(scales_out) if scale is None else scale
-    run_norm_quant(x, residual, weight, normed, out, scales, eps, weight_offset, fmt, *route, pdl(x.device))
+    call = {"residual": None, **call, **_results(scale, out, scales_out)}
+    run_norm_quant(**call, **planned(route, call["x"]))
 
 
 def gated_quant_route(
@@ -113,24 +108,11 @@ def gated_quant_route(
 
 
 def launch_gated_quant(
-    route: tuple[RowGrid, Plan],
-    x: Tensor,
-    z: Tensor | None,
-    weight: Tensor | None,
-    eps: float,
-    fmt: QuantFormat,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    norm_before_gate: bool,
-    activation: str,
-    norm_group_size: int | None,
-    normed: Tensor | None,
-    out: Tensor,
-    scales_out: Tensor,
+    route: tuple[RowGrid, Plan], scale: Tensor | None, out: Tensor, scales_out: Tensor, **call: Any
 ) -> None:
     """Launch `rms_norm_gated_quant`."""
     from serving_ops.kernels.triton.gated_quant import run_gated_quant
 
-    scales = _rows_of_scales(scales_out) if scale is None else scale
-    options = norm_before_gate, activation == "sigmoid", norm_group_size or x.shape[-1]
-    run_gated_quant(x, z, weight, bias, normed, out, scales, eps, *options, fmt, *route, pdl(x.device))
+    sigmoid, group_size = call.pop("activation") == "sigmoid", call.pop("norm_group_size") or call["x"].shape[-1]
+    call |= {"sigmoid": sigmoid, "group_size": group_size, **_results(scale, out, scales_out)}
+    run_gated_quant(**call, **planned(route, call["x"]))

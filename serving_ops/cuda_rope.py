@@ -89,8 +89,7 @@ def launch_rope(route: tuple[Heads, Plan], **call: Any) -> None:
     names = "positions", "cos_sin_cache", "q_weight", "k_weight", "eps", "weight_offset"
     qkv: Tensor = call["qkv"]
     arguments = (*heads, *(call[name] for name in names), *_rotation_and_cache(call), plan, pdl(qkv.device))
-    with torch.cuda._DeviceGuard(qkv.get_device()):
-        run_qk_norm_rope(*arguments)
+    run_qk_norm_rope(*arguments)
 
 
 def _rotation_and_cache(call: dict[str, Any]) -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from op_calls import launched
 from torch import Tensor
 
-from serving_ops import NormSpec, QuantFormat, RopeSpec, cuda_quant, cuda_rope, plan
+from serving_ops import NormSpec, QuantFormat, RopeSpec, cuda, cuda_quant, cuda_rope, plan
 from serving_ops.integrations.vllm import qk_norm_rope_layer, quant_fusion
 from serving_ops.kernels import contract
 from serving_ops.kernels.triton import gated, gated_quant, norm, norm_quant, run_rope
@@ -283,7 +283,7 @@ class FromCuda:
             patch.setattr(norm_quant, "_LAUNCHERS", dict(zip(norm_quant._LAUNCHERS, self.launchers, strict=False)))
             patch.setattr(gated_quant, "_launcher", self.launchers[-1])
             patch.setattr(cuda_quant, "converts_to_fp8", lambda device: True)
-            patch.setattr(cuda_quant, "pdl", lambda device: self.pdl)
+            patch.setattr(cuda, "pdl", lambda device: self.pdl)
             patch.setattr(torch.cuda, "_DeviceGuard", lambda index: contextlib.nullcontext())
             if launched(registry.find(op), call) is not None:
                 return None
