@@ -3,7 +3,7 @@
 Every check raises RuntimeError, as PyTorch's own operators do, with the argument, its value and what is allowed.
 What is valid but not taken by a kernel is not here: see `support`.
 
-`*_metadata` looks at shapes, dtypes and devices alone, so the fakes use it too; the other checks read addresses.
+`written` and `apart` read addresses. The others look at shapes, dtypes and devices alone, so the fakes use them too.
 """
 
 from __future__ import annotations
@@ -124,35 +124,6 @@ def quantizes(fmt: QuantFormat, x: Tensor, scale_name: str, scale: Tensor | None
     if (scale is None) == (fmt.granularity == "tensor"):
         value = "None" if scale is None else "given"
         fail(scale_name, value, "it is given where fmt.granularity is 'tensor', and nowhere else")
-
-
-def norm_metadata(x: Tensor, other: Tensor | None, other_name: str, weight: Tensor | None) -> None:
-    """Checks of `rms_norm` and `add_rms_norm` (other: residual) and of the backward (other: dout)."""
-    rows("x", x)
-    if other is not None:
-        like_x(other_name, other, x, or_fp32=other_name == "residual")
-    per_channel("weight", weight, x)
-
-
-def gated_metadata(
-    x: Tensor,
-    z: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-    group_size: int | None,
-    dout: Tensor | None,
-) -> None:
-    """Checks of `rms_norm_gated`, and of its backward (dout: not None)."""
-    rows("x", x)
-    if z is not None:
-        like_x("z", z, x)
-    if dout is not None:
-        like_x("dout", dout, x)
-    per_channel("weight", weight, x)
-    per_channel("bias", bias, x)
-    one_of("activation", activation, ACTIVATIONS)
-    divides("group_size", group_size, x)
 
 
 def extent(tensor: Tensor) -> int:

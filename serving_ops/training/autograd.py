@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import checks, modes, reference
+from serving_ops import modes, reference
+from serving_ops.ops import registry
 from serving_ops.schemas import library
 from serving_ops.training import backward_ops
 
@@ -37,7 +38,7 @@ def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
     """See `serving_ops.rms_norm`."""
     if modes.transformed():
-        checks.norm_metadata(x, None, "out", weight)
+        registry.find("rms_norm").check_metadata({"x": x, "weight": weight})
         return reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
     if torch.compiler.is_exporting():
         return _ops.rms_norm_trainable(x, weight, eps, weight_offset)  # type: ignore[no-any-return]
@@ -50,7 +51,7 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """See `serving_ops.add_rms_norm`."""
     if modes.transformed() or residual.dtype != x.dtype:  # the kernels' gradients have one dtype
-        checks.norm_metadata(x, residual, "residual", weight)
+        registry.find("add_rms_norm").check_metadata({"x": x, "residual": residual, "weight": weight})
         return reference.add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
     if torch.compiler.is_exporting():
         return _ops.add_rms_norm_trainable(x, residual, weight, eps, weight_offset)  # type: ignore[no-any-return]
@@ -70,9 +71,10 @@ def rms_norm_gated(
 ) -> Tensor:
     """See `serving_ops.rms_norm_gated`."""
     if modes.transformed():
-        checks.gated_metadata(x, z, weight, bias, activation, group_size, None)
-        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-        return reference.rms_norm_gated(x, z, weight, eps, bias=bias, **options)  # type: ignore[arg-type]
+        call: dict[str, Any] = {"x": x, "z": z, "weight": weight, "eps": eps, "bias": bias}
+        call |= {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
+        registry.find("rms_norm_gated").check_metadata(call)
+        return reference.rms_norm_gated(**call)
     arguments = (x, z, weight, bias, eps, norm_before_gate, activation, group_size)
     if torch.compiler.is_exporting():
         return _ops.rms_norm_gated_trainable(*arguments)  # type: ignore[no-any-return]

@@ -83,7 +83,8 @@ def rms_norm_gated_backward(
     group_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, z, weight and bias; empty for what is None."""
-    checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
+    options = {"bias": bias, "norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
+    _check_gated(dout, x=x, z=z, weight=weight, **options)
     groups = (-1, group_size or x.shape[-1])
     wide, dy = reference.wide(x), reference.wide(dout)
     gate, slope = (None, None) if z is None else _gate(reference.wide(z), activation)
@@ -105,21 +106,16 @@ def rms_norm_gated_backward(
 
 
 def _check(dout: Tensor, s: Tensor, weight: Tensor | None, ds_more: Tensor | None, **_: Any) -> None:
-    checks.norm_metadata(s, dout, "dout", weight)
-    checks.norm_metadata(s, ds_more, "ds_more", None)
+    """As the forward checks: s is its x."""
+    registry.find("rms_norm").check_metadata({"x": s, "weight": weight})
+    checks.like_x("dout", dout, s)
+    if ds_more is not None:
+        checks.like_x("ds_more", ds_more, s)
 
 
-def _check_gated(
-    dout: Tensor,
-    x: Tensor,
-    z: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-    group_size: int | None,
-    **_: Any,
-) -> None:
-    checks.gated_metadata(x, z, weight, bias, activation, group_size, dout)
+def _check_gated(dout: Tensor, **call: Any) -> None:
+    registry.find("rms_norm_gated").check_metadata(call)
+    checks.like_x("dout", dout, call["x"])
 
 
 def _new(like: Tensor | None) -> Tensor | None:
