@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "isa.h"
+#include "../../../kernels/cpu/isa.h"
 
 using namespace serving_ops;
 using namespace serving_ops::cpu;
