@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from serving_ops import extension, plan, settings, support
-from serving_ops.layout import RowGrid, row_grid
+from serving_ops.kernels.launches import RowGrid
+from serving_ops.layout import row_grid
 
 if TYPE_CHECKING:
+    from serving_ops.kernels.launches import Plan
     from serving_ops.kernels.triton.launch import Compiled
     from serving_ops.kernels.triton.variant import Variant
-    from serving_ops.plan import Plan
 
 
 @cache

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from serving_ops import support
 from serving_ops.cuda import gated_route, norm_route, planned
-from serving_ops.layout import RowGrid, row_grid
-from serving_ops.plan import Plan
+from serving_ops.kernels.launches import Plan, RowGrid
+from serving_ops.layout import row_grid
 from serving_ops.quant_format import QuantFormat
 
 FP8_CAPABILITY = (8, 9)

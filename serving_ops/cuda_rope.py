@@ -11,7 +11,7 @@ from serving_ops import plan, rope_reference, support
 from serving_ops.cuda import pdl
 from serving_ops.cuda_quant import NO_FP8, converts_to_fp8
 from serving_ops.kernels import contract
-from serving_ops.plan import Plan
+from serving_ops.kernels.launches import Plan
 from serving_ops.plan_rope import MAX_SIZE, plan_rope
 
 TOO_LARGE = f"heads of more than {MAX_SIZE} elements"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serving_ops.kernels.launches import Plan
 from serving_ops.ops import registry
-from serving_ops.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
 
-
-class RowGrid(NamedTuple):
-    """Row r of tensor i starts at `(r // inner) * outer_strides[i] + (r % inner) * inner_strides[i]` elements."""
-
-    num_rows: int
-    inner: int
-    outer_strides: tuple[int, ...]
-    inner_strides: tuple[int, ...]
+from serving_ops.kernels.launches import RowGrid
 
 
 def row_grid(*tensors: Tensor) -> RowGrid | None:

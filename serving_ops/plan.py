@@ -10,10 +10,8 @@ in a CUDA graph, 2026-11-20 and 2026-11-21. Figures of choices that were not kep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from serving_ops.kernels import contract
+from serving_ops.kernels.launches import Plan
 
 TILE_MAX_N = 512
 """Elements. Rows up to here fit one warp, so a program can take several; wider ones get a program each."""
@@ -85,24 +83,6 @@ MAX_N = 2**30
 
 MAX_GROUPS: int = contract.LIMITS["max_groups"]
 """Gated groups a row: the second dimension of a CUDA grid holds no more."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One launch: which kernel, the columns and rows of a program, its warps; and for which counts of rows.
-
-    overlap: the grid leaves room on the SMs, so the kernel after it may start early (programmatic dependent launch).
-    kept_n: columns that the wide kernel keeps in registers.
-    """
-
-    kernel: Literal["tile", "row", "wide", "heads"]
-    block_n: int
-    rows_per_program: int
-    num_warps: int
-    overlap: bool = False
-    kept_n: int = 0
-    min_rows: int = 1
-    max_rows: int = MAX_ROWS
 
 
 def next_power_of_2(n: int) -> int:

@@ -7,7 +7,8 @@ CUDA graph. They come from a search that is not kept. The bench of the ops compa
 
 from __future__ import annotations
 
-from serving_ops.plan import MAX_ROWS, TILE_MAX_N, Plan, next_power_of_2
+from serving_ops.kernels.launches import Plan
+from serving_ops.plan import MAX_ROWS, TILE_MAX_N, next_power_of_2
 
 MAX_SIZE = TILE_MAX_N
 """Elements of a head."""

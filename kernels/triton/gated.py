@@ -8,6 +8,7 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
+from serving_ops.kernels.launches import Plan, RowGrid
 from serving_ops.kernels.triton.arithmetic import (
     columns_at,
     pairwise_sum,
@@ -17,8 +18,8 @@ from serving_ops.kernels.triton.arithmetic import (
 )
 from serving_ops.kernels.triton.epilogue import put_rounded
 from serving_ops.kernels.triton.finish import finish_gated, gate_of
-from serving_ops.kernels.triton.launch import Launcher, Plan
-from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
+from serving_ops.kernels.triton.launch import Launcher
+from serving_ops.kernels.triton.norm import constants_of, fields_of
 from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned, unspecialized
 
 
@@ -169,7 +170,7 @@ def run_gated(
     norm_before_gate: bool,
     sigmoid: bool,
     group_size: int,
-    rows: Rows,  # of x, z (or x again) and out
+    rows: RowGrid,  # of x, z (or x again) and out
     plan: Plan,
     pdl: bool,
 ) -> None:

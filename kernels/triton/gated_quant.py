@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import triton.language as tl
+from serving_ops.kernels.launches import Plan, RowGrid
 from serving_ops.kernels.triton.arithmetic import tile_at
 from serving_ops.kernels.triton.epilogue import (
     GIVEN,
@@ -15,8 +16,8 @@ from serving_ops.kernels.triton.epilogue import (
     scaled_by_given,
 )
 from serving_ops.kernels.triton.gated import gated_call, gated_tile
-from serving_ops.kernels.triton.launch import Launcher, Plan
-from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
+from serving_ops.kernels.triton.launch import Launcher
+from serving_ops.kernels.triton.norm import constants_of, fields_of
 from serving_ops.kernels.triton.norm_quant import (
     QuantFormat,
     columns_of_a_scale,
@@ -121,7 +122,7 @@ def run_gated_quant(
     sigmoid: bool,
     group_size: int,
     fmt: QuantFormat,
-    rows: Rows,  # of x, z (or x again), normed (or x again) and q
+    rows: RowGrid,  # of x, z (or x again), normed (or x again) and q
     plan: Plan,
     pdl: bool,
 ) -> None:

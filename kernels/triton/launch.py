@@ -11,34 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
 from serving_ops.kernels import contract
+from serving_ops.kernels.launches import Plan
 from serving_ops.kernels.triton.variant import Variant, run_time_parameters
 from triton import knobs
-
-
-class Plan(Protocol):
-    """As `serving_ops.plan.Plan`."""
-
-    @property
-    def kernel(self) -> Any: ...
-    @property
-    def block_n(self) -> int: ...
-    @property
-    def rows_per_program(self) -> int: ...
-    @property
-    def num_warps(self) -> int: ...
-    @property
-    def overlap(self) -> bool: ...
-    @property
-    def kept_n(self) -> int: ...
-    @property
-    def min_rows(self) -> int: ...
-    @property
-    def max_rows(self) -> int: ...
 
 
 class Compiled(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from serving_ops.kernels.triton.launch import Launcher, Plan
+from serving_ops.kernels.launches import Plan, RowGrid
+from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.norm_row import norm_row_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_kernel
@@ -21,20 +22,7 @@ _LAUNCHERS = {
 }
 
 
-class Rows(Protocol):
-    """The rows of x, residual (or x again) and out, in that order, as in `serving_ops.layout.RowGrid`."""
-
-    @property
-    def num_rows(self) -> int: ...
-    @property
-    def inner(self) -> int: ...
-    @property
-    def outer_strides(self) -> tuple[int, ...]: ...
-    @property
-    def inner_strides(self) -> tuple[int, ...]: ...
-
-
-def fields_of(rows: Rows, **tensors: Tensor) -> dict[str, Any]:
+def fields_of(rows: RowGrid, **tensors: Tensor) -> dict[str, Any]:
     """Return the kernels' arguments for these rows, by parameter name. tensors: the tensors of `rows`, in its order."""
     of_rows = rows.num_rows, rows.inner, rows.inner == rows.num_rows
     values = (*of_rows, *tensors.values(), *rows.outer_strides, *rows.inner_strides)
@@ -67,7 +55,7 @@ def run_norm(
     out: Tensor,  # like x; written, may be x
     eps: float,
     weight_offset: float,
-    rows: Rows,
+    rows: RowGrid,
     plan: Plan,
     pdl: bool,
     total: Tensor | None = None,  # like residual in shape, dtype and strides; written instead of it

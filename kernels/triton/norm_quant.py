@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from serving_ops.kernels.launches import Plan, RowGrid
 from serving_ops.kernels.triton import epilogue
-from serving_ops.kernels.triton.launch import Launcher, Plan
-from serving_ops.kernels.triton.norm import Rows, constants_of, fields_of
+from serving_ops.kernels.triton.launch import Launcher
+from serving_ops.kernels.triton.norm import constants_of, fields_of
 from serving_ops.kernels.triton.norm_row import norm_row_quant_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_quant_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_quant_kernel
@@ -55,7 +56,7 @@ def run_norm_quant(
     eps: float,
     weight_offset: float,
     fmt: QuantFormat,
-    rows: Rows,  # of x, residual (or x again), normed (or x again) and q
+    rows: RowGrid,  # of x, residual (or x again), normed (or x again) and q
     plan: Plan,
     pdl: bool,
     fetch_residual: bool = False,

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from serving_ops.kernels.triton.launch import Launcher, Plan
+from serving_ops.kernels.launches import Plan
+from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.rope import qk_norm_rope_kernel
 from serving_ops.kernels.triton.variant import ALIGNMENT, BIT, Variant, flags_of
 

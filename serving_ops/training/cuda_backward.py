@@ -12,7 +12,8 @@ from torch import Tensor
 
 from serving_ops import support
 from serving_ops.cuda import pdl, why_not_rows
-from serving_ops.layout import RowGrid, row_grid
+from serving_ops.kernels.launches import BackwardPlan, RowGrid
+from serving_ops.layout import row_grid
 from serving_ops.plan import MAX_GROUPS
 from serving_ops.training import plan_backward as plans
 
@@ -40,12 +41,12 @@ def _has_bulk_copies(device: torch.device) -> bool:
     return bool(programmatic_launch_supported(device))
 
 
-def _plan(s: Tensor, more: Tensor | None) -> plans.BackwardPlan:
+def _plan(s: Tensor, more: Tensor | None) -> BackwardPlan:
     return _plan_for(s.shape[-1], s.itemsize, more is not None, _has_bulk_copies(s.device))
 
 
 @cache
-def _plan_for(size: int, itemsize: int, has_more: bool, has_bulk_copies: bool) -> plans.BackwardPlan:
+def _plan_for(size: int, itemsize: int, has_more: bool, has_bulk_copies: bool) -> BackwardPlan:
     plan = plans.plan_norm_backward(size, itemsize, has_more)
     return plan if has_bulk_copies else dataclasses.replace(plan, fetch=False, fetch_more=False, hints=False)
 

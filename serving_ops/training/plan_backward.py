@@ -7,9 +7,7 @@ a CUDA graph of calls that alternate between a few sets of tensors, 2026-11-21. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
+from serving_ops.kernels.launches import BackwardPlan
 from serving_ops.plan import next_power_of_2
 
 NARROW_N = 2048
@@ -104,35 +102,6 @@ at most SUM_NARROW_N elements) and SUM_WIDE: parts and columns at a time; SUM_WA
 and 11.2 us with 16 columns at a time."""
 
 
-@dataclass(frozen=True)
-class BackwardPlan:
-    """One launch over `num_programs` programs: which kernel, the columns and rows a program holds at a time, its warps.
-
-    stages: of loads in flight. Of the wide kernel and aligned rows, kept: blocks of a row in registers between its
-    passes; fetch: whether it first has the next row fetched to the L2; fetch_more: this row of the gradient to add;
-    hints: whether its loads say what the caches are to keep.
-    """
-
-    kernel: Literal["tile", "wide", "columns"]
-    block_n: int
-    rows: int
-    num_warps: int
-    programs_per_sm: int
-    stages: int = STAGES
-    kept: int = 0
-    fetch: bool = False
-    fetch_more: bool = False
-    hints: bool = False
-
-    def column_blocks(self, size: int) -> int:
-        """Programs beside one another over a row of `size` elements."""
-        return -(-size // self.block_n) if self.kernel == "columns" else 1
-
-    def num_programs(self, num_rows: int, num_sms: int, beside: int) -> int:
-        """Programs over the rows where `beside` of them share a row: no more than run at once, none without a row."""
-        return max(1, min(max(1, num_sms // beside) * self.programs_per_sm, -(-num_rows // self.rows)))
-
-
 def gated_may_start_early(num_programs: int, num_sms: int) -> bool:
     """Return whether a gated gradient's kernel may start while the previous kernel runs (programmatic dependent
     launch).
@@ -148,21 +117,23 @@ def plan_norm_backward(size: int, itemsize: int, has_more: bool) -> BackwardPlan
     block_n = next_power_of_2(size)
     row_bytes = size * itemsize
     if block_n <= NARROW_N:
-        return BackwardPlan("tile", block_n, NARROW_TILE_BYTES // (block_n * itemsize), NARROW_WARPS, NARROW_PROGRAMS)
+        rows = NARROW_TILE_BYTES // (block_n * itemsize)
+        return BackwardPlan("tile", block_n, rows, NARROW_WARPS, NARROW_PROGRAMS, STAGES)
     if block_n <= TILE_N:
         rows, stages = max(1, TILE_BYTES // (block_n * itemsize)), STAGES if row_bytes <= STAGED_ROW_BYTES else 1
         return BackwardPlan("tile", block_n, rows, TILE_WARPS, TILE_PROGRAMS, stages)
     if size > WIDE_MAX_N:
-        return BackwardPlan("columns", COLUMNS_BLOCK, 1, COLUMNS_WARPS, COLUMNS_PROGRAMS)
+        return BackwardPlan("columns", COLUMNS_BLOCK, 1, COLUMNS_WARPS, COLUMNS_PROGRAMS, STAGES)
     fetch = row_bytes <= FETCH_ROW_BYTES
     if size <= KEPT_MAX_N and fetch and has_more:
-        return BackwardPlan("wide", WIDE_BLOCK_ADDED, 1, WIDE_WARPS, 1, fetch=True, fetch_more=True)
+        return BackwardPlan("wide", WIDE_BLOCK_ADDED, 1, WIDE_WARPS, 1, STAGES, fetch=True, fetch_more=True)
     if size <= KEPT_MAX_N:
         kept = -(-size // WIDE_BLOCK)
-        return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, kept=kept, fetch=fetch, fetch_more=has_more)
+        return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, STAGES, kept=kept, fetch=fetch, fetch_more=has_more)
     if row_bytes > WIDE_FETCH_ROW_BYTES:
-        return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, kept=WIDE_KEPT, hints=True)
-    return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, fetch=not has_more, fetch_more=has_more, hints=True)
+        return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, STAGES, kept=WIDE_KEPT, hints=True)
+    fetched = {"fetch": not has_more, "fetch_more": has_more}
+    return BackwardPlan("wide", WIDE_BLOCK, 1, WIDE_WARPS, 1, STAGES, **fetched, hints=True)
 
 
 def plan_gated_backward(group_size: int, num_groups: int) -> BackwardPlan | None:
@@ -172,8 +143,8 @@ def plan_gated_backward(group_size: int, num_groups: int) -> BackwardPlan | None
         return None
     if block_n > GATED_TILE:
         warps, programs = next(launch for most, *launch in GATED_WIDE if block_n <= most)
-        return BackwardPlan("tile", block_n, 1, warps, programs)
+        return BackwardPlan("tile", block_n, 1, warps, programs, STAGES)
     for most, tile, warps, programs in GATED_FEW:
         if num_groups * block_n <= most and block_n <= tile:
-            return BackwardPlan("tile", block_n, tile // block_n, warps, programs)
-    return BackwardPlan("tile", block_n, min(32, GATED_TILE // block_n), GATED_WARPS, GATED_PROGRAMS)
+            return BackwardPlan("tile", block_n, tile // block_n, warps, programs, STAGES)
+    return BackwardPlan("tile", block_n, min(32, GATED_TILE // block_n), GATED_WARPS, GATED_PROGRAMS, STAGES)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from serving_ops.kernels.launches import BackwardPlan, RowGrid
 from serving_ops.kernels.triton.backward.gated_backward import gated_backward_kernel
 from serving_ops.kernels.triton.backward.norm_backward import norm_backward_kernel
 from serving_ops.kernels.triton.backward.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
@@ -14,7 +15,7 @@ from serving_ops.kernels.triton.backward.norm_backward_wide import norm_backward
 from serving_ops.kernels.triton.backward.partial_sum import partial_sum_kernel
 from serving_ops.kernels.triton.gated import gated_call
 from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm import Rows, fields_of
+from serving_ops.kernels.triton.norm import fields_of
 from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
 
 _tile = Launcher(norm_backward_kernel)
@@ -23,29 +24,6 @@ _moments = Launcher(row_moments_kernel)
 _columns = Launcher(norm_backward_columns_kernel)
 _gated = Launcher(gated_backward_kernel)
 _sum = Launcher(partial_sum_kernel)
-
-
-class BackwardPlan(Protocol):
-    """As `serving_ops.training.plan_backward.BackwardPlan`."""
-
-    @property
-    def kernel(self) -> str: ...
-    @property
-    def block_n(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def num_warps(self) -> int: ...
-    @property
-    def stages(self) -> int: ...
-    @property
-    def kept(self) -> int: ...
-    @property
-    def fetch(self) -> bool: ...
-    @property
-    def fetch_more(self) -> bool: ...
-    @property
-    def hints(self) -> bool: ...
 
 
 class Block(NamedTuple):
@@ -65,7 +43,7 @@ def run_norm_backward(
     dweight: Tensor | None,  # like weight; written
     eps: float,
     weight_offset: float,
-    rows: Rows,  # of dout, s and more (or s again), in one leading dimension but for the tile kernel
+    rows: RowGrid,  # of dout, s and more (or s again), in one leading dimension but for the tile kernel
     plan: BackwardPlan,
     num_programs: int,
     moments_block: Block,
@@ -151,7 +129,7 @@ def run_gated_backward(
     norm_before_gate: bool,
     sigmoid: bool,
     group_size: int,
-    rows: Rows,  # of dout, x and z (or x again)
+    rows: RowGrid,  # of dout, x and z (or x again)
     plan: BackwardPlan,
     num_programs: int,
     sum_block: Block,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import serving_ops
 from serving_ops import support
+from serving_ops.kernels.launches import BackwardPlan
 from serving_ops.kernels.triton.backward import run_backward
 from serving_ops.training import cuda_backward, plan_backward
 
@@ -304,7 +305,7 @@ def test_rows_beyond_what_a_grid_holds_are_left_to_the_formula() -> None:
 
 def only_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels of the widest rows, and one program that goes over all rows, for rows of any size."""
-    plan = plan_backward.BackwardPlan("columns", 128, 1, plan_backward.COLUMNS_WARPS, 1)
+    plan = BackwardPlan("columns", 128, 1, plan_backward.COLUMNS_WARPS, 1, plan_backward.STAGES)
     monkeypatch.setattr(cuda_backward, "_plan", lambda s, more: plan)
     monkeypatch.setattr(cuda_backward, "_num_sms", lambda device: 1)
 

@@ -1,0 +1,64 @@
+"""What a launch is given beside its tensors: where their rows are, and a plan. Imports neither torch nor Triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from serving_ops.kernels import contract
+
+
+class RowGrid(NamedTuple):
+    """Row r of tensor i starts at `(r // inner) * outer_strides[i] + (r % inner) * inner_strides[i]` elements."""
+
+    num_rows: int
+    inner: int
+    outer_strides: tuple[int, ...]
+    inner_strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch: which kernel, the columns and rows of a program, its warps; and for which counts of rows.
+
+    overlap: the grid leaves room on the SMs, so the kernel after it may start early (programmatic dependent launch).
+    kept_n: columns that the wide kernel keeps in registers.
+    """
+
+    kernel: Literal["tile", "row", "wide", "heads"]
+    block_n: int
+    rows_per_program: int
+    num_warps: int
+    overlap: bool = False
+    kept_n: int = 0
+    min_rows: int = 1
+    max_rows: int = contract.LIMITS["max_rows"]
+
+
+@dataclass(frozen=True)
+class BackwardPlan:
+    """One launch over `num_programs` programs: which kernel, the columns and rows a program holds at a time, its warps.
+
+    stages: of loads in flight. Of the wide kernel and aligned rows, kept: blocks of a row in registers between its
+    passes; fetch: whether it first has the next row fetched to the L2; fetch_more: this row of the gradient to add;
+    hints: whether its loads say what the caches are to keep.
+    """
+
+    kernel: Literal["tile", "wide", "columns"]
+    block_n: int
+    rows: int
+    num_warps: int
+    programs_per_sm: int
+    stages: int
+    kept: int = 0
+    fetch: bool = False
+    fetch_more: bool = False
+    hints: bool = False
+
+    def column_blocks(self, size: int) -> int:
+        """Programs beside one another over a row of `size` elements."""
+        return -(-size // self.block_n) if self.kernel == "columns" else 1
+
+    def num_programs(self, num_rows: int, num_sms: int, beside: int) -> int:
+        """Programs over the rows where `beside` of them share a row: no more than run at once, none without a row."""
+        return max(1, min(max(1, num_sms // beside) * self.programs_per_sm, -(-num_rows // self.rows)))
