@@ -51,17 +51,18 @@ def ours() -> Contestant:
     return Contestant(OURS, serving_ops.__version__, bind_ours)
 
 
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "odd N (N - 1)": {"size_change": -1},
+    "strided rows": {"layout": "strided"},
+    "offset 1": {"weight_offset": 1.0},
+    "fp32 weight": {"weight": "float32"},
+    "no weight": {"weight": "none"},
+}
+
+
 def variants() -> list[Contestant]:
     """Ours, and ours on the inputs that must cost no more than the plain ones beside them."""
-    plain = ours()
-    return [
-        plain,
-        replace(plain, name="odd N (N - 1)", variation={"size_change": -1}),
-        replace(plain, name="strided rows", variation={"layout": "strided"}),
-        replace(plain, name="offset 1", variation={"weight_offset": 1.0}),
-        replace(plain, name="fp32 weight", variation={"weight": "float32"}),
-        replace(plain, name="no weight", variation={"weight": "none"}),
-    ]
+    return [ours(), *(replace(ours(), name=name, variation=changes) for name, changes in VARIATIONS.items())]
 
 
 def eager() -> Contestant:
@@ -74,14 +75,14 @@ def inductor() -> Contestant:
 
 def copy() -> Contestant:
     """A copy of the rows of `qk_norm_rope`, which reads and writes as much. It computes nothing."""
-    return Contestant("copy", torch.__version__, _bind_copy, computes=False)
 
+    def bind(case: Case, inputs: Inputs) -> Call:
+        if case.op != QK_ROPE:
+            raise Unsupported(f"{case.op} is more than a copy")
+        source = inputs.x.contiguous()
+        return partial(torch.empty_like(source).copy_, source)
 
-def _bind_copy(case: Case, inputs: Inputs) -> Call:
-    if case.op != QK_ROPE:
-        raise Unsupported(f"{case.op} is more than a copy")
-    source = inputs.x.contiguous()
-    return partial(torch.empty_like(source).copy_, source)
+    return Contestant("copy", torch.__version__, bind, computes=False)
 
 
 def bind_ours(case: Case, inputs: Inputs) -> Call:
@@ -139,14 +140,12 @@ def formula(case: Case) -> Callable[..., object]:
 
 
 def _quantizing(fmt: QuantFormat) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    def add_norm_quantize(
-        x: Tensor, residual: Tensor, weight: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def quantizing(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         y, total = reference.add_rms_norm(x, residual, weight, eps)
         q, scales = reference.quantize(y, fmt)
         return q, scales if fmt.scale_layout == "row_major" else scales.mT.contiguous().mT, total
 
-    return add_norm_quantize
+    return quantizing
 
 
 _compiled_for: dict[Case, Norm] = {}
