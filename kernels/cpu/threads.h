@@ -76,6 +76,7 @@ struct Int8Call : NormQuantCall {
   Refusal why_not_format() const {
     const QuantFormat& format = result.format;
     if (!format.int8) return {"", "FP8 on CPU stays on the reference"};
+    if (spec.fp32_residual) return {"residual", ".dtype is float32, which int8 on CPU has no kernel for"};
     if (format.granularity != QuantFormat::kToken || format.scale_form != ScaleForm::fp32)
       return {"", "int8 on CPU has a kernel for an fp32 scale a row alone"};
     return {};

@@ -29,11 +29,11 @@ uint64_t parameter_flags(const Param& param, Dtype x_dtype, Flag bit) {
 template <int Operands>
 uint64_t row_flags(const RowSpace<Operands>& space, const TensorView* const (&tensors)[Operands], Dtype dtype,
                    int64_t group_size, uint64_t parameters) {
-  const int64_t bytes = element_bytes(dtype);
-  uint64_t starts = parameters | static_cast<uint64_t>(group_size * bytes);
+  uint64_t starts = parameters | static_cast<uint64_t>(group_size * element_bytes(dtype));
   for (int k = 0; k < Operands; ++k) {
     // Quantized rows, of one byte an element, start on as many elements as the others.
     const bool quantized = tensors[k]->item_bytes() == 1;
+    const int64_t bytes = quantized ? element_bytes(dtype) : tensors[k]->item_bytes();
     starts |= reinterpret_cast<uintptr_t>(tensors[k]->data) * (quantized ? bytes : 1);
     // Of single rows too: a row of a batch must be read the same way alone.
     for (int64_t d = 0; d + 1 < tensors[k]->num_dims; ++d) starts |= static_cast<uint64_t>(tensors[k]->strides[d] * bytes);
@@ -45,7 +45,8 @@ uint64_t row_flags(const RowSpace<Operands>& space, const TensorView* const (&te
 uint64_t norm_flags(const NormSpec& spec, bool has_residual) {
   const bool weighted = spec.weight.data != nullptr;
   const bool in_fp32 = weighted && (spec.weight.dtype != spec.dtype || spec.weight_offset != 0.0f);
-  return parameter_flags(spec.weight, spec.dtype, kWeight) | flag(has_residual, kSecond) | flag(in_fp32, kWeightInFp32);
+  return parameter_flags(spec.weight, spec.dtype, kWeight) | flag(has_residual, kSecond) | flag(in_fp32, kWeightInFp32) |
+         flag(spec.fp32_residual, kResidualInFp32);
 }
 
 uint64_t gated_flags(const GatedNormSpec& spec, bool has_gate) {

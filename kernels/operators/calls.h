@@ -22,6 +22,13 @@ constexpr char kMayOverlapItself[] = " is written, and two of its elements may s
 constexpr Refusal kTooManyDims{"", "leading dimensions that merge into more than 6"};
 static_assert(RowSpace<1>::kMaxDims == 6);
 
+// Like x, or fp32 beside half precision.
+inline Refusal read_residual(const TensorView& residual, const TensorView& x, NormSpec* spec) {
+  static const int32_t float32 = aoti_torch_dtype_float32();
+  spec->fp32_residual = residual.dtype != x.dtype;
+  return residual.read_rows_of("residual", x, spec->fp32_residual ? float32 : x.dtype);
+}
+
 struct NormCall {
   Op op;
   NormSpec spec{};
@@ -34,7 +41,9 @@ struct NormCall {
     op = kFusedAddRmsNorm;
     spec.eps = arguments.number(3);
     spec.weight_offset = static_cast<float>(arguments.number(4));
-    if (const Refusal refusal = read_rows(arguments.tensor(0), arguments.tensor(1), "residual")) return refusal;
+    if (const Refusal refusal = read_x(arguments.tensor(0), arguments.tensor(1))) return refusal;
+    if (const Refusal refusal = read_residual(other, x, &spec)) return refusal;
+    if (!other.is_writable()) return {"residual", kMayOverlapItself};
     if (!x.is_writable()) return {"x", kMayOverlapItself};
     if (x.overlaps(other)) return {"residual", kMayBeWritten};
     return read_weight(arguments.optional_tensor(2));
@@ -45,21 +54,19 @@ struct NormCall {
     op = kRmsNorm;
     spec.eps = arguments.number(2);
     spec.weight_offset = static_cast<float>(arguments.number(3));
-    if (const Refusal refusal = read_rows(arguments.tensor(0), arguments.tensor(4), "out")) return refusal;
+    if (const Refusal refusal = read_x(arguments.tensor(0), arguments.tensor(4))) return refusal;
+    if (const Refusal refusal = other.read_rows_like("out", x)) return refusal;
+    if (!other.is_writable()) return {"out", kMayOverlapItself};
     if (other.overlaps(x) && !other.is_same_view(x)) return {"x", kMayBeWritten};
     return read_weight(arguments.optional_tensor(1));
   }
 
  private:
-  Refusal read_rows(AtenTensorHandle rows, AtenTensorHandle others, const char* others_name) {
+  Refusal read_x(AtenTensorHandle rows, AtenTensorHandle others) {
     x = TensorView(rows);
     other = TensorView(others);
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
-    spec.fp32_residual = op == kFusedAddRmsNorm && x.on_cpu() && x.dtype != other.dtype;
-    const int32_t wanted = spec.fp32_residual ? aoti_torch_dtype_float32() : x.dtype;
-    if (const Refusal refusal = other.read_rows_of(others_name, x, wanted)) return refusal;
     spec.size = x.row_size();
-    if (!other.is_writable()) return {others_name, kMayOverlapItself};
     return {};
   }
   Refusal read_weight(AtenTensorHandle tensor) {

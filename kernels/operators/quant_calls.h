@@ -191,7 +191,7 @@ struct NormQuantCall {
     x = TensorView(rows);
     residual = residual_rows == nullptr ? x : TensorView(residual_rows);
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
-    if (const Refusal refusal = residual.read_rows_like("residual", x)) return refusal;
+    if (const Refusal refusal = read_residual(residual, x, &spec)) return refusal;
     spec.size = x.row_size();
     memory.add("x", x, Memory::kMayBecomeNormed);
     if (residual_rows != nullptr) memory.add("residual", residual, Memory::kWritten);

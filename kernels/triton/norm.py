@@ -12,7 +12,7 @@ from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.norm_row import norm_row_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_kernel
-from serving_ops.kernels.triton.variant import RESIDUAL_IN_FP32, Variant, flags_of, starts_aligned
+from serving_ops.kernels.triton.variant import BIT, Variant, flags_of, starts_aligned
 
 _LAUNCHERS = {
     "row": Launcher(norm_row_kernel, enable_fp_fusion=True),
@@ -66,8 +66,7 @@ def run_norm(
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
     aligned = starts_aligned((x, residual, out, total), (weight,), size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
-    if residual is not None and residual.dtype != x.dtype:
-        flags |= RESIDUAL_IN_FP32
+    flags |= (residual is not None and residual.dtype != x.dtype) << BIT.residual_in_fp32
     second = x if residual is None else residual
     arguments = {
         **fields_of(rows, x=x, residual=second, out=out),

@@ -14,7 +14,7 @@ from serving_ops.kernels.triton.norm import constants_of, fields_of
 from serving_ops.kernels.triton.norm_row import norm_row_quant_kernel
 from serving_ops.kernels.triton.norm_tile import norm_tile_quant_kernel
 from serving_ops.kernels.triton.norm_wide import norm_wide_quant_kernel
-from serving_ops.kernels.triton.variant import BIT, RESIDUAL_IN_FP32, Variant, flags_of, starts_aligned
+from serving_ops.kernels.triton.variant import BIT, Variant, flags_of, starts_aligned
 
 _LAUNCHERS = {
     "row": Launcher(norm_row_quant_kernel, enable_fp_fusion=True),
@@ -71,8 +71,7 @@ def run_norm_quant(
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
     aligned = starts_aligned((x, residual, normed), (weight,), size) and starts_like(q, x, size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
-    if residual is not None and residual.dtype != x.dtype:
-        flags |= RESIDUAL_IN_FP32
+    flags |= (residual is not None and residual.dtype != x.dtype) << BIT.residual_in_fp32
     fetch = fetch_residual and residual is not None and pdl and plan.overlap and aligned
     flags |= quant_flags(fmt, normed=normed is not None, fetch=fetch)
     arguments = {

@@ -35,10 +35,6 @@ class Variant(NamedTuple):
     group_size: int
 
 
-RESIDUAL_IN_FP32 = 1 << 31
-"""A flag of a residual that is fp32 beside an x of half precision. C++ launches none: it takes residuals like x."""
-
-
 def run_time_parameters(function: Callable[..., Any]) -> list[str]:
     """Return the names of a kernel's parameters that are not compile-time constants."""
     parameters = inspect.signature(function).parameters.items()

@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 from answers import LOGPROB_TOLERANCE, assert_tokens, logprobs_apart
 from in_process import FUSED
 
+from serving_ops.integrations.vllm import qk_norm_rope_layer
 from serving_ops.integrations.vllm.qk_norm_rope_layer import KIND
 from serving_ops.ops import registry
 
@@ -100,10 +101,7 @@ def _calls_per_step(model: str, mode: str) -> dict[str, int]:
 
 def _in_one_call(model: str, mode: str, device: str) -> bool:
     """Whether `auto` has a kernel for q's and k's norms with the rotation here, and takes it."""
-    op = registry.find("qk_norm_rope")
-    return model in DENSE and (
-        device in op.in_cpp or (device == "cuda" and mode == "compiled" and op.route is not None)
-    )
+    return model in DENSE and (device == "cpu" or mode == "compiled" or qk_norm_rope_layer.EAGER_ON_CUDA)
 
 
 @pytest.mark.parametrize(("model", "mode", "vllm"), runs)

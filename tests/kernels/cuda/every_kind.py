@@ -57,6 +57,10 @@ def calls_of_every_kind() -> dict[str, Call]:
             normal(5, 512), normal(5, 512), normal(512), bias=normal(512), norm_before_gate=False, group_size=128
         ),
         "sigmoid": lambda: gated(normal(5, 1024), normal(5, 1024), normal(1024), activation="sigmoid"),
+        "fused, fp32 residual": lambda: fused(normal(3, 4096), normal(3, 4096, dtype=torch.float32), normal(4096)),
+        "fused and quantized, fp32 residual": lambda: fused_quant(
+            normal(3, 4096), normal(3, 4096, dtype=torch.float32), normal(4096), fmt=QuantFormat()
+        ),
         "quantized": lambda: quant(normal(3, 4096), normal(4096), fmt=QuantFormat()),
         "quantized, packed scales": lambda: quant(normal(3, 4096), normal(4096), fmt=packed),
         "quantized by a given scale": lambda: quant(

@@ -182,6 +182,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "x": draw(rows_of(shape, dtype)),
         "other": draw(rows_of(shape, dtype)),
+        "residual": draw(rows_of(shape, draw(st.sampled_from([dtype, torch.float32])))),
         "z": draw(st.one_of(st.none(), rows_of(shape, dtype))),
         "weight": draw(kinds),
         "bias": draw(kinds),
@@ -204,7 +205,7 @@ relaxed = settings(max_examples=250, deadline=None, suppress_health_check=list(H
 @given(case=cases(), fused=st.booleans())
 def test_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, case: dict[str, Any], fused: bool) -> None:
     x, other, weight = case["x"], case["other"], parameter(case, "weight")
-    residual, out = (other, x) if fused else (None, other)
+    residual, out = (case["residual"], x) if fused else (None, other)
     grid = row_grid(x, x if residual is None else residual, out)
     if grid is None:
         return
@@ -215,7 +216,9 @@ def test_norms_are_launched_from_cpp_as_from_python(library: ctypes.CDLL, case: 
         norm.run_norm(x, residual, weight, out, EPS, case["offset"], grid, chosen, case["pdl"])
     ops = torch.ops.serving_ops_fake
     if fused:
-        check_same(library, python, lambda: ops.fused_add_rms_norm(x, other, weight, EPS, weight_offset=case["offset"]))
+        check_same(
+            library, python, lambda: ops.fused_add_rms_norm(x, residual, weight, EPS, weight_offset=case["offset"])
+        )
     else:
         check_same(library, python, lambda: ops.rms_norm.out(x, weight, EPS, weight_offset=case["offset"], out=out))
 
@@ -308,7 +311,7 @@ def test_quantized_norms_are_launched_from_cpp_as_from_python(
 ) -> None:
     x, weight = case["x"], parameter(case, "weight")
     options = {"weight": weight, "eps": EPS, "weight_offset": case["offset"]}
-    rows = {"x": x, "residual": case["other"]} if fused else {"x": x}
+    rows = {"x": x, "residual": case["residual"]} if fused else {"x": x}
     name = NAMES[fused]
     call = functools.partial(getattr(torch.ops.serving_ops_fake, name).out, **rows, **options, **flat(case))
     check_same_or_neither(library, FromCuda(case["pdl"]).launch(name, **rows, **options, **written(case)), call)
@@ -549,7 +552,7 @@ def test_vllms_fused_norms_are_launched_from_cpp_as_from_python(
     if fmt.granularity == "tensor" or fmt.scale_format != "fp32" or weight is None:
         return
     case |= {"normed": None, "offset": 0.0}
-    residual = case["other"] if fused else None
+    residual = case["residual"] if fused else None
     options = {"x": case["x"], "weight": weight, "eps": EPS, "weight_offset": 0.0}
     options |= {"residual": residual} if fused else {}
     python = FromCuda(case["pdl"]).launch(NAMES[fused], **options, **written(case))
