@@ -132,7 +132,7 @@ def _specs(norm: Any, x: Activations, fmt: QuantFormat) -> list[NormSpec]:
 def adapter(form: Prequantized) -> Adapter:
     """Return the adapter of a norm that quantizes for such a projection."""
     fmt, scale = form.fmt, form.scale
-    fixed: dict[str, Any] = {"fmt": fmt.text, "scale": scale, "weight_offset": WEIGHT_IN_FP32}
+    text, fixed = fmt.text, {"scale": scale, "weight_offset": WEIGHT_IN_FP32}
     ops = torch.ops.serving_ops
 
     def specs(norm: Any, x: Activations) -> tuple[NormSpec, ...]:
@@ -144,9 +144,9 @@ def adapter(form: Prequantized) -> Adapter:
         if not fits or (residual is not None and (residual is x or not alike(x, residual))):
             return rms_norm_layer.forward(norm, x, residual, *more, **others)
         if residual is None:
-            q, scales = ops.rms_norm_quant(x, norm.weight, norm.variance_epsilon, **fixed)
+            q, scales = ops.rms_norm_quant(x, norm.weight, norm.variance_epsilon, text, **fixed)
         else:
-            q, scales = ops.fused_add_rms_norm_quant(x, residual, norm.weight, norm.variance_epsilon, **fixed)
+            q, scales = ops.fused_add_rms_norm_quant(x, residual, norm.weight, norm.variance_epsilon, text, **fixed)
         rows = Rows((q, scales if scale is None else scale, x.dtype))
         return rows if residual is None else (rows, residual)
 

@@ -147,7 +147,7 @@ def _quantizing(pair: Pair) -> Any:
     from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
 
     norm, own, spec, ops = pair.norm, pair.norm._forward_method, pair.specs[0], torch.ops.serving_ops
-    options = {"eps": spec.eps, "weight_offset": spec.weight_offset, "fmt": pair.fmt.text}
+    eps, text, options = spec.eps, pair.fmt.text, {"weight_offset": spec.weight_offset}
     has_weight = spec.weight_dtype is not None
 
     @functools.wraps(own)
@@ -156,11 +156,11 @@ def _quantizing(pair: Pair) -> Any:
         if x.dim() != 2 or not rows_fit(x, weight):
             return own(x, residual)
         if residual is None:
-            q, scales = ops.rms_norm_quant(x, weight, **options)
+            q, scales = ops.rms_norm_quant(x, weight, eps, text, **options)
             return QuantizedActivation(q, scales, x.dtype, x.shape, None)
         if residual is x or not alike(x, residual):
             return own(x, residual)
-        q, scales = ops.fused_add_rms_norm_quant(x, residual, weight, **options)
+        q, scales = ops.fused_add_rms_norm_quant(x, residual, weight, eps, text, **options)
         return QuantizedActivation(q, scales, x.dtype, x.shape, None), residual
 
     return forward

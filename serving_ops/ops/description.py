@@ -217,7 +217,7 @@ class Result:
 class NormOp:
     """One op.
 
-    function: the public one. The operator has its name, its keywords and its defaults.
+    function: the public one. The operator has its name, and its defaults behind the last argument without one.
     formula: takes the arguments by name, returns the results, and writes what is written in place.
     arguments: in the function's order; the first has the device and the dtype of the call.
     route: on CUDA, takes a checked call by name; returns what it takes to launch it, the plan last, or why the

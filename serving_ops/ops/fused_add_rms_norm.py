@@ -39,7 +39,8 @@ def fused_add_rms_norm(
     """
     if not modes.only_computed(x, residual, weight):
         checks.not_differentiated("serving_ops.add_rms_norm", x=x, residual=residual, weight=weight)
-    torch.ops.serving_ops.fused_add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
+    options = {"weight_offset": weight_offset} if weight_offset else {}  # each costs 0.4 us of host time
+    _operator(x, residual, weight, eps, **options)
     modes.increment_version((x, residual))
     return x, residual
 
@@ -60,3 +61,4 @@ registry.register(
         in_cpp=("cpu", "cuda"),
     )
 )
+_operator = torch.ops.serving_ops.fused_add_rms_norm.default

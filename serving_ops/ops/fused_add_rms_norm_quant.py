@@ -41,9 +41,10 @@ def fused_add_rms_norm_quant(
     if not modes.only_computed(x, residual, weight, scale, normed, out, scales_out):
         tensors = {"x": x, "residual": residual, "weight": weight, "scale": scale, "normed": normed}
         checks.not_differentiated("serving_ops.add_rms_norm", **tensors, out=out, scales_out=scales_out)
-    operator, arguments = torch.ops.serving_ops.fused_add_rms_norm_quant, (x, residual, weight, eps)
     options = {"weight_offset": weight_offset} if weight_offset else {}
-    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, options, (residual,))
+    return quantized.call(
+        _operator, (x, residual, weight, eps, fmt.text), fmt, scale, normed, out, scales_out, options, (residual,)
+    )
 
 
 def _formula(
@@ -67,3 +68,4 @@ registry.register(
         in_cpp=("cpu", "cuda"),
     )
 )
+_operator = torch.ops.serving_ops.fused_add_rms_norm_quant

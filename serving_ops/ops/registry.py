@@ -68,16 +68,19 @@ def _handed_over(op: NormOp, to: str, *, writes: bool = True) -> str:
 
 
 def _declared(op: NormOp, parameters: Iterable[Argument | Result]) -> str:
+    """All up to the last argument that has no default are given by position: a name costs 0.4 us of host time."""
     letters = iter(string.ascii_lowercase)
     words: list[str] = []
-    for parameter in parameters:
+    defaults = [op.parameters[argument.name].default for argument in op.arguments]
+    num_given = len(defaults) - [*reversed(defaults), inspect.Parameter.empty].index(inspect.Parameter.empty)
+    for place, parameter in enumerate(parameters):
         of_function = op.parameters[parameter.name]
-        if of_function.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in words:
+        by_place = place < num_given
+        if not by_place and of_function.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
         default = of_function.default
-        is_given = isinstance(parameter, Result) or default is inspect.Parameter.empty
         text = f'"{default}"' if isinstance(default, str) else str(default)
-        words.append(_named(parameter, letters) + ("" if is_given else f"={text}"))
+        words.append(_named(parameter, letters) + ("" if by_place or isinstance(parameter, Result) else f"={text}"))
     return ", ".join(words)
 
 

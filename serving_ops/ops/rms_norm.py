@@ -36,14 +36,15 @@ def rms_norm(
     differentiated, any number of times. What the kernels do not take runs on `serving_ops.reference`, and so do those
     transforms; `serving_ops.explain` says why.
     """
+    options = {"weight_offset": weight_offset} if weight_offset else {}  # each costs 0.4 us of host time
     if out is None:
         if not modes.only_computed(x, weight):
             return autograd.rms_norm(x, weight, eps, weight_offset)
-        result: Tensor = torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset=weight_offset)
+        result: Tensor = _default(x, weight, eps, **options)
         return result
     if not modes.only_computed(x, weight, out):
         checks.not_differentiated("it without out", x=x, weight=weight, out=out)
-    torch.ops.serving_ops.rms_norm.out(x, weight, eps, weight_offset=weight_offset, out=out)
+    _out(x, weight, eps, **options, out=out)
     modes.increment_version((out,))
     return out
 
@@ -59,3 +60,4 @@ registry.register(
         in_cpp=("cpu", "cuda"),
     )
 )
+_default, _out = torch.ops.serving_ops.rms_norm.default, torch.ops.serving_ops.rms_norm.out

@@ -47,8 +47,7 @@ def rms_norm_gated_quant(
         checks.not_differentiated("serving_ops.rms_norm_gated", **tensors, out=out, scales_out=scales_out)
     options: dict[str, Any] = {"bias": bias, "norm_before_gate": norm_before_gate, "activation": activation}
     options["norm_group_size"] = norm_group_size
-    operator, arguments = torch.ops.serving_ops.rms_norm_gated_quant, (x, z, weight, eps)
-    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, options)
+    return quantized.call(_operator, (x, z, weight, eps, fmt.text), fmt, scale, normed, out, scales_out, options)
 
 
 def _formula(
@@ -80,3 +79,4 @@ registry.register(
         in_cpp=("cuda",),
     )
 )
+_operator = torch.ops.serving_ops.rms_norm_gated_quant

@@ -44,9 +44,8 @@ def rms_norm_quant(
     if not modes.only_computed(x, weight, scale, normed, out, scales_out):
         tensors = {"x": x, "weight": weight, "scale": scale, "normed": normed, "out": out, "scales_out": scales_out}
         checks.not_differentiated("serving_ops.rms_norm", **tensors)
-    operator, arguments = torch.ops.serving_ops.rms_norm_quant, (x, weight, eps)
     options = {"weight_offset": weight_offset} if weight_offset else {}
-    return quantized.call(operator, arguments, fmt, scale, normed, out, scales_out, options)
+    return quantized.call(_operator, (x, weight, eps, fmt.text), fmt, scale, normed, out, scales_out, options)
 
 
 def _formula(fmt: QuantFormat, scale: Tensor | None, normed: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
@@ -64,3 +63,4 @@ registry.register(
         in_cpp=("cpu", "cuda"),
     )
 )
+_operator = torch.ops.serving_ops.rms_norm_quant

@@ -601,7 +601,7 @@ def test_a_wrong_format_or_result_is_said_and_not_launched(library: ctypes.CDLL,
     given |= {"scales_out": torch.zeros(4, 1)}
     launches = last.launches
     with pytest.raises(RuntimeError, match=r"serving_ops: (scale|scales_out|out|dtype|granularity|group_size)"):
-        torch.ops.serving_ops_fake.rms_norm_quant.out(x, None, **given | wrong)
+        torch.ops.serving_ops_fake.rms_norm_quant.out(x, None, EPS, **given | wrong)
     assert last.launches == launches
 
 
