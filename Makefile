@@ -3,6 +3,7 @@
 # make bench     set up, serve SmolLM2 with and without serving_ops, print TTFT and TPOT: 3 minutes after set-up
 # make ops       set up, time the ops alone
 # make wheel     set up, build a wheel in dist/ that installs without a compiler
+# make matrix    build that wheel, run the tests of the ops with it in Python 3.11 to 3.13 and several torches: gigabytes
 # make lint      ruff and mypy
 # make clean     remove what these made
 
@@ -20,7 +21,7 @@ SGLANGS := tests/integrations/sglang/sglang_versions.py
 OTHER_TRITONS := tests/kernels/triton/other_tritons.py
 SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(OTHER_TRITONS) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cpu/backward/* kernels/cuda/* kernels/operators/*)
 
-.PHONY: test test-all bench ops wheel lint setup clean
+.PHONY: test test-all bench ops wheel matrix lint setup clean
 
 # Tests on a GPU share it, so one process runs them; on CPU two do, each a file of tests at a time, engines first.
 WORKERS ?= $(if $(HAS_CUDA),0,2)
@@ -40,9 +41,12 @@ ops: setup
 
 # torch's library comes from the torch beside it, of any version from the oldest supported on.
 wheel: setup
-	rm -rf build/wheel
+	rm -rf build/wheel dist/serving_ops-*.whl
 	SERVING_OPS_BUILD=required $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
+
+matrix: wheel
+	$(BIN)/python tests/packaging/matrix.py dist/*.whl $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 from skips import pytest_make_collect_report as pytest_make_collect_report
 from skips import pytest_runtest_makereport as pytest_runtest_makereport
 
-if not torch.cuda.is_available():
+if not torch.cuda.is_available() and find_spec("triton"):  # torch's CPU builds come without Triton
     # Triton asks when a kernel is defined whether to interpret it, so this must come before any test's own import.
     # Set for just that: other tests start engines, which must not inherit it.
     os.environ["TRITON_INTERPRET"] = "1"

@@ -46,3 +46,9 @@ def test_a_file_skipped_as_a_whole_is_a_failure_too(tmp_path: Path) -> None:
     source = "import pytest; pytest.importorskip('no_such_engine')"
     assert "1 skipped" in _outcome(tmp_path, source)
     assert "1 error" in _outcome(tmp_path, source, SKIPS_FAIL="1")
+
+
+def test_what_the_matrix_does_not_install_is_a_skip_there_alone(tmp_path: Path) -> None:
+    source = "import pytest; pytest.importorskip('no_such_triton', reason='needs Triton')"
+    assert "1 skipped" in _outcome(tmp_path, source, SKIPS_FAIL="matrix")
+    assert "1 error" in _outcome(tmp_path, source, SKIPS_FAIL="1")

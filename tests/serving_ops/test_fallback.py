@@ -97,7 +97,7 @@ def test_cpu_without_the_extension_runs_on_the_reference() -> None:
 
 def test_what_no_cuda_grid_holds_goes_to_the_reference() -> None:
     """The route alone, which needs no device: no GPU here holds so many rows."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="needs Triton")
     many_rows = torch.empty(64, dtype=torch.bfloat16).expand(plan.MAX_ROWS + 1, 64)
     assert cuda.norm_route(many_rows, None) == support.TOO_MANY_ROWS
     assert cuda.gated_route(many_rows, None, None, None, 64, many_rows) == support.TOO_MANY_ROWS
