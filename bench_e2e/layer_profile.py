@@ -12,6 +12,7 @@ Span = tuple[str, float, float]
 
 LONGEST_LAYER = 400  # kernels; an eager hybrid repeats four layers of about 50
 SAME_STEP = 0.99  # of all kernels are again at their place in the next step
+NEARLY_BEST = 0.75  # as often as any length repeats: a step repeats more often than a layer, but not exactly
 SAME_LAYER = 0.4  # in the next layer: on CPU 6 layers of 27 operators stand beside 90 of the step's own
 NAME_LENGTH = 160  # characters; templates of C++ have thousands
 
@@ -52,8 +53,10 @@ def _period(names: Sequence[str]) -> int | None:
     kernels = numpy.array([numbers[name] for name in names])
     share = {length: float((kernels[length:] == kernels[:-length]).mean()) for length in range(1, len(names) // 2 + 1)}
     step = next((length for length in share if share[length] >= SAME_STEP), None)
-    shorter = range(1, min(LONGEST_LAYER, (step or len(names)) // 2) + 1)
-    layer = max((length for length in shorter if length in share), key=share.__getitem__, default=None)
+    longest = min(LONGEST_LAYER, (step or len(names)) // 2)
+    shorter = [length for length in share if length <= longest]
+    best = max((share[length] for length in shorter), default=0.0)
+    layer = next((length for length in shorter if share[length] >= NEARLY_BEST * best), None)
     found = layer if layer and share[layer] >= SAME_LAYER else step
     return found if found and found <= LONGEST_LAYER else None
 

@@ -42,6 +42,19 @@ def test_a_layer_is_found_where_the_step_has_more_around_it() -> None:
     assert _from_norm(layer_of(_profile(6, steps=32, around=20))) == list(LAYER.items())
 
 
+def test_a_layer_is_found_where_no_step_is_exactly_as_the_one_before() -> None:
+    """As on a GPU, where a copy on another stream falls now here, now there."""
+    spans: list[Span] = []
+    for step in range(32):
+        names = [*(f"own {number}" for number in range(30)), *list(LAYER) * 28]
+        names.insert(5 * (step % 2), "copy")
+        spans += [(name, 0.0, 0.0) for name in names]
+    spans = [(name, float(place), place + LAYER.get(name, 0.5) / 10) for place, (name, _, _) in enumerate(spans)]
+    layer = layer_of(spans)
+    assert layer is not None
+    assert sorted(str(kernel["name"]) for kernel in layer) == sorted(LAYER)
+
+
 def test_of_layers_of_two_kinds_all_that_repeat_are_found() -> None:
     """As in a hybrid, with three linear layers to one of attention."""
     linear = ["norm", "gemm", "conv", "scan"]
