@@ -132,15 +132,17 @@ def install_all(*, strict: bool) -> None:
 
 
 def install_for(vllm_config: Any, *, strict: bool) -> None:
-    """The same for what a model needs beyond that, before vLLM builds its layers.
+    """The same for what a model needs beyond that, before vLLM builds its layers and compiles them.
 
     Where the norms' consumers quantize, vLLM builds its own classes. Where its passes join norms to an all-reduce, it
     builds its own of those that call its IR: the passes do not find our operators.
     """
-    from serving_ops.integrations.vllm import out_of_tree
+    from serving_ops.integrations.vllm import fp32_residual, out_of_tree
 
     if getattr(vllm_config.model_config, "has_inner_state", False):
         _install_each(STATE_SPACE_FEATURES, strict=strict)
+    if has_ir():
+        fp32_residual.install_for(vllm_config)
     out_of_tree.put_back()
     if quantization.why_norms_stay(vllm_config) is not None:
         out_of_tree.withdraw()
