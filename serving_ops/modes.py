@@ -16,12 +16,16 @@ passed over. PyTorch's public function of this name takes twice the time.
 
 _grad_enabled = torch.is_grad_enabled
 _transforms_active = torch._C._are_functorch_transforms_active
-_exporting = torch.compiler.is_exporting
+
+
+def exporting() -> bool:
+    """Whether `torch.export` traces. In PyTorch 2.11 `torch.compiler.is_exporting()` is True in torch.compile too."""
+    return torch.compiler._is_exporting_flag
 
 
 def only_computed(*tensors: Tensor | None) -> bool:
     """Whether a call on these tensors is neither differentiated, transformed nor exported: it is so while serving."""
-    if _transforms_active() or forward_ad._current_level >= 0 or _exporting():
+    if _transforms_active() or forward_ad._current_level >= 0 or exporting():
         return False
     if _grad_enabled():
         for tensor in tensors:

@@ -40,7 +40,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float)
     if modes.transformed():
         registry.find("rms_norm").check_metadata({"x": x, "weight": weight})
         return reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
-    if torch.compiler.is_exporting():
+    if modes.exporting():
         return _ops.rms_norm_trainable(x, weight, eps, weight_offset)  # type: ignore[no-any-return]
     result: Tensor = RMSNorm.apply(x, weight, eps, weight_offset)  # type: ignore[no-untyped-call]
     return result
@@ -53,7 +53,7 @@ def add_rms_norm(
     if modes.transformed() or residual.dtype != x.dtype:  # the kernels' gradients have one dtype
         registry.find("add_rms_norm").check_metadata({"x": x, "residual": residual, "weight": weight})
         return reference.add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
-    if torch.compiler.is_exporting():
+    if modes.exporting():
         return _ops.add_rms_norm_trainable(x, residual, weight, eps, weight_offset)  # type: ignore[no-any-return]
     out, total = AddRMSNorm.apply(x, residual, weight, eps, weight_offset)  # type: ignore[no-untyped-call]
     return out, total
@@ -76,7 +76,7 @@ def rms_norm_gated(
         registry.find("rms_norm_gated").check_metadata(call)
         return reference.rms_norm_gated(**call)
     arguments = (x, z, weight, bias, eps, norm_before_gate, activation, group_size)
-    if torch.compiler.is_exporting():
+    if modes.exporting():
         return _ops.rms_norm_gated_trainable(*arguments)  # type: ignore[no-any-return]
     result: Tensor = RMSNormGated.apply(*arguments)  # type: ignore[no-untyped-call]
     return result

@@ -388,6 +388,22 @@ def test_a_compiled_call_gives_the_eager_result(device: torch.device, op: NormOp
             assert same_bits(got[name], want), (spec, name)
 
 
+@each_op
+def test_a_compiled_call_without_gradients_is_one_of_the_operator(device: torch.device, op: NormOp) -> None:
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    for spec in specs(op):
+        call = make(spec, device)
+        torch._dynamo.reset()
+        targets.clear()
+        torch.compile(op.function, fullgraph=True, backend=backend)(**call)
+        assert any(target.split(".")[:2] == ["serving_ops", op.name] for target in targets), (spec, targets)
+
+
 # What runs
 
 
