@@ -67,6 +67,17 @@ def test_an_int8_norm_has_the_bits_of_the_norm_and_the_quantization(dtype: torch
     assert torch.equal(residual, total)
 
 
+def test_an_int8_norm_with_an_fp32_residual_is_left_to_the_reference_with_its_reason() -> None:
+    x, residual = rows((3, 128), torch.bfloat16), rows((3, 128), torch.float32, seed=1)
+    fmt = QuantFormat(torch.int8, "token")
+    explanation = serving_ops.explain("fused_add_rms_norm_quant", x, residual, None, fmt=fmt)
+    assert explanation.path == "reference"
+    assert "residual.dtype is float32" in str(explanation.reason)
+    want = x + residual
+    serving_ops.fused_add_rms_norm_quant(x, residual, None, fmt=fmt)
+    assert torch.equal(residual, want)
+
+
 @pytest.mark.parametrize(
     ("fmt", "reason"),
     [(QuantFormat(granularity="token"), "FP8 on CPU"), (QuantFormat(torch.int8, "group"), "fp32 scale a row")],

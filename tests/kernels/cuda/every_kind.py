@@ -89,7 +89,7 @@ def calls_of_every_kind() -> dict[str, Call]:
         ),
         "rotated and cached": lambda: rotated(5, rotation={"has_cache": True}),
         "rotated and cached by slots, apart": lambda: rotated(
-            5, rotation={"has_cache": True, "block_size": None, "separate": True}
+            5, rotation={"has_cache": True, "block_size": None, "separate": True, "index_dtype": torch.int32}
         ),
         "rotated and cached in FP8": lambda: rotated(5, rotation={"has_cache": True, "cache_dtype": fp8}),
         "rotated for vLLM": lambda: rotated_for_vllm(96),
