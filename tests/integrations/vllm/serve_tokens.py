@@ -87,7 +87,7 @@ def fuse_q_and_k() -> None:
     from serving_ops.integrations.vllm import qk_norm_rope_layer
 
     qk_norm_rope_layer.why_reference = lambda specs: None
-    qk_norm_rope_layer._why_slower = lambda attention, x: None
+    qk_norm_rope_layer._why_slower = lambda x: None
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ pytest.importorskip("vllm")
 from answers import LOGPROB_TOLERANCE, assert_tokens, logprobs_apart
 from in_process import FUSED
 
-from serving_ops.integrations.vllm import qk_norm_rope_layer
 from serving_ops.integrations.vllm.qk_norm_rope_layer import KIND
 from serving_ops.ops import registry
 
@@ -93,15 +92,10 @@ def _quantizes(model: str, mode: str) -> bool:
 
 def _calls_per_step(model: str, mode: str) -> dict[str, int]:
     """On CPU."""
-    expected = CALLS_IN_ONE if _in_one_call(model, mode, "cpu") else CALLS_PER_STEP[model]
+    expected = CALLS_IN_ONE if model in DENSE else CALLS_PER_STEP[model]
     moved = QUANTIZING if _quantizes(model, mode) else {}
     left = {op: count - moved.get(op, 0) for op, count in expected.items()}
     return left | {f"{op}_quant": count for op, count in moved.items()}
-
-
-def _in_one_call(model: str, mode: str, device: str) -> bool:
-    """Whether `auto` has a kernel for q's and k's norms with the rotation here, and takes it."""
-    return model in DENSE and (device == "cpu" or mode == "compiled" or qk_norm_rope_layer.EAGER_ON_CUDA)
 
 
 @pytest.mark.parametrize(("model", "mode", "vllm"), runs)
@@ -111,7 +105,7 @@ def test_one_line_says_for_how_many_layers_it_is_on(
     run = served(model, mode, "auto", vllm)
     lines = run.start_up_lines()
     assert len(lines) == 1, lines
-    fused = _in_one_call(model, mode, run.device())
+    fused = model in DENSE
     there = IN_ONE_CALL if fused else LAYERS[model]
     expected = there if fused or run.device() == "cpu" else ON_CUDA[model, mode]
     assert ("4 norms quantize for the layer behind them" in lines[0]) == _quantizes(model, mode)

@@ -107,7 +107,7 @@ def _of_gemma(module: Any, rope: dict[str, Any], kind: str = "full_attention") -
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that the operator fits are on, whatever runs it: the reference too."""
     monkeypatch.setattr(qk_norm_rope_layer, "why_reference", lambda specs: None)
-    monkeypatch.setattr(qk_norm_rope_layer, "_why_slower", lambda attention, x: None)
+    monkeypatch.setattr(qk_norm_rope_layer, "_why_slower", lambda x: None)
 
 
 def _config(quant_config: Any = None, *, fuses: bool = False) -> Any:
@@ -322,21 +322,15 @@ def test_without_our_part_of_the_compile_cache_key_it_stays_vllms(
     assert _survey(build("Qwen3Attention")).native_because == "keys made otherwise"
 
 
-@pytest.mark.parametrize(("method", "in_cpp", "measured", "reason"), [
-    ("forward_cuda", False, True, qk_norm_rope_layer.FROM_PYTHON),
-    ("forward_native", False, True, qk_norm_rope_layer.FROM_PYTHON),
-    ("forward_cuda", True, False, qk_norm_rope_layer.NOT_MEASURED),
-    ("forward_cuda", True, True, None),
-    ("forward_native", True, False, None),
-])  # fmt: skip
-def test_on_cuda_it_is_on_where_cpp_launches_it_and_in_eager_mode_where_that_was_measured(
-    build: Build, monkeypatch: pytest.MonkeyPatch, method: str, in_cpp: bool, measured: bool, reason: str | None
+@pytest.mark.parametrize("method", ["forward_cuda", "forward_native"])
+@pytest.mark.parametrize(("library", "reason"), [(None, qk_norm_rope_layer.FROM_PYTHON), (Path("there"), None)])
+def test_on_cuda_it_is_on_where_cpp_launches_it_compiled_or_not(
+    build: Build, monkeypatch: pytest.MonkeyPatch, method: str, library: Path | None, reason: str | None
 ) -> None:
     layer = build("Qwen3Attention")
     layer.q_norm._forward_method = getattr(layer.q_norm, method)
     monkeypatch.setattr(qk_norm_rope_layer, "why_reference", lambda specs: None)
-    monkeypatch.setattr(qk_norm_rope_layer.extension, "cpp_library", lambda: Path("there") if in_cpp else None)
-    monkeypatch.setattr(qk_norm_rope_layer, "EAGER_ON_CUDA", measured)
+    monkeypatch.setattr(qk_norm_rope_layer.extension, "cpp_library", lambda: library)
     (found,) = qk_norm_rope_layer.survey([layer], _config(), torch.device("cuda"))
     assert found.native_because == reason
 
