@@ -29,7 +29,7 @@ def only_computed(*tensors: Tensor | None) -> bool:
         return False
     if _grad_enabled():
         for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
+            if getattr(tensor, "requires_grad", False):  # the operator refuses what is no tensor, and names it
                 return False
     return True
 

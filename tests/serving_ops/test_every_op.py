@@ -339,6 +339,17 @@ def test_wrong_input_is_named_and_changes_nothing(device: torch.device, op: Norm
 
 
 @each_op
+def test_what_is_no_tensor_is_named_and_changes_nothing(device: torch.device, op: NormOp) -> None:
+    call = make(next(iter(specs(op))), device, num_tokens=4)
+    tensors = {name: value for name, value in call.items() if isinstance(value, Tensor)}
+    before = copied(tensors)
+    for name, tensor in tensors.items():
+        with pytest.raises(RuntimeError, match=f"type '.*' for argument '{name}' but instead found type 'ndarray'"):
+            op.function(**call | {name: tensor.float().cpu().numpy()})
+    assert all(same_bits(tensor, before[name]) for name, tensor in tensors.items())
+
+
+@each_op
 def test_a_call_that_writes_does_not_differentiate_and_says_so(device: torch.device, op: NormOp) -> None:
     for spec in specs(op):
         call = make(spec, device)
