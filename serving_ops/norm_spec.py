@@ -23,6 +23,8 @@ class NormSpec:
     fmt: of a quantized norm; has_normed: whether its layer wants the unquantized rows too.
     fp32_residual: whether the residual is fp32 beside rows of half precision.
     rotation: of `qk_norm_rope`.
+
+    Raises ValueError for a size or a number of heads below 1, and for a device that is not a torch.device.
     """
 
     op: str
@@ -44,6 +46,13 @@ class NormSpec:
     has_normed: bool = False
     fp32_residual: bool = False
     rotation: RopeSpec = PLAIN
+
+    def __post_init__(self) -> None:
+        for name in ("size", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"serving_ops: {name} is {getattr(self, name)}: it must be at least 1")
+        if not isinstance(self.device, torch.device):
+            raise ValueError(f"serving_ops: device is {self.device!r}: it must be a torch.device")
 
     @property
     def has_scale(self) -> bool:
