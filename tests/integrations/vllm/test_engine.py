@@ -39,8 +39,6 @@ IN_ONE_CALL = {"RMSNorm": 5, KIND: 2}
 
 ON_CUDA = {
     # norms of heads are left to Inductor
-    ("dense", "compiled"): {"RMSNorm": 5},
-    ("dense", "eager"): LAYERS["dense"],
     ("hybrid", "compiled"): {"GemmaRMSNorm": 5, "RMSNormGated": 1},
     ("hybrid", "eager"): LAYERS["hybrid"],
     ("mamba2", "compiled"): LAYERS["mamba2"],
