@@ -255,6 +255,23 @@ class Launch {
   Variant variant_;
 };
 
+// Runs a call over rows where its kernel is compiled. groups: of a row. set(fields): beside the rows of x.
+template <int Operands, class Set>
+bool run_rows(Op op, const TensorView& x, const RowSpace<Operands>& space, const Key& key, int64_t groups, const Set& set) {
+  if (!takes(x, space)) return false;
+  if (const int64_t rows = space.num_rows(); rows > 0) {
+    Launch launch;
+    if (!launch.prepare(x) || !launch.find(key.flags, key.size, key.group_size, rows * groups)) return false;
+    Fields fields;
+    count_rows(space, &fields);
+    fields.x = rows_of(x, space, 0);
+    set(&fields);
+    launch(fields, launch.programs(rows), static_cast<uint32_t>(groups));
+  }
+  count(op);
+  return true;
+}
+
 }  // namespace
 
 Variants& variants() {
@@ -263,100 +280,60 @@ Variants& variants() {
 }
 
 bool run(const NormCall& call) {
-  if (!takes(call.x, call.space)) return false;
-  const int64_t rows = call.space.num_rows();
-  if (rows == 0) return count(call.op), true;
   const NormSpec& spec = call.spec;
   const bool fused = call.op == kFusedAddRmsNorm;
   const uint64_t flags =
       row_flags<2>(call.space, {&call.x, &call.other}, spec.dtype, spec.size, address(spec.weight)) |
       norm_flags(spec, fused);
-  Launch launch;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.size, rows)) return false;
-
-  const Rows x = rows_of(call.x, call.space, 0), other = rows_of(call.other, call.space, 1);
-  Fields fields;
-  set_norm(spec, call.x, &fields);
-  count_rows(call.space, &fields);
-  fields.x = x;
-  fields.residual = fused ? other : x;
-  fields.out = fused ? x : other;
-  fields.total_ptr = fields.residual.ptr;
-  launch(fields, launch.programs(rows), 1);
-  count(call.op);
-  return true;
+  return run_rows(call.op, call.x, call.space, {flags, spec.size, spec.size}, 1, [&](Fields* fields) {
+    const Rows x = fields->x, other = rows_of(call.other, call.space, 1);
+    set_norm(spec, call.x, fields);
+    fields->residual = fused ? other : x;
+    fields->out = fused ? x : other;
+    fields->total_ptr = fields->residual.ptr;
+  });
 }
 
 bool run(const GatedCall& call) {
-  if (!takes(call.x, call.space)) return false;
-  const int64_t rows = call.space.num_rows();
-  if (rows == 0) return count(kRmsNormGated), true;
   const GatedNormSpec& spec = call.spec;
   const uint64_t flags = row_flags<3>(call.space, {&call.x, &call.z, &call.out}, spec.dtype, spec.group_size,
                                       address(spec.weight) | address(spec.bias)) |
                          gated_flags(spec, call.has_gate);
-  Launch launch;
-  const int64_t groups = spec.size / spec.group_size;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, spec.group_size, rows * groups)) return false;
-
-  Fields fields;
-  set_gated(spec, call.x, &fields);
-  count_rows(call.space, &fields);
-  fields.x = rows_of(call.x, call.space, 0);
-  fields.z = rows_of(call.z, call.space, 1);
-  fields.out = rows_of(call.out, call.space, 2);
-  launch(fields, launch.programs(rows), groups);
-  count(kRmsNormGated);
-  return true;
+  const Key key{flags, spec.size, spec.group_size};
+  return run_rows(kRmsNormGated, call.x, call.space, key, spec.size / spec.group_size, [&](Fields* fields) {
+    set_gated(spec, call.x, fields);
+    fields->z = rows_of(call.z, call.space, 1);
+    fields->out = rows_of(call.out, call.space, 2);
+  });
 }
 
 bool run(const NormQuantCall& call) {
-  if (!takes(call.x, call.space)) return false;
-  const int64_t rows = call.space.num_rows();
-  if (rows == 0) return count(call.op), true;
   const NormSpec& spec = call.spec;
   const QuantResult& result = call.result;
   const uint64_t flags =
       row_flags<4>(call.space, {&call.x, &call.residual, &result.normed, &result.q}, spec.dtype, spec.size,
                    address(spec.weight)) |
       norm_flags(spec, call.op == kFusedAddRmsNormQuant) | quant_flags(result);
-  Launch launch;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.size, result.columns_of_a_scale(), rows)) return false;
-
-  Fields fields;
-  set_norm(spec, call.x, &fields);
-  count_rows(call.space, &fields);
-  fields.x = rows_of(call.x, call.space, 0);
-  fields.residual = rows_of(call.residual, call.space, 1);
-  set_result(result, call.space, &fields);
-  launch(fields, launch.programs(rows), 1);
-  count(call.op);
-  return true;
+  const Key key{flags, spec.size, result.columns_of_a_scale()};
+  return run_rows(call.op, call.x, call.space, key, 1, [&](Fields* fields) {
+    set_norm(spec, call.x, fields);
+    fields->residual = rows_of(call.residual, call.space, 1);
+    set_result(result, call.space, fields);
+  });
 }
 
 bool run(const GatedQuantCall& call) {
-  if (!takes(call.x, call.space)) return false;
-  const int64_t rows = call.space.num_rows();
-  if (rows == 0) return count(kRmsNormGatedQuant), true;
   const GatedNormSpec& spec = call.spec;
   const QuantResult& result = call.result;
   const uint64_t flags = row_flags<4>(call.space, {&call.x, &call.z, &result.normed, &result.q}, spec.dtype,
                                       spec.group_size, address(spec.weight) | address(spec.bias)) |
                          gated_flags(spec, call.has_gate) | quant_flags(result);
-  Launch launch;
-  const int64_t groups = spec.size / spec.group_size;
-  if (!launch.prepare(call.x) || !launch.find(flags, spec.group_size, result.columns_of_a_scale(), rows * groups))
-    return false;
-
-  Fields fields;
-  set_gated(spec, call.x, &fields);
-  count_rows(call.space, &fields);
-  fields.x = rows_of(call.x, call.space, 0);
-  fields.z = rows_of(call.z, call.space, 1);
-  set_result(result, call.space, &fields);
-  launch(fields, launch.programs(rows), groups);
-  count(kRmsNormGatedQuant);
-  return true;
+  const Key key{flags, spec.group_size, result.columns_of_a_scale()};
+  return run_rows(kRmsNormGatedQuant, call.x, call.space, key, spec.size / spec.group_size, [&](Fields* fields) {
+    set_gated(spec, call.x, fields);
+    fields->z = rows_of(call.z, call.space, 1);
+    set_result(result, call.space, fields);
+  });
 }
 
 bool run(const RopeCall& call) {
