@@ -39,10 +39,11 @@ struct Angles {
   const void* positions;  // int64 or int32
   bool positions_are_wide;
   int64_t position_stride;
-  float* scratch;  // angles_elements(rotary_dim) floats
+  int64_t axis_stride;  // from a token's position to its next, with MRoPE
+  float* scratch;       // angles_elements(rotary_dim) floats
 
-  int64_t position(int64_t token) const {
-    const int64_t i = token * position_stride;
+  int64_t position(int64_t token, int64_t axis) const {
+    const int64_t i = token * position_stride + axis * axis_stride;
     return positions_are_wide ? static_cast<const int64_t*>(positions)[i] : static_cast<const int32_t*>(positions)[i];
   }
 };
@@ -51,7 +52,8 @@ struct Angles {
 constexpr int64_t kLongestBlock = 32;
 constexpr int64_t whole_blocks(int64_t size) { return (size + kLongestBlock - 1) / kLongestBlock * kLongestBlock; }
 
-constexpr int64_t angles_elements(int64_t rotary_dim) { return 2 * whole_blocks(rotary_dim / 2); }
+// Cosines and sines in fp32, and with MRoPE a row of the table before them.
+constexpr int64_t angles_elements(int64_t rotary_dim) { return 2 * whole_blocks(rotary_dim / 2) + rotary_dim; }
 
 // Short rows are worked on several at once, a sum for each, then a root for each, then the results: a row alone would
 // wait for its own sum and root. A call on 128 rows of 128, bf16, one core of Zen 5: 5.4 us instead of 6.3 gated, 4.0

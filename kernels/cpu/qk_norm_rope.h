@@ -33,6 +33,23 @@ struct QkNormRope {
     return {cos, sin};
   }
 
+  // A token's row of the table. With MRoPE each pair has its angle from the row of one of three positions.
+  template <class Table>
+  static const Table* row_of(const RopeSpec& spec, const Angles& angles, int64_t token) {
+    const Table* rows[3];
+    for (int64_t axis = 0; axis < (spec.has_sections ? 3 : 1); ++axis)
+      rows[axis] = static_cast<const Table*>(angles.table) + angles.position(token, axis) * angles.row_stride;
+    if (!spec.has_sections) return rows[0];
+    const int64_t pairs = spec.rotary_dim / 2;
+    Table* row = reinterpret_cast<Table*>(angles.scratch + 2 * whole_blocks(pairs));
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const Table* of_pair = rows[spec.axis_of(pair)];
+      row[pair] = of_pair[pair];
+      row[pairs + pair] = of_pair[pairs + pair];
+    }
+    return row;
+  }
+
   // A few heads. normed(rounding, m, i, part) is a block as it is rotated, and `rest` whether elements beyond the
   // rotated ones change.
   template <class X, class Count, class Normed>
@@ -104,11 +121,9 @@ struct QkNormRope {
     with_dtype(spec.norm.dtype, [&](auto type) {
       using X = decltype(type);
       for (int64_t m = first; m < last; ++m) {
-        const int64_t row = angles.position(m) * angles.row_stride;
-        const Rotation rotated =
-            spec.table_dtype == Dtype::float32
-                ? rotation<X>(spec, static_cast<const float*>(angles.table) + row, angles.scratch)
-                : rotation<X>(spec, static_cast<const X*>(angles.table) + row, angles.scratch);
+        const Rotation rotated = spec.table_dtype == Dtype::float32
+                                     ? rotation<X>(spec, row_of<float>(spec, angles, m), angles.scratch)
+                                     : rotation<X>(spec, row_of<X>(spec, angles, m), angles.scratch);
         token<X>(spec, q, m, rotated);
         token<X>(spec, k, m, rotated);
       }

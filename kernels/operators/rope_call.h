@@ -1,4 +1,4 @@
-// A call of qk_norm_rope that the kernels take: as calls.h. Those on CPU write no cache and have one position a token.
+// A call of qk_norm_rope that the kernels take: as calls.h. Those on CPU write no cache.
 #pragma once
 
 #include <charconv>
@@ -247,13 +247,14 @@ struct RopeCall {
         (spec.has_sections && positions.sizes[0] != 3) || !is_index(positions))
       return {"positions", " is not (num_tokens,) of int32 or int64, or three of them with mrope_section"};
     if (x.on_cuda()) return {};
-    if (spec.has_sections) return {"", "MRoPE has no kernel on CPU"};
-    for (int64_t token = 0; token < num_tokens; ++token)
-      if (position(token) < 0 || position(token) >= table.sizes[0]) return {"positions", " are not all in the table"};
+    for (int64_t axis = 0; axis < (spec.has_sections ? 3 : 1); ++axis)
+      for (int64_t token = 0; token < num_tokens; ++token)
+        if (const int64_t found = position(token, axis); found < 0 || found >= table.sizes[0])
+          return {"positions", " are not all in the table"};
     return {};
   }
-  int64_t position(int64_t token) const {
-    const int64_t i = token * positions.strides[0];
+  int64_t position(int64_t token, int64_t axis) const {
+    const int64_t i = token * positions.strides[positions.num_dims - 1] + axis * positions.strides[0];
     return positions.item_bytes() == 8 ? reinterpret_cast<const int64_t*>(positions.data)[i]
                                        : reinterpret_cast<const int32_t*>(positions.data)[i];
   }

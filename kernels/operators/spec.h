@@ -64,6 +64,13 @@ struct RopeSpec {
   bool has_sections;   // a token has three positions (MRoPE), and each rotates a section of the pairs
   int64_t section[3];  // pairs
   bool taking_turns;   // sections are interleaved
+
+  // Which of the three positions a pair is rotated by.
+  int64_t axis_of(int64_t pair) const {
+    if (!taking_turns) return (pair >= section[0]) + (pair >= section[0] + section[1]);
+    const int64_t axis = pair % 3;
+    return axis > 0 && pair < 3 * section[axis] ? axis : 0;
+  }
 };
 
 }  // namespace serving_ops

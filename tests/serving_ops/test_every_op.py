@@ -449,10 +449,10 @@ def test_what_cpp_is_made_for_runs_in_cpp(op: NormOp, dtype: torch.dtype) -> Non
 
 
 def has_cpp_kernel(spec: serving_ops.NormSpec) -> bool:
-    """On CPU: one form of quantization, of rows of one dtype; a rotation by one position a token, without a cache."""
+    """On CPU: one form of quantization, of rows of one dtype, and a rotation without a cache."""
     form = spec.fmt and (spec.fmt.dtype, spec.fmt.granularity, spec.fmt.scale_format)
-    rotates_plainly = spec.rotation.mrope_section is None and not spec.rotation.has_cache
-    return form in (None, (torch.int8, "token", "fp32")) and rotates_plainly and not (spec.fmt and spec.fp32_residual)
+    is_taken = form in (None, (torch.int8, "token", "fp32")) and not (spec.fmt and spec.fp32_residual)
+    return is_taken and not spec.rotation.has_cache
 
 
 @each_op

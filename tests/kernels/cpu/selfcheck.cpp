@@ -192,27 +192,33 @@ void check_int8(const Kernels& kernels, Dtype dtype, int64_t size, Param weight,
 
 // The bits of the norm, and then the rotation in plain floats.
 void check_rope(const Kernels& kernels, Dtype dtype, int64_t size, Param weight, float offset, int64_t rotary_dim,
-                bool is_neox, Dtype table_dtype) {
+                bool is_neox, Dtype table_dtype, bool with_sections) {
   constexpr int64_t kPositions = 3;
   Buffer heads(dtype, kRows, size), table(table_dtype, kPositions, rotary_dim);
   heads.fill(1), table.fill(1);
   const NormSpec norm{size, kEps, offset, dtype, weight};
   Buffer want = heads;
   if (weight.data != nullptr) kernels.rms_norm(norm, heads.rows(), want.rows(), kRows);
-  // One token has all rows but the last as q, and the last as k.
-  const int32_t position = 2;
+  // One token has all rows but the last as q, and the last as k. With MRoPE it has three positions.
+  const int32_t positions[3] = {2, 0, 1};
   std::vector<float> scratch(angles_elements(rotary_dim));
   const int64_t token = kRows * heads.stride, last = (kRows - 1) * heads.stride * element_bytes(dtype);
   const Heads q{heads.data(), kRows - 1, token, heads.stride, weight};
   const Heads k{static_cast<char*>(heads.data()) + last, 1, token, heads.stride, weight};
   const Buffer before = want;
-  kernels.qk_norm_rope({norm, rotary_dim, is_neox, table_dtype}, q, k,
-                       {table.data(), table.stride, &position, false, 1, scratch.data()}, 0, 1);
+  const int64_t third = rotary_dim / 6, section[3] = {rotary_dim / 2 - third - third / 2, third / 2, third};
+  const auto axis_of = [&](int64_t pair) -> int64_t {
+    if (!with_sections) return 0;
+    if (!is_neox) return pair < section[0] ? 0 : pair < section[0] + section[1] ? 1 : 2;
+    return pair % 3 != 0 && pair < 3 * section[pair % 3] ? pair % 3 : 0;
+  };
+  const RopeSpec spec{norm, rotary_dim, is_neox, table_dtype, with_sections, {section[0], section[1], section[2]}, is_neox};
+  kernels.qk_norm_rope(spec, q, k, {table.data(), table.stride, positions, false, 1, 1, scratch.data()}, 0, 1);
   const int64_t pairs = rotary_dim / 2, step = is_neox ? pairs : 1;
   for (int64_t m = 0; m < kRows; ++m) {
     const auto at = [&](int64_t i) { return static_cast<float>(before.get(m * heads.stride + i)); };
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      const int64_t i = is_neox ? pair : 2 * pair, row = position * table.stride;
+      const int64_t i = is_neox ? pair : 2 * pair, row = positions[axis_of(pair)] * table.stride;
       const float cos = table.get(row + pair), sin = table.get(row + pairs + pair), a = at(i), b = at(i + step);
       const float a_cos = a * cos, b_sin = b * sin, b_cos = b * cos, a_sin = a * sin;
       want.set(m * heads.stride + i, rounded(a_cos - b_sin, dtype));
@@ -427,7 +433,9 @@ void check_int8_and_rope(const Kernels& kernels, Dtype dtype, int64_t size) {
             check_int8(kernels, dtype, size, weight, offset, scale, add, flag);
         for (int64_t rotary_dim : {size / 2 * 2, size / 4 * 2})
           for (Dtype table : {dtype, Dtype::float32})
-            if (size <= 300) check_rope(kernels, dtype, size, weight, offset, rotary_dim, flag, table);
+            for (bool with_sections : {false, true})
+              if (size <= 300)
+                check_rope(kernels, dtype, size, weight, offset, rotary_dim, flag, table, with_sections);
       }
   }
 }
