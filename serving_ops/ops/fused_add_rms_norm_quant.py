@@ -43,7 +43,15 @@ def fused_add_rms_norm_quant(
         checks.not_differentiated("serving_ops.add_rms_norm", **tensors, out=out, scales_out=scales_out)
     options = {"weight_offset": weight_offset} if weight_offset else {}
     return quantized.call(
-        _operator, (x, residual, weight, eps, fmt.text), fmt, scale, normed, out, scales_out, options, (residual,)
+        _operator,
+        (x, residual, weight, eps, quantized.text_of(fmt)),
+        fmt,
+        scale,
+        normed,
+        out,
+        scales_out,
+        options,
+        (residual,),
     )
 
 

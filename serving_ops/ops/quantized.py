@@ -25,6 +25,14 @@ NORMED = Rows("normed", optional=True, read=False, written=True, may_be=("x",), 
 RESULTS = (Result("out", _quantized), Result("scales_out", _scales))
 
 
+def text_of(fmt: QuantFormat) -> str:
+    """The format as the operators take it. Raises TypeError for what is no format."""
+    try:
+        return fmt.text
+    except AttributeError:
+        raise TypeError(f"fmt is {fmt!r}; it must be a serving_ops.QuantFormat") from None
+
+
 def call(
     operator: Any,
     arguments: tuple[Any, ...],

@@ -30,6 +30,17 @@ def test_another_value_is_refused_by_name(field: str, value: Any) -> None:
         QuantFormat(**{field: value})
 
 
+@pytest.mark.parametrize("value", ["fp8", None])
+def test_what_is_no_format_is_refused_by_name(value: Any) -> None:
+    message = rf"fmt is {value!r}; it must be a serving_ops.QuantFormat"
+    with pytest.raises(TypeError, match=message):
+        serving_ops.rms_norm_quant(X, None, fmt=value)
+    with pytest.raises(TypeError, match=message):
+        serving_ops.fused_add_rms_norm_quant(X, X.clone(), None, fmt=value)
+    with pytest.raises(TypeError, match=message):
+        serving_ops.rms_norm_gated_quant(X, X, None, fmt=value)
+
+
 def test_a_given_scale_has_no_other_format_or_layout() -> None:
     with pytest.raises(ValueError, match="granularity is 'tensor'"):
         QuantFormat(granularity="tensor", scale_format="ue8m0")
