@@ -34,12 +34,13 @@ LINE_LENGTH = 120
 
 @dataclass(frozen=True)
 class Row:
-    """ratios: column -> the figure and its ratio, where an interval excludes 1."""
+    """ratios: column -> the figure and its ratio, where an interval excludes 1. slower: all above 1."""
 
     engine: str
     model: str
     link: str
     ratios: dict[str, tuple[str, Ratio]]
+    slower: list[str]
 
     @property
     def best(self) -> float:
@@ -55,7 +56,7 @@ def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
     texts = {
         "Smaller gains": _listed([(row, f"{row.model} {row.best:.3f}") for row in rest]),
         "Nothing gained": _listed([(row, row.model) for row in rows if not row.ratios]),
-        "Slower": _listed([(row, f"{row.model} {row.best:.3f}") for row in rows if row.ratios and row.best >= 1]),
+        "Slower": _listed([(row, f"{row.model} ({figure})") for row in rows for figure in row.slower]),
     }
     listed = [_wrapped(f"{what}: {names}.") for what, names in texts.items() if names]
     return "\n\n".join([Block(["engine, model", *COLUMNS], lines).markdown(), *listed])
@@ -89,7 +90,9 @@ def _row(path: Path, result: Comparison, beside: Path) -> Row:
     version = run["versions"][run["engine"]].removesuffix("+cpu")
     engine = f"{ENGINES[run['engine']]} {version}, {machine}, {mode(result)}"
     ratios = {column: found for column, figures in COLUMNS.items() if (found := _differing(result, figures))}
-    return Row(engine, presets.said(run["model"]), os.path.relpath(path, beside), ratios)
+    found = ((label, result.ratio(figure)) for figure, label in result.figures.items())
+    slower = [f"{label}: {ratio_text(ratio)}" for label, ratio in found if ratio and (ratio.low or 0.0) > 1]
+    return Row(engine, presets.said(run["model"]), os.path.relpath(path, beside), ratios, slower)
 
 
 def _differing(result: Comparison, figures: str) -> tuple[str, Ratio] | None:

@@ -54,9 +54,15 @@ def test_of_several_prompts_the_longest_that_gains_is_shown(result: Comparison) 
 def test_what_gains_nothing_and_what_is_slower_is_said_by_name(result: Comparison) -> None:
     even = _result(result, {"tpot_ms_batch_1": 1.001})
     slow = _result(result, {"tpot_ms_batch_1": 1.1}, model="preset dense-fp8-static")
-    text = _gains(even, slow)
+    text = " ".join(_gains(even, slow).split())
     assert "Nothing gained: vLLM 0.32.0, 2 CPU cores, eager: dense." in text
-    assert "Slower: vLLM 0.32.0, 2 CPU cores, eager: dense (FP8 static) 1.098." in text
+    assert "Slower: vLLM 0.32.0, 2 CPU cores, eager: dense (FP8 static) (tpot_ms_batch_1: 1.098 [" in text
+
+
+def test_what_gains_in_one_figure_is_said_to_be_slower_in_another(result: Comparison) -> None:
+    text = " ".join(_gains(_result(result, {"tpot_ms_batch_1": 0.9, "ttft_ms_prompt_512": 1.1})).split())
+    assert "[dense](results/0.json) | 0." in text
+    assert re.search(r"Slower: vLLM 0.32.0, 2 CPU cores, eager: dense \(ttft_ms_prompt_512: 1\.\d+ \[", text)
 
 
 def test_a_table_has_eight_lines_and_the_smallest_gains_stand_below_it(result: Comparison) -> None:
