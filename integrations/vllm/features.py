@@ -141,12 +141,13 @@ def install_for(vllm_config: Any, *, strict: bool) -> None:
 
     if getattr(vllm_config.model_config, "has_inner_state", False):
         _install_each(STATE_SPACE_FEATURES, strict=strict)
-    if has_ir():
-        fp32_residual.install_for(vllm_config)
     out_of_tree.put_back()
     if quantization.why_norms_stay(vllm_config) is not None:
         out_of_tree.withdraw()
-    elif has_ir() and _joins_norms_to_an_all_reduce(vllm_config):
+        return
+    if has_ir():
+        fp32_residual.install_for(vllm_config)
+    if has_ir() and _joins_norms_to_an_all_reduce(vllm_config):
         out_of_tree.withdraw(adapter.name for adapter in ADAPTERS.values() if adapter.asks_ir)
 
 

@@ -172,6 +172,14 @@ def test_the_plugin_gives_vllm_the_pass_unless_the_user_named_one() -> None:
     assert chosen.compilation_config.inductor_compile_config[fp32_residual.KEY] == "the user's"
 
 
+@pytest.mark.usefixtures("registered")
+def test_a_model_whose_norms_stay_vllms_is_configured_as_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features.quantization, "why_norms_stay", lambda _: "its consumer quantizes")
+    config = _config()
+    features.install_for(config, strict=True)
+    assert config.compilation_config.inductor_compile_config == {}
+
+
 def test_vllm_has_a_key_for_a_configuration_with_the_pass() -> None:
     from vllm.config import CompilationConfig
 
