@@ -1,8 +1,10 @@
-"""How near two runs of serve_tokens.py are: tokens up to near ties, and logprobs."""
+"""What a run of serve_tokens.py gave, and how near two are: tokens up to near ties, and logprobs."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 NEAR_TIE = 0.1
@@ -11,6 +13,17 @@ NEAR_TIE = 0.1
 LOGPROB_TOLERANCE = 0.2
 """Nats, while both runs have the same tokens before them. Measured: 0.06 to 0.08, and 0.11 for the hybrid compiled,
 where Inductor's native norms round elsewhere than ours."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What serve_tokens.py wrote, and the engine's output."""
+
+    result: dict[str, Any]
+    output: str
+
+    def start_up_lines(self) -> list[str]:
+        return re.findall(r"serving_ops \d\S* \(.*", self.output)
 
 
 def _steps(

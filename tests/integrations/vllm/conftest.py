@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import answers
 import other_versions
 import pytest
 import torch
@@ -44,15 +43,8 @@ BATCH_INVARIANT = "batch-invariant"
 kernels, or one of other_versions.py, by its version."""
 
 
-@dataclass(frozen=True)
-class Served:
-    """What one engine run gave: serve_tokens.py's JSON, and the engine's output."""
-
-    result: dict[str, Any]
-    output: str
-
-    def start_up_lines(self) -> list[str]:
-        return re.findall(r"serving_ops \d\S* \(.*", self.output)
+class Served(answers.Served):
+    """Of one engine in one process."""
 
     def device(self) -> str:
         return "cuda" if "device_config=cuda" in self.output else "cpu"

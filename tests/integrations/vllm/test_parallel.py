@@ -8,9 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from once import once
 
 pytest.importorskip("vllm")
 
-from answers import LOGPROB_TOLERANCE, assert_tokens, logprobs_apart
+from answers import LOGPROB_TOLERANCE, Served, assert_tokens, logprobs_apart
 
 pytestmark = [
     pytest.mark.engine,
@@ -40,17 +38,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "ENGINE_ARGS": json.dumps({"tensor_parallel_size": RANKS}),
 }
-
-
-@dataclass(frozen=True)
-class Served:
-    """What serve_tokens.py wrote, with a state for each rank, and the engine's output."""
-
-    result: dict[str, Any]
-    output: str
-
-    def start_up_lines(self) -> list[str]:
-        return re.findall(r"serving_ops \d\S* \(.*", self.output)
 
 
 @pytest.fixture(scope="module")
