@@ -134,7 +134,7 @@ def run_gated_quant(
     aligned = starts_aligned((x, z, normed), (weight, bias), group_size) and starts_like(q, x, group_size)
     options = (eps, norm_before_gate, sigmoid, group_size)
     flags, arguments = gated_call(x, z, weight, bias, *options, flat=rows.inner == rows.num_rows, aligned=aligned)
-    flags |= quant_flags(fmt, normed=normed is not None, fetch=False)
+    flags |= quant_flags(fmt, normed=normed is not None)
     arguments |= fields_of(rows, x=x, z=x if z is None else z, normed=x if normed is None else normed, q=q)
     arguments |= quant_arguments(fmt, scales) | constants_of(plan, pdl) | {"HAS_NORMED": normed is not None}
     grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)

@@ -59,7 +59,6 @@ def run_norm_quant(
     rows: RowGrid,  # of x, residual (or x again), normed (or x again) and q
     plan: Plan,
     pdl: bool,
-    fetch_residual: bool = False,
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1.
 
@@ -72,8 +71,7 @@ def run_norm_quant(
     aligned = starts_aligned((x, residual, normed), (weight,), size) and starts_like(q, x, size)
     flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
     flags |= (residual is not None and residual.dtype != x.dtype) << BIT.residual_in_fp32
-    fetch = fetch_residual and residual is not None and pdl and plan.overlap and aligned
-    flags |= quant_flags(fmt, normed=normed is not None, fetch=fetch)
+    flags |= quant_flags(fmt, normed=normed is not None)
     arguments = {
         **fields_of(
             rows, x=x, residual=x if residual is None else residual, normed=x if normed is None else normed, q=q
@@ -88,7 +86,6 @@ def run_norm_quant(
         "HAS_WEIGHT": weight is not None,
         "HAS_NORMED": normed is not None,
         "WEIGHT_IN_FP32": in_fp32,
-        "FETCH_RESIDUAL": fetch,
         **constants_of(plan, pdl),
     }
     grid = (-(-rows.num_rows // plan.rows_per_program), 1, 1)
@@ -107,14 +104,13 @@ def quant_arguments(fmt: QuantFormat, scales: Tensor) -> dict[str, Any]:
     }
 
 
-def quant_flags(fmt: QuantFormat, *, normed: bool, fetch: bool) -> int:
+def quant_flags(fmt: QuantFormat, *, normed: bool) -> int:
     """The bits of a variant that plain norms do not have."""
     return (
         1 << BIT.quantized
         | (fmt.dtype == torch.int8) << BIT.int8
         | FORMS[fmt.scale_format] << BIT.scale_form
         | normed << BIT.normed
-        | fetch << BIT.fetch
     )
 
 

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import (
     columns_at,
-    fetch_row_to_l2,
     prefetch_row,
     split_rows,
     wait_for_kernel_before,
@@ -47,7 +46,6 @@ def normed_row(
     WEIGHT_IN_FP32: tl.constexpr,
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,
-    FETCH_RESIDUAL: tl.constexpr,  # to the L2 while the kernel before still runs, as the weight
 ):
     """This program's row, normalised and weighted in fp32, with x + residual written; its place, columns and mask."""
     outer, row = split_rows(tl.program_id(0), inner, FLAT)
@@ -56,9 +54,6 @@ def normed_row(
     weight_columns = columns_at(weight_ptr, columns, ALIGNED)
     if HAS_WEIGHT:
         prefetch_row(weight_ptr, N, BLOCK_N, PDL, OVERLAP)
-    if HAS_RESIDUAL and FETCH_RESIDUAL:
-        fetched = residual_ptr + outer * residual_outer_stride + row * residual_row_stride
-        fetch_row_to_l2(fetched, N * fetched.dtype.element_ty.primitive_bitwidth // 8)
     wait_for_kernel_before(PDL, OVERLAP)
     x = tl.load(columns_at(x_ptr + outer * x_outer_stride + row * x_row_stride, columns, ALIGNED), mask=mask, other=0.0)
     s = x.to(tl.float32)
@@ -105,7 +100,7 @@ def norm_row_kernel(
     normed, outer, row, columns, mask = normed_row(
         x_ptr, residual_ptr, weight_ptr, total_ptr, inner,
         x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, eps, weight_offset,
-        N, BLOCK_N, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP, False,
+        N, BLOCK_N, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
     )  # fmt: skip
     put_rounded(columns_at(out_ptr + outer * out_outer_stride + row * out_row_stride, columns, ALIGNED), normed, mask)
 
@@ -144,12 +139,11 @@ def norm_row_quant_kernel(
     WEIGHT_IN_FP32: tl.constexpr,
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,  # the grid leaves room for the next
-    FETCH_RESIDUAL: tl.constexpr,
 ):
     normed, outer, row, columns, mask = normed_row(
         x_ptr, residual_ptr, weight_ptr, residual_ptr, inner,
         x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, eps, weight_offset,
-        N, BLOCK_N, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP, FETCH_RESIDUAL,
+        N, BLOCK_N, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
     )  # fmt: skip
     values = normed.to(x_ptr.dtype.element_ty)
     if HAS_NORMED:

@@ -163,13 +163,10 @@ def test_python_and_cpp_pack_the_same_flags(tmp_path: Path) -> None:
     fp8, int8 = QuantFormat(), QuantFormat(dtype=torch.int8)
     ue8m0 = QuantFormat(scale_format="ue8m0")
     quantized = {
-        "0": norm_quant.quant_flags(fp8, normed=False, fetch=False),
-        "1 << kInt8": norm_quant.quant_flags(int8, normed=False, fetch=False),
-        "1 << kNormed": norm_quant.quant_flags(fp8, normed=True, fetch=False),
-        "1 << kFetch": norm_quant.quant_flags(fp8, normed=False, fetch=True),
-        "uint64_t(serving_ops::ScaleForm::ue8m0) << kScaleForm": norm_quant.quant_flags(
-            ue8m0, normed=False, fetch=False
-        ),
+        "0": norm_quant.quant_flags(fp8, normed=False),
+        "1 << kInt8": norm_quant.quant_flags(int8, normed=False),
+        "1 << kNormed": norm_quant.quant_flags(fp8, normed=True),
+        "uint64_t(serving_ops::ScaleForm::ue8m0) << kScaleForm": norm_quant.quant_flags(ue8m0, normed=False),
     }
     bf16 = "(uint64_t(serving_ops::Dtype::bfloat16) << kXDtype)"
     same = "".join(f"static_assert((({name}) | {bf16}) == {flags});\n" for name, flags in python.items())

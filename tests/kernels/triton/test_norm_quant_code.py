@@ -29,7 +29,7 @@ def record(size, dtype, granularity, form, capability):
     q = torch.empty(3, size, dtype=fmt.dtype)
     scales = torch.empty(3, 8, dtype=torch.int32 if form == "ue8m0" else torch.float32)
     grid, chosen = layout.row_grid(x, x, x, q), plan.plan_norm(size, 2, 3)
-    run_norm_quant(x, x, weight, x, q, scales, 1e-6, 0.0, fmt, grid, chosen, capability >= 90, capability >= 90)
+    run_norm_quant(x, x, weight, x, q, scales, 1e-6, 0.0, fmt, grid, chosen, capability >= 90)
     code = compiled(*launches.pop(), capability)
     ptx = code.asm["ptx"]
     return {
