@@ -20,6 +20,7 @@ from serving_ops.quant_format import QuantFormat
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ACTIVATIONS = ("silu", "swish", "sigmoid")
+MAX_FLOAT = torch.finfo(torch.float32).max
 
 
 def fail(argument: str, value: object, allowed: str) -> NoReturn:
@@ -110,6 +111,13 @@ def laid_out(
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         fail(name, repr(value), f"allowed are {', '.join(allowed)}")
+
+
+def number(name: str, value: float, least: float | None) -> None:
+    """At least `least`, and finite in fp32, in which kernels compute. A number that a trace does not know is any."""
+    if isinstance(value, torch.SymFloat) or (-MAX_FLOAT if least is None else least) <= value <= MAX_FLOAT:
+        return
+    fail(name, value, "it must be finite in float32" + ("" if least is None else f", and at least {least}"))
 
 
 def divides(name: str, value: int | None, x: Tensor) -> None:

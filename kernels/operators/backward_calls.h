@@ -17,8 +17,7 @@ struct NormBackwardCall {
   Refusal read(const Arguments& arguments) {
     dout = TensorView(arguments.tensor(0));
     s = TensorView(arguments.tensor(1));
-    spec.eps = arguments.number(3);
-    spec.weight_offset = static_cast<float>(arguments.number(4));
+    if (const Refusal refusal = read_numbers(arguments.number(3), arguments.number(4), &spec)) return refusal;
     has_more = arguments.optional_tensor(5) != nullptr;
     more = has_more ? TensorView(arguments.optional_tensor(5)) : s;
     ds = TensorView(arguments.tensor(6));

@@ -2,6 +2,9 @@
 // device. What it refuses goes to the Python fallback, and nothing has been written.
 #pragma once
 
+#include <cmath>
+#include <limits>
+
 #include "row_space.h"
 #include "tensor_view.h"
 
@@ -19,8 +22,20 @@ enum Op {
 // The tests of memory are cheap, and so may refuse a layout whose elements lie apart.
 constexpr char kMayBeWritten[] = " may share memory with a tensor that is written";
 constexpr char kMayOverlapItself[] = " is written, and two of its elements may share memory";
+constexpr double kMaxFloat = std::numeric_limits<float>::max();
 constexpr Refusal kTooManyDims{"", "leading dimensions that merge into more than 6"};
 static_assert(RowSpace<1>::kMaxDims == 6);
+
+// eps is at least 0, and both are finite in fp32. NaN is neither.
+inline Refusal read_eps(double given, double* eps) {
+  *eps = given;
+  return given >= 0 && given <= kMaxFloat ? Refusal{} : Refusal{"eps", " is negative or not finite"};
+}
+inline Refusal read_numbers(double eps, double weight_offset, NormSpec* spec) {
+  spec->weight_offset = static_cast<float>(weight_offset);
+  if (!(std::abs(weight_offset) <= kMaxFloat)) return {"weight_offset", " is not finite"};
+  return read_eps(eps, &spec->eps);
+}
 
 // Like x, or fp32 beside half precision.
 inline Refusal read_residual(const TensorView& residual, const TensorView& x, NormSpec* spec) {
@@ -39,8 +54,7 @@ struct NormCall {
   // fused_add_rms_norm(x, residual, weight, eps, weight_offset)
   Refusal read_fused_add(const Arguments& arguments) {
     op = kFusedAddRmsNorm;
-    spec.eps = arguments.number(3);
-    spec.weight_offset = static_cast<float>(arguments.number(4));
+    if (const Refusal refusal = read_numbers(arguments.number(3), arguments.number(4), &spec)) return refusal;
     if (const Refusal refusal = read_x(arguments.tensor(0), arguments.tensor(1))) return refusal;
     if (const Refusal refusal = read_residual(other, x, &spec)) return refusal;
     if (!other.is_writable()) return {"residual", kMayOverlapItself};
@@ -52,8 +66,7 @@ struct NormCall {
   // rms_norm(x, weight, eps, weight_offset, out)
   Refusal read_rms_norm(const Arguments& arguments) {
     op = kRmsNorm;
-    spec.eps = arguments.number(2);
-    spec.weight_offset = static_cast<float>(arguments.number(3));
+    if (const Refusal refusal = read_numbers(arguments.number(2), arguments.number(3), &spec)) return refusal;
     if (const Refusal refusal = read_x(arguments.tensor(0), arguments.tensor(4))) return refusal;
     if (const Refusal refusal = other.read_rows_like("out", x)) return refusal;
     if (!other.is_writable()) return {"out", kMayOverlapItself};
@@ -103,7 +116,7 @@ struct GatedCall {
   // eps, and norm_before_gate, activation and group_size from argument `first` on.
   static Refusal read_options(const Arguments& arguments, int eps, int first, int64_t size, GatedNormSpec* spec) {
     spec->size = size;
-    spec->eps = arguments.number(eps);
+    if (const Refusal refusal = read_eps(arguments.number(eps), &spec->eps)) return refusal;
     spec->norm_before_gate = arguments.boolean(first);
     const std::string_view activation = arguments.text(first + 1);
     spec->silu = activation == "silu" || activation == "swish";

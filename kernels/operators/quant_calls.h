@@ -140,16 +140,14 @@ struct NormQuantCall {
 
   // rms_norm_quant(x, weight, eps, fmt, scale, weight_offset, normed, out, scales_out)
   Refusal read_rms_norm(const Arguments& arguments) {
-    spec.eps = arguments.number(2);
-    spec.weight_offset = static_cast<float>(arguments.number(5));
+    if (const Refusal refusal = read_numbers(arguments.number(2), arguments.number(5), &spec)) return refusal;
     if (!read_format(arguments.text(3), &result.format)) return kUnknownFormat;
     return read(arguments.tensor(0), nullptr, arguments.optional_tensor(1), results(arguments, 4, 6));
   }
 
   // fused_add_rms_norm_quant(x, residual, weight, eps, fmt, scale, weight_offset, normed, out, scales_out)
   Refusal read_fused_add(const Arguments& arguments) {
-    spec.eps = arguments.number(3);
-    spec.weight_offset = static_cast<float>(arguments.number(6));
+    if (const Refusal refusal = read_numbers(arguments.number(3), arguments.number(6), &spec)) return refusal;
     if (!read_format(arguments.text(4), &result.format)) return kUnknownFormat;
     return read(arguments.tensor(0), arguments.tensor(1), arguments.optional_tensor(2), results(arguments, 5, 7));
   }
@@ -178,7 +176,7 @@ struct NormQuantCall {
     int32_t dtype;
     check(aoti_torch_get_dtype(arguments.tensor(0), &dtype), "reading a tensor");
     if (arguments.optional_tensor(5) != nullptr) return {"scale_ub", " is not None"};
-    spec.eps = arguments.number(4);
+    if (const Refusal refusal = read_eps(arguments.number(4), &spec.eps)) return refusal;
     result.format = {dtype == aoti_torch_dtype_int8(), granularity, group_size, ScaleForm::fp32, QuantFormat::kRowMajor};
     return read(arguments.tensor(1), arguments.optional_tensor(6), arguments.tensor(2),
                 {nullptr, nullptr, arguments.tensor(0), arguments.tensor(3)});

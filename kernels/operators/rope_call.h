@@ -38,8 +38,7 @@ struct RopeCall {
     num_q_heads = arguments.integer(5);
     num_kv_heads = arguments.integer(6);
     spec.norm.size = arguments.integer(7);
-    spec.norm.eps = arguments.number(8);
-    spec.norm.weight_offset = static_cast<float>(arguments.number(9));
+    if (const Refusal refusal = read_numbers(arguments.number(8), arguments.number(9), &spec.norm)) return refusal;
     spec.rotary_dim = arguments.optional_int(10, kOfTable);
     spec.is_neox = arguments.boolean(11);
     spec.has_sections = !arguments.is_none(12);
@@ -60,8 +59,8 @@ struct RopeCall {
     spec.rotary_dim = numbers.next();
     spec.is_neox = numbers.next() != 0;
     spec.taking_turns = numbers.next() != 0;
-    spec.norm.eps = numbers.next_double();
-    spec.norm.weight_offset = static_cast<float>(numbers.next_double());
+    const double eps = numbers.next_double();
+    if (const Refusal refusal = read_numbers(eps, numbers.next_double(), &spec.norm)) return refusal;
     spec.has_sections = !numbers.are_read();
     for (int64_t& pairs : spec.section) pairs = spec.has_sections ? numbers.next() : 0;
     if (!numbers.are_read()) return {"options", " are not known"};

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from serving_ops import cuda, modes, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import RESIDUAL, Call, Layout, NormOp, Number, Result, Rows, Vector
+from serving_ops.ops.description import EPS, RESIDUAL, Call, Layout, NormOp, Number, Result, Rows, Vector
 from serving_ops.training import autograd
 
 IN_PLACE = "fused_add_rms_norm"
@@ -57,7 +57,7 @@ registry.register(
     NormOp(
         add_rms_norm,
         reference.add_rms_norm,
-        (Rows("x"), RESIDUAL, Vector("weight"), Number("eps"), Number("weight_offset")),
+        (Rows("x"), RESIDUAL, Vector("weight"), EPS, Number("weight_offset")),
         (Result("out"), Result("total", _like_residual)),
         route=_route,
         launch=_launch,

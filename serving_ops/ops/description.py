@@ -77,14 +77,15 @@ class Vector:
 
 @dataclass(frozen=True)
 class Number:
-    """Any number. field: the one of `NormSpec` that has it, by default the one of its name."""
+    """A finite number. field: the one of `NormSpec` that has it, by default the one of its name. least: the lowest."""
 
     name: str
     type: str = "float"
     field: str | None = None
+    least: float | None = None
 
     def check(self, value: Any, call: Call) -> None:
-        pass
+        checks.number(self.name, value, self.least)
 
     def sample(self, spec: NormSpec, num_tokens: int) -> Any:
         return getattr(spec, self.field or self.name)
@@ -185,6 +186,8 @@ class Layout(NamedTuple):
     dtype: torch.dtype
     strides: tuple[int, ...] | None = None
 
+
+EPS = Number("eps", least=0.0)
 
 RESIDUAL = Rows("residual", fp32="fp32_residual")
 """What is added to x. The sum has its dtype."""

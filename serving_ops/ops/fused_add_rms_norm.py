@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import RESIDUAL, NormOp, Number, Rows, Vector
+from serving_ops.ops.description import EPS, RESIDUAL, NormOp, Number, Rows, Vector
 
 
 def fused_add_rms_norm(
@@ -27,8 +27,8 @@ def fused_add_rms_norm(
         residual: like x in shape, dtype and device, or fp32 beside fp16 and bf16; shares no element with x. Overwritten
             with the sum.
         weight: (N,) in x's dtype or fp32, or None.
-        eps: added to the mean of squares.
-        weight_offset: added to the weight in fp32; 1.0 is Gemma's convention.
+        eps: added to the mean of squares; at least 0, and finite in fp32.
+        weight_offset: added to the weight in fp32, and finite there; 1.0 is Gemma's convention.
 
     Returns `(x, residual)`, the arguments themselves. Arithmetic is fp32; the sum is normalised before it is rounded;
     a weight in x's dtype without offset is applied after rounding to that dtype (vLLM's IR definition of this op).
@@ -53,7 +53,7 @@ registry.register(
             Rows("x", written=True),
             dataclasses.replace(RESIDUAL, written=True),
             Vector("weight"),
-            Number("eps"),
+            EPS,
             Number("weight_offset"),
         ),
         route=cuda.norm_route,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from serving_ops import checks, cuda_quant, modes, reference
 from serving_ops.ops import quantized, registry
-from serving_ops.ops.description import RESIDUAL, NormOp, Number, Rows, Vector
+from serving_ops.ops.description import EPS, RESIDUAL, NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
 from serving_ops.quant_format import QuantFormat
 
@@ -69,7 +69,7 @@ registry.register(
     NormOp(
         fused_add_rms_norm_quant,
         _formula,
-        (*_ROWS, Vector("weight"), Number("eps"), FORMAT, SCALE, Number("weight_offset"), NORMED),
+        (*_ROWS, Vector("weight"), EPS, FORMAT, SCALE, Number("weight_offset"), NORMED),
         RESULTS,
         route=cuda_quant.norm_quant_route,
         launch=cuda_quant.launch_norm_quant,

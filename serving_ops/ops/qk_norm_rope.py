@@ -12,7 +12,7 @@ from torch import Tensor
 from serving_ops import checks, cuda_rope, modes, plan_rope, rope_checks, rope_reference
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
-from serving_ops.ops.description import Call, NormOp, Number, Own
+from serving_ops.ops.description import EPS, Call, NormOp, Number, Own
 
 
 def qk_norm_rope(
@@ -179,7 +179,7 @@ registry.register(
             Own("num_q_heads", "int", _unchecked, _fixed(lambda spec: spec.heads)),
             Own("num_kv_heads", "int", _unchecked, _fixed(lambda spec: spec.rotation.num_kv_heads)),
             Own("head_dim", "int", _unchecked, _fixed(lambda spec: spec.size)),
-            Number("eps"),
+            EPS,
             Number("weight_offset"),
             Own("rotary_dim", "int?", _unchecked, _fixed(lambda spec: spec.rotation.rotary_dim)),
             Own("is_neox", "bool", _unchecked, _fixed(lambda spec: spec.rotation.is_neox)),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import NormOp, Number, Result, Rows, Vector
+from serving_ops.ops.description import EPS, NormOp, Number, Result, Rows, Vector
 from serving_ops.training import autograd
 
 
@@ -24,8 +24,8 @@ def rms_norm(
     Args:
         x: (..., N), fp16, bf16, fp32 or float64, any strides; q and k views are read where they lie.
         weight: (N,) in x's dtype or fp32, or None.
-        eps: added to the mean of squares.
-        weight_offset: added to the weight in fp32; 1.0 is Gemma's convention.
+        eps: added to the mean of squares; at least 0, and finite in fp32.
+        weight_offset: added to the weight in fp32, and finite there; 1.0 is Gemma's convention.
         out: like x in shape, dtype and device, any strides; may be x itself, or share no element with it. Written.
 
     Returns `out`, or a new contiguous tensor. Arithmetic is fp32; a weight in x's dtype without offset is applied
@@ -53,7 +53,7 @@ registry.register(
     NormOp(
         rms_norm,
         reference.rms_norm,
-        (Rows("x"), Vector("weight"), Number("eps"), Number("weight_offset")),
+        (Rows("x"), Vector("weight"), EPS, Number("weight_offset")),
         (Result("out", may_be=("x",)),),
         route=cuda.norm_route,
         launch=cuda.launch_norm,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Result, Rows, Vector
+from serving_ops.ops.description import EPS, Choice, Divisor, Flag, NormOp, Result, Rows, Vector
 from serving_ops.training import autograd
 
 
@@ -35,7 +35,7 @@ def rms_norm_gated(
         x: (..., N), fp16, bf16, fp32 or float64, any strides.
         z: the gate, like x in shape, dtype and device, any strides; None for no gate.
         weight, bias: (N,) in x's dtype or fp32, or None.
-        eps: added to the mean of squares.
+        eps: added to the mean of squares; at least 0, and finite in fp32.
         norm_before_gate: whether the gate multiplies the result; if False it multiplies x before the statistics.
         activation: of the gate: "silu" (also called "swish") or "sigmoid".
         group_size: elements normalised together; divides N; None for N.
@@ -88,7 +88,7 @@ registry.register(
             Rows("x"),
             Rows("z", optional=True, given="has_gate", token_stride="gate_token_stride"),
             Vector("weight"),
-            Number("eps"),
+            EPS,
             Vector("bias", given="has_bias"),
             Flag("norm_before_gate"),
             Choice("activation", allowed=checks.ACTIVATIONS),

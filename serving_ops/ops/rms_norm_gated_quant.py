@@ -10,7 +10,7 @@ from torch import Tensor
 
 from serving_ops import checks, cuda_quant, modes, reference
 from serving_ops.ops import quantized, registry
-from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Rows, Vector
+from serving_ops.ops.description import EPS, Choice, Divisor, Flag, NormOp, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
 from serving_ops.quant_format import QuantFormat
 
@@ -66,7 +66,7 @@ registry.register(
             Rows("x"),
             Rows("z", optional=True, given="has_gate", token_stride="gate_token_stride"),
             Vector("weight"),
-            Number("eps"),
+            EPS,
             FORMAT,
             SCALE,
             Vector("bias", given="has_bias"),

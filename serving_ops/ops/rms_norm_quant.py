@@ -9,7 +9,7 @@ from torch import Tensor
 
 from serving_ops import checks, cuda_quant, modes, reference
 from serving_ops.ops import quantized, registry
-from serving_ops.ops.description import NormOp, Number, Rows, Vector
+from serving_ops.ops.description import EPS, NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
 from serving_ops.quant_format import QuantFormat
 
@@ -58,7 +58,7 @@ registry.register(
     NormOp(
         rms_norm_quant,
         _formula,
-        (Rows("x"), Vector("weight"), Number("eps"), FORMAT, SCALE, Number("weight_offset"), NORMED),
+        (Rows("x"), Vector("weight"), EPS, FORMAT, SCALE, Number("weight_offset"), NORMED),
         RESULTS,
         route=cuda_quant.norm_quant_route,
         launch=cuda_quant.launch_norm_quant,

@@ -38,8 +38,9 @@ def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
     """See `serving_ops.rms_norm`."""
     if modes.transformed():
-        registry.find("rms_norm").check_metadata({"x": x, "weight": weight})
-        return reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
+        call: dict[str, Any] = {"x": x, "weight": weight, "eps": eps, "weight_offset": weight_offset}
+        registry.find("rms_norm").check_metadata(call)
+        return reference.rms_norm(**call)
     if modes.exporting():
         return _ops.rms_norm_trainable(x, weight, eps, weight_offset)  # type: ignore[no-any-return]
     result: Tensor = RMSNorm.apply(x, weight, eps, weight_offset)  # type: ignore[no-untyped-call]
@@ -51,8 +52,10 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """See `serving_ops.add_rms_norm`."""
     if modes.transformed() or residual.dtype != x.dtype:  # the kernels' gradients have one dtype
-        registry.find("add_rms_norm").check_metadata({"x": x, "residual": residual, "weight": weight})
-        return reference.add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
+        call: dict[str, Any] = {"x": x, "residual": residual, "weight": weight}
+        call |= {"eps": eps, "weight_offset": weight_offset}
+        registry.find("add_rms_norm").check_metadata(call)
+        return reference.add_rms_norm(**call)
     if modes.exporting():
         return _ops.add_rms_norm_trainable(x, residual, weight, eps, weight_offset)  # type: ignore[no-any-return]
     out, total = AddRMSNorm.apply(x, residual, weight, eps, weight_offset)  # type: ignore[no-untyped-call]

@@ -52,7 +52,7 @@ def rms_norm_backward(
     dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of s and of weight (empty without one); `ds_more` is added to the first before it is rounded."""
-    _check(dout, s, weight, ds_more)
+    _check(dout, s, weight, eps, weight_offset, ds_more)
     dy = reference.wide(dout)
     n, rstd = _normed(reference.wide(s), eps)
     dn = dy if weight is None else dy * (weight.to(dy.dtype) + weight_offset)
@@ -84,7 +84,7 @@ def rms_norm_gated_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, z, weight and bias; empty for what is None."""
     options = {"bias": bias, "norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-    _check_gated(dout, x=x, z=z, weight=weight, **options)
+    _check_gated(dout, x=x, z=z, weight=weight, eps=eps, **options)
     groups = (-1, group_size or x.shape[-1])
     wide, dy = reference.wide(x), reference.wide(dout)
     gate, slope = (None, None) if z is None else _gate(reference.wide(z), activation)
@@ -105,9 +105,12 @@ def rms_norm_gated_backward(
     return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
 
 
-def _check(dout: Tensor, s: Tensor, weight: Tensor | None, ds_more: Tensor | None, **_: Any) -> None:
+def _check(
+    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, weight_offset: float, ds_more: Tensor | None
+) -> None:
     """As the forward checks: s is its x."""
-    registry.find("rms_norm").check_metadata({"x": s, "weight": weight})
+    forward = {"x": s, "weight": weight, "eps": eps, "weight_offset": weight_offset}
+    registry.find("rms_norm").check_metadata(forward)
     checks.like_x("dout", dout, s)
     if ds_more is not None:
         checks.like_x("ds_more", ds_more, s)

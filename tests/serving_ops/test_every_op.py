@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch import Tensor
 import serving_ops
 from serving_ops.kernels import contract
 from serving_ops.ops import registry
-from serving_ops.ops.description import Choice, Divisor, NormOp, Result
+from serving_ops.ops.description import Choice, Divisor, NormOp, Number, Result
 
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 each_with_out = pytest.mark.parametrize("op", [op for op in OPS if op.results and op.has_out], ids=lambda op: op.name)
@@ -263,6 +264,9 @@ def wrong(op: NormOp, call: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
         value = call.get(name)
         if isinstance(parameter, Choice):
             yield f"{name} unknown", call | {name: "nothing"}, (name, "'nothing'", *parameter.allowed)
+        elif type(parameter) is Number:
+            for number in (math.nan, math.inf, -math.inf, 1e39, *((-1e-6,) if name == "eps" else ())):
+                yield f"{name} of {number}", call | {name: number}, (f"{name} is {number}", "finite")
         elif isinstance(parameter, Divisor):
             yield f"{name} of 0", call | {name: 0}, (name, "0", "128")
             yield f"{name} does not divide", call | {name: 48}, (name, "48", "128")
@@ -471,6 +475,12 @@ def test_a_failing_prewarm_is_reported_and_not_raised(device: torch.device, op: 
     assert list(report.failed) == [bad]
     assert "int32" in report.failed[bad]
     assert report.warmed == [good]
+
+
+@pytest.mark.parametrize("norms", ["rms_norm", ["rms_norm"], [None]], ids=str)
+def test_prewarm_takes_specs_alone(norms: Any) -> None:
+    with pytest.raises(TypeError, match=r"norms holds ('rms_norm'|None): .*NormSpec"):
+        serving_ops.prewarm(norms)
 
 
 @each_op

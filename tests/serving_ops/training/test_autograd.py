@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -222,6 +223,16 @@ def test_a_wrong_gradient_is_refused_by_name(device: torch.device) -> None:
     for wrong in (x[1:], x.float()):
         with pytest.raises(RuntimeError, match=r"ds_more\."):
             torch.ops.serving_ops.rms_norm_backward(x, x, weight, 1e-6, weight_offset=0.0, ds_more=wrong)
+
+
+@pytest.mark.parametrize("name", BACKWARD_CALLS)
+def test_a_wrong_eps_of_a_gradient_is_refused(device: torch.device, name: str) -> None:
+    args, kwargs = BACKWARD_CALLS[name](*inputs(device, torch.bfloat16))
+    op = getattr(torch.ops.serving_ops, name.partition(",")[0]).default
+    for eps in (math.nan, math.inf, -1e-6):
+        wrong = tuple(eps if isinstance(value, float) else value for value in args)
+        with pytest.raises(RuntimeError, match=f"eps is {eps}: "):
+            op(*wrong, **kwargs)
 
 
 def test_an_fp32_residual_has_the_exact_gradients_in_its_own_dtype(device: torch.device) -> None:

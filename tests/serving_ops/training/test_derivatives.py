@@ -6,6 +6,7 @@ In fp32 and bf16, since float64 runs on the formulas anyway.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -214,9 +215,11 @@ def test_calls_in_place_run_beside_dual_tensors(device: torch.device, write: Any
 
 def test_wrong_input_is_named_under_transforms_too(device: torch.device) -> None:
     x, _, weight = sample(device)
-    for call in (serving_ops.rms_norm, lambda x, w: serving_ops.add_rms_norm(x, x, w)):
+    for call in (serving_ops.rms_norm, lambda x, w, **eps: serving_ops.add_rms_norm(x, x, w, **eps)):
         with pytest.raises(RuntimeError, match=r"weight\.shape is \(15,\)"):
             torch.func.jvp(lambda x: call(x, weight[1:]), (x,), (x,))  # noqa: B023
+        with pytest.raises(RuntimeError, match="eps is nan"):
+            torch.func.jvp(lambda x: call(x, weight, eps=math.nan), (x,), (x,))  # noqa: B023
     with pytest.raises(RuntimeError, match="activation is 'relu'"):
         torch.func.jvp(lambda x: serving_ops.rms_norm_gated(x, x, weight, activation="relu"), (x,), (x,))
 
