@@ -29,11 +29,13 @@ def prewarm(norms: Iterable[NormSpec]) -> PrewarmReport:
     """Compile or load every kernel that these norms can ask for, and run each once on tiny tensors.
 
     After it, no call that matches a spec compiles, whatever its number of rows. On CPU it runs each norm once, which
-    loads and chooses the C++ kernels. A norm that fails is logged once and reported; nothing is raised.
+    loads and chooses the C++ kernels. A norm that fails is logged once and reported, and not raised.
+
+    Raises TypeError where `norms` holds something else than a `NormSpec`, and then runs none.
     """
     report = PrewarmReport()
     started = time.perf_counter()
-    for spec in dict.fromkeys(norms):
+    for spec in _specs(norms):
         try:
             _warm(spec)
             report.warmed.append(spec)
@@ -42,6 +44,15 @@ def prewarm(norms: Iterable[NormSpec]) -> PrewarmReport:
             logger.warning("prewarm of %s failed, it stays as it is: %s", spec, error)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _specs(norms: Iterable[NormSpec]) -> list[NormSpec]:
+    """Each once."""
+    specs = [norms] if isinstance(norms, str) else list(norms)
+    for spec in specs:
+        if not isinstance(spec, NormSpec):
+            raise TypeError(f"serving_ops: norms holds {spec!r}: it must hold values of serving_ops.NormSpec alone")
+    return list(dict.fromkeys(specs))
 
 
 def _warm(spec: NormSpec) -> None:
