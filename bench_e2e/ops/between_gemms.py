@@ -6,7 +6,7 @@ number of norms, also holds what the norm's launch hides or fails to hide behind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,52 +14,35 @@ import torch
 from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
-from serving_ops.bench_e2e.ops.timing import Samples, capture, device_us, round_robin
+from serving_ops.bench_e2e.ops.timing import Samples, time_graphs
 
 LAYERS = 8  # of weights, 33 MB each at 4096 x 4096 bf16: every product reads its own from memory, as a model's do
 PRODUCTS = 64  # in one graph, about 0.6 ms
 ROUNDS = 25  # of a difference of two larger times: more than for a graph of norms alone
+BARE = "the products alone"
 
 
-class Chain:
-    """Products through LAYERS weights, back and forth between two activations."""
+def chains(case: Case, device: str = "cuda") -> Callable[[Contestant | None], list[Call]]:
+    """Makes the products through LAYERS weights, back and forth between two activations, each with a contestant's norm
+    behind it, which works on the product's activation."""
+    made = {"dtype": case.torch_dtype, "device": device}
+    weights = [torch.empty(case.size, case.size, **made).normal_(0.0, case.size**-0.5) for _ in range(LAYERS)]
+    first = make_inputs(case, device)
+    steps = first, Inputs(first.call | {"x": torch.empty_like(first.x).normal_()})  # of one residual stream
 
-    def __init__(self, case: Case) -> None:
-        size, made = case.size, {"dtype": case.torch_dtype, "device": "cuda"}
-        self.case = case
-        self.weights = [torch.empty(size, size, **made).normal_(0.0, size**-0.5) for _ in range(LAYERS)]
-        first = make_inputs(case, "cuda")
-        # The second step has its own activation and the same residual stream.
-        self.steps = first, Inputs(torch.empty_like(first.x).normal_(), first.residual, None, first.weight, None)
-
-    def graph(self, contestant: Contestant | None) -> torch.cuda.CUDAGraph:
-        """The products with its norms, which work on the activation of their step; None leaves the norms out."""
-        norms = [contestant.bind(self.case, step) for step in self.steps] if contestant else []
+    def chain(contestant: Contestant | None) -> list[Call]:
+        norms = [contestant.bind(case, step) for step in steps] if contestant else []
         calls: list[Call] = []
-        for layer, weight in enumerate(self.weights):
-            source, target = self.steps[(layer + 1) % 2].x, self.steps[layer % 2].x
+        for layer, weight in enumerate(weights):
+            source, target = steps[(layer + 1) % 2].x, steps[layer % 2].x
             calls += [partial(torch.mm, source, weight, out=target), *norms[layer % 2 : layer % 2 + 1]]
-        return capture(calls, PRODUCTS * len(calls) // LAYERS)
+        return calls * (PRODUCTS // LAYERS)
+
+    return chain
 
 
-def time_between_gemms(
-    case: Case,
-    contestants: Mapping[str, Contestant],
-    each: Callable[[Callable[[str], torch.cuda.CUDAGraph]], Mapping[str, torch.cuda.CUDAGraph]],
-) -> Samples:
-    """Microseconds that one norm adds, one figure a round, against the bare chain of the same round.
-
-    each: makes the graphs of those that can be captured.
-    """
-    chain, without = Chain(case), 0.0
-    graphs = each(lambda name: chain.graph(contestants[name]))
-    bare = chain.graph(None)
-
-    def measure_bare() -> None:
-        nonlocal without
-        without = device_us(bare.replay)
-
-    def measure(name: str) -> float:
-        return (device_us(graphs[name].replay) - without) / PRODUCTS
-
-    return round_robin(measure, dict.fromkeys(graphs, ROUNDS), measure_bare)
+def time_between_gemms(graphs: dict[str, torch.cuda.CUDAGraph]) -> Samples:
+    """Microseconds that one norm adds, one figure a round, against the bare chain of the same round."""
+    samples = time_graphs(graphs, PRODUCTS, ROUNDS)
+    bare = samples.pop(BARE)
+    return {name: [us - without for us, without in zip(values, bare, strict=True)] for name, values in samples.items()}

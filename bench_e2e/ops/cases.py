@@ -1,4 +1,4 @@
-"""What is measured: one `Case` a line of the tables, and the lists of cases of each regime."""
+"""What is measured: one `Case` a line of the tables, and the sizes of each regime."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from serving_ops.ops import registry
 from serving_ops.quant_format import QuantFormat
 from serving_ops.rope_spec import RopeSpec
 
-FUSED_ADD = "fused_add_rms_norm"
-RMS_NORM = "rms_norm"
-GATED = "rms_norm_gated"
-FUSED_ADD_QUANT = "fused_add_rms_norm_quant"
+RMS_NORM, FUSED_ADD, GATED = "rms_norm", "fused_add_rms_norm", "rms_norm_gated"
+RMS_NORM_QUANT, FUSED_ADD_QUANT, GATED_QUANT = f"{RMS_NORM}_quant", f"{FUSED_ADD}_quant", f"{GATED}_quant"
 QK_ROPE = "qk_norm_rope"
 ADD = "add_rms_norm"  # of training, which cannot write in place
 
@@ -67,7 +65,6 @@ ROPE: tuple[Shape, ...] = (  # heads of q and of k: Qwen3 0.6B, 8B, and a model 
     *((m, 32, 8, 128) for m in (1, 256, 8192)),
     *((m, 16, 4, 256) for m in (1, 256, 8192)),
 )
-ROWS_OF_4096 = _grid((4096,), (1024, 2048, 4096, 8192, 16384))
 CPU_TRAINING: tuple[Shape, ...] = ((64, 1024), (512, 1024), (512, 4096), (4096, 2048), (4096, 4096))
 SIZES = {
     ("ops", "cpu"): (
@@ -84,7 +81,9 @@ SIZES = {
         Sizes("gated", (GATED,), tuple((m, HEADS, 128) for m in (1, 32, 256, 8192, 60381))),
         Sizes("variants", PLAIN, ((1, 4096), (64, 4096), (256, 8192), (16384, 4096)), standard=False),
         Sizes("gemm", (FUSED_ADD,), ((1, 4096),)),
-        Sizes("host", PLAIN, ((1, 4096),)),
+        Sizes("host", (*PLAIN, FUSED_ADD_QUANT, RMS_NORM_QUANT), ((1, 4096),)),
+        Sizes("host", (GATED, GATED_QUANT), ((1, HEADS, 128),)),
+        Sizes("host", (QK_ROPE,), ROPE[:1]),
         Sizes("quant", (FUSED_ADD_QUANT,), QUANT, standard=False),
         Sizes("rope", (QK_ROPE,), ROPE, standard=False),
         Sizes("rope-plans", (QK_ROPE,), ROPE[:6], standard=False),
@@ -94,7 +93,7 @@ SIZES = {
         Sizes("gated", (GATED,), ((64, 16, 128), (512, 16, 128), (2048, 16, 128))),
     ),
     ("training", "cuda"): (
-        Sizes("rows", (RMS_NORM, ADD), ROWS_OF_4096),
+        Sizes("rows", (RMS_NORM, ADD), _grid((4096,), (1024, 2048, 4096, 8192, 16384))),
         Sizes("large", (RMS_NORM,), ((32768, 4096), (16384, 32768), (32768, 32768))),
         Sizes("large", (ADD,), ((32768, 32768),)),
         Sizes("narrow", (RMS_NORM,), _grid((4096, 16384, 32768), (64, 128, 256, 512))),
@@ -155,12 +154,6 @@ class Case:
         backward = _BACKWARD_TENSORS[self.op] * self.rows * self.size * self.torch_dtype.itemsize
         return backward + (forward if self.passes == BOTH else 0)
 
-    @property
-    def label(self) -> str:
-        strided = ", strided" if self.layout == "strided" else ""
-        form = f", {self.form}" if self.form else ""
-        return " x ".join(map(str, self.shape)) + strided + form
-
 
 def regimes_for(bench: str, device: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sizes.regime for sizes in SIZES[bench, device]))
@@ -179,21 +172,19 @@ def plan(
     shapes: Sequence[Shape] = (),
     dtypes: Sequence[str] = ("bfloat16",),
     threads: Sequence[int] = (1,),
-    quick: bool = False,
 ) -> list[Case]:
     """Every case of the regimes, in the order measured; without regimes, of those that say most on this device.
 
     shapes: instead of the regimes' own; in training under an op's first regime alone, since all measure alike.
     """
-    chosen = [sizes for sizes in SIZES[bench, device] if (sizes.regime in regimes if regimes else sizes.standard)]
     planned: list[Case] = []
-    for sizes in chosen:
+    for sizes in SIZES[bench, device]:
+        if sizes.regime not in regimes if regimes else not sizes.standard:
+            continue
+        own = [shape for shape in shapes if len(shape) == len(sizes.shapes[0])] if shapes else sizes.shapes
         for op in (op for op in sizes.ops if not ops or op in ops):
-            if bench == "training" and shapes and op in {case.op for case in planned}:
-                continue
-            ranks = {len(shape) for shape in sizes.shapes} if bench == "ops" else {2, 3}
-            own = [shape for shape in shapes if len(shape) in ranks] if shapes else sizes.shapes[:: 4 if quick else 1]
-            planned += [case for shape in own for case in _cases(bench, sizes.regime, op, shape)]
+            if bench == "ops" or not shapes or op not in {case.op for case in planned}:
+                planned += [case for shape in own for case in _cases(bench, sizes.regime, op, shape)]
     planned = [replace(case, dtype=dtype) for dtype in dtypes for case in planned]
     if device == "cpu":
         planned = [replace(case, threads=count) for count in threads for case in planned]
@@ -202,12 +193,12 @@ def plan(
 
 def _cases(bench: str, regime: str, op: str, shape: Shape) -> list[Case]:
     """Those of one op at one size. The gated norm's weight is fp32, as models keep it."""
-    plain = Case(regime, op, shape, weight="float32" if op == GATED else "same")
+    plain = Case(regime, op, shape, weight="float32" if op in (GATED, GATED_QUANT) else "same")
     if bench == "training":
         return [replace(plain, passes=passes) for passes in PASSES[bench]]
     if op == GATED:
         return [plain, replace(plain, layout="strided")]
-    if op == FUSED_ADD_QUANT:
+    if op.endswith("_quant"):
         forms = ("int8",) if regime == "int8" else ("block", "token")
         return [replace(plain, form=form) for form in forms if shape[-1] % FORMS[form].group(shape[-1]) == 0]
     if op == QK_ROPE:

@@ -1,8 +1,8 @@
 """Who is measured: ours, the plain PyTorch formula, and the same formula through Inductor.
 
-A contestant binds a case's tensors into a call without arguments. The call either writes in place (x and
-residual, or `out`) and returns None, or returns what it allocated: x and residual as a pair, or the result.
-A quantized result is two tensors: `out` and `scales`. With gradients, the call returns those of the leaves.
+A contestant binds a case's tensors into a call without arguments. The call either writes in place, or into the results
+that the inputs have, and returns None, or it returns what it allocated: the results, and then what the op updates in
+place. With gradients it returns those of the operands.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import reference
+from serving_ops import cuda_rope, reference, rope_reference
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.ops import rope_cases
 from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, GATED, QK_ROPE, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
-from serving_ops.quant_format import QuantFormat
+from serving_ops.ops import registry
+from serving_ops.plan import Plan
 
 Call = Callable[[], object]
-Norm = Callable[..., object]  # of a case's leaves
+Norm = Callable[..., Any]  # of a case's operands
 
 
 class Unsupported(Exception):
@@ -38,6 +39,7 @@ class Contestant:
     bind: Callable[[Case, Inputs], Call]
     variation: Mapping[str, Any] = field(default_factory=dict)  # fields of Case; size_change is added to N
     computes: bool = True  # or only shows what a part of it costs, and is not checked
+    benches: tuple[str, ...] = ("ops", "training")  # in which it takes part
 
     def case(self, case: Case) -> Case:
         """The case this contestant runs: the table's own, or a variation of it."""
@@ -48,7 +50,53 @@ class Contestant:
 
 
 def ours() -> Contestant:
-    return Contestant(OURS, serving_ops.__version__, bind_ours)
+    return Contestant(OURS, serving_ops.__version__, _bind_ours)
+
+
+def eager() -> Contestant:
+    return Contestant("eager", torch.__version__, lambda case, inputs: _bind(formula(case), case, inputs))
+
+
+def inductor() -> Contestant:
+    return Contestant("Inductor", torch.__version__, lambda case, inputs: _bind(_compiled(case), case, inputs))
+
+
+def copy() -> Contestant:
+    """A copy of q and k of `qk_norm_rope`, which reads and writes as much. It computes nothing."""
+
+    def bind(case: Case, inputs: Inputs) -> Call:
+        if case.op != QK_ROPE:
+            raise Unsupported(f"{case.op} is more than a copy")
+        source = torch.cat(heads(inputs)[:2], dim=1)
+        return partial(torch.empty_like(source).copy_, source)
+
+    return Contestant("copy", torch.__version__, bind, computes=False, benches=("ops",))
+
+
+def peer(
+    name: str,
+    version: str,
+    calls: Mapping[Any, Callable[[Inputs], Call]] = MappingProxyType({}),
+    norms: Mapping[str, Norm] = MappingProxyType({}),
+    *,
+    overwrites_dout: bool = False,
+) -> Contestant:
+    """Another project's kernels.
+
+    calls: op, or op and form of the result -> binds a call without gradients.
+    norms: op -> a function of the operands and eps that is differentiated.
+    """
+
+    def bind(case: Case, inputs: Inputs) -> Call:
+        key: Any = case.op if case.fmt is None else (case.op, case.form)
+        if key not in (calls if case.passes == FORWARD else norms):
+            raise Unsupported(f"no {key}")
+        if case.passes == FORWARD:
+            return calls[key](inputs)
+        return differentiated(norms[key], case, inputs, overwrites_dout=overwrites_dout)
+
+    benches = tuple(bench for bench, offered in (("ops", calls), ("training", norms)) if offered)
+    return Contestant(name, version, bind, benches=benches)
 
 
 VARIATIONS: dict[str, dict[str, Any]] = {
@@ -65,39 +113,43 @@ def variants() -> list[Contestant]:
     return [ours(), *(replace(ours(), name=name, variation=changes) for name, changes in VARIATIONS.items())]
 
 
-def eager() -> Contestant:
-    return Contestant("eager", torch.__version__, lambda case, inputs: _bind(formula(case), case, inputs))
+PLANS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    "half the elements": lambda plan: {"rows_per_program": max(1, plan.rows_per_program // 2)},
+    "twice the elements": lambda plan: {"rows_per_program": 2 * plan.rows_per_program},
+    **{f"{n} warp{'s' * (n > 1)}": lambda plan, n=n: {"num_warps": n} for n in (1, 2, 4)},
+    "early start": lambda plan: {"overlap": True},
+    "no early start": lambda plan: {"overlap": False},
+}
+"""What a contestant does otherwise than the plan of `qk_norm_rope`."""
 
 
-def inductor() -> Contestant:
-    return Contestant("Inductor", torch.__version__, lambda case, inputs: _bind(_compiled(case), case, inputs))
+def plans() -> list[Contestant]:
+    """Ours, and our kernel by each change of its plan: what `serving_ops/plan_rope.py` is compared with."""
+    return [ours(), *(replace(ours(), name=name, bind=partial(_bind_plan, change)) for name, change in PLANS.items())]
 
 
-def copy() -> Contestant:
-    """A copy of the rows of `qk_norm_rope`, which reads and writes as much. It computes nothing."""
+def _bind_plan(change: Callable[[Plan], dict[str, Any]], case: Case, inputs: Inputs) -> Call:
+    route = cuda_rope.rope_route(**inputs.call)
+    if isinstance(route, str):
+        raise Unsupported(route)
+    of_call, plan = route
+    changed = replace(plan, **change(plan))
+    if changed == plan:
+        raise Unsupported("this is the plan")
+    changed = replace(changed, min_rows=0, max_rows=0)  # so that C++ launches it for no call, and ours keep the plan
+    return lambda: cuda_rope.launch_rope((of_call, changed), **inputs.call)
 
-    def bind(case: Case, inputs: Inputs) -> Call:
-        if case.op != QK_ROPE:
-            raise Unsupported(f"{case.op} is more than a copy")
-        source = inputs.x.contiguous()
-        return partial(torch.empty_like(source).copy_, source)
 
-    return Contestant("copy", torch.__version__, bind, computes=False)
-
-
-def bind_ours(case: Case, inputs: Inputs) -> Call:
+def _bind_ours(case: Case, inputs: Inputs) -> Call:
+    """The operator, as engines call it: by name what is not its default, which costs host time."""
     if case.passes != FORWARD:
-        return differentiated(with_eps(getattr(serving_ops, case.op)), case, inputs)
-    op = getattr(torch.ops.serving_ops, case.op)
-    if inputs.call:
-        return partial(op.default, **inputs.call)
-    offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
-    if case.fmt is not None:
-        results = {"out": inputs.out, "scales_out": inputs.scales}
-        return partial(op.out, *inputs.arguments, fmt=case.fmt.text, **offset, **results)
-    if inputs.out is None:
-        return partial(op.default, *inputs.arguments, **offset)
-    return partial(op.out, *inputs.arguments, out=inputs.out, **offset)
+        return differentiated(getattr(serving_ops, case.op), case, inputs)
+    op, operator = registry.find(case.op), getattr(torch.ops.serving_ops, case.op)
+    overload = operator.out if op.results else operator.default
+    values = op.unbind(inputs.call)
+    by_place = [values.pop(argument.name) for argument in overload._schema.arguments if not argument.kwarg_only]
+    named = {name: v for name, v in values.items() if isinstance(v, Tensor) or v != op.defaults[name]}
+    return partial(overload, *by_place, **named)
 
 
 def differentiated(norm: Norm, case: Case, inputs: Inputs, *, overwrites_dout: bool = False) -> Call:
@@ -105,45 +157,63 @@ def differentiated(norm: Norm, case: Case, inputs: Inputs, *, overwrites_dout: b
 
     overwrites_dout: the backward pass writes dx there, and so gets copies.
     """
-    leaves, douts = inputs.leaves, inputs.douts
+    leaves, douts = inputs.operands, inputs.douts
     if overwrites_dout:
         douts = tuple(dout.clone() for dout in douts)
     if case.passes == BOTH:
-        return lambda: torch.autograd.grad(norm(*leaves), leaves, douts)  # type: ignore[arg-type]
-    results = norm(*leaves)
-    return lambda: torch.autograd.grad(results, leaves, douts, retain_graph=True)  # type: ignore[arg-type]
-
-
-def with_eps(norm: Norm) -> Norm:
-    return lambda *leaves: norm(*leaves, EPS)
+        return lambda: torch.autograd.grad(norm(*leaves, EPS), leaves, douts)
+    results = norm(*leaves, EPS)
+    return lambda: torch.autograd.grad(results, leaves, douts, retain_graph=True)
 
 
 def _bind(norm: Norm, case: Case, inputs: Inputs) -> Call:
-    if case.passes != FORWARD:
-        return differentiated(with_eps(norm), case, inputs)
-    return partial(norm, *inputs.arguments)
+    return partial(norm, *inputs.operands, EPS) if case.passes == FORWARD else differentiated(norm, case, inputs)
+
+
+def heads(inputs: Inputs) -> tuple[Tensor, ...]:
+    """q, k and v of `qk_norm_rope` as (num_tokens, heads, head_dim), views of qkv."""
+    sizes = inputs.num_q_heads, inputs.num_kv_heads, inputs.head_dim
+    return rope_reference.heads_of(inputs.qkv, None, None, *sizes)  # type: ignore[return-value]
+
+
+def _rotated(*operands: Any) -> tuple[Tensor, Tensor]:
+    """New q and k; k and v in the caches."""
+    qkv, positions, table, q_weight, k_weight, *sizes, key_cache, value_cache, slots, eps = operands
+    q, k, v = rope_reference.heads_of(qkv, None, None, *sizes)
+    cos, sin = rope_reference.cos_and_sin(positions, table, None, False)
+    normed = reference.rms_norm(q, q_weight, eps), reference.rms_norm(k, k_weight, eps)
+    q, k = (rope_reference.rotated(x, cos, sin, True) for x in normed)
+    for x, cache in ((k, key_cache), (v, value_cache)):
+        if cache is not None:
+            cache.index_put_((slots // cache.shape[1], slots % cache.shape[1]), x)
+    return q, k
 
 
 # Out of place, also where the op is in place: eager PyTorch would copy each result once more.
-FORMULAS: dict[str, Callable[..., object]] = {
+FORMULAS: dict[str, Norm] = {
     FUSED_ADD: reference.add_rms_norm,
     ADD: reference.add_rms_norm,
     RMS_NORM: reference.rms_norm,
     GATED: reference.rms_norm_gated,
-    QK_ROPE: rope_cases.formula,
+    QK_ROPE: _rotated,
 }
 
 
-def formula(case: Case) -> Callable[..., object]:
-    """Of the case's op, for the arguments of its inputs."""
-    return FORMULAS[case.op] if case.fmt is None else _quantizing(case.fmt)
+def norm_of(case: Case) -> Norm:
+    """The formula of its op, without quantization: of the operands and eps."""
+    return FORMULAS[case.op.removesuffix("_quant")]
 
 
-def _quantizing(fmt: QuantFormat) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    def quantizing(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        y, total = reference.add_rms_norm(x, residual, weight, eps)
+def formula(case: Case) -> Norm:
+    """The same, with what the case's form adds to it."""
+    norm, fmt = norm_of(case), case.fmt
+    if fmt is None:
+        return norm
+
+    def quantizing(*arguments: Any) -> tuple[Tensor, ...]:
+        y, *updated = results if isinstance(results := norm(*arguments), tuple) else (results,)
         q, scales = reference.quantize(y, fmt)
-        return q, scales if fmt.scale_layout == "row_major" else scales.mT.contiguous().mT, total
+        return q, scales if fmt.scale_layout == "row_major" else scales.mT.contiguous().mT, *updated
 
     return quantizing
 

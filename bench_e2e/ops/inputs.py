@@ -2,89 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from serving_ops.bench_e2e.ops import rope_cases
 from serving_ops.bench_e2e.ops.cases import ADD, FORWARD, QK_ROPE, Case
 from serving_ops.ops import registry
 
 EPS = 1e-6
+POSITIONS, THETA = 40960, 1e6  # as in Qwen3's configuration
+ROWS = ("x", "residual", "z", "qkv")
+RESULTS = ("out", "scales_out", "key_cache", "value_cache")
+OF_A_TOKEN = (*ROWS, "positions", "slot_mapping")  # have tokens as their first dimension
+OPERANDS = (  # what an op and its formula take by position before eps
+    *("x", "residual", "z", "weight"),
+    *("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight", "num_q_heads", "num_kv_heads", "head_dim"),
+    *("key_cache", "value_cache", "slot_mapping"),
+)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """x, residual, z and out have the case's shape; weight is (N,). What the op does not take is None.
+    """call: arguments and results of the op's public function by name, which are attributes too.
 
-    A quantized case has `out` and `scales` in its format. A case with gradients has none of both; `douts` are the
-    gradients of its results, and the tensors before them require theirs. `qk_norm_rope` has its arguments by name in
-    `call`, and x is the heads of q and k.
+    With gradients there are no results; `douts` are their gradients, and the operands require theirs.
     """
 
-    x: Tensor
-    residual: Tensor | None
-    z: Tensor | None
-    weight: Tensor | None
-    out: Tensor | None
-    scales: Tensor | None = None
+    call: dict[str, Any]
     douts: tuple[Tensor, ...] = ()
-    call: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.call[name]
 
     @property
-    def rows(self) -> tuple[Tensor, ...]:
-        return tuple(tensor for tensor in (self.x, self.residual, self.z) if tensor is not None)
+    def operands(self) -> tuple[Any, ...]:
+        """By position. Those of the norms are what is differentiated."""
+        return tuple(self.call[name] for name in OPERANDS if name in self.call)
 
-    @property
-    def leaves(self) -> tuple[Tensor, ...]:
-        """What is differentiated: x, the residual or z, and the weight."""
-        return self.rows if self.weight is None else (*self.rows, self.weight)
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """What the op's public function takes by position; the formula of `qk_norm_rope` takes its `call`."""
-        return (self.call,) if self.call else (*self.rows, self.weight, EPS)
+    def at(self, tokens: Tensor, *, wide: bool = False) -> Inputs:
+        """Those of some tokens; wide: in float64."""
+        some = {
+            name: value[tokens] if name in OF_A_TOKEN and value is not None else value
+            for name, value in self.call.items()
+        }
+        if wide:
+            some = {
+                name: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for name, v in some.items()
+            }
+        return Inputs(some)
 
     @property
     def bytes(self) -> int:
-        of_rope = [self.call[name] for name in ("qkv", "key_cache", "value_cache") if name in self.call]
-        tensors = of_rope or (*self.rows, self.out, self.scales, *self.douts)
+        """Of what is of the size of the rows."""
+        tensors = (*(self.call.get(name) for name in (*ROWS, *RESULTS)), *self.douts)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
-    """Fresh tensors on the device. Results start as NaN, so that an element nobody wrote is seen."""
+    """Fresh tensors on the device."""
     op = registry.find(case.op)
     call = registry.sample(case.spec(device), case.shape[0])
-    for value in call.values():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            value.normal_(1.0, 0.1) if value.dim() == 1 else value.normal_()
     if case.op == QK_ROPE:
-        made = rope_cases.placed(call)
-        return Inputs(rope_cases.rotated_heads(made), None, None, None, None, call=made)
-    x, tensors = call["x"], [call.get(name) for name in ("x", "residual", "z", "weight")]
+        call |= _of_a_model(call)
     if case.passes == FORWARD:
-        results = {name: _unwritten(result) for name, result in op.empty_results(call).items()}
-        return Inputs(*tensors, results.get("out"), results.get("scales_out"))
-    for tensor in tensors:
-        if tensor is not None:
-            tensor.requires_grad_()
-    douts = tuple(torch.empty_like(x).normal_() for _ in range(2 if case.op == ADD else 1))
-    return Inputs(*tensors, None, None, douts)
+        inputs = Inputs(call | op.empty_results(call))
+        redraw(inputs)
+        return inputs
+    douts = tuple(torch.empty_like(call["x"]).normal_() for _ in range(2 if case.op == ADD else 1))
+    inputs = Inputs(call, douts)
+    redraw(inputs)
+    for operand in inputs.operands:
+        operand.requires_grad_()
+    return inputs
 
 
 def redraw(inputs: Inputs) -> None:
-    """New random x, residual and z, and results of NaN, in the same memory."""
-    for tensor in inputs.rows:
-        tensor.normal_()
-    for result in (inputs.out, inputs.scales):
-        if result is not None:
-            _unwritten(result)
+    """New random rows and weights in the same memory. Results become NaN, or in INT8 a number that no result has: an
+    element that nobody writes is seen."""
+    for name, tensor in inputs.call.items():
+        if tensor is None:
+            continue
+        if name in ROWS:
+            tensor.normal_()
+        elif name in RESULTS:
+            tensor.fill_(torch.nan if tensor.dtype.is_floating_point else -128)
+        elif name.endswith("weight"):
+            tensor.normal_(1.0, 0.1)
 
 
-def _unwritten(result: Tensor) -> Tensor:
-    """All NaN, or in INT8 a number that no result has."""
-    return result.fill_(torch.nan if result.dtype.is_floating_point else -128)
+def _of_a_model(call: dict[str, Any]) -> dict[str, Any]:
+    """What `qk_norm_rope` reads: the table of a model, positions anywhere in it, and slots in no order."""
+    size, qkv, cache = call["head_dim"], call["qkv"], call["key_cache"]
+    frequencies = THETA ** -(torch.arange(0, size, 2, device=qkv.device) / size)
+    angles = torch.arange(POSITIONS, device=qkv.device)[:, None] * frequencies
+    made = {"cos_sin_cache": torch.cat((angles.cos(), angles.sin()), dim=1).to(qkv.dtype)}
+    made["positions"] = call["positions"].random_(POSITIONS)
+    if cache is not None:
+        made["slot_mapping"] = torch.randperm(cache.shape[:2].numel(), device=qkv.device)[: qkv.shape[0]]
+    return made

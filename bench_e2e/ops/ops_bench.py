@@ -19,9 +19,9 @@ from rich.console import Console
 from serving_ops.bench_e2e import environment, result_file, table
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import cases, ops_table, peers, timing
-from serving_ops.bench_e2e.ops.cases import FORWARD, Case
+from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Contestant, copy, eager, inductor, ours
-from serving_ops.bench_e2e.ops.runner import CaseResult, measure
+from serving_ops.bench_e2e.ops.runner import measure
 from serving_ops.bench_e2e.options import COMMAND, check_gpu, check_variables, check_writable, names, numbers, shapes
 from serving_ops.bench_e2e.session import FAILED, INTERRUPTED, end_as_if_interrupted
 
@@ -36,32 +36,28 @@ def main(words: Sequence[str]) -> int:
     bench, *argv = words
     chosen = _parse(bench, argv)
     others, absent = peers.load(peers.adapters_for(bench, chosen.device, libraries=chosen.peers))
-    available = [ours(), eager(), inductor(), *others, copy()]
+    available = [entrant for entrant in (ours(), eager(), inductor(), *others, copy()) if bench in entrant.benches]
     wanted = {OURS, *(chosen.contestants or [entrant.name for entrant in available])}
     entrants = [entrant for entrant in available if entrant.name in wanted]
-    planned = cases.plan(
-        *(bench, chosen.device, chosen.regime),
-        **{"ops": chosen.op, "shapes": chosen.sizes, "dtypes": chosen.dtype},
-        **{"threads": chosen.threads, "quick": chosen.quick},
-    )
-    run = result_file.of_run(bench, environment.command_line(f"{COMMAND} {bench}", argv), chosen.device)
-    run |= {"contestants": {entrant.name: entrant.version for entrant in entrants}, "absent": absent}
-    session = Session(run, entrants, chosen.out, chosen.quick)
+    given = {"ops": chosen.op, "shapes": chosen.sizes, "dtypes": chosen.dtype, "threads": chosen.threads}
+    planned = cases.plan(bench, chosen.device, chosen.regime, **given)
     for project, reason in absent.items():
-        session.say(f"left out: {project} ({reason})")
+        print(f"left out: {project} ({reason})")
     if not_here := sorted(wanted - {entrant.name for entrant in entrants}):
-        session.say(f"not here: {', '.join(not_here)}; there are {', '.join(entrant.name for entrant in available)}")
+        print(f"not here: {', '.join(not_here)}; there are {', '.join(entrant.name for entrant in available)}")
         return NOTHING_TO_MEASURE
     if not planned:
-        session.say("no such size here")
+        print("no such size here")
         return NOTHING_TO_MEASURE
+    run = result_file.of_run(bench, environment.command_line(f"{COMMAND} {bench}", argv), chosen.device)
+    run |= {"contestants": {entrant.name: entrant.version for entrant in entrants}, "absent": absent}
+    run |= {"copy_tb_s": timing.copy_tb_s() if chosen.device == "cuda" else None, "results": []}
     end_as_if_interrupted()
     try:
-        session.measure(planned)
+        _measure(planned, entrants, run, chosen.out)
     except KeyboardInterrupt:
-        session.say(f"interrupted; what was measured is in {session.path}")
         return INTERRUPTED
-    return FAILED if any(OURS in result.problems for result in session.results) else 0
+    return FAILED if any(OURS in result["problems"] for result in run["results"]) else 0
 
 
 def _parse(bench: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -77,7 +73,6 @@ def _parse(bench: str, argv: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=numbers, default=(1, 2), help="on the CPU; default 1,2")
     add("--contestants", type=names, help="only these, e.g. eager,'vLLM C'; ours always runs")
     add("--peers", action="store_true", help="not only engines' kernels: Quack, FlashInfer, Liger, FLA")
-    add("--quick", action="store_true", help="fewer sizes and rounds")
     add("--out", type=Path, help=f"the JSON; default bench_results/{bench}-<device>.json")
     chosen = parser.parse_args(argv)
     check_variables(parser)
@@ -93,46 +88,20 @@ def _parse(bench: str, argv: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-class Session:
-    """One run. report: what the JSON says beside the results; `path`: where it lies."""
-
-    def __init__(self, report: dict[str, Any], contestants: Sequence[Contestant], path: Path, quick: bool) -> None:
-        self.report, self.contestants, self.path, self.quick = report, contestants, path, quick
-        self.results: list[CaseResult] = []
-        self.console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-
-    def measure(self, planned: Sequence[Case]) -> None:
-        """Measures, saves and shows."""
-        start, device = time.monotonic(), self.report["device"]
-        self.report["copy_tb_s"] = timing.copy_tb_s() if device == "cuda" else None
-        try:
-            for number, case in enumerate(planned, start=1):
-                self.results.append(measure(case, self.contestants, device, quick=self.quick))
-                torch.cuda.empty_cache()  # what the last graphs held: the largest cases need most of the device
-                done = f"{number}/{len(planned)}, {time.monotonic() - start:.0f} s"
-                self.say(f"[{done}] {_progress(self.results[-1])}")
-                if number % SAVE_EVERY == 0:
-                    self.save()
-        finally:  # a device that fails half way takes the rest with it, not what was measured
-            written = self.save()
-        for block in ops_table.blocks(written):
-            block.print(self.console)
-        self.say(f"written to {self.path}; as Markdown: {table.COMMAND} {self.path}")
-
-    def save(self) -> dict[str, Any]:
-        made = self.report | {"results": [result.to_json() for result in self.results]}
-        self.path = result_file.save(made, self.path)
-        return made
-
-    def say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _progress(result: CaseResult) -> str:
-    case = result.case
-    threads = f", threads {case.threads}" if case.threads else ""
-    passes = "" if case.passes == FORWARD else f", {case.passes}"
-    times = ", ".join(f"{name} {ops_table.format_us(summary.median)}" for name, summary in result.times.items())
-    failed = {name: why for name, why in result.problems.items() if not why.startswith("unsupported")}
-    problems = "".join(f"\n    {name}: {why}" for name, why in failed.items())
-    return f"{case.regime} {case.op} {case.label}{threads}{passes}: {times}{problems}"
+def _measure(planned: Sequence[Case], contestants: Sequence[Contestant], run: dict[str, Any], out: Path) -> None:
+    """Fills the run's results, saves and shows them."""
+    start = time.monotonic()
+    try:
+        for number, case in enumerate(planned, start=1):
+            run["results"].append(measure(case, contestants, run["device"]))
+            torch.cuda.empty_cache()  # what the last graphs held: the largest cases need most of the device
+            done = f"{number}/{len(planned)}, {time.monotonic() - start:.0f} s"
+            print(f"[{done}] {ops_table.line(run['results'][-1])}", flush=True)
+            if number % SAVE_EVERY == 0:
+                out = result_file.save(run, out)
+    finally:  # a device that fails half way takes the rest with it, not what was measured
+        out = result_file.save(run, out)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    for block in ops_table.blocks(run):
+        block.print(console)
+    print(f"written to {out}; as Markdown: {table.COMMAND} {out}")

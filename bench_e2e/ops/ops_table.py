@@ -13,21 +13,23 @@ from serving_ops.bench_e2e.table import Block
 
 Result = dict[str, Any]  # one element of the JSON's "results"
 NO_PEERS = (OURS, "eager", "copy")  # nobody serves with eager, whose times at large sizes are page faults
+OF_OURS = ("variants", "rope-plans")  # regimes that compare ours with itself
 BANDWIDTH_REGIMES = ("prefill", "wide", "gated")
-TITLES = {
-    "rows": "us a call",
-    "variants": "us a call of ours (over the plain call, the first column)",
-    "decode": "us of device time a call in a CUDA graph, tensors in L2",
-    "prefill": "us of device time a call, tensors several times the L2",
-    "wide": "us of device time a call, tensors several times the L2",
-    "small": "us of device time a call",
-    "gated": "us a call, shape tokens x heads x head_dim, fp32 weight, norm before SiLU gate",
-    "gemm": "us that one norm adds between two matrix products, in a CUDA graph",
-    "host": "us of host time an eager call",
-    "quant": "us of device time a call in a CUDA graph",
-    "int8": "us a call",
-    "rope": "us of device time a call in a CUDA graph, shape tokens x q heads x kv heads x head_dim",
-    "rope-plans": "us of device time a call of ours by its plan (over the plan), shape as in rope",
+IN_A_GRAPH = "us of device time a call in a CUDA graph"
+REGIMES = {  # what a table has, and a line of the summary, where it has one
+    "rows": ("us a call", None),
+    "variants": ("us a call of ours (over the plain call, the first column)", None),
+    "decode": (f"{IN_A_GRAPH}, tensors in L2", "decode, 1 to 256 rows"),
+    "prefill": ("us of device time a call, tensors several times the L2", "prefill"),
+    "wide": ("us of device time a call, tensors several times the L2", "wide rows"),
+    "small": ("us of device time a call", "narrow rows"),
+    "gated": ("us a call, shape tokens x heads x head_dim, fp32 weight, norm before SiLU gate", "heads of 128"),
+    "gemm": ("us that one norm adds between two matrix products, in a CUDA graph", "between two products"),
+    "host": ("us of host time an eager call", "host time of an eager call"),
+    "quant": (IN_A_GRAPH, "1 to 8192 rows to FP8"),
+    "int8": ("us a call", "1 to 512 rows to INT8"),
+    "rope": (f"{IN_A_GRAPH}, shape tokens x q heads x kv heads x head_dim", "1 to 8192 tokens"),
+    "rope-plans": ("us of device time a call of ours by its plan (over the plan), shape as in rope", None),
 }
 FORMS = {
     "cached": ", with k and v written to a cache",
@@ -36,22 +38,16 @@ FORMS = {
     "int8": ", to INT8 with a scale for a row",
 }
 SUMMARY = ("", "sizes", "ours fastest", "best peer / ours, median", "lowest", "of copy rate")
-REGIMES = {
-    "decode": "decode, 1 to 256 rows",
-    "prefill": "prefill",
-    "wide": "wide rows",
-    "small": "narrow rows",
-    "gated": "heads of 128",
-    "gemm": "between two products",
-    "host": "host time of an eager call",
-    "quant": "1 to 8192 rows to FP8",
-    "int8": "1 to 512 rows to INT8",
-    "rope": "1 to 8192 tokens",
-}
 
 
 def markdown(report: dict[str, Any]) -> str:
-    return "\n\n".join([_environment_line(report), *(block.markdown() for block in blocks(report))])
+    """Eager and Inductor have torch's version; without them it is named too."""
+    torch = {} if "eager" in report["contestants"] else {"torch": report["versions"]["torch"]}
+    versions = ", ".join(f"{name} {version}" for name, version in (report["contestants"] | torch).items())
+    copy = f" Copy rate {report['copy_tb_s']:.2f} TB/s." if report.get("copy_tb_s") else ""
+    date = report["date"][:16].replace("T", " ")
+    head = f"{machine(report)}; {versions}; {date} UTC.{copy} Medians of alternating rounds: `{report['command']}`"
+    return "\n\n".join([head, *(block.markdown() for block in blocks(report))])
 
 
 def blocks(report: dict[str, Any]) -> list[Block]:
@@ -64,13 +60,21 @@ def blocks(report: dict[str, Any]) -> list[Block]:
 
 def summary(reports: Sequence[dict[str, Any]]) -> str:
     """For each regime and op, at how many sizes ours is the fastest, and how far ahead or behind."""
-    return "\n\n".join(map(_summary, reports))
+    tables = []
+    for report in reports:
+        shown = [result for result in report["results"] if REGIMES[result["regime"]][1] and best_peer(result)]
+        lines = [_summary_line(results, report.get("copy_tb_s")) for results in _grouped(shown, ("op", "regime"))]
+        tables.append(Block(SUMMARY, lines).markdown())
+    return "\n\n".join(tables)
 
 
-def _summary(report: dict[str, Any]) -> str:
-    shown = [result for result in report["results"] if result["regime"] in REGIMES and best_peer(result) is not None]
-    lines = [_summary_line(results, report.get("copy_tb_s")) for results in _grouped(shown, ("op", "regime"))]
-    return Block(SUMMARY, lines).markdown()
+def line(result: Result) -> str:
+    """As soon as a case is measured."""
+    what = [*(str(result[name]) for name in ("regime", "op")), _shape(result), *filter(None, (result["form"],))]
+    times = ", ".join(f"{name} {format_us(of['median_us'])}" for name, of in result["times"].items())
+    failed = {name: why for name, why in result["problems"].items() if not why.startswith("unsupported")}
+    problems = "".join(f"\n    {name}: {why}" for name, why in failed.items())
+    return f"{' '.join(what)}{_threads(result)}, {result['passes']}: {times}{problems}"
 
 
 def _grouped(results: Iterable[Result], key: Sequence[str]) -> list[list[Result]]:
@@ -96,11 +100,11 @@ def tb_s(result: Result, name: str) -> float:
 
 
 def _block(results: Sequence[Result], copy_rate: float | None, *, trained: bool) -> Block:
-    first, names = results[0], columns(results)
-    regime, variants = first["regime"], first["regime"] in ("variants", "rope-plans")
+    first, regime = results[0], results[0]["regime"]
+    with_ratio = trained or regime in OF_OURS
     cells: dict[str, Callable[[Result], str]] = {"shape": _shape}
-    cells |= {name: partial(_time_cell, name=name, with_ratio=trained or variants) for name in names}
-    if not trained and not variants:
+    cells |= {name: partial(_time_cell, name=name, with_ratio=with_ratio) for name in columns(results)}
+    if not with_ratio:
         cells["best peer / ours"] = _peer_cell
     if trained:
         cells["GB/s of ours"] = partial(_rate_cell, times=1000, form=".0f")
@@ -110,9 +114,11 @@ def _block(results: Sequence[Result], copy_rate: float | None, *, trained: bool)
     if trained:
         title = f"`{first['op']}`, {first['dtype']}{_threads(first)}, {first['passes']}: us a call (its ratio to ours)"
     else:
-        title = f"{first['op']}, {first['dtype']}{FORMS.get(first.get('form'), '')}{_threads(first)}: {TITLES[regime]}"
+        form = FORMS.get(first.get("form"), "")
+        title = f"{first['op']}, {first['dtype']}{form}{_threads(first)}: {REGIMES[regime][0]}"
     lines = [[cell(result) for cell in cells.values()] for result in results]
-    return Block(list(cells), lines, title, [None if variants else _fastest(result, list(cells)) for result in results])
+    marked = [None if regime in OF_OURS else _fastest(result, list(cells)) for result in results]
+    return Block(list(cells), lines, title, marked)
 
 
 def _peer_cell(result: Result) -> str:
@@ -148,12 +154,8 @@ def format_us(us: float) -> str:
 
 def columns(results: Iterable[Result]) -> list[str]:
     """Those with a time or a failure somewhere, in the order in which they were measured."""
-    seen: dict[str, None] = {}
-    for result in results:
-        for name in result["contestants"]:
-            if not str(result["problems"].get(name, "")).startswith("unsupported"):
-                seen.setdefault(name)
-    return list(seen)
+    named = ((name, str(result["problems"].get(name, ""))) for result in results for name in result["contestants"])
+    return list(dict.fromkeys(name for name, problem in named if not problem.startswith("unsupported")))
 
 
 def _fastest(result: Result, header: Sequence[str]) -> int | None:
@@ -162,31 +164,16 @@ def _fastest(result: Result, header: Sequence[str]) -> int | None:
     return header.index(min(times, key=lambda name: times[name])) if times else None
 
 
-def _environment_line(report: dict[str, Any]) -> str:
-    """Eager and Inductor have torch's version; without them it is named too."""
-    torch = {} if "eager" in report["contestants"] else {"torch": report["versions"]["torch"]}
-    versions = ", ".join(f"{name} {version}" for name, version in (report["contestants"] | torch).items())
-    copy = f" Copy rate {report['copy_tb_s']:.2f} TB/s." if report.get("copy_tb_s") else ""
-    date = report["date"][:16].replace("T", " ")
-    return f"{machine(report)}; {versions}; {date} UTC.{copy} Medians of alternating rounds: `{report['command']}`"
-
-
 def _summary_line(results: list[Result], copy_rate: float | None) -> tuple[str, ...]:
+    """The last cell is the lowest and the highest share of the copy rate, where data does not stay in a cache."""
     peers = [peer for peer in map(best_peer, results) if peer is not None]
-    ratios = [ratio for _, ratio in peers]
-    lowest = results[ratios.index(min(ratios))]
-    name, ratio = min(peers, key=lambda peer: peer[1])
+    (name, ratio), lowest = min(zip(peers, results, strict=True), key=lambda pair: pair[0][1])
     where = f"{ratio:.2f} ({name}, {_shape(lowest)})" if len(results) > 1 else f"{ratio:.2f} ({name})"
-    what = f"`{lowest['op']}`, {REGIMES[lowest['regime']]}"
+    what = f"`{lowest['op']}`, {REGIMES[lowest['regime']][1]}"
     if len(results) == 1:
         what += f": {format_us(lowest['times'][OURS]['median_us'])} us"
-    ahead = str(sum(ratio > 1.0 for ratio in ratios))
-    return what, str(len(results)), ahead, f"{statistics.median(ratios):.2f}", where, _rates(results, copy_rate)
-
-
-def _rates(results: list[Result], copy_rate: float | None) -> str:
-    """The lowest and the highest share, where the data does not stay in a cache."""
-    if copy_rate is None or results[0]["regime"] not in BANDWIDTH_REGIMES or results[0]["op"] == "rms_norm_gated":
-        return ""
-    shares = [tb_s(result, OURS) / copy_rate for result in results]
-    return f"{min(shares):.0%} to {max(shares):.0%}"
+    shares = [tb_s(result, OURS) / copy_rate for result in results] if copy_rate else []
+    bounded = shares and lowest["regime"] in BANDWIDTH_REGIMES and lowest["op"] != "rms_norm_gated"
+    ratios = [ratio for _, ratio in peers]
+    ahead, median = str(sum(ratio > 1.0 for ratio in ratios)), f"{statistics.median(ratios):.2f}"
+    return what, str(len(results)), ahead, median, where, f"{min(shares):.0%} to {max(shares):.0%}" if bounded else ""

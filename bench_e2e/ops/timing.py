@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle, islice, repeat
-from time import perf_counter_ns
+from timeit import Timer
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ from serving_ops.bench_e2e.ops.contestants import Call
 
 Samples = dict[str, list[float]]  # contestant -> one figure a round
 
-WINDOW_NS = 1_000_000  # of calls on the CPU between two clock reads; a read costs about 50 ns
+WINDOW_S = 1e-3  # of calls on the CPU between two clock reads; a read costs about 50 ns
 MOST_ROUNDS, FEWEST_ROUNDS = 30, 5
-BUDGET_NS = 1_200_000_000  # of one contestant at one size: eager takes 200 ms a call at 4096 x 4096
+BUDGET_S = 1.2  # of one contestant at one size: eager takes 200 ms a call at 4096 x 4096
 
 ROUNDS = 15  # on CUDA
 HOST_ROUNDS = 30
@@ -37,15 +36,10 @@ MOST_SETS = 64  # with gradients; where they are less than the L2 multiplied, th
 COPY_BYTES, COPY_ROUNDS = 2 << 30, 20  # read, and as many written
 
 
-def round_robin(
-    measure: Callable[[str], float],
-    rounds: Mapping[str, int],
-    before_round: Callable[[], None] = lambda: None,
-) -> Samples:
+def round_robin(measure: Callable[[str], float], rounds: Mapping[str, int]) -> Samples:
     """Everyone once a round, each round starting one further on; each stops after its own `rounds`."""
     names, samples = list(rounds), {name: [] for name in rounds}  # type: tuple[list[str], Samples]
     for number in range(max(rounds.values(), default=0)):
-        before_round()
         start = number % len(names)
         for name in (*names[start:], *names[:start]):
             if number < rounds[name]:
@@ -53,35 +47,23 @@ def round_robin(
     return samples
 
 
-def time_on_cpu(calls: Mapping[str, Call], *, quick: bool = False) -> Samples:
-    once = {name: _once_ns(call) for name, call in calls.items()}
-    rounds = {name: rounds_for(cost, 4 if quick else 1) for name, cost in once.items()}
-    return round_robin(lambda name: _window_us(calls[name], inner_calls(once[name])), rounds)
+def time_on_cpu(calls: Mapping[str, Call]) -> Samples:
+    once = {name: min(Timer(call).repeat(3, 1)) for name, call in calls.items()}
+
+    def measure(name: str) -> float:
+        calls[name]()  # whoever ran before has left its own data in the caches
+        return _host_us(calls[name], inner_calls(once[name]))
+
+    return round_robin(measure, {name: rounds_for(cost) for name, cost in once.items()})
 
 
-def inner_calls(cost_ns: float) -> int:
-    return max(1, round(WINDOW_NS / cost_ns))
+def inner_calls(cost_s: float) -> int:
+    return max(1, round(WINDOW_S / cost_s))
 
 
-def rounds_for(cost_ns: float, share: int = 1) -> int:
+def rounds_for(cost_s: float) -> int:
     """As many as the budget pays for; a round runs one call more than it times."""
-    round_ns = (inner_calls(cost_ns) + 1) * cost_ns
-    return int(min(MOST_ROUNDS, max(FEWEST_ROUNDS, BUDGET_NS / share / round_ns)))
-
-
-def _once_ns(call: Call) -> float:
-    """A rough cost of one call: the fastest of three, more of them where the clock would be too coarse."""
-    costs = []
-    for _ in range(3):
-        start = perf_counter_ns()
-        call()
-        costs.append(perf_counter_ns() - start)
-    return min(costs) if min(costs) > WINDOW_NS // 10 else _window_us(call, 50) * 1000
-
-
-def _window_us(call: Call, inner: int) -> float:
-    call()  # whoever ran before has left its own data in the caches
-    return _host_us(call, inner)
+    return int(min(MOST_ROUNDS, max(FEWEST_ROUNDS, BUDGET_S / (inner_calls(cost_s) + 1) / cost_s)))
 
 
 def time_host(calls: Mapping[str, Call]) -> Samples:
@@ -89,18 +71,13 @@ def time_host(calls: Mapping[str, Call]) -> Samples:
 
     def measure(name: str) -> float:
         torch.cuda.synchronize()
-        taken = _host_us(calls[name], HOST_CALLS)
-        torch.cuda.synchronize()
-        return taken
+        return _host_us(calls[name], HOST_CALLS)
 
     return round_robin(measure, dict.fromkeys(calls, HOST_ROUNDS))
 
 
 def _host_us(call: Call, count: int) -> float:
-    start = perf_counter_ns()
-    for _ in repeat(None, count):
-        call()
-    return (perf_counter_ns() - start) / count / 1000
+    return Timer(call).timeit(count) / count * 1e6
 
 
 def sets_for(set_bytes: int, l2: int, *, trained: bool = False) -> int:
@@ -116,45 +93,43 @@ def sets_for(set_bytes: int, l2: int, *, trained: bool = False) -> int:
     return max(SETS_PREFILL, several)
 
 
-def calls_for(bytes_moved: int, sets: int) -> int:
-    """Calls in one graph, a multiple of the sets."""
+def times_for(bytes_moved: int, sets: int) -> int:
+    """How often one graph goes round over the sets, a call each."""
     estimate_us = max(LAUNCH_US, bytes_moved / BYTES_PER_US)
     wanted = min(MOST_CALLS, max(1, round(GRAPH_US / estimate_us)))
-    return -(-wanted // sets) * sets
+    return -(-wanted // sets)
 
 
-def capture(
-    calls: Sequence[Call], count: int, *, stream: torch.cuda.Stream | None = None, pool: Any = None
-) -> torch.cuda.CUDAGraph:
-    """One graph of `count` calls, going round over `calls`. Graphs that are never replayed at once may share a pool."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(side)
+def capture(calls: Sequence[Call], pool: Any) -> torch.cuda.CUDAGraph:
+    """One graph of the calls, on the current stream, which is not the default one.
+
+    A backward pass runs on the stream of its forward pass, so that both are on this one. pool: shared by graphs that
+    are never replayed at once; eager's backward pass takes 30 GiB for one call at 32768 x 32768.
+    """
+    for call in calls:
+        call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
-        for call in islice(cycle(calls), count):
+    with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
+        for call in calls:
             call()
     return graph
 
 
-def time_graphs(graphs: Mapping[str, torch.cuda.CUDAGraph], count: int) -> Samples:
+def time_graphs(graphs: Mapping[str, torch.cuda.CUDAGraph], count: int, rounds: int = ROUNDS) -> Samples:
     """Of the device. count: calls in a graph."""
-    return round_robin(lambda name: device_us(graphs[name].replay) / count, dict.fromkeys(graphs, ROUNDS))
+    return round_robin(lambda name: _device_us(graphs[name].replay) / count, dict.fromkeys(graphs, rounds))
 
 
 def copy_tb_s() -> float:
     """What a large device-to-device copy moves, bytes read plus bytes written, in 1e12 bytes a second."""
     source = torch.empty(COPY_BYTES // 2, dtype=torch.bfloat16, device="cuda").normal_()
     target = torch.empty_like(source)
-    times = [device_us(lambda: target.copy_(source)) for _ in range(COPY_ROUNDS)]
+    times = [_device_us(lambda: target.copy_(source)) for _ in range(COPY_ROUNDS)]
     return 2 * COPY_BYTES / statistics.median(times) / 1e6
 
 
-def device_us(work: Callable[[], object]) -> float:
+def _device_us(work: Callable[[], object]) -> float:
     """Between events around the work, queued while the device is still busy with one more of it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     work()

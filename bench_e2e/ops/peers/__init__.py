@@ -7,33 +7,24 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from serving_ops.bench_e2e import environment
-from serving_ops.bench_e2e.ops.cases import Case
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Norm, Unsupported, differentiated
-from serving_ops.bench_e2e.ops.inputs import Inputs
+from serving_ops.bench_e2e.ops.contestants import Contestant
 
-ENGINES = {
-    "cpu": {"vLLM": "vllm_c.contestants"},
-    "cuda": {"vLLM": "vllm_c.contestants", "sgl": "libraries.sgl"},
-}
-LIBRARIES = {
-    "FlashInfer": "flashinfer_norm.contestants",
-    **{"Quack": "libraries.quack", "Liger": "libraries.liger", "FLA": "libraries.fla"},
-}
-WITH_GRADIENTS = {name: f"{LIBRARIES[name]}_trained" for name in ("Quack", "Liger", "FLA")}
+ENGINES = {"vLLM": "vllm_c.contestants", "sgl": "libraries.sgl"}
+LIBRARIES = {name: f"libraries.{name.lower()}" for name in ("FlashInfer", "Quack", "Liger", "FLA")}
 REASON_CHARACTERS = 160  # of an error's first line
 
 
 def adapters_for(bench: str, device: str, *, libraries: bool) -> dict[str, str]:
-    """Project -> adapter: the engines' own, and with `libraries` those beside them on CUDA; all that train do there."""
-    if bench == "training":
-        return WITH_GRADIENTS if device == "cuda" else {}
-    return ENGINES[device] | (LIBRARIES if libraries and device == "cuda" else {})
+    """Project -> adapter: the engines' own; with `libraries`, and with gradients, those beside them."""
+    on_cuda = device == "cuda"
+    engines = ENGINES if on_cuda else {"vLLM": ENGINES["vLLM"]}
+    return (engines if bench == "ops" else {}) | (LIBRARIES if on_cuda and (libraries or bench == "training") else {})
 
 
 def load(adapters: Mapping[str, str]) -> tuple[list[Contestant], dict[str, str]]:
@@ -53,28 +44,6 @@ def first_line(error: BaseException) -> str:
     """An error as a cell of a table takes it."""
     text = str(error).strip().split("\n")[0] or "no message"
     return f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]
-
-
-def offered(calls: dict[str, Callable[[Inputs], Call]]) -> Callable[[Case, Inputs], Call]:
-    """Binds the call of each op that a project offers without gradients."""
-
-    def bind(case: Case, inputs: Inputs) -> Call:
-        if case.op not in calls:
-            raise Unsupported(f"no {case.op}")
-        return calls[case.op](inputs)
-
-    return bind
-
-
-def trained(norms: dict[str, Norm], *, overwrites_dout: bool = False) -> Callable[[Case, Inputs], Call]:
-    """Binds the function of the leaves of each op that a project offers with gradients."""
-
-    def bind(case: Case, inputs: Inputs) -> Call:
-        if case.op not in norms:
-            raise Unsupported(f"no {case.op}")
-        return differentiated(norms[case.op], case, inputs, overwrites_dout=overwrites_dout)
-
-    return bind
 
 
 def load_library(candidates: Sequence[str]) -> None:

