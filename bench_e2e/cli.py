@@ -16,7 +16,6 @@ COMMANDS = {
     "table": ("table", "Markdown tables from result files"),
     "plot": ("plot", "pictures from result files"),
     "compare": ("compare", "two result files beside each other"),
-    "one-batch": ("one_batch", "SGLang's one-batch bench, which alone loads no plugins"),
 }
 """Subcommand -> its module, and what it does. A module is imported when it is asked for: some need torch."""
 SHARED = ("ops", "training")  # have one module, which is told which of them it is

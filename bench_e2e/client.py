@@ -1,19 +1,23 @@
-"""The engine's own load generator, `vllm bench serve` or SGLang's, in one process that stays alive for all turns.
+"""The engine's own load generator, `vllm bench serve` or SGLang's, called in this process.
 
-A process for each turn would spend 8 s on imports, on cores that the servers need. `python -m
-serving_ops.bench_e2e.client FOLDER ENGINE` answers each turn with the figures of the words that it is asked with.
+A process for each turn would spend 8 s on imports, on cores that the servers need.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-from serving_ops.bench_e2e.turns import answer_all
+from serving_ops.bench_e2e.comparison import BASELINE
+from serving_ops.bench_e2e.server import HOST, Address, engine_environment
 
 METRICS = tuple(f"{figure}_{metric}_ms" for metric in ("ttft", "tpot") for figure in ("mean", "median", "p90", "p99"))
 """The names that `vllm bench serve` gives them."""
@@ -22,39 +26,13 @@ LABELS = {
     for metric in ("ttft", "tpot")
     for figure in ("median", "p90", "p99")
 }
-
-
-@dataclass(frozen=True)
-class ServeLoad:
-    """What a server is asked in one turn, greedily and without an early end.
-
-    input_len: exactly, of random prompts; None for the questions of `chat`, which only vLLM's generator asks.
-    """
-
-    num_prompts: int
-    input_len: int | None  # tokens
-    output_len: int  # tokens
-    concurrency: int  # requests in flight
-
-    def words(
-        self, engine: str, host: str, port: int, name: str, tokenizer: str, seed: int, warmups: int, chats: Path
-    ) -> list[str]:
-        """Of the generator's command line. warmups: requests before the measured ones. chats: the questions' file."""
-        if self.input_len is None:
-            prompts = [*CHAT, "--dataset-path", str(chats), "--sharegpt-output-len", str(self.output_len)]
-        else:
-            lengths = ("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len))
-            prompts = [*RANDOM[engine], *lengths]
-        return [
-            *("--host", host, "--port", str(port), "--model", name, "--tokenizer", tokenizer, "--seed", str(seed)),
-            *(*prompts, "--num-prompts", str(self.num_prompts), "--max-concurrency", str(self.concurrency)),
-            *("--ready-check-timeout-sec", "0", *WORDS[engine], str(warmups)),
-        ]
-
-
+CHATS = Path(__file__).with_name("chats.json")
+"""Questions of 7 to 370 tokens of SmolLM2, about small things and about `accuracy/text.txt`, as vLLM's generator reads
+them. The first few are short, long and between."""
+MOST_CHAT_TOKENS = 512  # of a question, with its chat template
 CHAT = (  # every turn has the same questions
     *("--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
-    *("--dataset-name", "sharegpt", "--disable-shuffle"),
+    *("--dataset-name", "sharegpt", "--disable-shuffle", "--dataset-path", str(CHATS)),
 )
 RANDOM = {
     "vllm": ("--dataset-name", "random"),
@@ -70,39 +48,70 @@ WORDS = {
 }
 
 
-def _vllm() -> Callable[[list[str], Path], dict[str, float]]:
+@dataclass(frozen=True)
+class ServeLoad:
+    """What a server is asked in one turn, greedily and without an early end.
+
+    input_len: exactly, of random prompts; None for the questions of CHATS, which only vLLM's generator asks.
+    """
+
+    num_prompts: int
+    input_len: int | None  # tokens
+    output_len: int  # tokens
+    concurrency: int  # requests in flight
+
+    def words(self, engine: str, address: Address, tokenizer: str, seed: int, warmups: int) -> list[str]:
+        """Of the generator's command line. warmups: requests before the measured ones."""
+        if self.input_len is None:
+            prompts = [*CHAT, "--sharegpt-output-len", str(self.output_len)]
+        else:
+            lengths = ("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len))
+            prompts = [*RANDOM[engine], *lengths]
+        return [
+            *("--host", HOST, "--port", str(address.port), "--model", address.name, "--tokenizer", tokenizer),
+            *("--seed", str(seed), *prompts, "--num-prompts", str(self.num_prompts)),
+            *("--max-concurrency", str(self.concurrency), "--ready-check-timeout-sec", "0"),
+            *(*WORDS[engine], str(warmups)),
+        ]
+
+
+class Generator:
+    """The load generator of an engine, which prints into `log`. offline: asks no model hub."""
+
+    def __init__(self, engine: str, log: TextIO, offline: bool) -> None:
+        self.log = log
+        local = engine_environment(BASELINE, "cpu", offline, engine)
+        os.environ.update({name: local[name] for name in ("HF_HUB_OFFLINE", "NO_PROXY", "no_proxy")})
+        with redirect_stdout(log), redirect_stderr(log):
+            self.run = {"vllm": _vllm, "sglang": _sglang}[engine]()
+
+    def ask(self, words: list[str]) -> dict[str, float]:
+        """METRICS and `completed`. Raises RuntimeError where the generator fails."""
+        try:
+            with redirect_stdout(self.log), redirect_stderr(self.log):
+                found = self.run(words)
+            return {name: float(found[name]) for name in ("completed", *METRICS)}
+        except (Exception, SystemExit) as error:
+            raise RuntimeError(f"the load generator failed: {error!r}") from error
+
+
+def _vllm() -> Callable[[list[str]], dict[str, float]]:
     from vllm.benchmarks import serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     serve.get_tokenizer = functools.cache(serve.get_tokenizer)  # once for all turns: a load takes 0.3 s
     parser = FlexibleArgumentParser()
     serve.add_cli_args(parser)
-    return lambda words, folder: serve.main(parser.parse_args(words))  # type: ignore[no-any-return]
+    return lambda words: serve.main(parser.parse_args(words))  # type: ignore[no-any-return]
 
 
-def _sglang() -> Callable[[list[str], Path], dict[str, float]]:
+def _sglang() -> Callable[[list[str]], dict[str, float]]:
     from sglang.benchmark import serving
 
-    def ask(words: list[str], folder: Path) -> dict[str, float]:
-        """The generator appends a line to its file."""
-        saved = folder / "figures.jsonl"
-        sys.argv = ["serving", *words, "--output-file", str(saved)]
-        serving.cli_main()
-        found: dict[str, float] = json.loads(saved.read_text().splitlines()[-1])
-        return found
+    def ask(words: list[str]) -> dict[str, float]:
+        with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as saved:
+            sys.argv = ["serving", *words, "--output-file", saved.name]
+            serving.cli_main()
+            return dict(json.loads(saved.read()))
 
     return ask
-
-
-def main(folder: Path, engine: str) -> None:
-    ask = {"vllm": _vllm, "sglang": _sglang}[engine]()
-
-    def answer(words: list[str]) -> dict[str, float]:
-        found = ask(words, folder)
-        return {name: float(found[name]) for name in ("completed", *METRICS)}
-
-    answer_all(folder, answer)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

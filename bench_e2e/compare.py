@@ -17,7 +17,6 @@ from rich.console import Console
 
 from serving_ops.bench_e2e import comparison, result_file
 from serving_ops.bench_e2e.comparison import BASELINE, OURS
-from serving_ops.bench_e2e.comparison_table import ratio_text, spread_text
 from serving_ops.bench_e2e.table import Block
 
 CASE = ("regime", "op", "shape", "dtype", "layout", "form", "threads", "passes")
@@ -52,8 +51,8 @@ def _of_variants(a: dict[str, Any], b: dict[str, Any]) -> Block:
     for figure in (figure for figure in runs[0].figures if figure in runs[1].figures):
         spreads = {variant: [run.spread(variant, figure) for run in runs] for variant in (OURS, BASELINE)}
         changes = [f"{after.median / before.median:.3f}" for before, after in spreads.values()]
-        ratios = [ratio_text(run.ratio(figure)) for run in runs]
-        lines.append([runs[0].figures[figure], *map(spread_text, spreads[OURS]), *changes, *ratios])
+        ratios = [str(run.ratio(figure) or "none") for run in runs]
+        lines.append([runs[0].figures[figure], *map(str, spreads[OURS]), *changes, *ratios])
     ratios = [f"{OURS} / {BASELINE} {name}" for name in "AB"]
     return Block(["ms", f"{OURS} A", f"{OURS} B", "B / A", f"{BASELINE} B / A", *ratios], lines)
 

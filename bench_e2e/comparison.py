@@ -1,17 +1,31 @@
-"""Variants of one model, measured in pairs: the result of `serve`, `step` and `training-steps`."""
+"""Variants of one model, measured in pairs: the result of `serve`, `step` and `training-steps`, and its tables."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.plugin_log import is_active
+from rich.console import Console
+
 from serving_ops.bench_e2e.result_file import machine, read
 from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio, spread
+from serving_ops.bench_e2e.table import Block
 
 BASELINE, OURS = "native", "serving_ops"
-OWN = ("labels", "pairs", "plugin_lines")
+INVARIANT = {"VLLM_BATCH_INVARIANT=1": "VLLM_BATCH_INVARIANT=1", "enable_deterministic_inference": "deterministic"}
+"""Settings of engines, as a command has them and as a title: they change what every figure is compared with."""
+INACTIVE = "serving_ops was not active: this compares native with itself"
+
+# "serving_ops 0.1.0 (auto, cpu): on for 13 of 13 RMSNorm; ...", behind the prefix of the engine's logger. Where
+# SERVING_OPS names ops, "auto for rms_norm, rms_norm_gated alone" stands in the place of "auto".
+STARTUP = re.compile(r"\bserving_ops \S+ \([^)]+\): on for .*")
+NOTHING_ON = ": on for no layer"
+OFF = "serving_ops is off: "
+IN_VLLMS_PASS = "our kernels run"
+"""Said where no layer is ours, and vLLM's fusion pass calls our kernels all the same."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,14 @@ class Comparison:
         return all(map(is_active, self.plugin_lines.get(OURS, [])))
 
     @property
+    def mode(self) -> str:
+        """With the settings that change what every figure is compared with."""
+        words = self.run["command"]
+        return ", ".join([self.run["mode"], *(f"`{shown}`" for given, shown in INVARIANT.items() if given in words)])
+
+    @property
     def title(self) -> str:
-        return f"{self.run['model']}, {self.run['mode']}"
+        return f"{self.run['model']}, {self.mode}"
 
     @property
     def circumstances(self) -> str:
@@ -64,21 +84,46 @@ class Comparison:
         return f"{named}, {machine(self.run)}, {self.run['date'][:10]}"
 
     def to_json(self) -> dict[str, Any]:
+        others = [variant for variant in self.pairs if variant != BASELINE]
+        found = {variant: {figure: self.ratio(figure, variant) for figure in self.figures} for variant in others}
         ratios = {
-            variant: {figure: asdict(ratio) for figure in self.figures if (ratio := self.ratio(figure, variant))}
-            for variant in self.pairs
-            if variant != BASELINE
+            variant: {figure: asdict(ratio) for figure, ratio in of.items() if ratio} for variant, of in found.items()
         }
-        own = {name: getattr(self, name) for name in OWN}
+        own = {"labels": self.labels, "pairs": self.pairs, "plugin_lines": self.plugin_lines}
         return {**self.run, "plugin_active": self.active, "ratios": ratios, **own}
+
+    def block(self) -> Block:
+        """A line a figure. Older results have variants that are shown by their ratio alone."""
+        shown = [variant for variant in (BASELINE, OURS) if variant in self.pairs]
+        compared = [variant for variant in self.pairs if variant != BASELINE and BASELINE in self.pairs]
+        ratios = [f"{variant} / {BASELINE}{', 95% interval' if variant == OURS else ''}" for variant in compared]
+        lines = [
+            [
+                label,
+                *(str(self.spread(variant, figure)) for variant in shown),
+                *(str(self.ratio(figure, variant) or "none") for variant in compared),
+            ]
+            for figure, label in self.figures.items()
+        ]
+        return Block(["ms", *shown, *ratios], lines)
+
+    def show(self, console: Console) -> None:
+        console.print(f"\n[bold]{self.title}[/bold]: {self.circumstances}", soft_wrap=True)
+        self.block().print(console)
+        console.print(self.run["method"], markup=False, soft_wrap=True)
+        if not self.active:
+            console.print(f"[bold red]{INACTIVE}[/bold red]")
+            for line in dict.fromkeys(self.plugin_lines[OURS]):
+                console.print(f"  {line or '(the plugin said nothing)'}", markup=False, soft_wrap=True)
 
 
 def of(plain: dict[str, Any]) -> Comparison:
     """From what `read` gave. Raises KeyError for a result of another kind."""
-    return Comparison(
-        {key: value for key, value in plain.items() if key not in (*OWN, "plugin_active", "ratios")},
-        *(plain[name] for name in OWN),
-    )
+    run = dict(plain)
+    own = [run.pop(name) for name in ("labels", "pairs", "plugin_lines")]
+    for derived in ("plugin_active", "ratios"):
+        run.pop(derived, None)
+    return Comparison(run, *own)
 
 
 def load(path: Path) -> Comparison:
@@ -87,3 +132,42 @@ def load(path: Path) -> Comparison:
         return of(read(path))
     except KeyError as error:
         raise ValueError(f"{path} compares no variants: it has no {error}") from error
+
+
+def markdown(plain: dict[str, Any]) -> str:
+    """Without how ratios are made, which is the same for all, and which docs/bench.md says once."""
+    result = of(plain)
+    head = f"**{result.title}**: {result.circumstances}{'' if result.active else f'. **{INACTIVE}.**'}"
+    method = re.split(r"[.;] ratio:", result.run["method"], maxsplit=1, flags=re.IGNORECASE)[0].removesuffix(".")
+    return f"{head}\n\n{result.block().markdown()}\n\n{method}. `{result.run['command']}`"
+
+
+def summary(plains: Sequence[dict[str, Any]]) -> str:
+    """A line a result, a column a figure: serving_ops over native. Of several engines each line has its name."""
+    results = [of(plain) for plain in plains]
+    columns = {figure: label for result in results for figure, label in result.figures.items()}
+    several = len({result.run["engine"] for result in results}) > 1
+    lines = [
+        [
+            f"{result.run['engine']}, {result.title}" if several else result.title,
+            *(str(result.ratio(figure) or "none") if figure in result.figures else "" for figure in columns),
+        ]
+        for result in results
+    ]
+    return Block([f"{OURS} / {BASELINE}", *columns.values()], lines).markdown()
+
+
+def startup_line(log: Iterable[str]) -> str | None:
+    """The plugin's own words at start-up. None if it said nothing, or if a worker said that it is off.
+
+    Of several workers, one on which nothing is on speaks for all.
+    """
+    lines = list(log)
+    found = [match.group(0) for line in lines if (match := STARTUP.search(line))]
+    if not found or any(OFF in line for line in lines):
+        return None
+    return next((line for line in found if not is_active(line)), found[-1])
+
+
+def is_active(line: str | None) -> bool:
+    return line is not None and (NOTHING_ON not in line or IN_VLLMS_PASS in line)

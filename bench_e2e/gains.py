@@ -16,7 +16,6 @@ from typing import Any
 
 from serving_ops.bench_e2e import comparison, presets
 from serving_ops.bench_e2e.comparison import Comparison
-from serving_ops.bench_e2e.comparison_table import mode, ratio_text
 from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio
 from serving_ops.bench_e2e.table import Block
 
@@ -75,7 +74,7 @@ def _chosen(results: dict[Path, dict[str, Any]]) -> list[tuple[Path, Comparison]
     for path, result in sorted(compared, key=lambda entry: (min(_pairs(entry[1]), LEAST_PAIRS), entry[1].run["date"])):
         has_interval = any(ratio and ratio.low is not None for ratio in map(result.ratio, result.figures))
         if result.active and has_interval:
-            found[result.run["engine"], result.run["device"], result.run["model"], mode(result)] = path, result
+            found[result.run["engine"], result.run["device"], result.run["model"], result.mode] = path, result
     return list(found.values())
 
 
@@ -88,10 +87,10 @@ def _row(path: Path, result: Comparison, beside: Path) -> Row:
     gpu = str(run["hardware"]["gpu"]).removeprefix("NVIDIA ")
     machine = gpu if run["device"] == "cuda" else f"{run['hardware']['cores']} CPU cores"
     version = run["versions"][run["engine"]].removesuffix("+cpu")
-    engine = f"{ENGINES[run['engine']]} {version}, {machine}, {mode(result)}"
+    engine = f"{ENGINES[run['engine']]} {version}, {machine}, {result.mode}"
     ratios = {column: found for column, figures in COLUMNS.items() if (found := _differing(result, figures))}
     found = ((label, result.ratio(figure)) for figure, label in result.figures.items())
-    slower = [f"{label}: {ratio_text(ratio)}" for label, ratio in found if ratio and (ratio.low or 0.0) > 1]
+    slower = [f"{label}: {ratio}" for label, ratio in found if ratio and (ratio.low or 0.0) > 1]
     return Row(engine, presets.said(run["model"]), os.path.relpath(path, beside), ratios, slower)
 
 
@@ -108,7 +107,7 @@ def _differing(result: Comparison, figures: str) -> tuple[str, Ratio] | None:
 def _cell(row: Row, column: str) -> str:
     figure, ratio = row.ratios.get(column, ("", None))
     tokens = re.findall(r"prompt_(\d+)", figure)
-    return "" if ratio is None else ", ".join([ratio_text(ratio), *(f"{count} tokens" for count in tokens)])
+    return "" if ratio is None else ", ".join([str(ratio), *(f"{count} tokens" for count in tokens)])
 
 
 def _wrapped(text: str) -> str:

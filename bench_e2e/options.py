@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -15,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.bench_e2e import environment, presets, redact, result_file, smollm2
+from serving_ops.bench_e2e import environment, presets, result_file, smollm2
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
-from serving_ops.bench_e2e.environment import ENGINES
+from serving_ops.bench_e2e.environment import ENGINES, without_secrets
 
 COMMAND = "python -m serving_ops.bench_e2e"
 DUMMY = "dense"  # the preset for shapes
 MOST_BYTES = 200  # of a file's name, which gets an ending
-# A server that the bench cannot reach, or that asks its client for a key, cannot be measured.
-OF_THE_BENCH = {"api_key", "host", "port", "uds", "root_path", "served_model_name", "ssl_keyfile", "ssl_certfile"}
-SEVERAL = ("pipeline_parallel_size", "pp_size", "data_parallel_size", "dp_size")
+# The model is an option, a server has to answer the bench's own client, and a pipeline's step has no one device time.
+OF_THE_BENCH = {"model", "model_path", "api_key", "host", "port", "uds", "root_path", "served_model_name"}
+OF_THE_BENCH |= {"ssl_keyfile", "ssl_certfile", "pipeline_parallel_size", "pp_size", "data_parallel_size", "dp_size"}
+# A hybrid's gated norm on CPU and a Mamba-2 are nothing that SGLang alone could run: there is nothing to compare with.
+NOT_ON_SGLANG = {("hybrid", "cpu"), ("mamba2", "cpu"), ("mamba2", "cuda")}
 
 
 def refusal(text: str, allowed: str) -> argparse.ArgumentTypeError:
@@ -41,16 +41,6 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 at_least_1, at_least_2 = at_least(1), at_least(2)
-
-
-def above_0(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise refusal(text, "numbers above 0")
-    return number
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -79,45 +69,34 @@ def file_name(text: str) -> str:
 
 
 def engine_arguments(text: str) -> dict[str, Any]:
-    """A JSON object by the names of Python. The device time of a pipeline's step is not measured."""
+    """A JSON object by the names of Python."""
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+    except ValueError:
+        found = None
     if not isinstance(found, dict):
         raise refusal(text, 'a JSON object such as {"max_num_seqs": 4}')
     found = {name.lstrip("-").replace("-", "_"): value for name, value in found.items()}
-    several = [name for name in SEVERAL if found.get(name, 1) != 1]
-    if found.keys() & {"model", "model_path"}:
-        raise argparse.ArgumentTypeError("the model is the option --model")
     if taken := found.keys() & OF_THE_BENCH:
-        raise argparse.ArgumentTypeError(f"{', '.join(taken)}: the bench decides it, since its own client is served")
-    if several:
-        raise argparse.ArgumentTypeError(
-            f"{', '.join(several)}: of the parallel kinds, only tensor parallelism is measured"
-        )
+        raise argparse.ArgumentTypeError(f"the bench decides {', '.join(sorted(taken))}; allowed: other arguments")
     return found
 
 
 def model_of(text: str) -> str:
     """A folder or file that is there, as an absolute path, since servers run elsewhere; or a name on the hub."""
-    try:
-        path = Path(text).expanduser()
-        if text.strip() and path.exists():
-            return str(path.resolve())
-    except (OSError, RuntimeError) as error:  # too long a name; no such user's home
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    path = os.path.expanduser(text)
+    if text.strip() and os.path.exists(path):
+        return os.path.realpath(path)
     if text.startswith((".", "/", "~")) or (text.count("/") > 1 and "://" not in text) or not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no such folder")
+        raise refusal(text, "a folder that exists, or a name on the hub")
     return text
 
 
 def check_writable(parser: argparse.ArgumentParser, file: Path) -> None:
     """Where a result is to go; folders that are missing will be made."""
     made = next(path for path in (file, *file.parents) if path.exists())
-    wrong = errno.EISDIR if file.is_dir() else errno.ENOTDIR if made != file and not made.is_dir() else None
-    if wrong := wrong or (None if os.access(made, os.W_OK) else errno.EACCES):
-        parser.error(f"--out: {file} cannot be written: {os.strerror(wrong)}")
+    if file.is_dir() or (made != file and not made.is_dir()) or not os.access(made, os.W_OK):
+        parser.error(f"--out: {file} cannot be written; allowed: a file in a folder that can be written")
 
 
 def check_gpu(parser: argparse.ArgumentParser, device: str) -> None:
@@ -136,7 +115,7 @@ def check_variables(parser: argparse.ArgumentParser) -> None:
 def check_installed(parser: argparse.ArgumentParser, engine: str) -> None:
     name = ENGINES[engine]
     if environment.engine_version(engine) is None:
-        parser.error(f"{name.title} is not installed: {name.install}")
+        parser.error(f"{name.title} is not installed: pip install 'serving-ops[{' or '.join(name.distributions)}]'")
     if not environment.plugin_installed(engine):
         parser.error(f"{name.title} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
 
@@ -156,7 +135,6 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     mode.add_argument("--compiled", action="store_false", dest="eager", help="default on CUDA")
     example = 'such as {"tensor_parallel_size": 2}'
     add("--engine-args", type=engine_arguments, default={}, metavar="JSON", help=f"more for the engine, {example}")
-    add("--kv-cache-gib", type=above_0, default=4.0, help="of each vLLM on CUDA (default: %(default)s)")
     add("--start-timeout", type=at_least_1, default=600, help="seconds a start may take (default: %(default)s)")
     add("--out", type=Path, default=Path("bench_results"), help="for JSON and PNG (default: %(default)s)")
     add("--name", type=file_name, help="of both files (default: date, engine, device, model and mode)")
@@ -169,31 +147,59 @@ def complete(
     made: argparse.ArgumentParser,
     chosen: argparse.Namespace,
     defaults: dict[str, dict[str, Any]],
-    instead: dict[str, Any],
     tokens: Callable[[argparse.Namespace], int],
 ) -> argparse.Namespace:
     """Checks the options and fills the defaults of the device in; `tokens` are those of the longest request."""
     check_variables(made)
     check_installed(made, chosen.engine)
     chosen.device = environment.detect_device(chosen.engine)
-    chosen.preset = chosen.preset or _default_preset(chosen)
-    _check_preset(made, chosen)
+    _choose_model(made, chosen)
     if chosen.engine == "sglang" and chosen.device == "cpu" and chosen.eager is False:
         made.error("--compiled: SGLang compiles nothing on CPU")
-    for option, value in {**defaults[chosen.device], **instead}.items():
+    for option, value in defaults[chosen.device].items():
         if getattr(chosen, option) is None:
             setattr(chosen, option, value)
     longest = tokens(chosen) + SPARE_TOKENS
-    positions = smollm2.MAX_POSITIONS if chosen.preset == smollm2.NAME else presets.MAX_POSITIONS
-    if not chosen.model and longest > positions:
-        made.error(f"--preset {chosen.preset} has {positions} positions: {longest} tokens do not fit")
+    if chosen.positions and longest > chosen.positions:
+        made.error(f"--preset {chosen.preset} has {chosen.positions} positions: {longest} tokens do not fit")
     mode = "eager" if chosen.eager else "compiled"
-    preset = "-".join(filter(None, (chosen.preset, chosen.quantization)))
-    label = redact.text(Path(chosen.model).name) if chosen.model else preset
-    parts = (f"{datetime.now(UTC):%Y%m%d-%H%M}", chosen.kind, chosen.engine, chosen.device, label, mode)
+    label = chosen.label.removeprefix("preset ")
+    parts = (f"{datetime.now(UTC):%Y%m%d-%H%M}", chosen.kind, chosen.engine, chosen.device, Path(label).name, mode)
     chosen.name = chosen.name or "-".join(parts)
     check_writable(made, out(chosen))
     return chosen
+
+
+def _choose_model(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """Sets what is chosen by the preset: `model`, a folder or a name, but None for dummy weights; `label` for readers;
+    `positions`, None where unknown; `model_args`, what an engine has to be told."""
+    quantized, preset = chosen.quantization, chosen.preset
+    if chosen.model:
+        if quantized:
+            made.error(f"--quantization {quantized}: for presets alone")
+        label = Path(chosen.model).name if os.path.isabs(chosen.model) else without_secrets(chosen.model)
+        chosen.label, chosen.positions, chosen.model_args = label, None, {}
+        return
+    by_default = preset is None and chosen.kind == "serve" and chosen.engine == "vllm"
+    if (preset == smollm2.NAME or by_default) and quantized in (None, *smollm2.QUANTIZED):
+        try:
+            chosen.model, chosen.preset = str(smollm2.checkpoint(quantized)), smollm2.NAME
+            chosen.label = "-".join(filter(None, (smollm2.TITLE, quantized)))
+            chosen.positions, chosen.model_args = smollm2.MAX_POSITIONS, smollm2.engine_args(quantized)
+            return
+        except smollm2.Unavailable as error:
+            if preset:
+                made.error(f"--preset {preset}: {error}")
+            print(f"no {smollm2.NAME}, so the preset {DUMMY} with dummy weights is served: {error}", file=sys.stderr)
+    chosen.preset = preset = preset or DUMMY
+    on_sglang = chosen.engine == "sglang"
+    if quantized and (preset not in presets.QUANTIZED or (on_sglang and chosen.device == "cpu")):
+        made.error(f"--quantization {quantized}: allowed with {', '.join(presets.QUANTIZED)}, and on CPU with vLLM")
+    if on_sglang and (preset, chosen.device) in NOT_ON_SGLANG:
+        made.error(f"--preset {preset}: SGLang does not run it on {chosen.device}")
+    chosen.label = "-".join(filter(None, (f"preset {preset}", quantized)))
+    chosen.positions = presets.MAX_POSITIONS
+    chosen.model_args = presets.preset_engine_args(preset, chosen.device, chosen.engine, quantized)
 
 
 def out(chosen: argparse.Namespace) -> Path:
@@ -207,59 +213,16 @@ def described(chosen: argparse.Namespace, words: list[str], load: Any, given: di
     return result_file.of_run(chosen.kind, command, chosen.device) | {
         "name": chosen.name,
         "engine": chosen.engine,
-        "model": redact.text(model_label(chosen)),
+        "model": chosen.label,
         "mode": "eager" if chosen.eager else compiled,
         "load": asdict(load),
-        "engine_options": redact.plain(given),
+        "engine_options": without_secrets(given),
     }
 
 
 def model_and_tokenizer(chosen: argparse.Namespace, work: Path) -> tuple[str, str]:
-    """Where they lie: a preset is written into `work`."""
-    if chosen.model or chosen.preset == smollm2.NAME:
-        found = chosen.model or str(smollm2.checkpoint(chosen.quantization))
-        return found, found
+    """Where they lie: a preset with dummy weights is written into `work`."""
+    if chosen.model:
+        return chosen.model, chosen.model
     folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device, chosen.quantization)
     return str(folder), str(presets.tokenizer_of(folder))
-
-
-def model_label(chosen: argparse.Namespace) -> str:
-    """The model to a reader: a folder by its last name alone."""
-    if not chosen.model:
-        of_preset = smollm2.TITLE if chosen.preset == smollm2.NAME else f"preset {chosen.preset}"
-        return "-".join(filter(None, (of_preset, chosen.quantization)))
-    return Path(chosen.model).name if os.path.isabs(chosen.model) else str(chosen.model)
-
-
-def _default_preset(chosen: argparse.Namespace) -> str:
-    """The real model, or dummy weights where it cannot be had. A sentence says so."""
-    quantizes = chosen.quantization is None or chosen.quantization in smollm2.QUANTIZED
-    if chosen.model or chosen.kind != "serve" or chosen.engine != "vllm" or not quantizes:
-        return DUMMY
-    try:
-        smollm2.checkpoint(chosen.quantization)
-    except smollm2.Unavailable as error:
-        print(f"no {smollm2.NAME}, so the preset {DUMMY} with dummy weights is served: {error}", file=sys.stderr)
-        return DUMMY
-    return smollm2.NAME
-
-
-def _check_preset(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
-    """Without serving_ops SGLang has no gated norm on CPU: there is nothing to compare with."""
-    quantized = chosen.quantization
-    quantizing = (*([smollm2.NAME] if quantized in smollm2.QUANTIZED else []), *presets.QUANTIZED)
-    if quantized and (chosen.model or chosen.preset not in quantizing):
-        made.error(f"--quantization {quantized}: for --preset {' or '.join(quantizing)} alone")
-    if chosen.preset == smollm2.NAME and not chosen.model:
-        try:
-            smollm2.checkpoint(quantized)
-        except smollm2.Unavailable as error:
-            made.error(f"--preset {smollm2.NAME}: {error}")
-    if chosen.engine != "sglang" or chosen.model:
-        return
-    if quantized and chosen.device == "cpu":
-        made.error(f"--quantization {quantized}: SGLang quantizes nothing on CPU")
-    if chosen.preset == "mamba2":
-        made.error("--preset mamba2: for vLLM alone")
-    if (chosen.preset, chosen.device) == ("hybrid", "cpu"):
-        made.error("--preset hybrid: SGLang alone cannot run gated norms on CPU, so nothing can be compared")

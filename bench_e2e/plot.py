@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import comparison
-from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
-from serving_ops.bench_e2e.comparison_table import INACTIVE, ratio_text
+from serving_ops.bench_e2e.comparison import BASELINE, INACTIVE, OURS, Comparison
 
 PANELS = {"TTFT": ("TTFT",), "TPOT": ("TPOT", "device time", "step")}
 """Title of a panel -> how the labels of its figures begin."""
@@ -81,4 +80,4 @@ def _points(axes: Any, place: float, times: list[float], colour: str) -> None:
 
 def _ratio(result: Comparison, figure: str) -> str:
     ratio = result.ratio(figure)
-    return ratio_text(ratio).replace(" ", "\n", 1) if ratio else ""
+    return str(ratio).replace(" ", "\n", 1) if ratio else ""

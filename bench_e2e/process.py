@@ -6,31 +6,18 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-STOP_SECONDS, ORPHAN_SECONDS = 15.0, 5.0  # vLLM needs 2 to 4 s to shut its engine core down; after this it is killed
+STOP_SECONDS = 15.0  # vLLM needs 2 to 4 s to shut its engine core down; after this it is killed
 POLL_SECONDS = 0.25  # seldom, since we share the cores with what is measured
 # What Triton's bindings print as every vLLM process ends: hundreds of lines after the one that matters.
 NOISE = ("nanobind: ", " - leaked ", " - ... skipped", "See https://nanobind")
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Reads process groups until the bench ends, even by SIGKILL, and ends those that are left.
-WATCH = """
-import os, signal, sys, time
-groups = [int(line) for line in sys.stdin]
-for number in (signal.SIGTERM, signal.SIGKILL):
-    alive = []
-    for group in groups:
-        try:
-            os.killpg(group, number)
-            alive.append(group)
-        except OSError:
-            pass
-    time.sleep(float(sys.argv[1]) if alive and number == signal.SIGTERM else 0)
-"""
+WATCH = "groups=$(cat); kill -TERM -- $groups; sleep 5; kill -KILL -- $groups"
 
 
 class ChildFailed(RuntimeError):
@@ -48,13 +35,11 @@ class Children:
         self.started: list[Child] = []
 
     def __enter__(self) -> Children:
-        watch = [sys.executable, "-IS", "-c", WATCH, str(ORPHAN_SECONDS)]
-        self.watch = subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True)
+        silent: dict[str, Any] = {"stderr": subprocess.DEVNULL, "start_new_session": True}
+        self.watch = subprocess.Popen(["sh", "-c", WATCH], stdin=subprocess.PIPE, **silent)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop(*self.started)
         self.watch.kill()  # not the end of its input: a group that is gone may have its number given to another
         self.watch.communicate()
@@ -87,7 +72,7 @@ class Children:
                 start_new_session=True,  # its process group is its pid
             )
             self.started.append(Child(process, log))
-            self.watch.stdin.write(b"%d\n" % process.pid)
+            self.watch.stdin.write(b"-%d\n" % process.pid)
             self.watch.stdin.flush()
         return self.started[-1]
 
@@ -96,11 +81,8 @@ class Children:
 def _interrupts_held() -> Iterator[None]:
     """They come when the block is over."""
     arrived: list[int] = []
-    before = {number: signal.getsignal(number) for number in INTERRUPTS}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in INTERRUPTS}
     try:
-        for number in before:
-            signal.signal(number, lambda number, frame: arrived.append(number))
         yield
     finally:
         for number, handler in before.items():

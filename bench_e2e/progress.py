@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-
-from rich.console import Console
+from functools import partial
 
 HEARTBEAT_SECONDS = 15.0  # between lines while a phase lasts
+say = partial(print, flush=True)
 
 
 class Progress:
     """`phase` names what happens now, `tick` says that one waits, `done` ends a step with how it went."""
 
     def __init__(self, steps: int) -> None:
-        self.console = Console(highlight=False)
         self.steps, self.count, self.name, self.last_beat = steps, 0, "", time.monotonic()
 
-    def phase(self, name: str) -> None:
-        self.name = name
-        self._say("")
+    def phase(self, name: str, more: str = "") -> None:
+        self.name, self.last_beat = name, time.monotonic()
+        say(f"[{self.count + 1}/{self.steps}] {name} {more}")
 
     def tick(self, last_line: str) -> None:
         if time.monotonic() - self.last_beat > HEARTBEAT_SECONDS:
-            self._say(last_line.strip())
+            self.phase(self.name, last_line.strip())
 
     def done(self, outcome: Mapping[str, float] | str) -> None:
         self.count += 1
         figures = outcome if isinstance(outcome, str) else ", ".join(f"{k} {v:.2f}" for k, v in outcome.items())
-        self.console.print(f"done {self.name}: {figures}", markup=False, soft_wrap=True)
-
-    def _say(self, more: str) -> None:
-        self.last_beat = time.monotonic()
-        self.console.print(f"[{self.count + 1}/{self.steps}] {self.name} {more}", markup=False, soft_wrap=True)
+        say(f"done {self.name}: {figures}")

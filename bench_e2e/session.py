@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 
-from serving_ops.bench_e2e import comparison_table
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
+from serving_ops.bench_e2e.progress import say
 from serving_ops.bench_e2e.result_file import save
 
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
@@ -28,38 +27,36 @@ def run(
 
     result: what was measured so far, None before the first whole pair. It is saved however `measure` ended.
     """
-    console = Console(highlight=False)
     work = Path(tempfile.mkdtemp(prefix="serving-ops-bench-"))
     status = 0
     end_as_if_interrupted()
     try:
         measure(work)
     except ChildFailed as error:
-        console.print("[bold red]failed[/bold red]: ", end="")
-        console.print(str(error), markup=False, soft_wrap=True)
+        say(f"failed: {error}")
         status = FAILED
     except KeyboardInterrupt:
-        console.print(f"[bold]interrupted[/bold]; no process is left, the logs are in {work}", soft_wrap=True)
+        say(f"interrupted; no process is left, the logs are in {work}")
         status = INTERRUPTED
     finally:
         measured = result()
         if measured is not None:
-            publish(measured, out, console)
-    if measured is not None:
-        status = status or (0 if measured.active else INACTIVE)
+            publish(measured, out)
+    if measured is not None and not measured.active:
+        status = status or INACTIVE
     if status in (0, INACTIVE) and not keep_logs:
         shutil.rmtree(work, ignore_errors=True)
     return status
 
 
-def publish(measured: Comparison, out: Path, console: Console) -> None:
+def publish(measured: Comparison, out: Path) -> None:
     written = save(measured.to_json(), out)
-    console.print(f"wrote {written}", soft_wrap=True)
-    comparison_table.show(measured, console)
+    say(f"wrote {written}")
+    measured.show(Console(highlight=False))
     try:
-        console.print(f"wrote {write_plot(measured, written.with_suffix('.png'))}", soft_wrap=True)
+        say(f"wrote {write_plot(measured, written.with_suffix('.png'))}")
     except Exception as error:  # the drawing library is another project's, and may be missing
-        console.print(f"no picture: {error!r}", markup=False, soft_wrap=True)
+        say(f"no picture: {error!r}")
 
 
 def end_as_if_interrupted() -> None:
@@ -72,12 +69,8 @@ def end_as_if_interrupted() -> None:
         signal.signal(number, interrupt)
 
 
-@contextlib.contextmanager
-def whole_pairs(pairs: dict[str, list[dict[str, float]]]) -> Iterator[None]:
-    """Drops what only some of the variants have, also where the block fails."""
-    try:
-        yield
-    finally:
-        whole = min(map(len, pairs.values()))
-        for entries in pairs.values():
-            del entries[whole:]
+def drop_unpaired(pairs: dict[str, list[dict[str, float]]]) -> None:
+    """Drops what only some of the variants have."""
+    whole = min(map(len, pairs.values()))
+    for entries in pairs.values():
+        del entries[whole:]

@@ -24,11 +24,16 @@ T_95 = (
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over the pairs."""
+    """One figure over the pairs. As text at most 19 characters, so that the whole table fits into 80."""
 
     median: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        digits = 1 if self.high >= 100 else 2
+        extremes = "" if self.low == self.high else f" [{self.low:.{digits}f}-{self.high:.{digits}f}]"
+        return f"{self.median:.{digits}f}{extremes}"
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,10 @@ class Ratio:
     high: float | None
     pairs: int
 
-    @property
-    def reach(self) -> float:
-        """Of the interval to each side, over the ratio; without an interval infinite."""
-        return math.inf if self.low is None or self.high is None else (self.high - self.low) / 2 / self.ratio
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"{self.ratio:.3f} [{self.pairs} pair{'' if self.pairs == 1 else 's'}]"
+        return f"{self.ratio:.3f} [{self.low:.3f}-{self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,9 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float], least: int =
     centre = statistics.fmean(logs)
     if len(logs) < max(2, least):
         return Ratio(math.exp(centre), None, None, len(logs))
-    reach = t_quantile_95(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    quantile = T_95[min(len(logs) - 1, len(T_95)) - 1]  # past the table it errs by under 4%, and on the careful side
+    reach = quantile * statistics.stdev(logs) / math.sqrt(len(logs))
     return Ratio(math.exp(centre), math.exp(centre - reach), math.exp(centre + reach), len(logs))
-
-
-def t_quantile_95(degrees_of_freedom: int) -> float:
-    """Past the table its last value, which errs by under 4% and on the careful side."""
-    return T_95[min(degrees_of_freedom, len(T_95)) - 1]
 
 
 def summarize(values: Sequence[float]) -> Summary:

@@ -8,21 +8,24 @@ other, so that what the machine does meanwhile meets both variants alike.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
+import statistics
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, machine_lock, options, session, sglang_scheduler, turns
-from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e import engine_arguments, options, session, sglang_scheduler, turns
+from serving_ops.bench_e2e.comparison import BASELINE, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, numbers
-from serving_ops.bench_e2e.plugin_log import startup_line
 from serving_ops.bench_e2e.process import Children
-from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.progress import Progress, say
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
-from serving_ops.bench_e2e.step_load import LAYER, StepLoad, typical
+from serving_ops.bench_e2e.step_engine import LAYER, StepLoad
 
 ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -48,19 +51,10 @@ class Engines:
         """Raises ChildFailed; the whole rounds until then stay."""
         chosen, places = self.chosen, range(1, self.chosen.engines + 1)
         names = [(variant, place) for place in places for variant in VARIANTS]
-        model, _ = options.model_and_tokenizer(chosen, work)
-        settings = {"engine": chosen.engine, "model": model, "options": self.engine_options}
-        settings |= {"load": asdict(self.load), "device": chosen.device}
         progress = Progress(len(names) * (chosen.rounds + 1))
-        with machine_lock.starting(chosen.lock) as measure_alone, Children() as children:
-            progress.console.print(f"{len(names)} engines, all alive at once; logs in {work}", soft_wrap=True)
-            running: dict[Name, turns.Asked] = {}
-            for name in names:
-                running[name] = _start(name, settings, work, children, chosen.start_timeout)
-                if chosen.device == "cpu":  # each takes all the cores; on CUDA all start at once
-                    self._up(running[name], progress)
-            for asked in running.values() if chosen.device != "cpu" else ():
-                self._up(asked, progress)
+        with starting(chosen.lock) as measure_alone, Children() as children:
+            say(f"{len(names)} engines, all alive at once; logs in {work}")
+            running = self._start(names, children, work, progress)
             self.lines = {
                 variant: [startup_line(running[variant, place].child.lines()) for place in places]
                 for variant in VARIANTS
@@ -78,16 +72,32 @@ class Engines:
             for name in names[: len(VARIANTS)]:
                 self.layer[name[0]] = running[name].ask(LAYER, progress)
 
-    def _up(self, asked: turns.Asked, progress: Progress) -> None:
-        progress.phase(f"{asked.name} starting")
-        asked.answer(progress)
-        progress.done("up")
+    def _start(
+        self, names: Sequence[Name], children: Children, work: Path, progress: Progress
+    ) -> dict[Name, turns.Asked]:
+        """All at once on CUDA. On CPU, where each takes all the cores, one after the other."""
+        chosen, running = self.chosen, {}
+        model, _ = options.model_and_tokenizer(chosen, work)
+        settings = {"engine": chosen.engine, "model": model, "options": self.engine_options}
+        settings |= {"load": asdict(self.load), "device": chosen.device}
+        for name in names:
+            folder = work / "-".join(map(str, name))
+            folder.mkdir()
+            (folder / "engine.json").write_text(json.dumps(settings))
+            variables = _variables(name[0], chosen, model, work)
+            child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
+            running[name] = turns.Asked(_text(name), child, folder, chosen.start_timeout)
+            if chosen.device == "cpu":
+                _wait(running[name], progress)
+        for asked in running.values() if chosen.device != "cpu" else ():
+            _wait(asked, progress)
+        return running
 
     def result(self, words: list[str]) -> Comparison | None:
-        if not self.rounds or not self.rounds["native"][0]:
+        if not self.rounds or not self.rounds[BASELINE][0]:
             return None
-        pairs = {variant: [typical(rounds) for rounds in engines] for variant, engines in self.rounds.items()}
-        method = self.load.method(self.chosen.engines, len(self.rounds["native"][0]))
+        pairs = {variant: [_medians(rounds) for rounds in engines] for variant, engines in self.rounds.items()}
+        method = self.load.method(self.chosen.engines, len(self.rounds[BASELINE][0]))
         run = options.described(self.chosen, words, self.load, self.engine_options)
         run |= {"method": method, "layer": self.layer, "rounds": self.rounds}
         return Comparison(run, self.load.labels, pairs, self.lines)
@@ -115,29 +125,44 @@ def _parse(words: list[str]) -> argparse.Namespace:
     add("--prompt-lens", type=numbers, help="tokens (default: 512; on CUDA 512,8192)")
     add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
     add("--lock", type=Path, help="runs that name the same file start together, and measure one at a time")
-    return options.complete(parser, parser.parse_args(words), DEFAULTS, {}, lambda chosen: _load(chosen).context)
+    return options.complete(parser, parser.parse_args(words), DEFAULTS, lambda chosen: _load(chosen).context)
 
 
-def _start(name: Name, settings: dict[str, Any], work: Path, children: Children, timeout: float) -> turns.Asked:
-    variant, place = name
-    folder = work / f"{variant}-{place}"
-    folder.mkdir()
-    (folder / "engine.json").write_text(json.dumps(settings))
-    offline = Path(settings["model"]).is_dir()
-    variables = engine_environment(variant, settings["device"], work, offline, settings["engine"])
-    if settings["engine"] == "sglang":
-        _for_sglang(variables, work)
-    else:
-        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the same process: less noise
-    child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
-    return turns.Asked(_text(name), child, folder, timeout)
+@contextmanager
+def starting(lock: Path | None) -> Iterator[Callable[[], None]]:
+    """Within, the runs that named `lock` start. What it yields waits until none of them starts or measures.
+
+    A run holds the file's lock shared while its engines start, and alone from then on. Without a path nothing waits.
+    """
+    if lock is None:
+        yield lambda: None
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield lambda: fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _for_sglang(variables: dict[str, str], work: Path) -> None:
+def _variables(variant: str, chosen: argparse.Namespace, model: str, work: Path) -> dict[str, str]:
+    """The environment of an engine."""
+    found = engine_environment(variant, chosen.device, offline=Path(model).is_dir(), engine=chosen.engine)
+    if chosen.engine == "vllm":
+        return found | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the scheduler in the same process: less noise
     beside_ours = sglang_scheduler.write_entry_point(work / "names")
-    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(beside_ours), variables["PYTHONPATH"]]))
-    if variables.get("SGLANG_PLUGINS"):  # the user's choice, beside which this one is to load; empty means all
-        variables["SGLANG_PLUGINS"] += f",{sglang_scheduler.NAME}"
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(beside_ours), found["PYTHONPATH"]]))
+    if found.get("SGLANG_PLUGINS"):  # the user's choice, beside which this one is to load; empty means all
+        found["SGLANG_PLUGINS"] += f",{sglang_scheduler.NAME}"
+    return found
+
+
+def _wait(asked: turns.Asked, progress: Progress) -> None:
+    progress.phase(f"{asked.name} starting")
+    asked.answer(progress)
+    progress.done("up")
+
+
+def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure: what else the machine does makes a turn longer, never shorter."""
+    return {figure: statistics.median(entry[figure] for entry in rounds) for figure in rounds[0]}
 
 
 def _text(name: Name) -> str:

@@ -1,4 +1,4 @@
-"""One engine in a process of its own, by its own offline interface, measured whenever it is its turn.
+"""One engine of `step` in a process, by its own offline interface: its load, and what it measures at its turn.
 
 `python -m serving_ops.bench_e2e.step_engine FOLDER` reads `engine.json` there and talks through the folder.
 """
@@ -9,17 +9,72 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import step_load
 from serving_ops.bench_e2e.device_time import PROFILED_STEPS, ask_own_gpu, decode_step_ms, layer, slowest
 from serving_ops.bench_e2e.sglang_scheduler import METHOD
-from serving_ops.bench_e2e.step_load import LAYER, StepLoad
 from serving_ops.bench_e2e.turns import answer_all
 
 CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
+
+
+RATIO_METHOD = (
+    "geometric mean over pairs of engines of the ratio of their medians over the rounds; "
+    "95% interval by Student's t on the pairs' logarithms"
+)
+
+LAYER = "layer"
+"""What an engine is asked for instead of figures: the kernels of one layer."""
+
+
+@dataclass(frozen=True)
+class StepLoad:
+    """TPOT for each batch size, with the device time of a decode step on CUDA; TTFT of one prompt of each length."""
+
+    batch_sizes: Sequence[int]  # requests decoding together
+    prompt_lens: Sequence[int]  # tokens
+    decode_steps: int  # over which a TPOT is taken
+    decode_prompt_len: int = 128  # tokens; the same for every batch size
+
+    @property
+    def context(self) -> int:
+        """Tokens that the longest request needs."""
+        return 1 + max(*self.prompt_lens, self.decode_prompt_len + self.decode_steps)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Name of each figure in JSON -> what a person reads, in the order of the table."""
+        decode = [
+            (name(size), f"{label}, batch {size}")
+            for size in self.batch_sizes
+            for name, label in ((tpot, "TPOT"), (device_step, "device time of a decode step"))
+        ]
+        return dict([*decode, *((ttft(length), f"TTFT, {length} tokens") for length in self.prompt_lens)])
+
+    def method(self, engines: int, rounds: int) -> str:
+        of_each = f"{engines} engine{'s' if engines > 1 else ''} of each variant"
+        turns = f"{rounds} round{'s' if rounds > 1 else ''}"
+        return (
+            f"{of_each}, alive at once, in turns over {turns}: median over engines of their medians over rounds "
+            f"[lowest-highest]. TPOT over {self.decode_steps} steps behind a prompt of {self.decode_prompt_len} "
+            f"tokens. Ratio: {RATIO_METHOD}."
+        )
+
+
+def tpot(batch_size: int) -> str:
+    return f"tpot_ms_batch_{batch_size}"
+
+
+def device_step(batch_size: int) -> str:
+    return f"decode_step_device_ms_batch_{batch_size}"
+
+
+def ttft(prompt_len: int) -> str:
+    return f"ttft_ms_prompt_{prompt_len}"
 
 
 class VllmEngine:
@@ -103,10 +158,10 @@ class Measured:
 
     def measure(self) -> dict[str, float]:
         sizes = self.load.batch_sizes
-        figures = {step_load.tpot(size): self.tpot_ms(size) for size in sizes}
-        figures |= {step_load.ttft(length): self.typical(1, length, 1) for length in self.load.prompt_lens}
+        figures = {tpot(size): self.tpot_ms(size) for size in sizes}
+        figures |= {ttft(length): self.typical(1, length, 1) for length in self.load.prompt_lens}
         if self.device == "cuda":
-            figures |= {step_load.device_step(size): self.device_step_ms(size) for size in sizes}
+            figures |= {device_step(size): self.device_step_ms(size) for size in sizes}
         return figures
 
 

@@ -112,7 +112,7 @@ def _renderer(result: dict[str, Any]) -> ModuleType:
     elif result["kind"] == "accuracy":
         from serving_ops.bench_e2e.accuracy import accuracy_bench as renderer
     else:
-        from serving_ops.bench_e2e import comparison_table as renderer
+        from serving_ops.bench_e2e import comparison as renderer
     return renderer
 
 

@@ -87,14 +87,14 @@ class Steps:
         torch.manual_seed(1)
         tokens = torch.randint(native.config.vocab_size, chosen.batch, device=chosen.device)
         steps = {name: _step(m, tokens, chosen.compiled) for name, m in ((BASELINE, native), (OURS, ours))}
-        with session.whole_pairs(self.pairs):
-            for number, name in turns.order(list(steps), WARM_UP + chosen.rounds):
-                start = perf_counter()
-                self.losses[name].append(steps[name]())
-                if number > WARM_UP:
-                    self.pairs[name].append({STEP: 1000 * (perf_counter() - start)})
+        for number, name in turns.order(list(steps), WARM_UP + chosen.rounds):
+            start = perf_counter()
+            self.losses[name].append(steps[name]())
+            if number > WARM_UP:
+                self.pairs[name].append({STEP: 1000 * (perf_counter() - start)})
 
     def result(self, words: list[str]) -> Comparison | None:
+        session.drop_unpaired(self.pairs)
         if not self.pairs[OURS]:
             return None
         report, losses, (sequences, tokens) = self.report, self.losses, self.chosen.batch

@@ -44,24 +44,28 @@ class Asked:
     timeout: float
     turn: int = 0
 
-    def ask(self, what: Any, progress: Progress, needs: Sequence[Child] = ()) -> dict[str, Any]:
-        """Its answer. needs: others that have to live meanwhile."""
+    def ask(self, what: Any, progress: Progress) -> dict[str, Any]:
         self.turn += 1
         _put(self.folder / f"ask-{self.turn}", what)
-        return self.answer(progress, needs)
+        return self.answer(progress)
 
-    def answer(self, progress: Progress, needs: Sequence[Child] = ()) -> dict[str, Any]:
-        """Waits for the start, or for the answer. Raises ChildFailed where one that is needed ended, or it is late."""
-        started, path = time.monotonic(), self.folder / f"answer-{self.turn}"
-        while not path.exists():
-            for process in (self.child, *needs):
-                if process.ended() is not None:
-                    raise ChildFailed(f"{self.name} ended with status {process.ended()}", process)
-            if not self.turn and time.monotonic() - started > self.timeout:
-                raise ChildFailed(f"{self.name} was not up after {self.timeout:.0f} s", self.child)
-            progress.tick(self.child.last_line())
-            wait_a_little()
+    def answer(self, progress: Progress) -> dict[str, Any]:
+        """Waits for the start, or for the answer. Raises ChildFailed where the process ended, or its start is late."""
+        path = self.folder / f"answer-{self.turn}"
+        wait_until(path.exists, self.name, self.child, None if self.turn else self.timeout, progress)
         return dict(json.loads(path.read_text()))
+
+
+def wait_until(ready: Callable[[], bool], name: str, child: Child, timeout: float | None, progress: Progress) -> None:
+    """Shows the last line of the child's log meanwhile. Raises ChildFailed: it ended, or was late."""
+    started = time.monotonic()
+    while not ready():
+        if child.ended() is not None:
+            raise ChildFailed(f"{name} ended with status {child.ended()}", child)
+        if timeout is not None and time.monotonic() - started > timeout:
+            raise ChildFailed(f"{name} was not up after {timeout:.0f} s", child)
+        progress.tick(child.last_line())
+        wait_a_little()
 
 
 def _put(file: Path, what: Any) -> None:

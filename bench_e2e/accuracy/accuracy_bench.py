@@ -18,9 +18,8 @@ from typing import Any
 
 from serving_ops.bench_e2e import environment, options, result_file, smollm2
 from serving_ops.bench_e2e.accuracy.figures import figures, ratio
-from serving_ops.bench_e2e.comparison import OURS
+from serving_ops.bench_e2e.comparison import OURS, is_active, startup_line
 from serving_ops.bench_e2e.options import check_writable, engine_arguments, file_name, names
-from serving_ops.bench_e2e.plugin_log import is_active, startup_line
 from serving_ops.bench_e2e.process import ChildFailed, Children, wait_a_little
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
 
@@ -149,7 +148,7 @@ def _engine_logits(served: Served, variant: str, tokens: list[int], device: str,
     job, out, log = (work / f"{variant}.{ending}" for ending in ("json", "pt", "log"))
     job.write_text(json.dumps({"engine_arguments": arguments, "tokens": tokens, "out": str(out)}))
     with Children() as children:
-        child = children.start([*WORKER, str(job)], engine_environment(variant, device, work, True), log, cwd=work)
+        child = children.start([*WORKER, str(job)], engine_environment(variant, device, True), log, cwd=work)
         while child.ended() is None:
             wait_a_little()
         if child.ended() != 0:

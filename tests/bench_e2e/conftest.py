@@ -69,7 +69,7 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
     def parse_args(self, words):
         return self.parse_known_args(words)[0]
 """
-MODULES = {"entrypoints/cli/main": STAND_IN, "benchmarks/serve": GENERATOR, "utils/argparse_utils": PARSER}
+MODULES = {"entrypoints/openai/api_server": STAND_IN, "benchmarks/serve": GENERATOR, "utils/argparse_utils": PARSER}
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

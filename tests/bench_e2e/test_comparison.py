@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from serving_ops.bench_e2e import cli, comparison, comparison_table
-from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e import cli, comparison
+from serving_ops.bench_e2e.comparison import Comparison, is_active, startup_line
 from serving_ops.bench_e2e.plot import write_plot
-from serving_ops.bench_e2e.plugin_log import is_active, startup_line
 from serving_ops.bench_e2e.result_file import OF_EVERY_RESULT, compact
-from serving_ops.bench_e2e.step_load import StepLoad, device_step, tpot, ttft
+from serving_ops.bench_e2e.step_engine import StepLoad, device_step, tpot, ttft
 from serving_ops.integrations.common.line import describe
 
 ON = "serving_ops 0.1.0 (auto, cuda:0): on for 13 of 13 RMSNorm; prewarmed 2"
@@ -45,8 +44,8 @@ def test_an_interval_needs_five_pairs(result: Comparison) -> None:
     assert few.ratio == enough.ratio == pytest.approx((0.8 * 0.9) ** 0.5)
     assert (few.low, few.high, enough.pairs) == (None, None, 6)
     assert enough.low < few.ratio < enough.high
-    assert "| 0.849 [2 pairs] |" in comparison_table.markdown(result.to_json())
-    assert "| 0.849 [0." in comparison_table.markdown(more_pairs(result).to_json())
+    assert "| 0.849 [2 pairs] |" in comparison.markdown(result.to_json())
+    assert "| 0.849 [0." in comparison.markdown(more_pairs(result).to_json())
 
 
 @pytest.mark.parametrize(
@@ -81,12 +80,12 @@ def test_a_result_of_ops_is_no_comparison() -> None:
 
 def test_terminal_table_fits_into_80_columns_and_shouts_when_inactive(result: Comparison) -> None:
     console = Console(width=80, record=True)
-    comparison_table.show(more_pairs(result), console)
+    more_pairs(result).show(console)
     shown = console.export_text()
     assert "85.00 [80.00-90.00]" in shown
     assert "…" not in shown
     assert "not active" not in shown
-    comparison_table.show(without_plugin(result), console)
+    without_plugin(result).show(console)
     assert "serving_ops was not active" in console.export_text()
 
 
@@ -105,7 +104,7 @@ def test_every_comparison_has_a_picture(name: str, tmp_path: Path) -> None:
 
 
 def test_markdown_table_has_a_row_for_each_figure(result: Comparison) -> None:
-    text = comparison_table.markdown(result.to_json())
+    text = comparison.markdown(result.to_json())
     rows = [line for line in text.splitlines() if line.startswith("| T")]
     assert [row.split("|")[1].strip() for row in rows] == [
         *("TTFT median", "TTFT p90", "TTFT p99"),
@@ -115,14 +114,14 @@ def test_markdown_table_has_a_row_for_each_figure(result: Comparison) -> None:
     assert "Some CPU, 2 cores, 2026-11-20" in text
     assert result.run["command"] in text
     assert "not active" not in text
-    assert "not active" in comparison_table.markdown(without_plugin(result).to_json())
+    assert "not active" in comparison.markdown(without_plugin(result).to_json())
 
 
 def test_another_variant_of_an_older_result_is_a_column(result: Comparison) -> None:
     pairs = {**result.pairs, "no norms": [{"median_tpot_ms": 70.0}] * 2}
     only = dataclasses.replace(result, pairs=pairs, labels={"median_tpot_ms": "TPOT median"})
-    assert "| no norms / native |" in comparison_table.markdown(only.to_json())
-    assert "no norms" not in comparison_table.markdown(result.to_json())
+    assert "| no norms / native |" in comparison.markdown(only.to_json())
+    assert "no norms" not in comparison.markdown(result.to_json())
 
 
 def test_a_summary_has_a_line_a_result_and_a_column_a_figure(result: Comparison) -> None:
@@ -132,7 +131,7 @@ def test_a_summary_has_a_line_a_result_and_a_column_a_figure(result: Comparison)
     ttft_alone = {variant: [{"ttft": entry["ttft"]} for entry in entries] for variant, entries in pairs.items()}
     run = result.run | {"command": "VLLM_BATCH_INVARIANT=1 python"}
     other = dataclasses.replace(both, pairs=ttft_alone, run=run)
-    lines = comparison_table.summary([both.to_json(), other.to_json()]).splitlines()
+    lines = comparison.summary([both.to_json(), other.to_json()]).splitlines()
     assert lines[0] == "| serving_ops / native | TPOT, batch 1 | TTFT, 512 tokens |"
     assert lines[2] == "| preset dense, eager | 0.800 [0.800-0.800] | 0.900 [0.900-0.900] |"
     assert lines[3] == "| preset dense, eager, `VLLM_BATCH_INVARIANT=1` |  | 0.900 [0.900-0.900] |"

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from serving_ops.bench_e2e import engine_arguments
-from serving_ops.bench_e2e.client import ServeLoad
+from serving_ops.bench_e2e.client import CHATS, ServeLoad
 from serving_ops.bench_e2e.engine_arguments import as_words
 from serving_ops.bench_e2e.server import Address, serve_command
-from serving_ops.bench_e2e.step_load import StepLoad
+from serving_ops.bench_e2e.step_engine import StepLoad
 
 LOAD = StepLoad(batch_sizes=(1, 16), prompt_lens=(512, 8192), decode_steps=96)
 
 
 def _chosen(engine: str, **more: Any) -> Any:
-    chosen = {"model": None, "preset": "hybrid", "quantization": None, "device": "cuda", "eager": False, "engines": 4}
-    return SimpleNamespace(engine=engine, **(chosen | {"engine_args": {}, "kv_cache_gib": 4.0} | more))
+    chosen = {"device": "cuda", "eager": False, "engines": 4, "model_args": {"load_format": "dummy"}, "engine_args": {}}
+    return SimpleNamespace(engine=engine, **(chosen | more))
 
 
 def _step(engine: str, **more: Any) -> dict[str, Any]:
@@ -54,11 +53,6 @@ def test_an_idle_sglang_sleeps_while_the_other_is_asked() -> None:
         assert engine_arguments.of(_chosen("sglang", device=device), 2, 640, 1)["sleep_on_idle"] is True
 
 
-def test_only_a_quantization_while_loading_is_told_to_the_engine() -> None:
-    assert _step("vllm", preset="dense", quantization="fp8-online")["quantization"] == "fp8"
-    assert "quantization" not in _step("vllm", preset="dense", quantization="fp8-token")
-
-
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_what_the_user_gives_wins(engine: str) -> None:
     given = {"load_format": "auto", "skip_tokenizer_init": False, "max_num_seqs": 7}
@@ -84,9 +78,7 @@ def test_arguments_become_words_of_each_engines_command_line() -> None:
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_the_load_generator_is_asked_for_exact_lengths_and_no_check_of_its_own(engine: str) -> None:
-    words = ServeLoad(4, 64, 8, 2).words(
-        engine, "host", 1, "bench", "tokenizer", seed=7, warmups=0, chats=Path("chats.json")
-    )
+    words = ServeLoad(4, 64, 8, 2).words(engine, Address(1, "bench"), "tokenizer", seed=7, warmups=0)
     asked = dict(itertools.pairwise(words))
     assert (asked["--random-input-len"], asked["--random-output-len"], asked["--seed"]) == ("64", "8", "7")
     assert asked["--ready-check-timeout-sec"] == "0"
@@ -95,9 +87,9 @@ def test_the_load_generator_is_asked_for_exact_lengths_and_no_check_of_its_own(e
 
 
 def test_questions_go_to_the_chat_endpoint_in_the_order_of_their_file() -> None:
-    words = ServeLoad(4, None, 8, 2).words("vllm", "host", 1, "bench", "tokenizer", 7, 0, Path("chats.json"))
+    words = ServeLoad(4, None, 8, 2).words("vllm", Address(1, "bench"), "tokenizer", seed=7, warmups=0)
     asked = dict(itertools.pairwise(words))
     assert (asked["--backend"], asked["--endpoint"]) == ("openai-chat", "/v1/chat/completions")
-    assert (asked["--dataset-path"], asked["--sharegpt-output-len"]) == ("chats.json", "8")
+    assert (asked["--dataset-path"], asked["--sharegpt-output-len"]) == (str(CHATS), "8")
     assert {"--disable-shuffle", "--ignore-eos"} <= set(words)
     assert not [word for word in words if word.startswith("--random")]

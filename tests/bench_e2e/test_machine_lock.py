@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from serving_ops.bench_e2e import machine_lock
+from serving_ops.bench_e2e.step import starting
 
 SECONDS = 30
 
@@ -15,7 +15,7 @@ def test_none_measures_while_another_starts_or_measures(tmp_path: Path) -> None:
     first_started, second_starts = threading.Event(), threading.Event()
 
     def second() -> None:
-        with machine_lock.starting(path) as measure_alone:
+        with starting(path) as measure_alone:
             second_starts.set()
             assert first_started.wait(SECONDS)
             order.append("second is up")
@@ -23,7 +23,7 @@ def test_none_measures_while_another_starts_or_measures(tmp_path: Path) -> None:
             order.append("second measures")
 
     other = threading.Thread(target=second)
-    with machine_lock.starting(path) as measure_alone:
+    with starting(path) as measure_alone:
         other.start()
         assert second_starts.wait(SECONDS)
         threading.Timer(0.2, first_started.set).start()
@@ -42,10 +42,10 @@ def test_a_run_that_starts_later_waits_until_the_first_has_measured(tmp_path: Pa
     path, order = tmp_path / "lock", []
 
     def late() -> None:
-        with machine_lock.starting(path):
+        with starting(path):
             order.append("late starts")
 
-    with machine_lock.starting(path) as measure_alone:
+    with starting(path) as measure_alone:
         measure_alone()
         other = threading.Thread(target=late)
         other.start()
@@ -56,6 +56,6 @@ def test_a_run_that_starts_later_waits_until_the_first_has_measured(tmp_path: Pa
 
 
 def test_without_a_file_nothing_waits() -> None:
-    with machine_lock.starting(None) as measure_alone, machine_lock.starting(None) as other:
+    with starting(None) as measure_alone, starting(None) as other:
         measure_alone()
         other()

@@ -62,6 +62,11 @@ def test_weights_are_never_read_from_disk() -> None:
         assert preset_engine_args(name, "cpu")["load_format"] == "dummy"
 
 
+def test_only_a_quantization_while_loading_is_told_to_the_engine() -> None:
+    assert preset_engine_args("dense", "cuda", quantized="fp8-online")["quantization"] == "fp8"
+    assert "quantization" not in preset_engine_args("dense", "cuda", quantized="fp8-token")
+
+
 def test_a_quantized_checkpoint_says_so_and_nothing_else_changes(tmp_path: Path) -> None:
     plain = json.loads((write_preset("dense", tmp_path / "plain") / "config.json").read_text())
     for name in QUANTIZATIONS:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import process
+from serving_ops.bench_e2e import process, progress
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
-from serving_ops.bench_e2e.server import VARIANTS, Address, engine_environment, new_address, wait_until_healthy
+from serving_ops.bench_e2e.progress import Progress
+from serving_ops.bench_e2e.server import VARIANTS, Address, engine_environment, new_address
+from serving_ops.bench_e2e.turns import wait_until
 
 # Both write to one log, so each line is one write: two prints may mix where Python does not buffer.
 STUBBORN = """
@@ -56,19 +58,21 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log_and_its_path(tmp
         child("print('made of cheese'); raise SystemExit(3)", tmp_path) as server,
         pytest.raises(ChildFailed, match="status 3") as failure,
     ):
-        wait_until_healthy(server, new_address(), 20, lambda line: None)
+        wait_until(new_address().is_healthy, "the server", server, 20, Progress(1))
     assert "made of cheese" in str(failure.value)
     assert str(tmp_path / "server.log") in str(failure.value)
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
-    seen: list[str] = []
+def test_a_server_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "HEARTBEAT_SECONDS", 1.0)
     with (
         child("import time; print('thinking', flush=True); time.sleep(600)", tmp_path) as server,
         pytest.raises(ChildFailed, match="not up after 5 s"),
     ):
-        wait_until_healthy(server, new_address(), 5, seen.append)
-    assert seen[-1] == "thinking"
+        wait_until(new_address().is_healthy, "the server", server, 5, Progress(1))
+    assert capsys.readouterr().out.endswith(" thinking\n")
     assert server.ended() is not None
 
 
@@ -115,9 +119,12 @@ def test_a_signal_that_comes_while_a_command_starts_finds_it_stopped(
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(process.subprocess, "Popen", Interrupted)
-    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt), child("import time; time.sleep(600)", tmp_path):
-        raise AssertionError("the signal was lost")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), child("import time; time.sleep(600)", tmp_path):
+            raise AssertionError("the signal was lost")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert started[0].poll() is not None
 
 
@@ -154,16 +161,16 @@ http.server.HTTPServer(("127.0.0.1", %d), Healthy).serve_forever()
 def test_another_programs_server_is_not_taken_for_this_one(tmp_path: Path) -> None:
     address = new_address()
     with child(ANOTHER_SERVER % address.port, tmp_path) as other:
-        wait_until_healthy(other, Address(address.port, "bench-00000000"), 20, lambda line: None)
+        wait_until(Address(address.port, "bench-00000000").is_healthy, "the server", other, 20, Progress(1))
         with pytest.raises(ChildFailed, match="not up after 1 s"):
-            wait_until_healthy(other, address, 1, lambda line: None)
+            wait_until(address.is_healthy, "the server", other, 1, Progress(1))
 
 
-def test_keys_for_apis_stay_out_of_a_servers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_for_apis_stay_out_of_a_servers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ("VLLM_API_KEY", "SGLANG_API_KEY", "OPENAI_API_KEY")
     for name in (*keys, "HF_TOKEN"):
         monkeypatch.setenv(name, "secret")
-    found = engine_environment("native", "cpu", tmp_path, offline=True)
+    found = engine_environment("native", "cpu", offline=True)
     assert not set(keys) & set(found)
     assert found["HF_TOKEN"] == "secret"  # hidden models are loaded with it
 
@@ -182,18 +189,18 @@ def test_the_bindings_farewell_does_not_hide_the_error(tmp_path: Path) -> None:
     assert server.last_line() == "ValueError: cheese"
 
 
-def test_variants_differ_in_serving_ops_alone(tmp_path: Path) -> None:
-    native = engine_environment("native", "cpu", tmp_path, offline=True)
-    ours = engine_environment("serving_ops", "cpu", tmp_path, offline=True)
+def test_variants_differ_in_serving_ops_alone() -> None:
+    native = engine_environment("native", "cpu", offline=True)
+    ours = engine_environment("serving_ops", "cpu", offline=True)
     assert {key: (native[key], ours[key]) for key in native if native[key] != ours[key]} == {
         "SERVING_OPS": ("off", "auto")
     }
 
 
-def test_what_the_caller_set_for_the_engine_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_caller_set_for_the_engine_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     monkeypatch.setenv("SERVING_OPS", "strict")
-    found = engine_environment("native", "cpu", tmp_path, offline=True)
+    found = engine_environment("native", "cpu", offline=True)
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert found["SERVING_OPS"] == "off"
 
@@ -203,8 +210,8 @@ def test_what_the_caller_set_for_the_engine_wins(tmp_path: Path, monkeypatch: py
     [("rms_norm", "rms_norm"), ("strict,rms_norm", "strict,rms_norm"), ("OFF, rms_norm,rms_norm_gated", None)],
 )
 def test_ops_that_the_caller_names_are_ours_even_beside_off(
-    switch: str, ours: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    switch: str, ours: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVING_OPS", switch)
-    found = [engine_environment(variant, "cpu", tmp_path, offline=True)["SERVING_OPS"] for variant in VARIANTS]
+    found = [engine_environment(variant, "cpu", offline=True)["SERVING_OPS"] for variant in VARIANTS]
     assert found == ["off", ours or " rms_norm,rms_norm_gated"]

@@ -13,7 +13,7 @@ import pytest
 from serving_ops.bench_e2e import comparison, sglang_scheduler, step
 from serving_ops.bench_e2e.environment import detect_device, engine_version, plugin_installed
 from serving_ops.bench_e2e.process import ChildFailed
-from serving_ops.bench_e2e.step_load import StepLoad
+from serving_ops.bench_e2e.step_engine import StepLoad
 
 STAND_IN = """
 import json, os, sys
@@ -50,8 +50,15 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> step.Engines:
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(step, "ENGINE", [sys.executable, str(script)])
-    chosen = {"engine": "vllm", "model": str(tmp_path), "device": "cpu", "eager": True, "name": "sample"}
-    chosen |= {"kind": "step", "engines": 2, "rounds": 2, "start_timeout": 60, "lock": None}
+    chosen = {
+        "engine": "vllm",
+        "model": str(tmp_path),
+        "device": "cpu",
+        "eager": True,
+        "name": "sample",
+        "label": "model",
+    }
+    chosen |= {"kind": "step", "label": "model", "engines": 2, "rounds": 2, "start_timeout": 60, "lock": None}
     return step.Engines(SimpleNamespace(**chosen), LOAD, {})  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from serving_ops.bench_e2e.session import whole_pairs
+from serving_ops.bench_e2e.session import drop_unpaired
 from serving_ops.bench_e2e.turns import order
 
 
@@ -10,6 +10,5 @@ def test_every_round_asks_each_and_who_went_first_goes_last_in_the_next() -> Non
 
 def test_only_whole_pairs_are_kept() -> None:
     pairs: dict[str, list[dict[str, float]]] = {"native": [{}, {}], "serving_ops": [{}]}
-    with whole_pairs(pairs):
-        pass
+    drop_unpaired(pairs)
     assert list(map(len, pairs.values())) == [1, 1]

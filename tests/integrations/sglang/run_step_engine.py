@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from serving_ops.bench_e2e import engine_arguments
-from serving_ops.bench_e2e.step_engine import Measured, SglangEngine
-from serving_ops.bench_e2e.step_load import StepLoad
+from serving_ops.bench_e2e.step_engine import Measured, SglangEngine, StepLoad
 
 
 def main() -> None:
     model, folder = sys.argv[1], Path(sys.argv[2])
-    chosen = SimpleNamespace(engine="sglang", model=model, device="cpu", eager=True, engine_args={}, engines=1)
+    given = {"model_args": {}, "engine_args": {}, "engines": 1}
+    chosen = SimpleNamespace(engine="sglang", device="cpu", eager=True, **given)
     load = StepLoad(batch_sizes=(2,), prompt_lens=(16,), decode_steps=4, decode_prompt_len=8)
     engine = SglangEngine(model, engine_arguments.of_step(chosen, load), folder)
     engine.ask("count_replays")

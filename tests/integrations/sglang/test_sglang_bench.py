@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import sglang_versions
 import torch
 from sglang_versions import run
 
-from serving_ops.bench_e2e import comparison, presets, sglang_scheduler
-from serving_ops.bench_e2e.engine_arguments import as_words
-from serving_ops.bench_e2e.step_load import tpot, ttft
+from serving_ops.bench_e2e import comparison, sglang_scheduler
+from serving_ops.bench_e2e.step_engine import tpot, ttft
 
 HERE = Path(__file__).parent
 
@@ -69,19 +67,3 @@ def test_a_real_sglang_serves_both_variants_to_its_own_load_generator(version: s
     assert result.active
     for (figures,) in result.pairs.values():
         assert figures["median_ttft_ms"] > 0 < figures["median_tpot_ms"]
-
-
-@on_one
-def test_the_one_batch_bench_loads_the_plugin_that_its_flag_asks_for(version: str, tmp_path: Path) -> None:
-    model = presets.write_preset("dense", tmp_path / "dense")
-    size = ["--batch-size", "1", "--input-len", "16", "--output-len", "4"]
-    saved = tmp_path / "result.jsonl"  # by default SGLang appends to one in the working directory
-    paths = ["--model-path", str(model), "--tokenizer-path", str(presets.tokenizer_of(model))]
-    words = as_words("sglang", {**presets.SGLANG_ON_CPU, "load_format": "dummy", "max_total_tokens": 512})
-    command = ["-m", "serving_ops.bench_e2e", "one-batch", *paths, *size, *words, "--serving-ops", "auto"]
-    command += ["--result-filename", str(saved)]
-    done = run(command, sglang_versions.environment(version) | {"SERVING_OPS": "off"})
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert re.search(r"on for \d+ of \d+ RMSNorm", done.stdout)
-    assert "Decode.  median latency" in done.stdout
-    assert saved.is_file()
