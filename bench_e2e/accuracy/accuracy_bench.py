@@ -7,10 +7,11 @@ transformers computes on CPU.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 
 from serving_ops.bench_e2e import environment, options, result_file, smollm2
 from serving_ops.bench_e2e.accuracy.figures import figures, ratio
-from serving_ops.bench_e2e.comparison import OURS, is_active, startup_line
-from serving_ops.bench_e2e.options import check_writable, engine_arguments, file_name, names
-from serving_ops.bench_e2e.process import ChildFailed, Children, wait_a_little
-from serving_ops.bench_e2e.server import VARIANTS, engine_environment
+from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_line
+from serving_ops.bench_e2e.options import engine_arguments, file_name, names
+from serving_ops.bench_e2e.process import ChildFailed, Children
+from serving_ops.bench_e2e.server import engine_environment
+from serving_ops.bench_e2e.table import Block
 
 KIND = "accuracy"
 TEXT = Path(__file__).with_name("text.txt")
@@ -35,16 +37,11 @@ HEADER = ("weights, mode", "perplexity", "with serving_ops", "KL from fp32", "wi
 
 @dataclass(frozen=True)
 class Served:
-    """What the engine is given. checkpoint: a folder; more: arguments for vLLM."""
+    """What the engine is given. arguments: of vLLM, the model among them."""
 
     quantization: str | None
-    eager: bool
-    checkpoint: Path
-    more: dict[str, Any]
-
-    @property
-    def mode(self) -> str:
-        return "eager" if self.eager else "compiled"
+    mode: str
+    arguments: dict[str, Any]
 
     @property
     def label(self) -> str:
@@ -56,16 +53,13 @@ def main(words: Sequence[str]) -> int:
     chosen = _parse(words)
     device = environment.detect_device()
     try:
-        model = smollm2.checkpoint()
-        wanted = [None if name == NOT_QUANTIZED else name for name in chosen.quantizations]
-        served = [
-            Served(name, mode == "eager", smollm2.checkpoint(name), smollm2.engine_args(name) | chosen.engine_args)
-            for name in wanted
-            for mode in chosen.modes
-        ]
+        served = []
+        for named, mode in itertools.product(chosen.quantizations, chosen.modes):
+            name = None if named == NOT_QUANTIZED else named
+            arguments = {"model": str(smollm2.checkpoint(name)), **smollm2.engine_args(name), **chosen.engine_args}
+            served.append(Served(name, mode, arguments))
         with tempfile.TemporaryDirectory(prefix="serving-ops-accuracy-") as work:
-            say = lambda what: print(what, flush=True)  # noqa: E731
-            found = measure(model, TEXT.read_text(), served, device, Path(work), say)
+            found = measure(smollm2.checkpoint(), TEXT.read_text(), served, device, Path(work))
     except (smollm2.Unavailable, ChildFailed) as error:
         print(error, file=sys.stderr)
         return 1
@@ -76,10 +70,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=f"{options.COMMAND} {KIND}",
-        description="Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours.",
-    )
+    description = "Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours."
+    parser = argparse.ArgumentParser(prog=f"{options.COMMAND} {KIND}", description=description)
     add = parser.add_argument
     add("--quantizations", type=names, default=(NOT_QUANTIZED,), help=f"of {', '.join(QUANTIZATIONS)} (default: none)")
     add("--modes", type=names, default=MODES, help=f"of {', '.join(MODES)} (default: both)")
@@ -92,43 +84,32 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{option} has {', '.join(wrong)}; allowed: {', '.join(allowed)}")
     options.check_variables(parser)
     options.check_installed(parser, "vllm")
-    check_writable(parser, chosen.out / f"{chosen.name}.json")
+    options.check_writable(parser, chosen.out / f"{chosen.name}.json")
     return chosen
 
 
-def measure(
-    model: Path, text: str, served: Iterable[Served], device: str, work: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
+def measure(model: Path, text: str, served: Iterable[Served], device: str, work: Path) -> dict[str, Any]:
     """The figures of each. model: the bf16 checkpoint, computed in fp32 for the reference. Raises ChildFailed."""
     import torch
     import transformers
 
     tokens: list[int] = transformers.AutoTokenizer.from_pretrained(model)(text).input_ids
-    say(f"the reference: {len(tokens)} tokens in fp32")
+    print(f"the reference: {len(tokens)} tokens in fp32", flush=True)
     exact = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     with torch.inference_mode():
         reference = exact(torch.tensor([tokens])).logits[0, :-1]
     following, rows = torch.tensor(tokens[1:]), []
     for one in served:
-        found = {}
-        for variant in VARIANTS:
-            say(f"{one.label}, {variant}")
+        perplexity, divergences, line = {}, {}, ""
+        for variant in (BASELINE, OURS):
+            print(f"{one.label}, {variant}", flush=True)
             logits, line = _engine_logits(one, variant, tokens, device, work)
-            found[variant] = figures(logits, reference, following)
-        native, ours = (found[variant] for variant in VARIANTS)
-        row = {
-            "quantization": one.quantization,
-            "mode": one.mode,
-            "perplexity": {variant: round(of.perplexity, 4) for variant, of in found.items()},
-            "divergence": {variant: float(f"{of.divergence:.4g}") for variant, of in found.items()},
-            "same_top": {variant: round(of.same_top, 4) for variant, of in found.items()},
-            "startup": line,
-            "active": is_active(line),
-            "divergence_ratio": [round(bound, 3) for bound in ratio(ours, native)],
-        }
-        rows.append(row)
-    perplexity = figures(reference, reference, following).perplexity
-    return {"tokens": len(tokens), "reference_perplexity": round(perplexity, 4), "rows": rows}
+            perplexity[variant], divergences[variant] = figures(logits, reference, following)
+        row = {"quantization": one.quantization, "mode": one.mode, "startup": line, "active": is_active(line)}
+        row |= {"perplexity": perplexity, "divergence": {name: float(of.mean()) for name, of in divergences.items()}}
+        rows.append(row | {"divergence_ratio": ratio(divergences[OURS], divergences[BASELINE])})
+    perplexity_of_reference, _ = figures(reference, reference, following)
+    return {"tokens": len(tokens), "reference_perplexity": perplexity_of_reference, "rows": rows}
 
 
 def _engine_logits(served: Served, variant: str, tokens: list[int], device: str, work: Path) -> tuple[Any, str]:
@@ -137,33 +118,27 @@ def _engine_logits(served: Served, variant: str, tokens: list[int], device: str,
 
     room = len(tokens) + SPARE_TOKENS
     arguments = {
-        "model": str(served.checkpoint),
-        "enforce_eager": served.eager,
+        "enforce_eager": served.mode == "eager",
         "max_model_len": room,
         "max_num_batched_tokens": room,  # the text in one step
         "enable_prefix_caching": False,
         **({"gpu_memory_utilization": 0.3} if device == "cuda" else {}),
-        **served.more,
+        **served.arguments,
     }
     job, out, log = (work / f"{variant}.{ending}" for ending in ("json", "pt", "log"))
     job.write_text(json.dumps({"engine_arguments": arguments, "tokens": tokens, "out": str(out)}))
     with Children() as children:
         child = children.start([*WORKER, str(job)], engine_environment(variant, device, True), log, cwd=work)
-        while child.ended() is None:
-            wait_a_little()
-        if child.ended() != 0:
-            raise ChildFailed(f"vLLM ended with status {child.ended()} ({served.label}, {variant})", child)
-        line = startup_line(child.lines())
-        if line is None and variant == OURS:
-            raise ChildFailed(f"serving_ops said nothing at start-up ({served.label})", child)
-    logits = torch.load(out)
-    out.unlink()
-    return logits, line or ""
+        if status := child.process.wait():
+            raise ChildFailed(f"vLLM ended with status {status} ({served.label}, {variant})", child)
+    line = startup_line(child.lines())
+    if line is None and variant == OURS:
+        raise ChildFailed(f"serving_ops said nothing at start-up ({served.label})", child)
+    return torch.load(out), line or ""
 
 
 def markdown(result: dict[str, Any]) -> str:
-    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *map(_line, result["rows"])]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    table = Block(HEADER, [_line(row) for row in result["rows"]]).markdown()
     versions = f"vllm {result['versions']['vllm']}, torch {result['versions']['torch']}"
     return f"{table}\n\n{versions}, {result_file.machine(result)}, {result['date'][:10]}: `{result['command']}`"
 

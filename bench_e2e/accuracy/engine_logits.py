@@ -26,21 +26,16 @@ def record_logits(model: Any, found: list[Any]) -> None:
     model.compute_logits = compute_and_keep
 
 
-def main(job: Path) -> None:
+if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model is in this process, where it can be looked at
     import torch
     from vllm import LLM, SamplingParams
 
-    asked = json.loads(job.read_text())
-    tokens = asked["tokens"]
+    asked, found = json.loads(Path(sys.argv[1]).read_text()), []  # type: tuple[Any, list[Any]]
     engine = LLM(**asked["engine_arguments"])
-    found: list[Any] = []
     engine.apply_model(lambda model: record_logits(model, found))
     # Log-probabilities of the prompt make vLLM compute its logits; it asks for those of the sampled token apart.
-    engine.generate([{"prompt_token_ids": tokens}], SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0))
-    (logits,) = (entry for entry in found if len(entry) == len(tokens) - 1)
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    engine.generate([{"prompt_token_ids": asked["tokens"]}], sampling)
+    (logits,) = (entry for entry in found if len(entry) == len(asked["tokens"]) - 1)
     torch.save(logits, asked["out"])
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
