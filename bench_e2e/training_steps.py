@@ -10,7 +10,6 @@ import argparse
 import copy
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,16 +25,18 @@ from serving_ops.bench_e2e.stats import RATIO_METHOD
 KIND = "training-steps"
 COMMAND = f"python -m serving_ops.bench_e2e {KIND}"
 STEP = "step_ms"
-LABELS = {STEP: "step"}
 WARM_UP = 3  # steps: the first ones compile, and allocate what later ones reuse
-BATCH = {"cpu": "2x128", "cuda": "4x2048"}  # sequences x tokens
+BATCH = {"cpu": (2, 128), "cuda": (4, 2048)}  # sequences, tokens
 LEARNING_RATE = 1e-4
 
 
 def main(argv: Sequence[str]) -> int:
     chosen = _parse(argv)
-    steps = Steps(chosen)
-    return session.run(steps.run, lambda: steps.result(list(argv)), chosen.out)
+    run = result_file.of_run(KIND, environment.command_line(COMMAND, argv), chosen.device)
+    run |= {"model": f"preset {chosen.preset}", "engine": "transformers", "batch": list(chosen.batch)}
+    run |= {"mode": f"{'compiled' if chosen.compiled else 'eager'}, bfloat16", "losses": {BASELINE: [], OURS: []}}
+    measured = Comparison(run, {STEP: "step"}, {BASELINE: [], OURS: []}, {})
+    return session.run(lambda work: _measure(chosen, measured), lambda: _described(measured), chosen.out)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,7 +44,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--batch", type=_batch, help=f"sequences x tokens; default {BATCH['cpu']}, on CUDA {BATCH['cuda']}")
+    add("--batch", type=_batch, help="sequences x tokens; default 2x128, on CUDA 4x2048")
     add("--layers", type=at_least_1, help="instead of the preset's")
     add("--rounds", type=at_least_1, default=10, help="a step of each model a round; default 10")
     add("--compiled", action="store_true", help="both models under torch.compile")
@@ -55,7 +56,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("transformers is not installed: pip install transformers")
     options.out = options.out or Path("bench_results") / f"{KIND}-{options.device}-{options.preset}.json"
     check_writable(parser, options.out)
-    options.batch = options.batch or _batch(BATCH[options.device])
+    options.batch = options.batch or BATCH[options.device]
     return options
 
 
@@ -64,50 +65,36 @@ def _batch(text: str) -> tuple[int, int]:
     return at_least_1(sequences), at_least_1(tokens)
 
 
-@dataclass
-class Steps:
-    """Two models and what their steps took. report: what the result says of them."""
+def _measure(chosen: argparse.Namespace, measured: Comparison) -> None:
+    """Fills what is measured, a step of each model a round."""
+    native = _build(chosen.preset, chosen.device, chosen.layers)
+    ours = copy.deepcopy(native)
+    measured.run["layers"] = native.config.num_hidden_layers
+    measured.run["parameters"] = sum(parameter.numel() for parameter in native.parameters())
+    measured.run["replaced"] = nn.replace_norms(ours).replaced
+    torch.manual_seed(1)
+    tokens = torch.randint(native.config.vocab_size, chosen.batch, device=chosen.device)
+    steps = {name: _step(m, tokens, chosen.compiled) for name, m in ((BASELINE, native), (OURS, ours))}
+    for number, name in turns.order(list(steps), WARM_UP + chosen.rounds):
+        start = perf_counter()
+        measured.run["losses"][name].append(steps[name]())
+        if number > WARM_UP:
+            measured.pairs[name].append({STEP: 1000 * (perf_counter() - start)})
 
-    chosen: argparse.Namespace
-    report: dict[str, Any] = field(default_factory=dict)
-    pairs: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {BASELINE: [], OURS: []})
-    losses: dict[str, list[float]] = field(default_factory=lambda: {BASELINE: [], OURS: []})
 
-    def run(self, work: Path) -> None:
-        chosen = self.chosen
-        native = _build(chosen.preset, chosen.device, chosen.layers)
-        ours = copy.deepcopy(native)
-        self.report = {
-            "layers": native.config.num_hidden_layers,
-            "parameters": sum(parameter.numel() for parameter in native.parameters()),
-            "batch": list(chosen.batch),
-            "compiled": chosen.compiled,
-            "replaced": nn.replace_norms(ours).replaced,
-        }
-        torch.manual_seed(1)
-        tokens = torch.randint(native.config.vocab_size, chosen.batch, device=chosen.device)
-        steps = {name: _step(m, tokens, chosen.compiled) for name, m in ((BASELINE, native), (OURS, ours))}
-        for number, name in turns.order(list(steps), WARM_UP + chosen.rounds):
-            start = perf_counter()
-            self.losses[name].append(steps[name]())
-            if number > WARM_UP:
-                self.pairs[name].append({STEP: 1000 * (perf_counter() - start)})
-
-    def result(self, words: list[str]) -> Comparison | None:
-        session.drop_unpaired(self.pairs)
-        if not self.pairs[OURS]:
-            return None
-        report, losses, (sequences, tokens) = self.report, self.losses, self.chosen.batch
-        method = (
-            f"{report['layers']} layers, {report['parameters'] / 1e6:.0f} million parameters, {sequences} x {tokens} "
-            f"tokens, {sum(report['replaced'].values())} norms replaced; loss of step {len(losses[OURS])} "
-            f"{losses[BASELINE][-1]:.4f} and {losses[OURS][-1]:.4f}; median over {len(self.pairs[OURS])} steps in "
-            f"turns [lowest-highest]; ratio: {RATIO_METHOD}."
-        )
-        run = result_file.of_run(KIND, environment.command_line(COMMAND, words), self.chosen.device)
-        run |= report | {"losses": losses, "model": f"preset {self.chosen.preset}", "engine": "transformers"}
-        run |= {"mode": f"{'compiled' if self.chosen.compiled else 'eager'}, bfloat16", "method": method}
-        return Comparison(run, LABELS, self.pairs, {})
+def _described(measured: Comparison) -> Comparison | None:
+    """With how its figures came about; None without a pair."""
+    session.drop_unpaired(measured.pairs)
+    run, pairs = measured.run, len(measured.pairs[OURS])
+    if not pairs:
+        return None
+    losses, (sequences, tokens) = run["losses"], run["batch"]
+    run["method"] = (
+        f"{run['layers']} layers, {run['parameters'] / 1e6:.0f} million parameters, {sequences} x {tokens} tokens, "
+        f"{sum(run['replaced'].values())} norms replaced; loss of step {len(losses[OURS])} {losses[BASELINE][-1]:.4f} "
+        f"and {losses[OURS][-1]:.4f}; median over {pairs} steps in turns [lowest-highest]; ratio: {RATIO_METHOD}."
+    )
+    return measured
 
 
 def _build(preset: str, device: str, layers: int | None) -> Any:
