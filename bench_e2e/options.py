@@ -55,10 +55,10 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def shapes(text: str) -> tuple[tuple[int, ...], ...]:
-    """Of two or three extents each."""
+    """Of two to four extents each."""
     found = tuple(tuple(at_least_1(extent) for extent in shape.split("x")) for shape in names(text))
-    if not {len(shape) for shape in found} <= {2, 3}:
-        raise refusal(text, "sizes such as 1x4096 or 8x16x128, separated by commas")
+    if not {len(shape) for shape in found} <= {2, 3, 4}:
+        raise refusal(text, "sizes such as 1x4096 or 1x16x8x128, separated by commas")
     return found
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from serving_ops.bench_e2e.ops import cases
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, RMS_NORM, Case, plan
+from serving_ops.bench_e2e.options import shapes
 from serving_ops.ops import registry
 
 
@@ -41,6 +42,11 @@ def test_gated_plan_has_contiguous_and_strided_z_at_every_shape() -> None:
 def test_given_sizes_go_to_the_regimes_whose_rank_they_have() -> None:
     planned = plan("ops", "cpu", ["rows", "gated"], shapes=[(3, 5), (2, 4, 8)], threads=(1,))
     assert {(case.regime, case.shape) for case in planned} == {("rows", (3, 5)), ("gated", (2, 4, 8))}
+
+
+def test_sizes_of_a_rotation_have_four_extents() -> None:
+    planned = plan("ops", "cuda", ["rope", "decode"], shapes=shapes("3x4x2x64"))
+    assert {(case.op, case.shape) for case in planned} == {(QK_ROPE, (3, 4, 2, 64))}
 
 
 def test_dtype_reaches_every_case() -> None:
