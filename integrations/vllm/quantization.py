@@ -5,7 +5,7 @@ kernel: on an H200 (vLLM 0.25.1, Qwen3-0.6B, FP8 per token) a decode step took 1
 tokens 1.17. An unknown quantization counts as one that quantizes activations.
 
 On CPU vLLM quantizes to INT8 in an operator of its own, or within the product, so a norm of ours adds no kernel. Eager
-norms are ours there (`quantized_pairs.SERVES_FASTER` has a measurement). Compiled ones were not seen to gain.
+norms are ours there (`quantized_pairs.CONSUMERS` has a measurement). Compiled ones were not seen to gain.
 """
 
 from __future__ import annotations
@@ -15,11 +15,6 @@ from typing import Any
 
 CONSUMER = "its consumer "
 """The beginning of each reason."""
-
-EAGER_NORMS_ARE_OURS = False
-"""Whether norms before quantized layers are ours in eager mode on CUDA, where vLLM fuses nothing. With norms that
-quantize, the device time of a step was 0.88 to 0.92 of vLLM's. But the host sets the pace there, and TPOT was 0.80 to
-1.24 while other programs used the host (bench_e2e/results/step-h200-*-eager.json)."""
 
 FORMATS = {
     "deepseek_v4_fp8": "FP8",
@@ -79,7 +74,7 @@ def why_norms_stay(vllm_config: Any) -> str | None:
     from vllm.platforms import current_platform
 
     config = vllm_config.quant_config
-    if config is None or (EAGER_NORMS_ARE_OURS and is_eager(vllm_config)):
+    if config is None:
         return None
     name = config.get_name()
     if name in WEIGHT_ONLY and WEIGHT_ONLY[name](config):

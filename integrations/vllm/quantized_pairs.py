@@ -1,14 +1,15 @@
-"""Norms that quantize their result for the linear layer behind them, in one kernel.
+"""Norms that quantize their result to INT8 for the linear layer behind them, in one kernel.
 
-vLLM's compiled graphs on CUDA have a pass for that. This is the way for what the pass does not see: eager mode, CPU,
-INT8, and norms whose weight is in fp32 or an offset from one. It holds where the norm's result has one reader, so only
-decoder layers that are known are looked at.
+vLLM's compiled graphs on CUDA have a pass for FP8. This is the way for what the pass does not see: INT8, eager mode and
+CPU. It holds where the norm's result has one reader, so only decoder layers that are known are looked at. The norm
+returns vLLM's `QuantizedActivation`, which vLLM's own kernels take for static FP8 alone. We have a kernel's class take
+it too, and leave a plain tensor to vLLM's method.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,20 +28,12 @@ from serving_ops.integrations.vllm import (
     priority,
     quant_fusion,
     quantization,
-    quantized_consumers,
     rms_norm_layer,
 )
 
-SERVES_FASTER: frozenset[tuple[str, str]] = frozenset(
-    {
-        ("CPUInt8ScaledMMLinearKernel", "eager"),  # TPOT 0.81: step-cpu-int8.json
-        ("CutlassInt8ScaledMMLinearKernel", "compiled"),  # 0.92: step-h200-int8-token-compiled.json
-    }
-)
-"""The kernels of linear layers, and the mode, in which a model was measured to be faster. Beside each, the TPOT or the
-device time of a step, over vLLM's (Qwen3-0.6B's shape, with `qk_norm_rope`), and the file in bench_e2e/results."""
-
 NAME = "quantized_pairs"
+
+FMT = QuantFormat(dtype=torch.int8, granularity="token")
 
 _FOR_ATTENTION = ("input_layernorm", "self_attn", "qkv_proj")
 _LLAMA = (_FOR_ATTENTION, ("post_attention_layernorm", "mlp", "gate_up_proj"))
@@ -61,22 +54,54 @@ READERS = {
 }
 """The readers that use their input for one linear layer alone. Mixtures of experts also route by it."""
 
-OPS = ("rms_norm_quant", "fused_add_rms_norm_quant")
-
 OFFSETS = {gemma_rms_norm.ADAPTER: gemma_rms_norm.WEIGHT_OFFSET, rms_norm_layer.ADAPTER: 0.0}
 """vLLM's classes of norms -> what is added to their weights."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A norm and the kernel of the linear layer that reads its result.
+class Consumer:
+    """A class of kernels, in the mode in which a model with it was measured to be faster.
 
-    fmt: what the kernel wants. specs: the norm without a residual and with one.
+    product: takes a kernel, its linear layer, a QuantizedActivation of two dimensions and a bias.
     """
+
+    mode: str
+    product: Callable[[Any, Any, Any, Tensor | None], Tensor]
+
+
+def _by_onednn(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
+    from vllm import _custom_ops as ops
+
+    adjustment = kernel._get_layer_params(linear)[-1]
+    out = torch.empty((x.data.shape[0], kernel.dnnl_handler.n), dtype=x.orig_dtype)
+    ops.onednn_scaled_mm(kernel.dnnl_handler, x.data, out, x.scale, None, adjustment, bias)
+    return out
+
+
+def _by_cutlass(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
+    from vllm import _custom_ops as ops
+
+    weight, weight_scale, *_ = kernel._get_layer_params(linear)
+    product: Tensor = ops.cutlass_scaled_mm(
+        x.data, weight, scale_a=x.scale, scale_b=weight_scale, out_dtype=x.orig_dtype, bias=bias
+    )
+    return product
+
+
+CONSUMERS = {
+    "CPUInt8ScaledMMLinearKernel": Consumer("eager", _by_onednn),  # TPOT 0.81: step-cpu-int8.json
+    "CutlassInt8ScaledMMLinearKernel": Consumer("compiled", _by_cutlass),  # 0.92: step-h200-int8-token-compiled.json
+}
+"""By the class's name; subclasses may do something else, and do not count. Beside each, the TPOT or the device time of
+a step, over vLLM's (Qwen3-0.6B's shape, with `qk_norm_rope`), and the file in bench_e2e/results."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A norm and the kernel of the linear layer that reads its result. specs: without a residual and with one."""
 
     norm: Any
     kernel: Any
-    fmt: QuantFormat
     specs: tuple[NormSpec, ...]
 
 
@@ -98,14 +123,22 @@ def _name(layer: Any) -> str:
 def _pair(norm: Any, linear: Any, dtype: torch.dtype, device: torch.device) -> Pair | None:
     offset = next((OFFSETS[adapter] for adapter in OFFSETS if adapter.is_of(type(norm))), None)
     kernel = linear_kernels.kernel_of(linear) if hasattr(linear, "quant_method") else None
-    fmt = quantized_consumers.fmt_of(kernel)
-    bounded = getattr(linear, "input_scale_ub", None) is not None
-    if offset is None or fmt is None or bounded or getattr(norm, "variance_size_override", None) is not None:
+    if offset is None or not _takes_rows(kernel) or rms_norm_layer.is_of_part(norm):
         return None
-    weight = norm.weight if getattr(norm, "has_weight", True) else None
-    options: dict[str, Any] = {"eps": norm.variance_epsilon, "weight_offset": offset, "fmt": fmt}
-    rows = (norm.weight.numel(), dtype, None if weight is None else weight.dtype, device)
-    return Pair(norm, kernel, fmt, tuple(NormSpec(op, *rows, **options) for op in OPS))
+    weight_dtype = norm.weight.dtype if getattr(norm, "has_weight", True) else None
+    options: dict[str, Any] = {"eps": norm.variance_epsilon, "weight_offset": offset, "fmt": FMT}
+    ops = ("rms_norm_quant", "fused_add_rms_norm_quant")
+    specs = (NormSpec(op, norm.weight.numel(), dtype, weight_dtype, device, **options) for op in ops)
+    return Pair(norm, kernel, tuple(specs))
+
+
+def _takes_rows(kernel: Any) -> bool:
+    """Return whether the kernel's input becomes INT8 with a scale a row in a step before the product."""
+    if type(kernel).__name__ not in CONSUMERS:
+        return False
+    dynamic = kernel.config.input_symmetric and not kernel.config.is_static_input_scheme
+    method = getattr(kernel, "linear_method", None)  # on CPU; where it has AMX, another method quantizes by itself
+    return bool(dynamic) and (method is None or method.__name__ == "_apply_weights_onednn")
 
 
 def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> str | None:
@@ -114,7 +147,7 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
     if not every or not _may(vllm_config):
         return None
     mode = "eager" if quantization.is_eager(vllm_config) else "compiled"
-    faster = (pair for pair in every if (type(pair.kernel).__name__, mode) in SERVES_FASTER)
+    faster = (pair for pair in every if CONSUMERS[type(pair.kernel).__name__].mode == mode)
     found = [pair for pair in faster if why_reference(pair.specs) is None]
     if not found:
         return None
@@ -137,9 +170,22 @@ def _may(vllm_config: Any) -> bool:
 
 
 def switch(pair: Pair) -> None:
-    """Have a norm hand quantized rows on, and its kernel take them. Both end with the model."""
-    quantized_consumers.teach(type(pair.kernel))
+    """Have a norm hand quantized rows on, and its kernel take them. The norm's change ends with the model."""
+    cls = type(pair.kernel)
+    installed.wrap(cls, "apply_weights", functools.partial(_taking_quantized, CONSUMERS[cls.__name__].product))
     pair.norm._forward_method = _quantizing(pair)
+
+
+def _taking_quantized(product: Any, original: Any) -> Any:
+    from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
+
+    @functools.wraps(original)
+    def apply_weights(self: Any, layer: Any, x: Any, bias: Tensor | None = None, **kwargs: Any) -> Any:
+        if isinstance(x, QuantizedActivation):
+            return product(self, layer, x, bias)
+        return original(self, layer, x, bias, **kwargs)
+
+    return apply_weights
 
 
 def _quantizing(pair: Pair) -> Any:
@@ -147,7 +193,7 @@ def _quantizing(pair: Pair) -> Any:
     from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
 
     norm, own, spec, ops = pair.norm, pair.norm._forward_method, pair.specs[0], torch.ops.serving_ops
-    eps, text, options = spec.eps, pair.fmt.text, {"weight_offset": spec.weight_offset}
+    eps, text, options = spec.eps, FMT.text, {"weight_offset": spec.weight_offset}
     has_weight = spec.weight_dtype is not None
 
     @functools.wraps(own)

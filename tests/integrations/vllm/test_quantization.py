@@ -149,10 +149,10 @@ def test_vllms_pass_is_turned_on_for_compiled_models_with_a_scale_a_token_whose_
 
 
 IN_TWO_LAYERS = {
-    **{name: ["RMSNorm CutlassFP8ScaledMMLinearKernel token"] * 4 for name in ("Llama", "Qwen2", "Qwen3")},
-    **{name: ["GemmaRMSNorm CutlassFP8ScaledMMLinearKernel token"] * 4 for name in ("Gemma2", "Gemma3")},
+    **{name: ["RMSNorm CutlassInt8ScaledMMLinearKernel"] * 4 for name in ("Llama", "Qwen2", "Qwen3")},
+    **{name: ["GemmaRMSNorm CutlassInt8ScaledMMLinearKernel"] * 4 for name in ("Gemma2", "Gemma3")},
     "Qwen3Moe": [],
-    "compressed int8 token": ["RMSNorm CutlassInt8ScaledMMLinearKernel token"] * 4,
+    "compressed fp8 token": [],
     "compressed fp8 static": [],
 }
 """Pairs before attention and before the MLP. A router reads what experts do, and a layer of experts is left whole."""
@@ -232,16 +232,6 @@ def test_weight_only_kernels_that_are_told_to_quantize_count(monkeypatch: pytest
 def test_layers_quantized_while_loading_beside_a_weight_only_checkpoint_count() -> None:
     config = vllm_config(_quantized("auto_awq"), quantization_config=SimpleNamespace())
     assert quantization.why_norms_stay(config) == "its consumer may quantize: auto_awq with a quantization_config"
-
-
-@pytest.mark.parametrize(("mode", "reason"), [("NONE", None), ("VLLM_COMPILE", "its consumer quantizes to FP8")])
-def test_in_eager_mode_nothing_is_fused_and_norms_may_be_ours(
-    monkeypatch: pytest.MonkeyPatch, mode: str, reason: str | None
-) -> None:
-    monkeypatch.setattr(quantization, "EAGER_NORMS_ARE_OURS", True)
-    config = vllm_config(_quantized("fp8"))
-    config.compilation_config = SimpleNamespace(mode=SimpleNamespace(name=mode))
-    assert quantization.why_norms_stay(config) == reason
 
 
 def _compressed(kind: str) -> Any:

@@ -14,16 +14,14 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, HIDDEN, model_config, rows
 
 import serving_ops
-from serving_ops import PrewarmReport, QuantFormat, extension
-from serving_ops.integrations.vllm import features, installed, priority, quantized_consumers, quantized_pairs
+from serving_ops import PrewarmReport, extension
+from serving_ops.integrations.vllm import features, installed, priority, quantized_pairs
 
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
 CPU = torch.device("cpu")
 WIDTH = 512
 MODES = ("eager", "compiled")
-MEASURED = quantized_pairs.SERVES_FASTER
-NAMES = ("weight", "weight_scale", "input_scale", "input_scale_ub")
 
 
 def _module(module: str, name: str, **children: Any) -> Any:
@@ -34,9 +32,9 @@ def _module(module: str, name: str, **children: Any) -> Any:
     return made
 
 
-def _linear(kernel: Any, **more: Any) -> Any:
+def _linear(kernel: Any) -> Any:
     linear = torch.nn.Module()
-    vars(linear).update(quant_method=SimpleNamespace(kernel=kernel), **more)
+    vars(linear).update(quant_method=SimpleNamespace(kernel=kernel))
     return linear
 
 
@@ -66,9 +64,9 @@ def _cpu_int8(*, symmetric: bool = True) -> tuple[Any, Any]:
     return kernel, layer
 
 
-def _decoder(norm: Any, kernel: Any, module: str = "qwen3", name: str = "Qwen3DecoderLayer", **linear: Any) -> Any:
+def _decoder(norm: Any, kernel: Any, module: str = "qwen3", name: str = "Qwen3DecoderLayer") -> Any:
     """A decoder layer of which only the norm before attention can be paired."""
-    attention = _module("qwen3", "Qwen3Attention", qkv_proj=_linear(kernel, **linear))
+    attention = _module("qwen3", "Qwen3Attention", qkv_proj=_linear(kernel))
     experts = _module("qwen3_moe", "Qwen3MoeSparseMoeBlock", gate_up_proj=_linear(kernel))
     children = {"input_layernorm": norm, "post_attention_layernorm": _norm(), "self_attn": attention, "mlp": experts}
     return _module(module, name, **children)
@@ -88,9 +86,9 @@ def undone(request: pytest.FixtureRequest) -> Any:
 
 def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vllm: Any) -> None:
     (pair,) = _pairs(_decoder(norm := _norm(eps=1e-5), kernel := _cpu_int8()[0]))
-    assert (pair.norm, pair.kernel, pair.fmt) == (norm, kernel, QuantFormat(dtype=torch.int8, granularity="token"))
-    assert {(spec.size, spec.eps, spec.weight_dtype, spec.weight_offset) for spec in pair.specs} == {
-        (HIDDEN, 1e-5, torch.bfloat16, 0.0)
+    assert (pair.norm, pair.kernel) == (norm, kernel)
+    assert {(spec.size, spec.eps, spec.weight_dtype, spec.weight_offset, spec.fmt) for spec in pair.specs} == {
+        (HIDDEN, 1e-5, torch.bfloat16, 0.0, quantized_pairs.FMT)
     }
 
 
@@ -102,7 +100,6 @@ def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vll
         lambda: _decoder(_norm(var_hidden_size=128), _cpu_int8()[0]),
         lambda: _decoder(torch.nn.RMSNorm(HIDDEN), _cpu_int8()[0]),
         lambda: _decoder(_norm(), _cpu_int8(symmetric=False)[0]),
-        lambda: _decoder(_norm(), _cpu_int8()[0], input_scale_ub=torch.ones(1)),
         lambda: _decoder(_norm(), None),
         lambda: _decoder(_norm(), SimpleNamespace()),
     ],
@@ -112,7 +109,6 @@ def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vll
         "a norm over a part of the row",
         "a norm of PyTorch's",
         "a zero point",
-        "an upper bound of the scale",
         "a layer that is not quantized",
         "an unknown kernel",
     ],
@@ -162,21 +158,6 @@ def test_vllms_kernels_are_as_they_were_when_it_is_undone(in_vllm: Any) -> None:
     assert type(kernel).apply_weights is before
 
 
-def _cutlass(name: str, group: tuple[int, int], key: str, **quantized: Any) -> Any:
-    """A CUDA kernel of vLLM's with its own quantization, and without the check of the device."""
-    from vllm.model_executor.kernels.linear.scaled_mm import cutlass, deep_gemm
-    from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
-    from vllm.model_executor.layers.quantization.utils import quant_utils
-
-    cls = getattr(cutlass, name, None) or getattr(deep_gemm, name)
-    kernel = cls.__new__(cls)
-    kernel.config = SimpleNamespace(activation_quant_key=getattr(quant_utils, key), out_dtype=torch.bfloat16)
-    kernel.quant_fp8 = QuantFP8(static=False, group_shape=quant_utils.GroupShape(*group), **quantized)
-    kernel.layer_param_names, kernel.logical_output_size, kernel.fp8_dtype = NAMES, WIDTH, torch.float8_e4m3fn
-    kernel.use_triton, kernel.use_deep_gemm_e8m0 = False, bool(quantized.get("use_ue8m0"))
-    return kernel
-
-
 def _cutlass_int8() -> Any:
     from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassInt8ScaledMMLinearKernel
 
@@ -186,31 +167,16 @@ def _cutlass_int8() -> Any:
     return kernel
 
 
-KERNELS = {
-    "int8": _cutlass_int8,
-    "one scale a token": lambda: _cutlass("CutlassFP8ScaledMMLinearKernel", (1, -1), "kFp8DynamicTokenSym"),
-    "blocks": lambda: _cutlass(
-        "CutlassFp8BlockScaledMMKernel",
-        (1, 128),
-        "kFp8Dynamic128Sym",
-        use_ue8m0=False,
-        column_major_scales=True,
-    ),
-}
-
-
-def _layer(case: str) -> Any:
+def _layer() -> Any:
     layer = torch.nn.Module()
-    weight = torch.ones(WIDTH, HIDDEN).to(torch.int8 if case == "int8" else torch.float8_e4m3fn)
-    layer.weight = torch.nn.Parameter(weight if case == "blocks" else weight.t(), requires_grad=False)
+    layer.weight = torch.nn.Parameter(torch.ones(WIDTH, HIDDEN).to(torch.int8).t(), requires_grad=False)
     layer.weight_scale = torch.nn.Parameter(torch.ones(1), requires_grad=False)
     return layer
 
 
-@pytest.mark.parametrize("case", KERNELS)
 @pytest.mark.parametrize("fused", [False, True])
 def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
-    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str, fused: bool
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, fused: bool
 ) -> None:
     from vllm import _custom_ops as ops
 
@@ -221,7 +187,7 @@ def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
         return torch.zeros(a.shape[0], WIDTH, dtype=torch.bfloat16)
 
     monkeypatch.setattr(ops, "cutlass_scaled_mm", gemm)
-    kernel, linear, norm = KERNELS[case](), _layer(case), _norm()
+    kernel, linear, norm = _cutlass_int8(), _layer(), _norm()
     arguments = (rows(5, HIDDEN).cpu(), rows(5, HIDDEN).cpu() * 0.5) if fused else (rows(5, HIDDEN).cpu(),)
     own = norm(*(given.clone() for given in arguments))
     expected = kernel.apply_weights(linear, own[0] if fused else own)
@@ -234,19 +200,14 @@ def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
     assert (our_a.dtype, our_a.shape, our_a.stride()) == (a.dtype, a.shape, a.stride())
     assert (our_scale.shape, our_scale.stride()) == (scale.shape, scale.stride())
     torch.testing.assert_close(our_scale, scale)
-    groups = HIDDEN // scale.shape[1]
-    dequantized, our_dequantized = (
-        values.float() * factors.repeat_interleave(groups, 1) for values, factors in ((a, scale), (our_a, our_scale))
-    )
-    one_step = {"rtol": 0.0, "atol": float(scale.max())} if case == "int8" else {"rtol": 0.13, "atol": 1e-3}
-    torch.testing.assert_close(our_dequantized, dequantized, **one_step)
+    dequantized, our_dequantized = a.float() * scale, our_a.float() * our_scale
+    torch.testing.assert_close(our_dequantized, dequantized, rtol=0.0, atol=float(scale.max()))
     assert (our_dequantized == dequantized).float().mean() > 0.98
 
 
-@pytest.mark.parametrize("case", KERNELS)
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_paired_layer_is_traced_whole_and_computes_what_it_does_untraced(
-    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, case: str, fused: bool
+    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, fused: bool
 ) -> None:
     from vllm import _custom_ops as ops
 
@@ -254,7 +215,7 @@ def test_a_paired_layer_is_traced_whole_and_computes_what_it_does_untraced(
         return (a.float() @ b.float()).to(out_dtype)
 
     monkeypatch.setattr(ops, "cutlass_scaled_mm", gemm)
-    kernel, linear, norm = KERNELS[case](), _layer(case), _norm()
+    kernel, linear, norm = _cutlass_int8(), _layer(), _norm()
     quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
 
     def paired(*arguments: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,30 +230,22 @@ def test_a_paired_layer_is_traced_whole_and_computes_what_it_does_untraced(
         assert torch.equal(got, want)
 
 
-def _on_gpu(case: str) -> tuple[Any, Any]:
+def _on_gpu() -> tuple[Any, Any]:
     """A kernel, and the layer that holds its weights, from a seed."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(WIDTH, HIDDEN, generator=generator)
+    weight = (torch.randn(WIDTH, HIDDEN, generator=generator) * 30).clamp(-127, 127)
     layer = torch.nn.Module()
-    scale = torch.rand(WIDTH // 128, HIDDEN // 128, generator=generator) + 0.5
-    if case != "blocks":
-        scale = torch.rand(WIDTH, 1, generator=generator) + 0.5
-    layer.weight_scale = torch.nn.Parameter(scale, requires_grad=False)
-    if case != "int8":
-        quantized = weight.to(torch.float8_e4m3fn).cuda()
-        layer.weight = torch.nn.Parameter(quantized if case == "blocks" else quantized.t(), requires_grad=False)
-        return KERNELS[case](), layer.cuda()
-    layer.weight = torch.nn.Parameter((weight * 30).clamp(-127, 127).to(torch.int8).cuda().t(), requires_grad=False)
-    return KERNELS[case](), layer.cuda()
+    layer.weight_scale = torch.nn.Parameter(torch.rand(WIDTH, 1, generator=generator) + 0.5, requires_grad=False)
+    layer.weight = torch.nn.Parameter(weight.to(torch.int8).cuda().t(), requires_grad=False)
+    return _cutlass_int8(), layer.cuda()
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", KERNELS)
 @pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
 @pytest.mark.parametrize("fused", [False, True])
-def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, case: str, kind: str, fused: bool) -> None:
+def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, kind: str, fused: bool) -> None:
     """Where a value lies between two, vLLM's rounding may be the other one: a part of a thousand of the largest."""
-    kernel, linear = _on_gpu(case)
+    kernel, linear = _on_gpu()
     norm = _norm(kind).cuda()
     arguments = (rows(5, HIDDEN).cuda(), rows(5, HIDDEN).cuda() * 0.5) if fused else (rows(5, HIDDEN).cuda(),)
     own = norm(*(given.clone() for given in arguments))
@@ -302,37 +255,6 @@ def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, case
     product = kernel.apply_weights(linear, result[0] if fused else result).float()
     assert (product - expected).abs().max() <= 0.02 * expected.abs().max()
     assert (product - expected).abs().mean() <= 0.002 * expected.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("options", "fmt"),
-    [
-        ({}, QuantFormat()),
-        ({"column_major_scales": True}, QuantFormat(scale_layout="column_major")),
-        ({"column_major_scales": True, "tma_aligned_scales": True}, QuantFormat(scale_layout="tma_aligned")),
-        (
-            {"column_major_scales": True, "tma_aligned_scales": True, "use_ue8m0": True},
-            QuantFormat(scale_layout="tma_aligned", scale_format="fp32_power_of_2"),
-        ),
-    ],
-)
-def test_the_scales_of_blocks_lie_as_the_kernels_own_quantization_has_them(
-    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, options: dict[str, Any], fmt: QuantFormat
-) -> None:
-    from vllm.platforms import current_platform
-
-    monkeypatch.setattr(type(current_platform), "is_device_capability", classmethod(lambda *_: True))
-    given = {"use_ue8m0": False, **options}
-    kernel = _cutlass("DeepGemmFp8BlockScaledMMKernel", (1, 128), "kFp8Dynamic128Sym", **given)
-    assert quantized_consumers.fmt_of(kernel) == fmt
-
-
-def test_packed_scales_are_deepgemms_own(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
-    from vllm.platforms import current_platform
-
-    monkeypatch.setattr(type(current_platform), "is_device_capability", classmethod(lambda *_: False))
-    kernel = _cutlass("DeepGemmFp8BlockScaledMMKernel", (1, 128), "kFp8Dynamic128Sym", use_ue8m0=True)
-    assert quantized_consumers.fmt_of(kernel) is None
 
 
 def _config(mode: str = "NONE", **more: Any) -> Any:
@@ -348,9 +270,7 @@ def _config(mode: str = "NONE", **more: Any) -> Any:
 
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every combination was measured to be faster, and kernels take every norm."""
-    every = frozenset((name, mode) for name in quantized_consumers.CONSUMERS for mode in MODES)
-    monkeypatch.setattr(quantized_pairs, "SERVES_FASTER", every)
+    """Kernels take every norm."""
     monkeypatch.setattr(quantized_pairs, "why_reference", lambda specs: None)
     monkeypatch.setattr(priority, "user_chose_any", lambda config: False)
     monkeypatch.setenv("SERVING_OPS", "auto")
@@ -403,22 +323,12 @@ def test_a_user_who_leaves_an_op_out_gets_vllms(
     assert _take(_config()) == (None, False)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_only_what_was_measured_to_be_faster_is_taken(
-    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, mode: str
-) -> None:
-    measured = frozenset({("CPUInt8ScaledMMLinearKernel", mode)})
-    monkeypatch.setattr(quantized_pairs, "SERVES_FASTER", measured)
-    taken = {"eager": _take(_config("NONE"))[1], "compiled": _take(_config("VLLM_COMPILE"))[1]}
+@pytest.mark.parametrize(
+    ("kernel", "mode"), [(lambda: _cpu_int8()[0], "eager"), (_cutlass_int8, "compiled")], ids=["oneDNN", "CUTLASS"]
+)
+def test_only_what_was_measured_to_be_faster_is_taken(everywhere: None, in_vllm: Any, kernel: Any, mode: str) -> None:
+    taken = {"eager": _take(_config("NONE"), kernel())[1], "compiled": _take(_config("VLLM_COMPILE"), kernel())[1]}
     assert taken == {other: other == mode for other in MODES}
-
-
-@pytest.mark.parametrize(("mode", "quantizes"), [("VLLM_COMPILE", True), ("NONE", False)])
-def test_on_cuda_the_norms_of_a_compiled_int8_model_quantize(
-    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, mode: str, quantizes: bool
-) -> None:
-    monkeypatch.setattr(quantized_pairs, "SERVES_FASTER", MEASURED)
-    assert _take(_config(mode), _cutlass_int8())[1] == quantizes
 
 
 def test_a_norm_without_a_kernel_is_vllms(everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
