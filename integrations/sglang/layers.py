@@ -16,27 +16,11 @@ import torch
 
 from serving_ops import NormSpec, extension, settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.common.norm_specs import why_reference
+from serving_ops.integrations.common.norm_classes import Activations, why_reference
 from serving_ops.integrations.common.record import Installed
-from serving_ops.integrations.sglang import (
-    fused_rms_norm_gated,
-    gemma_rms_norm,
-    mixer2_rms_norm_gated,
-    qk_norm_rope_layer,
-    quantizing_rms_norm,
-    rms_norm_gated_layer,
-    rms_norm_layer,
-)
-from serving_ops.integrations.sglang.adapter import KEPT, Activations, Adapter, why_traced
+from serving_ops.integrations.sglang import qk_norm_rope_layer, quantizing_rms_norm
+from serving_ops.integrations.sglang.adapters import ADAPTERS, KEPT, QUANTIZES, Adapter, why_traced
 from serving_ops.integrations.sglang.quantizing_rms_norm import Pair
-
-ADAPTERS = (
-    rms_norm_layer.ADAPTER,
-    gemma_rms_norm.ADAPTER,
-    rms_norm_gated_layer.ADAPTER,
-    fused_rms_norm_gated.ADAPTER,
-    mixer2_rms_norm_gated.ADAPTER,
-)
 
 NO_ADAPTER = "no adapter yet"
 LEFT_OUT = "left out by SERVING_OPS"
@@ -44,7 +28,7 @@ FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
 TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
 PINNED = "its model pins it to SGLang's code"
-BY_CHOICE = {LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED, rms_norm_layer.QUANTIZES}
+BY_CHOICE = {LEFT_OUT, FORCED, TRAINERS_NUMBERS, AMX, PINNED, QUANTIZES}
 """Reasons that are not a fallback: SGLang's code is wanted or better there, or we have no code for the norm."""
 
 UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"
@@ -98,7 +82,7 @@ def _attentions(runner: Any, x: Activations) -> list[NormLayer]:
         reason = why_none or qk_norm_rope_layer.why_native(layer)
         specs = () if reason is not None else qk_norm_rope_layer.specs(layer, x)
         reason = reason or why_reference(specs)
-        connect = functools.partial(qk_norm_rope_layer.connect, layer)
+        connect = functools.partial(qk_norm_rope_layer.connect, layer, *specs[:1])
         kind = f"{type(layer).__name__}'s q and k"
         found.append(NormLayer(kind, () if reason else specs, reason, layer, connect=connect))
     return found
@@ -112,7 +96,7 @@ def _quantizing(found: NormLayer, x: Activations, pair: Pair | None) -> NormLaye
         return dataclasses.replace(found, quantized_apart=pair.form)
     adapter = quantizing_rms_norm.adapter(pair.form)
     return dataclasses.replace(
-        found, kind=adapter.kind, adapter=adapter, specs=adapter.specs(found.layer, x), connect=pair.connect
+        found, kind=adapter.name, adapter=adapter, specs=adapter.specs(found.layer, x), connect=pair.connect
     )
 
 
@@ -150,7 +134,7 @@ def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | N
 def _kind(adapter: Adapter, narrow_on_cuda: bool) -> str:
     """Return the start-up line's name for a layer."""
     may_be_fused = narrow_on_cuda and "fused_add_rms_norm" in adapter.ops
-    return f"{adapter.kind}{UNLESS_FUSED}" if may_be_fused else adapter.kind
+    return f"{adapter.name}{UNLESS_FUSED}" if may_be_fused else adapter.name
 
 
 def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:

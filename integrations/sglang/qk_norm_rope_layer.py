@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from serving_ops import NormSpec, extension
+from serving_ops.integrations.common.norm_classes import Activations, rope_options
 from serving_ops.integrations.common.record import Installed
-from serving_ops.integrations.sglang import rms_norm_layer
-from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations
+from serving_ops.integrations.sglang.adapters import RMS_NORM
 from serving_ops.rope_spec import RopeSpec
 
 OP = "qk_norm_rope"
@@ -119,7 +119,7 @@ def why_native(layer: Any) -> str | None:
         return "the user chose SGLang's fused kernel"
     if layer.q_norm.variance_epsilon != layer.k_norm.variance_epsilon:
         return "q and k have norms of two kinds"
-    return rms_norm_layer.why_native(layer.q_norm) or rms_norm_layer.why_native(layer.k_norm)
+    return RMS_NORM.why_native(layer.q_norm) or RMS_NORM.why_native(layer.k_norm)
 
 
 def _rotation(rotary: Any) -> dict[str, Any] | None:
@@ -146,11 +146,10 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """With a cache and without; SGLang may turn a table into the activations' dtype while it serves."""
     rotation = _rotation(layer.rotary_emb)
     assert rotation is not None
-    eps, weight = layer.q_norm.variance_epsilon, layer.q_norm.weight
-    plain = x.spec(OP, weight.numel(), weight, eps=eps, weight_offset=WEIGHT_IN_FP32)
     return tuple(
         dataclasses.replace(
-            plain,
+            RMS_NORM.specs(layer.q_norm, x)[0],
+            op=OP,
             heads=layer.num_heads,
             rotation=RopeSpec(layer.num_kv_heads, table_dtype=dtype, has_cache=cached, block_size=None, **rotation),
         )
@@ -159,18 +158,10 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     )
 
 
-def connect(layer: Any) -> Installed:
+def connect(layer: Any, spec: NormSpec) -> Installed:
     """Have our method run for an attention layer. Returns the record that undoes it."""
     changes, taken = Installed(), attention(layer)
     assert taken is not None
-    options = {
-        "num_q_heads": layer.num_heads,
-        "num_kv_heads": layer.num_kv_heads,
-        "head_dim": layer.head_dim,
-        "eps": layer.q_norm.variance_epsilon,
-        "weight_offset": WEIGHT_IN_FP32,
-        **(_rotation(layer.rotary_emb) or {}),
-    }
-    changes.set(layer, OPTIONS, options)
+    changes.set(layer, OPTIONS, rope_options(spec))
     changes.set(layer, taken.method, MethodType(taken.ours, layer))
     return changes

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from serving_ops import NormSpec, QuantFormat
-from serving_ops.integrations.common.norm_specs import why_reference
+from serving_ops.integrations.common.calls import alike, rows_fit
+from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32, Activations, rms_norm_specs, why_reference
 from serving_ops.integrations.common.record import Installed
-from serving_ops.integrations.common.rows import alike, rows_fit
-from serving_ops.integrations.sglang import projections, rms_norm_layer
-from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32, Activations, Adapter, given, why_traced
+from serving_ops.integrations.sglang import projections
+from serving_ops.integrations.sglang.adapters import RMS_NORM, Adapter, given, rms_norm, why_traced
 from serving_ops.integrations.sglang.projections import NOT_QUANTIZED, Prequantized
 
 ATTENTION = ("input_layernorm", "self_attn.qkv_proj")
@@ -126,7 +126,7 @@ def _with_kernels(norm: Any, form: Prequantized | str, x: Activations) -> Prequa
 
 
 def _specs(norm: Any, x: Activations, fmt: QuantFormat) -> list[NormSpec]:
-    return [dataclasses.replace(spec, op=f"{spec.op}_quant", fmt=fmt) for spec in rms_norm_layer.specs(norm, x)]
+    return [dataclasses.replace(spec, op=f"{spec.op}_quant", fmt=fmt) for spec in rms_norm_specs(norm, x)]
 
 
 def adapter(form: Prequantized) -> Adapter:
@@ -136,13 +136,13 @@ def adapter(form: Prequantized) -> Adapter:
     ops = torch.ops.serving_ops
 
     def specs(norm: Any, x: Activations) -> tuple[NormSpec, ...]:
-        return (*_specs(norm, x, fmt), *rms_norm_layer.specs(norm, x))
+        return (*_specs(norm, x, fmt), *rms_norm_specs(norm, x))
 
     def forward(norm: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
         """`RMSNorm.forward`, x (tokens, N): `Rows`; with a residual like x, that is written and returned too."""
         fits = x.dim() == 2 and x.shape[0] > 0 and rows_fit(x, norm.weight) and not given(more, others)
         if not fits or (residual is not None and (residual is x or not alike(x, residual))):
-            return rms_norm_layer.forward(norm, x, residual, *more, **others)
+            return rms_norm(norm, x, residual, *more, **others)
         if residual is None:
             q, scales = ops.rms_norm_quant(x, norm.weight, norm.variance_epsilon, text, **fixed)
         else:
@@ -150,7 +150,7 @@ def adapter(form: Prequantized) -> Adapter:
         rows = Rows((q, scales if scale is None else scale, x.dtype))
         return rows if residual is None else (rows, residual)
 
-    return dataclasses.replace(rms_norm_layer.ADAPTER, kind=f"RMSNorm with {_name(fmt)}", specs=specs, forward=forward)
+    return dataclasses.replace(RMS_NORM, name=f"RMSNorm with {_name(fmt)}", specs=specs, forward=forward)
 
 
 def _name(fmt: QuantFormat) -> str:

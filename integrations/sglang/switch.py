@@ -13,7 +13,7 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
-from serving_ops.integrations.sglang.adapter import KEPT
+from serving_ops.integrations.sglang.adapters import KEPT
 from serving_ops.integrations.sglang.layers import NormLayer
 
 CONNECTED = "serving_ops_connected"

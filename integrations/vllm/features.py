@@ -10,15 +10,7 @@ from typing import Any, cast
 
 from serving_ops import extension, settings, support
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.vllm import (
-    fused_rms_norm_gated,
-    gemma_rms_norm,
-    installed,
-    mixer2_rms_norm_gated,
-    quantization,
-    rms_norm_gated_layer,
-    rms_norm_layer,
-)
+from serving_ops.integrations.vllm import adapters, installed, quantization
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -42,15 +34,12 @@ comes before what changes compiled code: without it vLLM would reuse artifacts c
 STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED)
 """The same, only for models with state-space layers: importing vLLM's takes 1.2 s, so other models skip it."""
 
-NEEDS_IR = {IR_PROVIDERS, PRIORITY}
-"""The features that serve `RMSNorm` through vLLM's IR. Where vLLM does not use it, `RMS_NORM` replaces the class."""
-
 ADAPTERS = {
-    RMS_NORM: rms_norm_layer.ADAPTER,
-    RMS_NORM_GATED: rms_norm_gated_layer.ADAPTER,
-    GEMMA_RMS_NORM: gemma_rms_norm.ADAPTER,
-    MIXER2_RMS_NORM_GATED: mixer2_rms_norm_gated.ADAPTER,
-    FUSED_RMS_NORM_GATED: fused_rms_norm_gated.ADAPTER,
+    RMS_NORM: adapters.RMS_NORM,
+    RMS_NORM_GATED: adapters.RMS_NORM_GATED,
+    GEMMA_RMS_NORM: adapters.GEMMA_RMS_NORM,
+    MIXER2_RMS_NORM_GATED: adapters.MIXER2_RMS_NORM_GATED,
+    FUSED_RMS_NORM_GATED: adapters.FUSED_RMS_NORM_GATED,
 }
 """The features that replace a class of vLLM. A class is replaced only if SERVING_OPS allows all of its operators."""
 
@@ -66,16 +55,6 @@ def why_no_kernels() -> str | None:
     return f"no kernels for {type(current_platform).__name__}"
 
 
-def has_ir() -> bool:
-    """Return whether vLLM's norms go through an IR that takes providers. vLLM 0.25 to 0.33 has one."""
-    try:
-        from vllm import ir
-        from vllm.model_executor.layers import layernorm
-    except ImportError:
-        return False
-    return getattr(layernorm, "ir", None) is ir
-
-
 def is_batch_invariant() -> bool:
     """Whether the user asked for results that do not depend on the batch: eager CUDA norms then pass vLLM's IR by."""
     from vllm import envs
@@ -84,30 +63,25 @@ def is_batch_invariant() -> bool:
     return bool(current_platform.is_cuda()) and bool(getattr(envs, "VLLM_BATCH_INVARIANT", False))
 
 
-def _is_for_this_vllm(feature: str) -> bool:
-    if feature in NEEDS_IR:
-        return has_ir()
-    return feature != RMS_NORM or not has_ir() or is_batch_invariant()
+def why_no_providers() -> str | None:
+    """Return why our providers are missing from vLLM's IR or from its order, or None."""
+    return installed.failures.get(IR_PROVIDERS) or installed.failures.get(PRIORITY)
 
 
 def _is_wanted(feature: str) -> bool:
-    if feature == STARTUP:
-        return True
     adapter = ADAPTERS.get(feature)
     if adapter is None:
-        return _is_for_this_vllm(feature)
+        return True
     if adapter.needs_cpp and extension.cpp_library() is None:
         return False
-    return settings.ops().issuperset(adapter.ops) and _is_for_this_vllm(feature)
+    return settings.ops().issuperset(adapter.ops) and (feature != RMS_NORM or is_batch_invariant())
 
 
 def _load(feature: str) -> Callable[[], None]:
     if feature in ADAPTERS:
         from serving_ops.integrations.vllm import out_of_tree
 
-        # vLLM's forward_native asks its IR, and so our providers, or whoever the user put before them.
-        methods = ("forward_cuda",) if feature == RMS_NORM and has_ir() else out_of_tree.BOTH_METHODS
-        return partial(out_of_tree.replace, ADAPTERS[feature], methods)
+        return partial(out_of_tree.replace, ADAPTERS[feature])
     return cast(Callable[[], None], importlib.import_module(f"serving_ops.integrations.vllm.{feature}").install)
 
 
@@ -145,9 +119,8 @@ def install_for(vllm_config: Any, *, strict: bool) -> None:
     if quantization.why_norms_stay(vllm_config) is not None:
         out_of_tree.withdraw()
         return
-    if has_ir():
-        fp32_residual.install_for(vllm_config)
-    if has_ir() and _joins_norms_to_an_all_reduce(vllm_config):
+    fp32_residual.install_for(vllm_config)
+    if _joins_norms_to_an_all_reduce(vllm_config):
         out_of_tree.withdraw(adapter.name for adapter in ADAPTERS.values() if adapter.asks_ir)
 
 

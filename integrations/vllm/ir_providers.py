@@ -5,7 +5,7 @@ the hot path of eager mode and are traced too, so they read metadata only. A cal
 provider; vLLM's native provider is the last one.
 
 vLLM's definition (vllm/ir/ops/layernorm.py) rounds before a weight of x's dtype, and Inductor leaves that rounding out.
-We round once, as Inductor does (see common/rounding.py).
+We round once, as Inductor does (see `WEIGHT_IN_FP32`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
-from serving_ops.integrations.common.rows import alike, rows_fit
+from serving_ops.integrations.common.calls import alike, rows_fit
+from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import installed
 
 PROVIDER = "serving_ops"

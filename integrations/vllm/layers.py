@@ -10,11 +10,16 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec, extension, settings
-from serving_ops.integrations.common.norm_specs import why_reference
-from serving_ops.integrations.vllm import features, installed, ir_layers, quantization
-from serving_ops.integrations.vllm.adapter import HEADS_IN_ONE_KERNEL, LEFT_OUT, Activations, Adapter, calls
+from serving_ops.integrations.common.norm_classes import NORMS, Activations, rms_norm_specs, why_reference
+from serving_ops.integrations.vllm import features, installed, quantization
+from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, Adapter, why_part
+from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
+from serving_ops.ops.registry import sample
 
 NO_ADAPTER = "no adapter yet"
+LEFT_OUT = "left out by SERVING_OPS"
+HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
 BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT}
 """Reasons that are not a fallback, like the reasons that `quantization` gives: vLLM's code is better there, or we have
 no code for the norm."""
@@ -43,12 +48,17 @@ def models_of(worker: Any) -> Iterator[torch.nn.Module]:
             yield drafting
 
 
+def activations(vllm_config: Any, device: torch.device) -> Activations:
+    """Return those of the model that a configuration is for."""
+    model = vllm_config.model_config
+    return Activations(model.dtype, model.get_hidden_size(), model.get_head_size(), device)
+
+
 def norm_layers(
     models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device, without: Collection[Any] = ()
 ) -> list[NormLayer]:
     """Return every norm layer of the models that vLLM built from this configuration, except those in `without`."""
-    model = vllm_config.model_config
-    x = Activations(model.dtype, device, model.get_hidden_size(), model.get_head_size())
+    x = activations(vllm_config, device)
     found = (_norm_layer(layer, x) for model in models for layer in model.modules() if layer not in without)
     stays = quantization.why_norms_stay(vllm_config)
     return [_that_stays(layer, stays) for layer in found if layer is not None]
@@ -66,40 +76,69 @@ def _norm_layer(layer: Any, x: Activations) -> NormLayer | None:
     feature = next((name for name, adapter in features.ADAPTERS.items() if adapter.is_of(type(layer))), None)
     if feature is None:
         return NormLayer(kind, (), NO_ADAPTER) if "RMSNorm" in kind else None
-    adapter = features.ADAPTERS[feature]
-    if features.has_ir() and _asks_ir(layer, adapter):
-        return NormLayer(adapter.name, *ir_layers.norms_and_why_native(layer, x))
-    if _is_ours(layer):
-        return _layer_of_ours(layer, adapter, x)
-    return NormLayer(adapter.name, (), _why_not_ours(layer, feature))
+    adapter, ours = features.ADAPTERS[feature], hasattr(type(layer), "stay_native")
+    if _asks_ir(layer, adapter, ours=ours):
+        return _layer_of_the_ir(layer, adapter, x)
+    return _layer_of_ours(layer, adapter, x) if ours else NormLayer(adapter.name, (), _why_not_ours(layer, feature))
 
 
-def _is_ours(layer: Any) -> bool:
-    return hasattr(type(layer), "stay_native")
+def _asks_ir(layer: Any, adapter: Adapter, *, ours: bool) -> bool:
+    """Return whether a layer runs vLLM's code, and that code calls vLLM's IR."""
+    if ours:
+        return "forward_native" not in adapter.methods and _calls(layer, "forward_native")
+    return adapter.ops == NORMS
 
 
-def _asks_ir(layer: Any, adapter: Adapter) -> bool:
-    """Return whether a layer runs vLLM's code, and that code calls vLLM's IR where vLLM has one."""
-    if _is_ours(layer):
-        return "forward_native" not in vars(type(layer)) and calls(layer, "forward_native")
-    return adapter.ops == ir_layers.OPS
+def _calls(layer: Any, method: str) -> bool:
+    """Return whether vLLM chose this method when it built the layer, by device and mode."""
+    return getattr(getattr(layer, "_forward_method", None), "__name__", "") == method
+
+
+def _layer_of_the_ir(layer: Any, adapter: Adapter, x: Activations) -> NormLayer:
+    """Return what is on of a layer whose norms the IR dispatches. Gemma's gives it the weight plus 1, in fp32."""
+    specs = rms_norm_specs(layer, x)
+    if adapter is GEMMA_RMS_NORM:
+        specs = tuple(dataclasses.replace(spec, weight_dtype=torch.float32) for spec in specs)
+    chosen = tuple(spec for spec in specs if spec.op in settings.ops())
+    of_heads = specs[0].size == x.head_size != x.hidden_size
+    called = tuple(spec for spec in chosen if (spec.heads > 1) == of_heads)
+    return NormLayer(adapter.name, chosen, _why_native_in_the_ir(layer, called))
+
+
+def _why_native_in_the_ir(layer: Any, called: tuple[NormSpec, ...]) -> str | None:
+    if not called:
+        return LEFT_OUT
+    reason = features.why_no_providers() or why_part(layer)
+    if reason is None and features.is_batch_invariant() and type(layer).__name__ == "RMSNorm":
+        reason = BATCH_INVARIANT if _calls(layer, "forward_cuda") else None  # vLLM's layer does not use its IR then
+    return reason or why_reference(called) or _why_dispatched_elsewhere(called)
+
+
+def _why_dispatched_elsewhere(specs: Iterable[NormSpec]) -> str | None:
+    """To whom vLLM's IR gives the first of these norms that it does not give to us, or None."""
+    from vllm import ir
+
+    for spec in specs:
+        ir_op = getattr(ir.ops, spec.op)
+        order = ir_op.get_priority()
+        if OURS.isdisjoint(order):
+            return f"the IR priority of {spec.op} starts with {order[0] if order else 'nothing'}"
+        call = sample(spec)
+        provider = ir_op.dispatch(*(call[name] for name in call if name != "weight_offset")).provider
+        if provider not in OURS:
+            return HEADS_IN_ONE_KERNEL if ROWS_PROVIDER in order else f"vLLM's IR gives it to {provider}"
+    return None
 
 
 def _layer_of_ours(layer: Any, adapter: Adapter, x: Activations) -> NormLayer:
-    reason = adapter.why_native(layer, x)
+    reason = adapter.why_native(layer)
     specs = () if reason is not None else adapter.specs(layer, x)
-    reason = reason or _why_user_prefers_another(adapter, specs)
+    if reason is None and adapter.asks_ir and features.why_no_providers() is None:
+        reason = _why_dispatched_elsewhere(specs)  # a priority that the user gave
     reason = reason or ("its prewarm failed" if type(layer).stay_native else why_reference(specs))
     if reason is not None:
         layer.stay_native = True  # vLLM's own code is faster than our reference
     return NormLayer(adapter.name, specs, reason)
-
-
-def _why_user_prefers_another(adapter: Adapter, specs: Iterable[NormSpec]) -> str | None:
-    """Return why an IR priority that the user gave leaves these norms to another provider, or None."""
-    if not adapter.asks_ir or not features.has_ir() or ir_layers.why_providers_are_missing() is not None:
-        return None
-    return ir_layers.why_dispatched_elsewhere(specs)
 
 
 def _why_not_ours(layer: Any, feature: str) -> str:

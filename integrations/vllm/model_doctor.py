@@ -26,8 +26,7 @@ def examine(model: str, *, eager: bool) -> str:
         os.environ["SERVING_OPS"] = ",".join(("auto", *sorted(settings.ops())))
     register()
     config = _engine_config(model, eager)
-    if features.has_ir():
-        config.kernel_config.ir_op_priority.set_default()
+    config.kernel_config.ir_op_priority.set_default()
     features.install_for(config, strict=False)
     device = torch.device(config.device_config.device)
     found = startup.survey([_build(config)], config, device)

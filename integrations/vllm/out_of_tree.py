@@ -8,19 +8,15 @@ from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 from serving_ops.integrations.vllm import installed
-from serving_ops.integrations.vllm.adapter import Adapter
+from serving_ops.integrations.vllm.adapters import Adapter
 from vllm.model_executor.custom_op import op_registry_oot
-
-BOTH_METHODS = ("forward_native", "forward_cuda")
-"""The first serves compiled mode on every device and, through `CustomOp.forward_cpu`, eager mode on CPU; the second
-serves eager mode on CUDA."""
 
 _ours: dict[str, Any] = {}
 """The name of vLLM's class -> our subclass."""
 
 
-def replace(adapter: Adapter, methods: tuple[str, ...] = BOTH_METHODS) -> None:
-    """Have vLLM build our subclass, which overrides these methods, in place of its class. A second call does nothing.
+def replace(adapter: Adapter) -> None:
+    """Have vLLM build our subclass in place of its class. A second call does nothing.
 
     Raises RuntimeError if another plugin replaced the class, or vLLM's arguments are not those that the adapter takes.
     """
@@ -28,18 +24,17 @@ def replace(adapter: Adapter, methods: tuple[str, ...] = BOTH_METHODS) -> None:
     present, ours = op_registry_oot.get(name), _ours.get(name)
     if present is not None and present is not ours:
         raise RuntimeError(f"{present.__module__}.{present.__name__} already replaces {name}")
-    installed.put(_ours, name, ours or _class_of(adapter, methods))
+    installed.put(_ours, name, ours or _class_of(adapter))
     installed.put(op_registry_oot, name, _ours[name])
 
 
-def _class_of(adapter: Adapter, methods: tuple[str, ...]) -> Any:
+def _class_of(adapter: Adapter) -> Any:
     """A subclass with the same parameters and attributes. vLLM's own method runs what the kernels do not take.
 
     `stay_native` is set on the class once its operators are given back, and on each layer that the kernels do not take.
     """
     vllms = adapter.vllms_class()
-    forward = {"forward_cuda": adapter.forward, "forward_native": adapter.forward_native or adapter.forward}
-    ours = {method: _method(vllms, method, forward[method]) for method in methods}
+    ours = {method: _method(vllms, method, adapter.forward) for method in adapter.methods}
     more = {"__module__": __name__, "__doc__": _class_of.__doc__, "adapter": adapter, "stay_native": False}
     return type(f"ServingOps{adapter.name}", (vllms,), {**ours, **more})
 

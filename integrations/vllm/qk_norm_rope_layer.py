@@ -10,11 +10,12 @@ which none can say before 0.33; and the write needs the slots of the step, which
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,10 @@ import torch
 from torch import Tensor
 
 from serving_ops import NormSpec, RopeSpec, extension, settings
-from serving_ops.integrations.common.norm_specs import why_reference
-from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
-from serving_ops.integrations.vllm import features, gemma_rms_norm, installed, rms_norm_layer
-from serving_ops.integrations.vllm.adapter import LEFT_OUT, Activations, Adapter
-from serving_ops.integrations.vllm.layers import NormLayer
+from serving_ops.integrations.common.norm_classes import Activations, rope_options, why_reference
+from serving_ops.integrations.vllm import features, installed
+from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, Adapter, why_part
+from serving_ops.integrations.vllm.layers import LEFT_OUT, NormLayer, activations
 from serving_ops.ops import registry
 from serving_ops.schemas import TAGS, library
 
@@ -50,10 +50,7 @@ COMPUTES = ("forward", "forward_native", "forward_cuda", "forward_cpu", "_match_
 """Methods of a rotary embedding. Classes that only compute another table inherit all of these."""
 
 OPTIONS = "serving_ops_qk_norm_rope"
-"""The attribute of each layer that is on: the operator's keyword arguments."""
-
-TEXT = f"{OPTIONS}_text"
-"""The same as a text. Dynamo does not trace how it is made."""
+"""The attribute of each layer that is on: the operator's options as a text. Dynamo does not trace how it is made."""
 
 SHORT = "vllm_qk_norm_rope"
 ARGUMENTS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, str options"
@@ -88,30 +85,13 @@ class AttentionLayer(NormLayer):
         """Return the layers that are not called where the operator is."""
         return self.attention.q_norm, self.attention.k_norm
 
-    def options(self) -> dict[str, Any]:
-        """The operator's keyword arguments."""
-        (spec, *_) = self.specs
-        rope = spec.rotation
-        return {
-            "num_q_heads": spec.heads,
-            "num_kv_heads": rope.num_kv_heads,
-            "head_dim": spec.size,
-            "eps": spec.eps,
-            "weight_offset": spec.weight_offset,
-            "rotary_dim": rope.rotary_dim,
-            "is_neox": rope.is_neox,
-            "mrope_section": rope.mrope_section,
-            "mrope_interleaved": rope.mrope_interleaved,
-        }
-
 
 def survey(models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[AttentionLayer]:
     """Return the attention layers of `CLASSES`, and why vLLM keeps each, or None."""
     named = [(name, layer) for model in models for name, layer in model.named_modules() if _is_known(type(layer))]
     if not named:
         return []
-    model = vllm_config.model_config
-    x = Activations(model.dtype, device, model.get_hidden_size(), model.get_head_size())
+    x = activations(vllm_config, device)
     everywhere = _why_nowhere(vllm_config)
     return [_examine(name, layer, x, everywhere) for name, layer in named]
 
@@ -132,16 +112,10 @@ def _why_nowhere(vllm_config: Any) -> str | None:
 
 
 def _examine(name: str, attention: Any, x: Activations, reason: str | None) -> AttentionLayer:
-    reason = reason or next(filter(None, _misfits(attention)), None)
+    reason = reason or _other_steps(type(attention)) or _other_norms(attention, x)
+    reason = reason or _other_rotation(attention.rotary_emb, attention.head_dim)
     specs = () if reason else _specs(attention, x)
     return AttentionLayer(KIND, specs, reason or why_reference(specs) or _why_slower(x), name, attention)
-
-
-def _misfits(attention: Any) -> Iterator[str | None]:
-    """What the layer does that ours does not, each or None."""
-    yield _other_steps(type(attention))
-    yield _other_norms(attention)
-    yield _other_rotation(attention.rotary_emb, attention.head_dim)
 
 
 def _other_steps(cls: type) -> str | None:
@@ -150,15 +124,16 @@ def _other_steps(cls: type) -> str | None:
     return f"{cls.__name__} also uses {', '.join(others)}" if others else None
 
 
-def _other_norms(attention: Any) -> str | None:
-    q, k = attention.q_norm, attention.k_norm
-    for norm in (q, k):
-        if not any(_is_built_for(norm, adapter) for adapter in (rms_norm_layer.ADAPTER, gemma_rms_norm.ADAPTER)):
+def _other_norms(attention: Any, x: Activations) -> str | None:
+    norms = attention.q_norm, attention.k_norm
+    for norm in norms:
+        if not any(_is_built_for(norm, adapter) for adapter in (RMS_NORM, GEMMA_RMS_NORM)):
             return f"its norms are {type(norm).__name__}"
-        whole = norm.weight.numel() == attention.head_dim and not rms_norm_layer.is_of_part(norm)
-        if not whole or not getattr(norm, "has_weight", True):
+        spec = _norm_spec(norm, x)
+        if spec.size != attention.head_dim or spec.weight_dtype is None or why_part(norm):
             return "its norms are not of heads with a weight"
-    return None if _fixed_by(q) == _fixed_by(k) else "its two norms differ"
+    q, k = (_norm_spec(norm, x) for norm in norms)
+    return None if q == k else "its two norms differ"
 
 
 def _is_built_for(norm: Any, adapter: Adapter) -> bool:
@@ -167,10 +142,9 @@ def _is_built_for(norm: Any, adapter: Adapter) -> bool:
     return adapter.is_of(cls) and (cls.__module__ in adapter.defined_in or hasattr(cls, "stay_native"))
 
 
-def _fixed_by(norm: Any) -> tuple[torch.dtype, float, float]:
-    """Return the weight's dtype, eps, and the weight's offset."""
-    offset = gemma_rms_norm.WEIGHT_OFFSET if gemma_rms_norm.ADAPTER.is_of(type(norm)) else WEIGHT_IN_FP32
-    return norm.weight.dtype, norm.variance_epsilon, offset
+def _norm_spec(norm: Any, x: Activations) -> NormSpec:
+    adapter = GEMMA_RMS_NORM if GEMMA_RMS_NORM.is_of(type(norm)) else RMS_NORM
+    return adapter.specs(norm, x)[0]
 
 
 def _other_rotation(rotary: Any, head_dim: int) -> str | None:
@@ -187,7 +161,6 @@ def _other_rotation(rotary: Any, head_dim: int) -> str | None:
 def _specs(attention: Any, x: Activations) -> tuple[NormSpec, ...]:
     """The calls that the layer may make: with three positions a token and with one."""
     rotary = attention.rotary_emb
-    weight_dtype, eps, offset = _fixed_by(attention.q_norm)
     section = getattr(rotary, "mrope_section", None)
     ropes = [
         RopeSpec(
@@ -199,10 +172,8 @@ def _specs(attention: Any, x: Activations) -> tuple[NormSpec, ...]:
         )
         for rows in dict.fromkeys((section and tuple(section), None))
     ]
-    shared = {"eps": eps, "weight_offset": offset, "heads": attention.num_heads}
-    return tuple(
-        NormSpec(OP, attention.head_dim, x.dtype, weight_dtype, x.device, **shared, rotation=rope) for rope in ropes
-    )
+    norm = dataclasses.replace(_norm_spec(attention.q_norm, x), op=OP, heads=attention.num_heads)
+    return tuple(dataclasses.replace(norm, rotation=rope) for rope in ropes)
 
 
 def _why_slower(x: Activations) -> str | None:
@@ -226,9 +197,9 @@ def define() -> None:
 
 def options_text(options: dict[str, Any]) -> str:
     """Return the operator's options as integers, which C++ reads fast: a float as a mantissa and a power of two."""
-    integers = (int(options[name]) for name in INTEGERS)
+    integers = (int(options.get(name, 0)) for name in INTEGERS)
     floats = itertools.chain.from_iterable(_mantissa_and_power(options[name]) for name in FLOATS)
-    return " ".join(map(str, (*integers, *floats, *(options["mrope_section"] or ()))))
+    return " ".join(map(str, (*integers, *floats, *options.get("mrope_section", ()))))
 
 
 def _mantissa_and_power(value: float) -> tuple[int, int]:
@@ -257,8 +228,7 @@ def take(found: Iterable[NormLayer]) -> None:
     for cls in {type(layer.attention) for layer in on}:
         installed.wrap(cls, "forward", _with_ours)
     for layer in on:
-        setattr(layer.attention, OPTIONS, layer.options())
-        setattr(layer.attention, TEXT, options_text(layer.options()))
+        setattr(layer.attention, OPTIONS, options_text(rope_options(layer.specs[0])))
         installed.on_undo(functools.partial(_leave, weakref.ref(layer.attention)))  # a model that is gone stays so
     layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}" for layer in on)
     installed.on_undo(layers_on.clear)
@@ -268,14 +238,12 @@ def _leave(attention: weakref.ref[Any]) -> None:
     layer = attention()
     if layer is not None:
         vars(layer).pop(OPTIONS, None)
-        vars(layer).pop(TEXT, None)
 
 
 def _with_ours(original: Any) -> Any:
     @functools.wraps(original)
     def norm_and_rotate(self: Any, positions: Tensor, hidden_states: Tensor, **more: Any) -> Tensor:
-        options = getattr(self, OPTIONS, None)
-        if options is not None and _fit(positions, hidden_states, options):
+        if getattr(self, OPTIONS, None) is not None and _fit(self, positions, hidden_states):
             return forward(self, positions, hidden_states)
         result: Tensor = original(self, positions, hidden_states, **more)
         return result
@@ -283,10 +251,10 @@ def _with_ours(original: Any) -> Any:
     return norm_and_rotate
 
 
-def _fit(positions: Tensor, hidden_states: Any, options: dict[str, Any]) -> bool:
+def _fit(attention: Any, positions: Tensor, hidden_states: Any) -> bool:
     """hidden_states may come quantized, as vLLM's `QuantizedActivation`."""
     shape = hidden_states.shape if isinstance(hidden_states, Tensor) else hidden_states.orig_shape
-    return len(shape) == 2 and (positions.dim() == 1 or options["mrope_section"] is not None)
+    return len(shape) == 2 and (positions.dim() == 1 or bool(getattr(attention.rotary_emb, "mrope_section", None)))
 
 
 def forward(attention: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
@@ -294,7 +262,7 @@ def forward(attention: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
     qkv, _ = attention.qkv_proj(hidden_states)
     table = attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
     q_weight, k_weight = attention.q_norm.weight, attention.k_norm.weight
-    torch.ops.serving_ops.vllm_qk_norm_rope(qkv, positions, table, q_weight, k_weight, getattr(attention, TEXT))
+    torch.ops.serving_ops.vllm_qk_norm_rope(qkv, positions, table, q_weight, k_weight, getattr(attention, OPTIONS))
     q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
     output: Tensor = attention.o_proj(attention.attn(q, k, v))[0]
     return output

@@ -18,18 +18,10 @@ from torch import Tensor
 
 import serving_ops
 from serving_ops import NormSpec, QuantFormat, settings
-from serving_ops.integrations.common.norm_specs import why_reference
-from serving_ops.integrations.common.rows import alike, rows_fit
-from serving_ops.integrations.vllm import (
-    features,
-    gemma_rms_norm,
-    installed,
-    linear_kernels,
-    priority,
-    quant_fusion,
-    quantization,
-    rms_norm_layer,
-)
+from serving_ops.integrations.common.calls import alike, rows_fit
+from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, why_reference
+from serving_ops.integrations.vllm import features, installed, linear_kernels, priority, quant_fusion, quantization
+from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, why_part
 
 NAME = "quantized_pairs"
 
@@ -54,7 +46,7 @@ READERS = {
 }
 """The readers that use their input for one linear layer alone. Mixtures of experts also route by it."""
 
-OFFSETS = {gemma_rms_norm.ADAPTER: gemma_rms_norm.WEIGHT_OFFSET, rms_norm_layer.ADAPTER: 0.0}
+OFFSETS = {GEMMA_RMS_NORM: GEMMA_OFFSET, RMS_NORM: 0.0}
 """vLLM's classes of norms -> what is added to their weights."""
 
 
@@ -123,7 +115,7 @@ def _name(layer: Any) -> str:
 def _pair(norm: Any, linear: Any, dtype: torch.dtype, device: torch.device) -> Pair | None:
     offset = next((OFFSETS[adapter] for adapter in OFFSETS if adapter.is_of(type(norm))), None)
     kernel = linear_kernels.kernel_of(linear) if hasattr(linear, "quant_method") else None
-    if offset is None or not _takes_rows(kernel) or rms_norm_layer.is_of_part(norm):
+    if offset is None or not _takes_rows(kernel) or why_part(norm):
         return None
     weight_dtype = norm.weight.dtype if getattr(norm, "has_weight", True) else None
     options: dict[str, Any] = {"eps": norm.variance_epsilon, "weight_offset": offset, "fmt": FMT}
@@ -164,7 +156,7 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
 def _may(vllm_config: Any) -> bool:
     """Return whether each result of a norm reaches its linear layer as it is, and the user left norms to us."""
     on_one_device = vllm_config.parallel_config.tensor_parallel_size == 1
-    left_to_us = not (features.has_ir() and priority.user_chose_any(vllm_config))
+    left_to_us = not priority.user_chose_any(vllm_config)
     as_measured = on_one_device and vllm_config.lora_config is None and not features.is_batch_invariant()
     return as_measured and left_to_us and settings.ops() >= quant_fusion.NEEDED_OPS
 

@@ -143,5 +143,5 @@ def give_back(ops: Iterable[str]) -> None:
     given_back = frozenset(ops)
     installed.given_back.update(given_back)
     out_of_tree.give_back(given_back)
-    if features.has_ir():
+    if features.why_no_providers() is None:
         priority.drop(given_back.intersection(priority.OPS))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec
-from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
+from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import linear_kernels, quant_fusion
 
 EPS = (1e-5, 1e-6)

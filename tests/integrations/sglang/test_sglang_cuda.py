@@ -13,7 +13,8 @@ import torch
 pytest.importorskip("sglang", reason="SGLang is not installed beside this package")
 
 from serving_ops import counters, extension
-from serving_ops.integrations.sglang import rms_norm_gated_layer, startup
+from serving_ops.integrations.sglang import startup
+from serving_ops.integrations.sglang.adapters import GATED_MODULES
 
 HIDDEN, HEAD = 2048, 128
 
@@ -54,12 +55,12 @@ def gemma(size: int = HIDDEN) -> Any:
 
 
 def _fla(module: str) -> Any:
-    for name in (name.rpartition(".")[0] for name in rms_norm_gated_layer.MODULES):
+    for name in (name.rpartition(".")[0] for name in GATED_MODULES):
         try:
             return importlib.import_module(f"{name}.{module}")
         except ModuleNotFoundError:
             continue
-    pytest.fail(f"no {module} in {rms_norm_gated_layer.MODULES}")
+    pytest.fail(f"no {module} in {GATED_MODULES}")
 
 
 def gated() -> Any:

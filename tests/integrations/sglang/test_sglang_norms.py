@@ -17,7 +17,7 @@ from built_layers import HIDDEN, rms_norm, rows, runner_of, with_weight
 
 from serving_ops import PrewarmReport, counters, extension, reference
 from serving_ops.integrations.sglang import layers, startup, switch
-from serving_ops.integrations.sglang.rms_norm_gated_layer import MODULES as GATED_MODULES
+from serving_ops.integrations.sglang.adapters import ADAPTERS, GATED_MODULES
 
 HEAD = 128
 
@@ -288,7 +288,7 @@ def test_mixer2_gates_and_norms_its_groups_with_a_gate_in_a_wider_buffer(monkeyp
 )
 def test_what_mixer2_does_beyond_a_ranks_rows_stays_sglangs(options: dict[str, Any], reason: str) -> None:
     layer = SimpleNamespace(**{"use_rms_norm": True, "n_groups": 2, "tp_size": 1, **options})
-    adapter = next(adapter for adapter in layers.ADAPTERS if adapter.kind == "Mixer2RMSNormGated")
+    adapter = next(adapter for adapter in ADAPTERS if adapter.name == "Mixer2RMSNormGated")
     assert adapter.why_native(layer) == reason
 
 
@@ -316,9 +316,9 @@ def test_while_sglang_compiles_the_norms_of_heads_are_left_to_the_compiler() -> 
 
 
 def test_on_cuda_the_line_counts_norms_of_narrow_rows_apart_which_sglang_may_fuse() -> None:
-    apart = {adapter.kind for adapter in layers.ADAPTERS if layers._kind(adapter, True).endswith(layers.UNLESS_FUSED)}
+    apart = {adapter.name for adapter in ADAPTERS if layers._kind(adapter, True).endswith(layers.UNLESS_FUSED)}
     assert apart == {"RMSNorm", "GemmaRMSNorm"}
-    assert all(layers._kind(adapter, False) == adapter.kind for adapter in layers.ADAPTERS)
+    assert all(layers._kind(adapter, False) == adapter.name for adapter in ADAPTERS)
 
 
 def test_a_copy_of_a_layer_norms_with_its_own_weight() -> None:

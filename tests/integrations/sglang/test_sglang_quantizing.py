@@ -28,8 +28,8 @@ from quantized_layers import (
 )
 
 from serving_ops import QuantFormat, extension, reference
+from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.sglang import projections, quantizing_rms_norm, startup, switch
-from serving_ops.integrations.sglang.adapter import WEIGHT_IN_FP32
 from serving_ops.integrations.sglang.quantizing_rms_norm import PAIRED, Rows
 
 pytestmark = [

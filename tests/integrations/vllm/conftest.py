@@ -37,7 +37,7 @@ IN_SEPARATE_PROCESSES = {("dense", "eager", "auto", "installed"), ("hybrid", "co
 starts 25 s sooner on 2 cores."""
 
 INSTALLED = "installed"
-HIDDEN = {"without IR": "vllm.ir", "without workers": "vllm.v1.worker.worker_base"}
+HIDDEN = {"without workers": "vllm.v1.worker.worker_base"}
 BATCH_INVARIANT = "batch-invariant"
 """Which vLLM serves: the one beside this package, that one with a module hidden from ours or with its batch-invariant
 kernels, or one of other_versions.py, by its version."""

@@ -1,6 +1,6 @@
 """A vLLM without one of its modules, as far as serving_ops can tell: our modules cannot import it.
 
-vLLM's own modules still do. Without `vllm.ir`, its norms run through its IR wherever ours leave them alone.
+vLLM's own modules still do.
 """
 
 from __future__ import annotations

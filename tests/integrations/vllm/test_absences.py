@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import re
 import sys
@@ -14,6 +15,7 @@ import torch
 
 pytest.importorskip("vllm")
 
+import hidden
 import vllm
 from in_process import DEVICE, HEAD, HIDDEN, no_operator_may_run, rows
 
@@ -149,6 +151,10 @@ def _ir_called_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(type(ir.ops.rms_norm), "register_impl")
 
 
+def _no_ir(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, "__import__", hidden._without("vllm.ir"))
+
+
 def _gate_called_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.layers.layernorm import RMSNormGated
 
@@ -162,6 +168,7 @@ def _platforms_moved(monkeypatch: pytest.MonkeyPatch) -> None:
 PARTLY = {
     _keys_made_otherwise: (features.COMPILE_CACHE, "does not hash"),
     _priority_asked_otherwise: (features.PRIORITY, "get_default_ir_op_priority takes other arguments"),
+    _no_ir: (features.IR_PROVIDERS, "No module named 'vllm.ir'"),
     _ir_called_otherwise: (features.IR_PROVIDERS, "register_impl"),
     _gate_called_otherwise: (
         features.RMS_NORM_GATED,

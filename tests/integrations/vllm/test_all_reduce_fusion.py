@@ -15,9 +15,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from serving_ops.integrations.vllm import features, installed
 
-if not features.has_ir():
-    pytest.skip("this vLLM has no IR", allow_module_level=True)
-
 PASSES = ("fuse_allreduce_rms", "enable_sp")
 CLASSES = ("RMSNorm", "GemmaRMSNorm")
 

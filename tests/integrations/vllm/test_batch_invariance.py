@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, HEAD, HIDDEN, rows, survey
+from in_process import DEVICE, HEAD, HIDDEN, SPEC, no_operator_may_run, rows, survey
 
-from serving_ops import counters, extension
-from serving_ops.integrations.vllm import features, installed, ir_layers, register
+from serving_ops import PrewarmReport, counters, extension
+from serving_ops.integrations.vllm import features, installed, layers, register, startup
+from serving_ops.integrations.vllm.layers import NormLayer
 from serving_ops.integrations.vllm.qk_norm_rope_layer import KIND
 
 
@@ -34,7 +36,9 @@ def asked_for(registered: None, in_vllm: Any, monkeypatch: pytest.MonkeyPatch) -
 def _norm(method: str, size: int = HIDDEN, **options: Any) -> Any:
     from vllm.model_executor.layers.layernorm import RMSNorm
 
-    layer = RMSNorm(size, dtype=torch.bfloat16, **options).to(DEVICE).requires_grad_(False)
+    layer = RMSNorm(size, **{"dtype": torch.bfloat16, **options}).to(DEVICE).requires_grad_(False)
+    if layer.has_weight:
+        layer.weight.data = rows(size, dtype=layer.weight.dtype)
     layer._forward_method = getattr(layer, method)
     return layer
 
@@ -42,11 +46,12 @@ def _norm(method: str, size: int = HIDDEN, **options: Any) -> Any:
 needs_cpp = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
 
+@needs_cpp
 def test_only_then_the_class_is_replaced_beside_the_ir(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not features._is_for_this_vllm(features.RMS_NORM)
+    assert not features._is_wanted(features.RMS_NORM)
     monkeypatch.setattr(features, "is_batch_invariant", lambda: True)
-    assert features._is_for_this_vllm(features.RMS_NORM)
-    assert features._is_for_this_vllm(features.IR_PROVIDERS)
+    assert features._is_wanted(features.RMS_NORM)
+    assert features._is_wanted(features.IR_PROVIDERS)
 
 
 @pytest.mark.parametrize("on_cuda", [True, False])
@@ -79,6 +84,74 @@ def test_eager_layers_run_on_ours_and_compiled_ones_ask_the_ir(
     assert len(asked) == 1
 
 
+TAKEN = {
+    "rows": ({}, rows(4, HIDDEN), None),
+    "rows with a residual": ({}, rows(4, HIDDEN), rows(4, HIDDEN) * 0.5),
+    "an fp32 weight": ({"dtype": torch.float32}, rows(4, HIDDEN), rows(4, HIDDEN) * 0.5),
+    "no weight": ({"has_weight": False}, rows(4, HIDDEN), rows(4, HIDDEN) * 0.5),
+    "heads in a wider buffer": ({}, rows(4, 8 * HIDDEN)[:, : 4 * HIDDEN].view(4, 4, HIDDEN), None),
+    "no rows": ({}, rows(0, HIDDEN), rows(0, HIDDEN)),
+}
+
+_SAME = rows(4, HIDDEN)
+
+LEFT = {
+    "a variance over half of the row": ({"var_hidden_size": 128}, rows(4, HIDDEN), None),
+    "float64": ({"dtype": torch.float64}, rows(4, HIDDEN, dtype=torch.float64), None),
+    "a bf16 weight for fp32 rows": ({}, rows(4, HIDDEN, dtype=torch.float32), None),
+    "a last stride of 4": ({}, rows(HIDDEN, 4).t(), None),
+    "a residual in fp32": ({}, rows(4, HIDDEN), rows(4, HIDDEN, dtype=torch.float32)),
+    "a residual with a last stride of 4": ({}, rows(4, HIDDEN), rows(HIDDEN, 4).t()),
+    "a residual that is x": ({}, _SAME, _SAME),
+}
+
+
+@needs_cpp
+@pytest.mark.parametrize("case", TAKEN)
+def test_the_class_agrees_with_vllms_in_place_where_there_is_a_residual(asked_for: None, case: str) -> None:
+    from vllm import ir
+
+    options, x, residual = TAKEN[case]
+    layer = _norm("forward_cuda", **options)
+    weight = layer.weight if layer.has_weight else None
+    if residual is None:
+        expected = ir.ops.rms_norm.impls["native"].impl_fn(x, weight, layer.variance_epsilon)
+        torch.testing.assert_close(layer(x), expected)
+        return
+    x, residual = x.clone(), residual.clone()
+    expected = ir.ops.fused_add_rms_norm.impls["native"].impl_fn(x, residual, weight, layer.variance_epsilon)
+    result = layer(x, residual)
+    torch.testing.assert_close(result, expected)
+    assert result[0] is x
+    assert result[1] is residual
+
+
+@needs_cpp
+@pytest.mark.parametrize("case", LEFT)
+def test_what_the_class_does_not_take_stays_vllms(asked_for: None, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    options, x, residual = LEFT[case]
+    layer = _norm("forward_cuda", **options)
+    no_operator_may_run(monkeypatch)
+    monkeypatch.setattr(RMSNorm, "forward_cuda", lambda *_: "vLLM's")
+    assert layer(x, residual) == "vLLM's"
+
+
+@needs_cpp
+def test_layers_whose_prewarm_failed_are_native_again(asked_for: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    spec = dataclasses.replace(SPEC, op="fused_add_rms_norm")
+    monkeypatch.setattr("serving_ops.prewarm", lambda specs: PrewarmReport(failed={spec: "no compiler"}))
+    layer = _norm("forward_cuda")
+    startup.prewarm([NormLayer("RMSNorm", (spec,), None)])
+    no_operator_may_run(monkeypatch)
+    monkeypatch.setattr(RMSNorm, "forward_cuda", lambda *_: "vLLM's")
+    assert layer(rows(4, HIDDEN), rows(4, HIDDEN)) == "vLLM's"
+    assert survey(layer)[0].native_because == "its prewarm failed"
+
+
 @needs_cpp
 def test_the_start_up_line_counts_both_kinds(asked_for: None) -> None:
     found = survey(torch.nn.ModuleList([_norm("forward_cuda"), _norm("forward_native"), _norm("forward_cuda", HEAD)]))
@@ -92,7 +165,7 @@ def test_a_user_who_keeps_an_op_back_keeps_vllms_kernels(
     monkeypatch.setattr(features, "is_batch_invariant", lambda: True)
     monkeypatch.setenv("SERVING_OPS", "rms_norm")
     register()
-    assert survey(_norm("forward_cuda"))[0].native_because == ir_layers.BATCH_INVARIANT
+    assert survey(_norm("forward_cuda"))[0].native_because == layers.BATCH_INVARIANT
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, SPEC, no_operator_may_run, rows, survey, vllm_config
 
 from serving_ops import NormSpec, PrewarmReport, counters, extension
-from serving_ops.integrations.vllm import features, installed, ir_layers, layers, priority, startup
+from serving_ops.integrations.vllm import adapters, features, installed, layers, priority, startup
 from serving_ops.integrations.vllm.layers import NormLayer
 
 pytestmark = [
@@ -87,7 +87,7 @@ def test_the_users_ir_priority_holds_for_gemma_layers_too(monkeypatch: pytest.Mo
 
 def test_gemma_layers_need_no_ir(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
     monkeypatch.setitem(installed.failures, features.IR_PROVIDERS, "No module named 'vllm.ir'")
-    monkeypatch.setattr(ir_layers, "_why_dispatched_elsewhere", lambda spec: pytest.fail("vLLM's IR was asked"))
+    monkeypatch.setattr(layers, "_why_dispatched_elsewhere", lambda specs: pytest.fail("vLLM's IR was asked"))
     assert survey(_gemma())[0].native_because is None
 
 
@@ -171,9 +171,7 @@ def kda(in_vllm: Any) -> Any:
 
 
 def _vllms_kda_class() -> Any:
-    from serving_ops.integrations.vllm import fused_rms_norm_gated
-
-    return fused_rms_norm_gated.ADAPTER.vllms_class()
+    return adapters.FUSED_RMS_NORM_GATED.vllms_class()
 
 
 def test_the_kda_class_keeps_its_flag_its_attributes_and_its_checkpoints_keys(kda: Any) -> None:

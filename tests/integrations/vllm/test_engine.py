@@ -56,7 +56,7 @@ CALLS_IN_ONE = {"rms_norm": 1, "fused_add_rms_norm": 4, "rms_norm_gated": 0, "qk
 QUANTIZING = {"rms_norm": 1, "fused_add_rms_norm": 3}
 """Those of a step that quantize for the layer behind them, in "dense_int8": all whole rows but the last norm."""
 
-SERVED_BY = {"installed": MODELS, "without IR": ("dense",), **dict.fromkeys(other_versions.VERSIONS, ("dense",))}
+SERVED_BY = {"installed": MODELS, **dict.fromkeys(other_versions.VERSIONS, ("dense",))}
 
 
 def _marks(model: str, mode: str, vllm: str) -> list[pytest.MarkDecorator]:
@@ -143,11 +143,6 @@ def test_without_the_switch_the_engine_is_vllms_own(
     assert run.start_up_lines() == []
     assert run.result["after"][0]["norms"] == LAYERS[model]
     assert all(count == {"kernel": 0, "from_python": 0, "reference": {}} for count in run.calls().values())
-
-
-@pytest.mark.parametrize("mode", [pytest.param(mode, marks=_marks("dense", mode, "without IR")) for mode in MODES])
-def test_without_an_ir_vllm_builds_our_class_for_each_norm(served: Callable[..., Any], mode: str) -> None:
-    assert served("dense", mode, "auto", "without IR").result["after"][0]["norms"] == {"ServingOpsRMSNorm": 9}
 
 
 @pytest.mark.slow

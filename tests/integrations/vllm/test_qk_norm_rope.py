@@ -21,6 +21,7 @@ from torch._inductor.utils import run_and_get_code
 
 import serving_ops
 from serving_ops import PrewarmReport, counters, extension
+from serving_ops.integrations.common.norm_classes import rope_options
 from serving_ops.integrations.vllm import compile_cache, features, installed, qk_norm_rope_layer, startup
 
 pytestmark = [
@@ -425,7 +426,9 @@ def test_attention_of_which_vllm_changed_the_parts_leaves_other_norms_on(
 def test_a_layers_text_has_its_options(build: Build, forced: None) -> None:
     for name, rope, _, more in FITTING.values():
         (layer,) = qk_norm_rope_layer.survey([build(name, rope, **more)], _config(), DEVICE)
-        assert qk_norm_rope_layer.options_of(qk_norm_rope_layer.options_text(layer.options())) == layer.options()
+        options = rope_options(layer.specs[0])
+        text = qk_norm_rope_layer.options_text(options)
+        assert qk_norm_rope_layer.options_of(text) == {"mrope_section": None, "mrope_interleaved": False} | options
 
 
 def test_undo_restores_forward_also_for_a_model_that_is_loaded(build: Build, forced: None) -> None:

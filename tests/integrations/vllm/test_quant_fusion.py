@@ -14,7 +14,7 @@ from torch import Tensor
 
 import serving_ops
 from serving_ops import NormSpec, QuantFormat
-from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
+from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import installed, quant_fusion
 
 FP8 = torch.float8_e4m3fn

@@ -11,15 +11,14 @@ import pytest
 from serving_ops.integrations.vllm import features, register
 from serving_ops.integrations.vllm import installed as record
 
-WITH_IR = [feature for feature in features.FEATURES if feature != features.RMS_NORM]
-WITHOUT_IR = [feature for feature in features.FEATURES if feature not in features.NEEDS_IR]
+WANTED = [feature for feature in features.FEATURES if feature != features.RMS_NORM]
+"""RMSNorm's class is replaced in batch-invariant mode alone."""
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Features are only listed as they would be installed; kernels and vLLM's IR count as present."""
+    """Features are only listed as they would be installed; kernels count as present."""
     order: list[str] = []
-    monkeypatch.setattr(features, "has_ir", lambda: True)
     monkeypatch.setattr(record, "failures", {})
     monkeypatch.setattr(features, "why_no_kernels", lambda: None)
     monkeypatch.setattr(features, "_load", lambda feature: lambda: order.append(feature))
@@ -69,28 +68,18 @@ def test_wrong_variables_are_lines_of_vllms_log_and_install_the_same(
         ("vllm.serving_ops", "WARNING"),
     ]
     assert "SERVING_OPS_PDL='maybe' is not known" in caplog.text
-    assert installed == (WITH_IR if mode == "auto" else [])
+    assert installed == (WANTED if mode == "auto" else [])
 
 
 @pytest.mark.parametrize("mode", ["auto", "strict"])
 def test_every_feature_is_installed_in_order(monkeypatch: pytest.MonkeyPatch, installed: list[str], mode: str) -> None:
     monkeypatch.setenv("SERVING_OPS", mode)
     register()
-    assert installed == WITH_IR
+    assert installed == WANTED
     assert record.failures == {}
 
 
-def test_without_vllms_ir_its_rms_norm_is_replaced_instead(
-    monkeypatch: pytest.MonkeyPatch, installed: list[str]
-) -> None:
-    monkeypatch.setenv("SERVING_OPS", "strict")
-    monkeypatch.setattr(features, "has_ir", lambda: False)
-    register()
-    assert installed == WITHOUT_IR
-    assert features.RMS_NORM in installed
-
-
-@pytest.mark.parametrize("broken", WITH_IR)
+@pytest.mark.parametrize("broken", WANTED)
 def test_a_failing_feature_is_recorded_and_never_raised_in_auto(
     monkeypatch: pytest.MonkeyPatch, installed: list[str], broken: str
 ) -> None:
@@ -101,7 +90,7 @@ def test_a_failing_feature_is_recorded_and_never_raised_in_auto(
     assert broken not in installed
 
 
-@pytest.mark.parametrize("broken", WITH_IR)
+@pytest.mark.parametrize("broken", WANTED)
 def test_a_failing_feature_stops_start_up_in_strict_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, installed: list[str], broken: str
 ) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, HIDDEN, fp8_linear, model_config
 
 from serving_ops import NormSpec
-from serving_ops.integrations.common.rounding import WEIGHT_IN_FP32
+from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import quant_fusion, quantization, startup, token_pass
 
 NORM = NormSpec("fused_add_rms_norm", HIDDEN, torch.bfloat16, torch.bfloat16, DEVICE, weight_offset=WEIGHT_IN_FP32)
