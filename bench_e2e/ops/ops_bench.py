@@ -6,7 +6,6 @@ A line as each case is done, and the JSON kept up to date beside it.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -23,45 +22,35 @@ from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Contestant, copy, eager, inductor, ours
 from serving_ops.bench_e2e.ops.runner import measure
 from serving_ops.bench_e2e.options import COMMAND, check_gpu, check_variables, check_writable, names, numbers, shapes
-from serving_ops.bench_e2e.session import FAILED, INTERRUPTED, end_as_if_interrupted
+from serving_ops.bench_e2e.session import FAILED
 
 WIDTH_WITHOUT_TERMINAL = 180  # columns: a log takes any, and a dozen contestants need them
-NOTHING_TO_MEASURE = 2  # exit status, as for a bad option
-SAVE_EVERY = 10  # cases: a run that is killed leaves what it had
 
 
 def main(words: Sequence[str]) -> int:
-    """words: "ops" or "training", and its options. The exit status: 1 if ours failed or was wrong at any size, 2 if
-    there was nothing to measure."""
+    """words: "ops" or "training", and its options. The exit status is 1 if ours failed or was wrong at any size."""
     bench, *argv = words
-    chosen = _parse(bench, argv)
+    parser, chosen = _parse(bench, argv)
     others, absent = peers.load(peers.adapters_for(bench, chosen.device, libraries=chosen.peers))
-    available = [entrant for entrant in (ours(), eager(), inductor(), *others, copy()) if bench in entrant.benches]
-    wanted = {OURS, *(chosen.contestants or [entrant.name for entrant in available])}
-    entrants = [entrant for entrant in available if entrant.name in wanted]
-    given = {"ops": chosen.op, "shapes": chosen.sizes, "dtypes": chosen.dtype, "threads": chosen.threads}
-    planned = cases.plan(bench, chosen.device, chosen.regime, **given)
+    available = {one.name: one for one in (ours(), eager(), inductor(), *others, copy()) if bench in one.benches}
     for project, reason in absent.items():
         print(f"left out: {project} ({reason})")
-    if not_here := sorted(wanted - {entrant.name for entrant in entrants}):
-        print(f"not here: {', '.join(not_here)}; there are {', '.join(entrant.name for entrant in available)}")
-        return NOTHING_TO_MEASURE
+    if not_here := [name for name in chosen.contestants or () if name not in available]:
+        parser.error(f"not here: {', '.join(not_here)}; there are {', '.join(available)}")
+    entrants = [one for name, one in available.items() if name in (chosen.contestants or available) or name == OURS]
+    given = {"ops": chosen.op, "shapes": chosen.sizes, "dtypes": chosen.dtype, "threads": chosen.threads}
+    planned = cases.plan(bench, chosen.device, chosen.regime, **given)
     if not planned:
-        print("no such size here")
-        return NOTHING_TO_MEASURE
+        parser.error("no such size here")
     run = result_file.of_run(bench, environment.command_line(f"{COMMAND} {bench}", argv), chosen.device)
     run |= {"contestants": {entrant.name: entrant.version for entrant in entrants}, "absent": absent}
     run |= {"copy_tb_s": timing.copy_tb_s() if chosen.device == "cuda" else None, "results": []}
-    end_as_if_interrupted()
-    try:
-        _measure(planned, entrants, run, chosen.out)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    _measure(planned, entrants, run, chosen.out)
     return FAILED if any(OURS in result["problems"] for result in run["results"]) else 0
 
 
-def _parse(bench: str, argv: Sequence[str]) -> argparse.Namespace:
-    """The options. Exits with status 2 and a sentence for what cannot work."""
+def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The options, and their parser. Exits with status 2 and a sentence for what cannot work."""
     parser = argparse.ArgumentParser(prog=f"{COMMAND} {bench}", description=__doc__)
     add = parser.add_argument
     regimes = dict.fromkeys(name for device in ("cpu", "cuda") for name in cases.regimes_for(bench, device))
@@ -81,26 +70,20 @@ def _parse(bench: str, argv: Sequence[str]) -> argparse.Namespace:
     for option, allowed in known.items():
         if unknown := [name for name in getattr(chosen, option) if name not in allowed]:
             parser.error(f"{', '.join(unknown)}: on {chosen.device} choose from {', '.join(allowed)}")
-    on = (environment.gpu_name() if chosen.device == "cuda" else None) or chosen.device
-    slug = re.sub(r"[^a-z0-9]+", "-", on.lower()).strip("-")
-    chosen.out = chosen.out or Path("bench_results") / f"{bench}-{slug}.json"
+    chosen.out = chosen.out or Path("bench_results") / f"{bench}-{chosen.device}.json"
     check_writable(parser, chosen.out)
-    return chosen
+    return parser, chosen
 
 
 def _measure(planned: Sequence[Case], contestants: Sequence[Contestant], run: dict[str, Any], out: Path) -> None:
-    """Fills the run's results, saves and shows them."""
+    """Fills the run's results and shows them. Each is saved at once, since a device that fails takes the rest."""
     start = time.monotonic()
-    try:
-        for number, case in enumerate(planned, start=1):
-            run["results"].append(measure(case, contestants, run["device"]))
-            torch.cuda.empty_cache()  # what the last graphs held: the largest cases need most of the device
-            done = f"{number}/{len(planned)}, {time.monotonic() - start:.0f} s"
-            print(f"[{done}] {ops_table.line(run['results'][-1])}", flush=True)
-            if number % SAVE_EVERY == 0:
-                out = result_file.save(run, out)
-    finally:  # a device that fails half way takes the rest with it, not what was measured
+    for number, case in enumerate(planned, start=1):
+        run["results"].append(measure(case, contestants, run["device"]))
         out = result_file.save(run, out)
+        torch.cuda.empty_cache()  # what the last graphs held: the largest cases need most of the device
+        done = f"{number}/{len(planned)}, {time.monotonic() - start:.0f} s"
+        print(f"[{done}] {ops_table.line(run['results'][-1])}", flush=True)
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     for block in ops_table.blocks(run):
         block.print(console)

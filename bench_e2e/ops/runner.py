@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -32,17 +33,16 @@ def measure(case: Case, contestants: Sequence[Contestant], device: str) -> dict[
     """
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    trained = case.passes != FORWARD
     present = {one.name: one for one in (OF_OURS[case.regime]() if case.regime in OF_OURS else contestants)}
-    problems: dict[str, str] = {}
     stream = torch.cuda.Stream() if device == "cuda" else None
-    with torch.set_grad_enabled(trained), torch.cuda.stream(stream):  # type: ignore[arg-type]
-        sets: dict[Case, list[Inputs]] = {}
-        calls = {name: found for name, one in present.items() if (found := _enter(case, one, device, sets, problems))}
+    with torch.set_grad_enabled(case.passes != FORWARD), torch.cuda.stream(stream):  # type: ignore[arg-type]
+        sets = functools.cache(lambda own: _make_sets(own, device))
+        entered = {name: _enter(one, one.case(case), sets) for name, one in present.items()}
+        problems = {name: wrong for name, wrong in entered.items() if isinstance(wrong, str)}
+        calls = {name: bound for name, bound in entered.items() if not isinstance(bound, str)}
         samples = _timed(case, calls, present, device, problems)
-        path = None
-        if OURS in calls and not trained:
-            path = serving_ops.explain(case.op, **sets[case][0].call).path
+        explained = case.passes == FORWARD and OURS in calls
+        path = serving_ops.explain(case.op, **sets(case)[0].call).path if explained else None
     ours = samples.get(OURS, [])
     ratios = {name: ratio_to(ours, values) for name, values in samples.items() if name != OURS}
     return {
@@ -61,24 +61,16 @@ def _rounded(summary: Summary, unit: str = "") -> dict[str, float]:
     return {key if key == "rounds" else f"{key}{unit}": value for key, value in values.items()}
 
 
-def _enter(
-    case: Case, contestant: Contestant, device: str, sets: dict[Case, list[Inputs]], problems: dict[str, str]
-) -> list[Call]:
-    """Its call for every set of tensors of its case; none, and its problem, where it cannot be timed."""
-    own = contestant.case(case)
-    if own not in sets:
-        sets[own] = _make_sets(own, device)
+def _enter(contestant: Contestant, case: Case, sets: Callable[[Case], list[Inputs]]) -> list[Call] | str:
+    """Its call for every set of tensors of its case, or why it is not timed."""
     try:
-        calls = [contestant.bind(own, inputs) for inputs in sets[own]]
-        wrong = problem(own, sets[own][0], calls[0]) if contestant.computes else None
+        calls = [contestant.bind(case, inputs) for inputs in sets(case)]
+        wrong = problem(case, sets(case)[0], calls[0]) if contestant.computes else None
     except Unsupported as reason:
-        wrong = f"unsupported: {reason}"
+        return f"unsupported: {reason}"
     except Exception as error:  # another project's kernel may fail in any way; the others are still measured
-        wrong = f"failed: {first_line(error)}"
-    if wrong is None:
-        return calls
-    problems[contestant.name] = wrong
-    return []
+        return f"failed: {first_line(error)}"
+    return wrong or calls
 
 
 def _make_sets(case: Case, device: str) -> list[Inputs]:

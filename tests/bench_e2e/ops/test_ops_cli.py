@@ -30,15 +30,18 @@ def test_a_run_writes_what_was_measured_and_on_what(
     assert "best peer / ours" in shown
 
 
-def test_sizes_that_fit_no_regime_are_an_error() -> None:
-    assert cli.main(["ops", "--device", "cpu", "--regime", "gated", "--sizes", "4x64"]) == 2
+def test_sizes_that_fit_no_regime_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["ops", "--device", "cpu", "--regime", "gated", "--sizes", "4x64"])
+    assert "no such size here" in capsys.readouterr().err
 
 
 def test_a_contestant_that_is_not_here_is_an_error_that_names_those_that_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["ops", "--device", "cpu", "--contestants", "eager,Quark"]) == 2
-    shown = capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["ops", "--device", "cpu", "--contestants", "eager,Quark"])
+    shown = capsys.readouterr().err
     assert "not here: Quark" in shown
     assert "Inductor" in shown
 
