@@ -102,7 +102,10 @@ def _layer_of_the_ir(layer: Any, adapter: Adapter, x: Activations) -> NormLayer:
     chosen = tuple(spec for spec in specs if spec.op in settings.ops())
     of_heads = specs[0].size == x.head_size != x.hidden_size
     called = tuple(spec for spec in chosen if (spec.heads > 1) == of_heads)
-    return NormLayer(adapter.name, chosen, _why_native_in_the_ir(layer, called))
+    reason = _why_native_in_the_ir(layer, called)
+    left_out = [op for op in adapter.ops if op not in settings.ops()]
+    partly = reason is None and not of_heads and left_out
+    return NormLayer(f"{adapter.name} without {left_out[0]}" if partly else adapter.name, chosen, reason)
 
 
 def _why_native_in_the_ir(layer: Any, called: tuple[NormSpec, ...]) -> str | None:

@@ -421,6 +421,15 @@ def test_a_layer_of_which_one_op_was_left_out_is_on_for_the_other(
     assert [spec.op for spec in layer.specs] == ["fused_add_rms_norm"]
 
 
+def test_the_start_up_line_says_which_op_of_a_layer_was_left_out(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    monkeypatch.setenv("SERVING_OPS", "auto,rms_norm")
+    model = torch.nn.ModuleList([RMSNorm(size, dtype=torch.bfloat16).to(DEVICE) for size in (HIDDEN, HEAD)])
+    line = startup.describe(survey(model), DEVICE.type, "")
+    assert "on for 1 of 1 RMSNorm without fused_add_rms_norm, 1 of 1 RMSNorm; " in line
+
+
 def test_a_gated_layer_without_a_kernel_for_its_size_stays_vllms(monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
     why = Explanation("reference", "groups too wide")
     monkeypatch.setattr("serving_ops.explain", lambda *_, **__: why)
