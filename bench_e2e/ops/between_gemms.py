@@ -18,7 +18,6 @@ from serving_ops.bench_e2e.ops.timing import Samples, time_graphs
 
 LAYERS = 8  # of weights, 33 MB each at 4096 x 4096 bf16: every product reads its own from memory, as a model's do
 PRODUCTS = 64  # in one graph, about 0.6 ms
-ROUNDS = 25  # of a difference of two larger times: more than for a graph of norms alone
 BARE = "the products alone"
 
 
@@ -43,6 +42,6 @@ def chains(case: Case, device: str = "cuda") -> Callable[[Contestant | None], li
 
 def time_between_gemms(graphs: dict[str, torch.cuda.CUDAGraph]) -> Samples:
     """Microseconds that one norm adds, one figure a round, against the bare chain of the same round."""
-    samples = time_graphs(graphs, PRODUCTS, ROUNDS)
+    samples = time_graphs(graphs, PRODUCTS)
     bare = samples.pop(BARE)
     return {name: [us - without for us, without in zip(values, bare, strict=True)] for name, values in samples.items()}

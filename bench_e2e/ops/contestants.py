@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -51,7 +51,11 @@ def eager() -> Contestant:
 
 
 def inductor() -> Contestant:
-    return Contestant("Inductor", torch.__version__, lambda case, inputs: _bind(_compiled(case), case, inputs))
+    def bind(case: Case, inputs: Inputs) -> Call:
+        of_either_pass = case if case.passes == FORWARD else replace(case, passes=BOTH)
+        return _bind(_compiled(of_either_pass), case, inputs)
+
+    return Contestant("Inductor", torch.__version__, bind)
 
 
 def copy() -> Contestant:
@@ -211,16 +215,10 @@ def formula(case: Case) -> Norm:
     return quantizing
 
 
-_compiled_for: dict[Case, Norm] = {}
-
-
+@lru_cache(maxsize=1)
 def _compiled(case: Case) -> Norm:
     """One at a time: past eight shapes of one function Dynamo would silently run it eagerly."""
-    key = case if case.passes == FORWARD else replace(case, passes=BOTH)
-    if key not in _compiled_for:
-        torch._dynamo.reset()
-        # A backward pass that gives away the buffers it was handed cannot run twice on one forward pass.
-        torch._functorch.config.donated_buffer = case.passes == FORWARD
-        _compiled_for.clear()
-        _compiled_for[key] = torch.compile(formula(case), dynamic=False, fullgraph=True)
-    return _compiled_for[key]
+    torch._dynamo.reset()
+    # A backward pass that gives away the buffers it was handed cannot run twice on one forward pass.
+    torch._functorch.config.donated_buffer = case.passes == FORWARD
+    return torch.compile(formula(case), dynamic=False, fullgraph=True)

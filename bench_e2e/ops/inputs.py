@@ -41,17 +41,12 @@ class Inputs:
         """By position. Those of the norms are what is differentiated."""
         return tuple(self.call[name] for name in OPERANDS if name in self.call)
 
-    def at(self, tokens: Tensor, *, wide: bool = False) -> Inputs:
-        """Those of some tokens; wide: in float64."""
-        some = {
-            name: value[tokens] if name in OF_A_TOKEN and value is not None else value
-            for name, value in self.call.items()
-        }
-        if wide:
-            some = {
-                name: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for name, v in some.items()
-            }
-        return Inputs(some)
+    def at(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Inputs:
+        """The operands of some tokens, in a dtype if one is given."""
+        some = {name: self.call[name] for name in OPERANDS if name in self.call}
+        some |= {name: some[name][tokens] for name in OF_A_TOKEN if some.get(name) is not None}
+        floats = {name: v for name, v in some.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        return Inputs(some | {name: tensor.to(dtype or tensor.dtype) for name, tensor in floats.items()})
 
     @property
     def bytes(self) -> int:
@@ -62,18 +57,15 @@ class Inputs:
 
 def make_inputs(case: Case, device: str) -> Inputs:
     """Fresh tensors on the device."""
-    op = registry.find(case.op)
+    op, trained = registry.find(case.op), case.passes != FORWARD
     call = registry.sample(case.spec(device), case.shape[0])
     if case.op == QK_ROPE:
-        call |= _of_a_model(call)
-    if case.passes == FORWARD:
-        inputs = Inputs(call | op.empty_results(call))
-        redraw(inputs)
-        return inputs
-    douts = tuple(torch.empty_like(call["x"]).normal_() for _ in range(2 if case.op == ADD else 1))
-    inputs = Inputs(call, douts)
+        _as_in_a_model(call)
+    results = 2 if case.op == ADD else 1
+    douts = tuple(torch.empty_like(call["x"]).normal_() for _ in range(results)) if trained else ()
+    inputs = Inputs(call if trained else call | op.empty_results(call), douts)
     redraw(inputs)
-    for operand in inputs.operands:
+    for operand in inputs.operands if trained else ():
         operand.requires_grad_()
     return inputs
 
@@ -82,23 +74,20 @@ def redraw(inputs: Inputs) -> None:
     """New random rows and weights in the same memory. Results become NaN, or in INT8 a number that no result has: an
     element that nobody writes is seen."""
     for name, tensor in inputs.call.items():
-        if tensor is None:
-            continue
-        if name in ROWS:
+        if tensor is not None and name in ROWS:
             tensor.normal_()
-        elif name in RESULTS:
+        elif tensor is not None and name in RESULTS:
             tensor.fill_(torch.nan if tensor.dtype.is_floating_point else -128)
-        elif name.endswith("weight"):
+        elif tensor is not None and name.endswith("weight"):
             tensor.normal_(1.0, 0.1)
 
 
-def _of_a_model(call: dict[str, Any]) -> dict[str, Any]:
-    """What `qk_norm_rope` reads: the table of a model, positions anywhere in it, and slots in no order."""
+def _as_in_a_model(call: dict[str, Any]) -> None:
+    """Gives `qk_norm_rope` the table of a model, positions anywhere in it, and slots in no order."""
     size, qkv, cache = call["head_dim"], call["qkv"], call["key_cache"]
     frequencies = THETA ** -(torch.arange(0, size, 2, device=qkv.device) / size)
     angles = torch.arange(POSITIONS, device=qkv.device)[:, None] * frequencies
-    made = {"cos_sin_cache": torch.cat((angles.cos(), angles.sin()), dim=1).to(qkv.dtype)}
-    made["positions"] = call["positions"].random_(POSITIONS)
+    call["cos_sin_cache"] = torch.cat((angles.cos(), angles.sin()), dim=1).to(qkv.dtype)
+    call["positions"].random_(POSITIONS)
     if cache is not None:
-        made["slot_mapping"] = torch.randperm(cache.shape[:2].numel(), device=qkv.device)[: qkv.shape[0]]
-    return made
+        call["slot_mapping"] = torch.randperm(cache.shape[:2].numel(), device=qkv.device)[: qkv.shape[0]]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from serving_ops.bench_e2e.comparison import OURS
@@ -100,34 +99,47 @@ def tb_s(result: Result, name: str) -> float:
 
 
 def _block(results: Sequence[Result], copy_rate: float | None, *, trained: bool) -> Block:
-    first, regime = results[0], results[0]["regime"]
-    with_ratio = trained or regime in OF_OURS
-    cells: dict[str, Callable[[Result], str]] = {"shape": _shape}
-    cells |= {name: partial(_time_cell, name=name, with_ratio=with_ratio) for name in columns(results)}
-    if not with_ratio:
-        cells["best peer / ours"] = _peer_cell
-    if trained:
-        cells["GB/s of ours"] = partial(_rate_cell, times=1000, form=".0f")
-    if copy_rate and (trained or regime in BANDWIDTH_REGIMES):
-        cells |= {} if trained else {"TB/s": partial(_rate_cell, times=1, form=".2f")}
-        cells["of copy rate"] = partial(_rate_cell, times=1 / copy_rate, form=".0%")
+    first = results[0]
+    names = dict.fromkeys(name for result in results for name in result["contestants"] if _shows(result, name))
+    lines = [_cells(result, list(names), copy_rate, trained=trained) for result in results]
+    of_ours = first["regime"] in OF_OURS
+    marked = [None if of_ours else _fastest(result, list(lines[0])) for result in results]
     if trained:
         title = f"`{first['op']}`, {first['dtype']}{_threads(first)}, {first['passes']}: us a call (its ratio to ours)"
     else:
         form = FORMS.get(first.get("form"), "")
-        title = f"{first['op']}, {first['dtype']}{form}{_threads(first)}: {REGIMES[regime][0]}"
-    lines = [[cell(result) for cell in cells.values()] for result in results]
-    marked = [None if regime in OF_OURS else _fastest(result, list(cells)) for result in results]
-    return Block(list(cells), lines, title, marked)
+        title = f"{first['op']}, {first['dtype']}{form}{_threads(first)}: {REGIMES[first['regime']][0]}"
+    return Block(list(lines[0]), [list(cells.values()) for cells in lines], title, marked)
 
 
-def _peer_cell(result: Result) -> str:
-    peer = best_peer(result)
-    return "-" if peer is None else f"{peer[1]:.2f} ({peer[0]})"
+def _shows(result: Result, name: str) -> bool:
+    """A time or a failure."""
+    return not str(result["problems"].get(name, "")).startswith("unsupported")
 
 
-def _rate_cell(result: Result, times: float, form: str) -> str:
-    return format(tb_s(result, OURS) * times, form) if OURS in result["times"] else "-"
+def _cells(result: Result, names: Sequence[str], copy_rate: float | None, *, trained: bool) -> dict[str, str]:
+    regime, rate = result["regime"], tb_s(result, OURS) if OURS in result["times"] else None
+    with_ratio, shares = trained or regime in OF_OURS, copy_rate and (trained or regime in BANDWIDTH_REGIMES)
+    cells = {"shape": _shape(result)}
+    cells |= {name: _time_cell(result, name, with_ratio=with_ratio) for name in names}
+    if not with_ratio:
+        peer = best_peer(result)
+        cells["best peer / ours"] = f"{peer[1]:.2f} ({peer[0]})" if peer else "-"
+    if trained:
+        cells["GB/s of ours"] = f"{1000 * rate:.0f}" if rate else "-"
+    if shares and not trained:
+        cells["TB/s"] = f"{rate:.2f}" if rate else "-"
+    if shares:
+        cells["of copy rate"] = f"{rate / copy_rate:.0%}" if rate else "-"
+    return cells
+
+
+def _time_cell(result: Result, name: str, *, with_ratio: bool) -> str:
+    if name in result["times"]:
+        time = format_us(result["times"][name]["median_us"])
+        ratio = result["ratios"].get(name) if with_ratio else None
+        return f"{time} ({ratio['median']:.2f})" if ratio else time
+    return str(result["problems"].get(name, "-")).partition(":")[0]
 
 
 def _threads(result: Result) -> str:
@@ -139,23 +151,9 @@ def _shape(result: Result) -> str:
     return " x ".join(map(str, result["shape"])) + (" strided" if result["layout"] == "strided" else "")
 
 
-def _time_cell(result: Result, name: str, *, with_ratio: bool) -> str:
-    if name in result["times"]:
-        time = format_us(result["times"][name]["median_us"])
-        ratio = result["ratios"].get(name) if with_ratio else None
-        return f"{time} ({ratio['median']:.2f})" if ratio else time
-    return str(result["problems"].get(name, "-")).partition(":")[0]
-
-
 def format_us(us: float) -> str:
     """Three digits or so: 1.27, 43.4, 2309."""
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 1000 else f"{us:.0f}"
-
-
-def columns(results: Iterable[Result]) -> list[str]:
-    """Those with a time or a failure somewhere, in the order in which they were measured."""
-    named = ((name, str(result["problems"].get(name, ""))) for result in results for name in result["contestants"])
-    return list(dict.fromkeys(name for name, problem in named if not problem.startswith("unsupported")))
 
 
 def _fastest(result: Result, header: Sequence[str]) -> int | None:

@@ -7,7 +7,6 @@ times as large as it. An eager call has host time too.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from timeit import Timer
 from typing import Any
@@ -18,13 +17,10 @@ from serving_ops.bench_e2e.ops.contestants import Call
 
 Samples = dict[str, list[float]]  # contestant -> one figure a round
 
+ROUNDS, FEWEST_ROUNDS = 30, 5
 WINDOW_S = 1e-3  # of calls on the CPU between two clock reads; a read costs about 50 ns
-MOST_ROUNDS, FEWEST_ROUNDS = 30, 5
-BUDGET_S = 1.2  # of one contestant at one size: eager takes 200 ms a call at 4096 x 4096
-
-ROUNDS = 15  # on CUDA
-HOST_ROUNDS = 30
-HOST_CALLS = 100  # eager launches up to 9 kernels a call, and the launch queue holds 1024
+BUDGET_S = 1.2  # of one contestant at one size on the CPU: eager takes 200 ms a call at 4096 x 4096
+HOST_CALLS = 100  # a round; eager launches up to 9 kernels a call, and the launch queue holds 1024
 GRAPH_US = 400.0  # of calls in one graph: the gap around a replay, a few us, is then under 1% of it
 MOST_CALLS = 200
 BYTES_PER_US = 4.0e6  # a first guess at the bandwidth, only to choose how many calls a graph holds
@@ -33,7 +29,7 @@ SETS_DECODE = 8
 SETS_PREFILL = 2  # at least; more until they are L2_MULTIPLE times the L2
 L2_MULTIPLE = 4
 MOST_SETS = 64  # with gradients; where they are less than the L2 multiplied, the rows stay in it
-COPY_BYTES, COPY_ROUNDS = 2 << 30, 20  # read, and as many written
+COPY_BYTES = 2 << 30  # read, and as many written
 
 
 def round_robin(measure: Callable[[str], float], rounds: Mapping[str, int]) -> Samples:
@@ -63,7 +59,7 @@ def inner_calls(cost_s: float) -> int:
 
 def rounds_for(cost_s: float) -> int:
     """As many as the budget pays for; a round runs one call more than it times."""
-    return int(min(MOST_ROUNDS, max(FEWEST_ROUNDS, BUDGET_S / (inner_calls(cost_s) + 1) / cost_s)))
+    return int(min(ROUNDS, max(FEWEST_ROUNDS, BUDGET_S / (inner_calls(cost_s) + 1) / cost_s)))
 
 
 def time_host(calls: Mapping[str, Call]) -> Samples:
@@ -73,7 +69,7 @@ def time_host(calls: Mapping[str, Call]) -> Samples:
         torch.cuda.synchronize()
         return _host_us(calls[name], HOST_CALLS)
 
-    return round_robin(measure, dict.fromkeys(calls, HOST_ROUNDS))
+    return round_robin(measure, dict.fromkeys(calls, ROUNDS))
 
 
 def _host_us(call: Call, count: int) -> float:
@@ -116,17 +112,18 @@ def capture(calls: Sequence[Call], pool: Any) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def time_graphs(graphs: Mapping[str, torch.cuda.CUDAGraph], count: int, rounds: int = ROUNDS) -> Samples:
+def time_graphs(graphs: Mapping[str, torch.cuda.CUDAGraph], count: int) -> Samples:
     """Of the device. count: calls in a graph."""
-    return round_robin(lambda name: _device_us(graphs[name].replay) / count, dict.fromkeys(graphs, rounds))
+    return round_robin(lambda name: _device_us(graphs[name].replay) / count, dict.fromkeys(graphs, ROUNDS))
 
 
 def copy_tb_s() -> float:
     """What a large device-to-device copy moves, bytes read plus bytes written, in 1e12 bytes a second."""
+    from triton.testing import do_bench
+
     source = torch.empty(COPY_BYTES // 2, dtype=torch.bfloat16, device="cuda").normal_()
     target = torch.empty_like(source)
-    times = [_device_us(lambda: target.copy_(source)) for _ in range(COPY_ROUNDS)]
-    return 2 * COPY_BYTES / statistics.median(times) / 1e6
+    return float(2 * COPY_BYTES / do_bench(lambda: target.copy_(source), return_mode="median") / 1e9)
 
 
 def _device_us(work: Callable[[], object]) -> float:

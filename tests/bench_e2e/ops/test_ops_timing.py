@@ -9,7 +9,7 @@ from serving_ops.bench_e2e.ops.contestants import ours
 from serving_ops.bench_e2e.ops.timing import (
     BUDGET_S,
     FEWEST_ROUNDS,
-    MOST_ROUNDS,
+    ROUNDS,
     WINDOW_S,
     inner_calls,
     round_robin,
@@ -29,7 +29,7 @@ def test_a_long_call_is_timed_alone_and_in_fewer_rounds() -> None:
     eager_at_4096_rows = 0.19
     assert inner_calls(eager_at_4096_rows) == 1
     assert rounds_for(eager_at_4096_rows) == FEWEST_ROUNDS
-    assert rounds_for(2e-6) == MOST_ROUNDS
+    assert rounds_for(2e-6) == ROUNDS
 
 
 def test_rounds_stay_within_the_budget_where_the_fewest_allow_it() -> None:
@@ -105,5 +105,5 @@ def test_a_norm_between_products_takes_what_the_bare_chain_of_its_round_does_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     samples = {"ours": [3.0, 5.0], between_gemms.BARE: [2.0, 3.5]}
-    monkeypatch.setattr(between_gemms, "time_graphs", lambda graphs, count, rounds: dict(samples))
+    monkeypatch.setattr(between_gemms, "time_graphs", lambda graphs, count: dict(samples))
     assert between_gemms.time_between_gemms({}) == {"ours": [1.0, 1.5]}
