@@ -19,13 +19,12 @@ from typing import TextIO
 from serving_ops.bench_e2e.comparison import BASELINE
 from serving_ops.bench_e2e.server import HOST, Address, engine_environment
 
-METRICS = tuple(f"{figure}_{metric}_ms" for metric in ("ttft", "tpot") for figure in ("mean", "median", "p90", "p99"))
-"""The names that `vllm bench serve` gives them."""
 LABELS = {
     f"{figure}_{metric}_ms": f"{metric.upper()} {figure}"
     for metric in ("ttft", "tpot")
     for figure in ("median", "p90", "p99")
 }
+"""Figures by the names that the generators give them."""
 CHATS = Path(__file__).with_name("chats.json")
 """Questions of 7 to 370 tokens of SmolLM2, about small things and about `accuracy/text.txt`, as vLLM's generator reads
 them. The first few are short, long and between."""
@@ -86,11 +85,11 @@ class Generator:
             self.run = {"vllm": _vllm, "sglang": _sglang}[engine]()
 
     def ask(self, words: list[str]) -> dict[str, float]:
-        """METRICS and `completed`. Raises RuntimeError where the generator fails."""
+        """The figures of LABELS, and `completed`. Raises RuntimeError where the generator fails."""
         try:
             with redirect_stdout(self.log), redirect_stderr(self.log):
                 found = self.run(words)
-            return {name: float(found[name]) for name in ("completed", *METRICS)}
+            return {name: float(found[name]) for name in ("completed", *LABELS)}
         except (Exception, SystemExit) as error:
             raise RuntimeError(f"the load generator failed: {error!r}") from error
 

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from serving_ops.bench_e2e import comparison, result_file
 from serving_ops.bench_e2e.comparison import BASELINE, OURS
 from serving_ops.bench_e2e.table import Block
@@ -28,7 +26,6 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 1, with a sentence, for files that cannot be compared."""
     parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e compare", description=__doc__)
     parser.add_argument("files", nargs=2, type=Path, metavar="FILE", help="results of one kind")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown")
     chosen = parser.parse_args(argv)
     try:
         a, b = (result_file.read(path) for path in chosen.files)
@@ -38,36 +35,33 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    if chosen.markdown:
-        print(block.markdown())
-    else:
-        block.print(Console(highlight=False))
+    print(block.markdown())
     return 0
 
 
 def _of_variants(a: dict[str, Any], b: dict[str, Any]) -> Block:
-    runs = [comparison.of(plain) for plain in (a, b)]
+    first, second = comparison.of(a), comparison.of(b)
     lines = []
-    for figure in (figure for figure in runs[0].figures if figure in runs[1].figures):
-        spreads = {variant: [run.spread(variant, figure) for run in runs] for variant in (OURS, BASELINE)}
+    for figure in (figure for figure in first.figures if figure in second.figures):
+        spreads = {variant: [run.spread(variant, figure) for run in (first, second)] for variant in (OURS, BASELINE)}
         changes = [f"{after.median / before.median:.3f}" for before, after in spreads.values()]
-        ratios = [str(run.ratio(figure) or "none") for run in runs]
-        lines.append([runs[0].figures[figure], *map(str, spreads[OURS]), *changes, *ratios])
+        ratios = [str(run.ratio(figure) or "none") for run in (first, second)]
+        lines.append([first.figures[figure], *map(str, spreads[OURS]), *changes, *ratios])
     ratios = [f"{OURS} / {BASELINE} {name}" for name in "AB"]
     return Block(["ms", f"{OURS} A", f"{OURS} B", "B / A", f"{BASELINE} B / A", *ratios], lines)
 
 
 def _of_ops(a: dict[str, Any], b: dict[str, Any]) -> Block:
-    times, others = (
+    before, after = (
         {_case(result): result["times"][OURS]["median_us"] for result in report["results"] if OURS in result["times"]}
         for report in (a, b)
     )
-    ratios = {case: others[case] / time for case, time in times.items() if case in others}
-    lines = [[case, f"{times[case]:.2f}", f"{others[case]:.2f}", f"{ratio:.3f}"] for case, ratio in ratios.items()]
-    if ratios:
-        sums = [sum(of[case] for case in ratios) for of in (times, others)]
-        mean = f"{statistics.geometric_mean(ratios.values()):.3f}"
-        lines.append(["sum; geometric mean of the ratios", *(f"{total:.1f}" for total in sums), mean])
+    times = {case: (time, after[case]) for case, time in before.items() if case in after}
+    lines = [[case, f"{one:.2f}", f"{other:.2f}", f"{other / one:.3f}"] for case, (one, other) in times.items()]
+    if times:
+        mean = statistics.geometric_mean(other / one for one, other in times.values())
+        sums = [f"{sum(column):.1f}" for column in zip(*times.values(), strict=True)]
+        lines.append(["sum; geometric mean of the ratios", *sums, f"{mean:.3f}"])
     return Block([f"us of {OURS}", "A", "B", "B / A"], lines)
 
 

@@ -48,6 +48,11 @@ class Comparison:
         measured = next(iter(self.pairs.values()))[0]
         return {figure: label for figure, label in self.labels.items() if figure in measured}
 
+    @property
+    def count(self) -> int:
+        """Of the pairs."""
+        return min(map(len, self.pairs.values()))
+
     def values(self, variant: str, figure: str) -> list[float]:
         return [entry[figure] for entry in self.pairs[variant]]
 

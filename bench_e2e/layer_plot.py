@@ -6,15 +6,16 @@ scale, products and attention as blocks of one width. The colours can be read on
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import comparison, presets
+from serving_ops.bench_e2e import presets
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
+from serving_ops.bench_e2e.environment import ENGINES
 from serving_ops.bench_e2e.result_file import machine
 
 ROLES = {
@@ -42,7 +43,7 @@ LEAST_NAMED, LEAST_LABELLED = 0.032, 0.018  # of the picture: narrower kernels h
 
 @dataclass(frozen=True)
 class Part:
-    """A kernel of the layer. role: a key of ROLES, or empty."""
+    """A kernel of the layer, or a block of several. role: a key of ROLES, or empty."""
 
     role: str
     us: float
@@ -53,30 +54,18 @@ class Part:
         return self.role in ("attention", "product")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 1, with a sentence, for a file that is no result of `step`, or has no layer."""
-    parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e plot layer", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of step")
-    parser.add_argument("--out", type=Path, required=True, metavar="SVG")
-    chosen = parser.parse_args(argv)
-    try:
-        write_layers([_with_layer(path) for path in chosen.files], chosen.out)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{error}\n")
-    print(f"wrote {chosen.out}")
-    return 0
-
-
 def parts_of(kernels: Sequence[dict[str, Any]]) -> list[Part]:
-    """From the layer's first norm on: behind the product before the one whose result attention reads."""
+    """From the layer's first norm on: behind the product before the one whose result attention reads.
+
+    A product is one block with the sum of its parts behind it.
+    """
     parts = [_part(kernel) for kernel in kernels]
-    heads = [place for place, part in enumerate(parts) if part.block and not parts[place - 1].block]
-    if not heads:
+    parts = [part for place, part in enumerate(parts) if not (part.block and parts[place - 1].role == part.role)]
+    blocks = [place for place, part in enumerate(parts) if part.block]
+    if not blocks:
         return parts
-    attention = next((number for number, head in enumerate(heads) if parts[head].role == "attention"), 0)
-    start = heads[attention - 1]
-    while not parts[start - 1].block:
-        start -= 1
+    attention = next((number for number, place in enumerate(blocks) if parts[place].role == "attention"), 0)
+    start = blocks[(attention - 2) % len(blocks)] + 1
     return parts[start:] + parts[:start]
 
 
@@ -93,105 +82,60 @@ def _part(kernel: dict[str, Any]) -> Part:
     return Part(role, float(kernel["us"]), bool(OUR_KERNEL.search(name)))
 
 
-def _with_layer(path: Path) -> Comparison:
-    result = comparison.load(path)
-    layers = result.run.get("layer", {})
-    if not all(layers.get(variant, {}).get("kernels") for variant in (BASELINE, OURS)):
-        raise ValueError(f"{path} says of no layer which kernels it runs: `step` of this version records them")
-    return result
-
-
-def write_layers(results: Sequence[Comparison], path: Path) -> None:
-    """Draw them below each other, as SVG with the same bytes each time."""
+def write_layers(results: dict[Path, Comparison], out: Path) -> None:
+    """Draw them below each other, as SVG with the same bytes each time. Raises ValueError for one without a layer."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH_INCHES, HEADER_INCHES + GROUP_INCHES * len(results)))
+    rows = []
+    for path, result in results.items():
+        layers = [result.run.get("layer", {}).get(variant, {}).get("kernels") for variant in (BASELINE, OURS)]
+        if not all(layers):
+            raise ValueError(f"{path} says of no layer which kernels it runs: `step` of this version records them")
+        rows.append([parts_of(kernels) for kernels in layers])
+    figure = Figure(figsize=(WIDTH_INCHES, HEADER_INCHES + GROUP_INCHES * len(rows)))
     figure.patch.set_alpha(0)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, 1)
-    axes.set_ylim(0.4 - 3 * len(results), 0.6)
-    rows = {
-        (place, variant): parts_of(result.run["layer"][variant]["kernels"])
-        for place, result in enumerate(results)
-        for variant in (BASELINE, OURS)
-    }
-    widest = max(between(parts) for parts in rows.values())
-    blocks = max(len(_joined(parts)) for parts in rows.values())
-    scale = (1 - LABEL_WIDTH - SUM_WIDTH - BLOCK_WIDTH * blocks) / widest
-    for (place, variant), parts in rows.items():
-        result, y = results[place], -3.0 * place - (1.0 if variant == BASELINE else 2.0)
-        if variant == BASELINE:
-            _words(axes, 0.005, y + 0.85, _heading(result), size=9.5, weight="bold")
-        engine = {"vllm": "vLLM", "sglang": "SGLang"}[result.run["engine"]]
-        _words(axes, 0.005, y, engine if variant == BASELINE else "with serving_ops", size=9)
-        end = _row(axes, y, parts, scale)
-        _words(axes, end + 0.012, y, f"{between(parts):.1f} us", size=10, weight="bold", colour=_colour(variant))
+    axes.set_ylim(0.4 - 3 * len(rows), 0.6)
+    write = partial(axes.text, va="center", color=TEXT, linespacing=1.05)
+    every = [parts for pair in rows for parts in pair]
+    most_blocks = max(sum(part.block for part in parts) for parts in every)
+    scale = (1 - LABEL_WIDTH - SUM_WIDTH - BLOCK_WIDTH * most_blocks) / max(map(between, every))
+    for place, (result, pair) in enumerate(zip(results.values(), rows, strict=True)):
+        engine = ENGINES[result.run["engine"]].title
+        write(0.005, -3.0 * place - 0.15, _heading(engine, result), fontsize=9.5, weight="bold")
+        for row, (parts, label, colour) in enumerate(
+            zip(pair, (engine, "with serving_ops"), (TEXT, GREEN), strict=True)
+        ):
+            y = -3.0 * place - 1.0 - row
+            write(0.005, y, label, fontsize=9)
+            end = _draw_row(axes, write, y, parts, scale)
+            write(end + 0.012, y, f"{between(parts):.1f} us", fontsize=10, weight="bold", color=colour)
     note = "us of each kernel in a decode step; green: serving_ops. Products and attention are not to scale."
-    _words(axes, 0.005, 0.3, f"Between the products of one layer: {note}", size=8)
+    write(0.005, 0.3, f"Between the products of one layer: {note}", fontsize=8)
     with matplotlib.rc_context({"svg.hashsalt": "serving_ops", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
 
 
-def _colour(variant: str) -> str:
-    return GREEN if variant == OURS else TEXT
+def _heading(engine: str, result: Comparison) -> str:
+    run = result.run
+    model = f"{presets.said(run['model'])}, {run['mode']}, batch {run['layer'][BASELINE]['batch_size']}"
+    return f"{engine} {run['versions'][run['engine']]}, {model}: {machine(run)}, {run['date'][:10]}"
 
 
-def _heading(result: Comparison) -> str:
-    engine, batch = result.run["engine"], result.run["layer"][BASELINE]["batch_size"]
-    name = {"vllm": "vLLM", "sglang": "SGLang"}[engine]
-    model = f"{presets.said(result.run['model'])}, {result.run['mode']}, batch {batch}"
-    return f"{name} {result.run['versions'][engine]}, {model}: {machine(result.run)}, {result.run['date'][:10]}"
-
-
-def _joined(parts: Sequence[Part]) -> list[list[Part]]:
-    """Blocks that follow each other and do the same are one, as a product is with the sum of its parts."""
-    joined: list[list[Part]] = []
-    before = None
-    for part in parts:
-        if part.block and before is not None and before.role == part.role:
-            joined[-1].append(part)
-        elif part.block:
-            joined.append([part])
-        before = part
-    return joined
-
-
-def _row(axes: Any, y: float, parts: Sequence[Part], scale: float) -> float:
+def _draw_row(axes: Any, write: Any, y: float, parts: Sequence[Part], scale: float) -> float:
     """Where it ends."""
-    from matplotlib.patches import Rectangle
-
-    x, before = LABEL_WIDTH, None
+    x = LABEL_WIDTH
     for part in parts:
-        if part.block and before is not None and before.role == part.role:
-            continue
         width = BLOCK_WIDTH if part.block else part.us * scale
-        place, size = (x + 0.001, y - BAR / 2), (max(width - 0.002, 0.001), BAR)
         filled = GREEN if part.ours else GREY
-        look = {"fill": False, "ec": TEXT, "lw": 0.6} if part.block else {"fc": filled, "lw": 0}
-        axes.add_patch(Rectangle(place, *size, **look))
+        look = {"fill": False, "ec": TEXT, "lw": 0.6} if part.block else {"color": filled, "lw": 0}
+        axes.barh(y, max(width - 0.002, 0.001), BAR, left=x + 0.001, **look)
+        named = part.role.split(", ") if width >= LEAST_NAMED and part.role else []
+        text = part.role if part.block else "\n".join([*named, f"{part.us:.1f}"])
         if width >= LEAST_LABELLED:
-            text = part.role if part.block else _text(part, named=width >= LEAST_NAMED)
-            _words(axes, x + width / 2, y, text, size=7, align="center", colour=TEXT if part.block else "#ffffff")
-        x, before = x + width, part
+            write(x + width / 2, y, text, fontsize=7, ha="center", color=TEXT if part.block else "#ffffff")
+        x += width
     return x
-
-
-def _text(part: Part, named: bool) -> str:
-    lines = part.role.split(", ") if named and part.role else []
-    return "\n".join([*lines, f"{part.us:.1f}"])
-
-
-def _words(
-    axes: Any,
-    x: float,
-    y: float,
-    text: str,
-    *,
-    size: float,
-    align: str = "left",
-    colour: str = TEXT,
-    weight: str = "normal",
-) -> None:
-    axes.text(x, y, text, fontsize=size, ha=align, va="center", color=colour, weight=weight, linespacing=1.05)

@@ -18,28 +18,35 @@ WIDTH = 0.36  # of a bar, in units of one figure's place
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draws each result beside its file; `layer FILE... --out SVG` draws the kernels of a layer."""
-    if argv and argv[0] == "layer":
-        from serving_ops.bench_e2e import layer_plot
+    """Draws each result beside its file; `layer FILE... --out SVG` draws the kernels of a layer.
 
-        return layer_plot.main(argv[1:])
+    Exit status 1, with a sentence, for a file that is no comparison, or that has no layer.
+    """
+    of_layer = [*argv[:1]] == ["layer"]
     parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e plot", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of serve, step or training-steps")
-    for path in parser.parse_args(argv).files:
-        try:
-            print(f"wrote {write_plot(comparison.load(path), path.with_suffix('.png'))}")
-        except (OSError, ValueError) as error:
-            parser.exit(1, f"{error}\n")
+    parser.add_argument("--out", type=Path, required=of_layer, metavar="SVG", help="behind `plot layer`")
+    chosen = parser.parse_args(argv[1:] if of_layer else argv)
+    try:
+        results = {path: comparison.load(path) for path in chosen.files}
+        if of_layer:
+            from serving_ops.bench_e2e.layer_plot import write_layers
+
+            write_layers(results, chosen.out)
+            print(f"wrote {chosen.out}")
+        else:
+            for path, result in results.items():
+                print(f"wrote {write_plot(result, path.with_suffix('.png'))}")
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
     return 0
 
 
 def write_plot(result: Comparison, path: Path) -> Path:
     """Draw `result` as PNG. Needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(f"{result.title}\n{result.circumstances}", fontsize=11)
     panels = {name: [f for f, label in result.figures.items() if label.startswith(of)] for name, of in PANELS.items()}
     panels = {name: figures for name, figures in panels.items() if figures}
@@ -55,29 +62,21 @@ def write_plot(result: Comparison, path: Path) -> Path:
 
 
 def _panel(axes: Any, result: Comparison, name: str, figures: Sequence[str]) -> None:
+    """The points of a bar go from left to right, so that a drift over the run shows."""
     variants = [variant for variant in result.pairs if variant in COLOURS]
-    for index, variant in enumerate(variants):
-        centre = (index - (len(variants) - 1) / 2) * WIDTH
-        places = [place + centre for place in range(len(figures))]
-        medians = [result.spread(variant, figure).median for figure in figures]
-        axes.bar(places, medians, WIDTH * 0.92, color=COLOURS[variant], alpha=0.35, label=variant)
-        for place, figure in zip(places, figures, strict=True):
-            _points(axes, place, result.values(variant, figure), COLOURS[variant])
-    ticks = [f"{result.figures[figure].removeprefix(f'{name} ')}\n{_ratio(result, figure)}" for figure in figures]
-    axes.set_xticks(range(len(figures)), ticks, fontsize=9)
+    for place, figure in enumerate(figures):
+        for index, variant in enumerate(variants):
+            left = place + (index - len(variants) / 2) * WIDTH
+            look, times = {"color": COLOURS[variant]}, result.values(variant, figure)
+            height = result.spread(variant, figure).median
+            label = variant if not place else None
+            axes.bar(left, height, WIDTH * 0.92, align="edge", alpha=0.35, label=label, **look)
+            among = [left + WIDTH * (number + 0.5) / len(times) for number in range(len(times))]
+            axes.plot(among, times, "o", markersize=3.5, **look)
+    ratios = [str(result.ratio(figure) or "").replace(" ", "\n", 1) for figure in figures]
+    labels = [result.figures[figure].removeprefix(f"{name} ") for figure in figures]
+    axes.set_xticks(range(len(figures)), map("\n".join, zip(labels, ratios, strict=True)), fontsize=9)
     axes.set_title(name, fontsize=11)
     axes.set_ylabel("ms")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _points(axes: Any, place: float, times: list[float], colour: str) -> None:
-    """Pairs from left to right within the bar, so that a drift over the run shows."""
-    step = WIDTH * 0.7 / max(len(times) - 1, 1)
-    first = place - step * (len(times) - 1) / 2
-    axes.plot([first + step * index for index in range(len(times))], times, "o", color=colour, markersize=3.5)
-
-
-def _ratio(result: Comparison, figure: str) -> str:
-    ratio = result.ratio(figure)
-    return str(ratio).replace(" ", "\n", 1) if ratio else ""

@@ -17,7 +17,7 @@ POLL_SECONDS = 0.25  # seldom, since we share the cores with what is measured
 NOISE = ("nanobind: ", " - leaked ", " - ... skipped", "See https://nanobind")
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Reads process groups until the bench ends, even by SIGKILL, and ends those that are left.
-WATCH = "groups=$(cat); kill -TERM -- $groups; sleep 5; kill -KILL -- $groups"
+WATCH = "groups=$(cat); kill -TERM $groups; sleep 5; kill -KILL $groups"
 
 
 class ChildFailed(RuntimeError):

@@ -49,20 +49,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def save(result: Mapping[str, Any], path: Path) -> Path:
-    """Writes a result, whole or not at all; where that fails, to a new temporary folder. Returns where it lies."""
+    """Writes a result; where that fails, to a new temporary folder. Returns where it lies."""
     text = compact(result)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():  # a device such as /dev/null stays one
-            path.write_text(text)
-            return path
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text)
-        return partial.replace(path)
+        path.write_text(text)
     except OSError:  # the disk is full, or the folder is gone since the start
         path = Path(tempfile.mkdtemp(prefix="serving-ops-result-")) / path.name
         path.write_text(text)
-        return path
+    return path
 
 
 def compact(result: Mapping[str, Any]) -> str:

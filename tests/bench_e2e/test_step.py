@@ -70,7 +70,7 @@ def test_every_engine_has_one_turn_a_round_and_the_order_alternates(
     engines.run(tmp_path)
     first = ["native-1", "serving_ops-1", "native-2", "serving_ops-2"]
     assert (tmp_path / "order").read_text().split() == [*first, *reversed(first)]
-    assert [entry["tpot_ms_batch_1"] for entry in engines.rounds["native"][0]] == [10.0, 20.0]
+    assert [entry["tpot_ms_batch_1"] for entry in engines.figures["native-1"]] == [10.0, 20.0]
     told = json.loads((tmp_path / "native-1" / "engine.json").read_text())
     assert (told["model"], told["load"]["prompt_lens"]) == (str(tmp_path), [512])
 
@@ -102,7 +102,7 @@ def test_an_engine_that_dies_ends_the_run_with_its_last_words(engines: step.Engi
     engines.engine_options["dies as"] = "auto"
     with pytest.raises(ChildFailed, match="made of cheese") as failure:
         engines.run(tmp_path)
-    assert "serving_ops 1 ended with status 1" in str(failure.value)
+    assert "serving_ops-1 ended with status 1" in str(failure.value)
     assert engines.result([]) is None
 
 

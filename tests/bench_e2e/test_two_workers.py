@@ -57,5 +57,5 @@ def test_a_killed_worker_ends_the_bench_which_leaves_no_process(tmp_path: Path) 
             bench.terminate()
     assert len(workers) == 2
     assert bench.returncode == 1, output
-    assert "native 1 ended with status" in output
+    assert "native-1 ended with status" in output
     assert psutil.wait_procs(ours, timeout=10)[1] == []
