@@ -4,16 +4,13 @@ vLLM runs three kernels there in eager mode, and Inductor two when it compiles. 
 the `forward` of the attention classes that norm heads and then rotate them. Each layer of a loaded model is examined
 once; what the operator does not do stays vLLM's.
 
-vLLM's attention layer still writes the KV cache. A model may only skip that write where the attention backend says so,
-which none can say before 0.33; and the write needs the slots of the step, which vLLM keeps out of compiled graphs.
+Where `cache_write` knows the layer's cache, the same kernel writes k and v into it. Elsewhere vLLM does.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,14 +21,16 @@ from torch import Tensor
 
 from serving_ops import NormSpec, RopeSpec, extension, settings
 from serving_ops.integrations.common.norm_classes import Activations, rope_options, why_reference
-from serving_ops.integrations.vllm import features, installed
+from serving_ops.integrations.vllm import cache_write, features, installed
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, Adapter, why_part
 from serving_ops.integrations.vllm.layers import LEFT_OUT, NormLayer, activations
+from serving_ops.integrations.vllm.rope_text import options_of, options_text
 from serving_ops.ops import registry
 from serving_ops.schemas import TAGS, library
 
 OP = "qk_norm_rope"
 KIND = "q and k norms with rotary in one kernel"
+CACHED_KIND = "q and k norms with rotary and cache write in one kernel"
 
 CLASSES = {
     "Qwen3Attention": "vllm.model_executor.models.qwen3",
@@ -52,16 +51,12 @@ COMPUTES = ("forward", "forward_native", "forward_cuda", "forward_cpu", "_match_
 OPTIONS = "serving_ops_qk_norm_rope"
 """The attribute of each layer that is on: the operator's options as a text. Dynamo does not trace how it is made."""
 
+WRITES_CACHE = f"{OPTIONS}_writes_cache"
+"""The attribute of each layer that is on: whether its kernel writes the KV cache."""
+
 SHORT = "vllm_qk_norm_rope"
 ARGUMENTS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, str options"
-"""Of the operator that layers call. Its options are one text: each argument costs 0.3 us of host time, which eager mode
-waits for, and so does a prompt that is in no graph."""
-
-INTEGERS = ("num_q_heads", "num_kv_heads", "head_dim", "rotary_dim", "is_neox", "mrope_interleaved")
-FLOATS = ("eps", "weight_offset")
-"""What the text has, in order; `mrope_section` comes last, where it is given."""
-
-MANTISSA_BITS = 53
+"""Of the operator that layers call where vLLM writes the cache."""
 
 PASS = "vLLM's own fusion pass was asked for"
 FROM_PYTHON = "launched from Python, it takes the host longer than vLLM's kernels"
@@ -72,10 +67,11 @@ layers_on: list[str] = []
 
 @dataclass(frozen=True)
 class AttentionLayer(NormLayer):
-    """An attention layer of one of `CLASSES`, and its name in the model."""
+    """An attention layer of one of `CLASSES`, its name in the model, and whether the kernel writes its cache."""
 
     name: str
     attention: Any
+    writes_cache: bool
 
     def fell_back(self) -> bool:
         """Return whether the operator failed. Elsewhere vLLM keeps what the operator is not for."""
@@ -93,7 +89,7 @@ def survey(models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.de
         return []
     x = activations(vllm_config, device)
     everywhere = _why_nowhere(vllm_config)
-    return [_examine(name, layer, x, everywhere) for name, layer in named]
+    return [_examine(name, layer, x, everywhere, vllm_config) for name, layer in named]
 
 
 def _is_known(cls: type) -> bool:
@@ -111,11 +107,13 @@ def _why_nowhere(vllm_config: Any) -> str | None:
     return installed.failures.get(features.COMPILE_CACHE) or features.why_no_kernels()
 
 
-def _examine(name: str, attention: Any, x: Activations, reason: str | None) -> AttentionLayer:
+def _examine(name: str, attention: Any, x: Activations, reason: str | None, vllm_config: Any) -> AttentionLayer:
     reason = reason or _other_steps(type(attention)) or _other_norms(attention, x)
     reason = reason or _other_rotation(attention.rotary_emb, attention.head_dim)
-    specs = () if reason else _specs(attention, x)
-    return AttentionLayer(KIND, specs, reason or why_reference(specs) or _why_slower(x), name, attention)
+    cached = reason is None and cache_write.is_for(attention.attn, x.dtype, vllm_config, x.device)
+    specs = () if reason else _specs(attention, x, cached=cached)
+    reason = reason or why_reference(specs) or _why_slower(x)
+    return AttentionLayer(CACHED_KIND if cached else KIND, specs, reason, name, attention, cached)
 
 
 def _other_steps(cls: type) -> str | None:
@@ -158,8 +156,8 @@ def _other_rotation(rotary: Any, head_dim: int) -> str | None:
     return None if fits else f"its rotary embedding is {type(rotary).__name__}"
 
 
-def _specs(attention: Any, x: Activations) -> tuple[NormSpec, ...]:
-    """The calls that the layer may make: with three positions a token and with one."""
+def _specs(attention: Any, x: Activations, *, cached: bool) -> tuple[NormSpec, ...]:
+    """The calls that the layer may make: with three positions a token and with one, with a cache and without."""
     rotary = attention.rotary_emb
     section = getattr(rotary, "mrope_section", None)
     ropes = [
@@ -169,8 +167,11 @@ def _specs(attention: Any, x: Activations) -> tuple[NormSpec, ...]:
             is_neox=rotary.is_neox_style,
             mrope_section=rows,
             mrope_interleaved=rows is not None and rotary.mrope_interleaved,
+            separate=cached,
+            has_cache=has_cache,
         )
         for rows in dict.fromkeys((section and tuple(section), None))
+        for has_cache in ((False, True) if cached else (False,))
     ]
     norm = dataclasses.replace(_norm_spec(attention.q_norm, x), op=OP, heads=attention.num_heads)
     return tuple(dataclasses.replace(norm, rotation=rope) for rope in ropes)
@@ -195,49 +196,33 @@ def define() -> None:
     torch.library.register_fake(f"serving_ops::{SHORT}", lambda *_: None, lib=library)
 
 
-def options_text(options: dict[str, Any]) -> str:
-    """Return the operator's options as integers, which C++ reads fast: a float as a mantissa and a power of two."""
-    integers = (int(options.get(name, 0)) for name in INTEGERS)
-    floats = itertools.chain.from_iterable(_mantissa_and_power(options[name]) for name in FLOATS)
-    return " ".join(map(str, (*integers, *floats, *options.get("mrope_section", ()))))
-
-
-def _mantissa_and_power(value: float) -> tuple[int, int]:
-    mantissa, power = math.frexp(value)
-    return int(mantissa * 2**MANTISSA_BITS), power - MANTISSA_BITS
-
-
-def options_of(text: str) -> dict[str, Any]:
-    """Return the options that have this text."""
-    values = iter(map(int, text.split()))
-    integers = {name: next(values) for name in INTEGERS}
-    flags = {name: bool(integers[name]) for name in ("is_neox", "mrope_interleaved")}
-    floats = {name: math.ldexp(next(values), next(values)) for name in FLOATS}
-    return integers | flags | floats | {"mrope_section": tuple(values) or None}
-
-
 def _by_name(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:
     """What C++ does not take goes to the operator of all calls."""
     torch.ops.serving_ops.qk_norm_rope(qkv, positions, table, q_weight, k_weight, **options_of(options))
 
 
-def take(found: Iterable[NormLayer]) -> None:
+def take(found: Iterable[NormLayer], vllm_config: Any) -> None:
     """Have the layers that are on call the operator. vLLM compiles them later."""
     define()
+    cache_write.define()
     on = [layer for layer in found if isinstance(layer, AttentionLayer) and layer.native_because is None]
     for cls in {type(layer.attention) for layer in on}:
         installed.wrap(cls, "forward", _with_ours)
+    if any(layer.writes_cache for layer in on):
+        cache_write.split_graphs(vllm_config.compilation_config)
     for layer in on:
+        setattr(layer.attention, WRITES_CACHE, layer.writes_cache)
         setattr(layer.attention, OPTIONS, options_text(rope_options(layer.specs[0])))
         installed.on_undo(functools.partial(_leave, weakref.ref(layer.attention)))  # a model that is gone stays so
-    layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}" for layer in on)
+    layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}:{layer.writes_cache:d}" for layer in on)
     installed.on_undo(layers_on.clear)
 
 
 def _leave(attention: weakref.ref[Any]) -> None:
     layer = attention()
     if layer is not None:
-        vars(layer).pop(OPTIONS, None)
+        for attribute in (OPTIONS, WRITES_CACHE):
+            vars(layer).pop(attribute, None)
 
 
 def _with_ours(original: Any) -> Any:
@@ -260,9 +245,29 @@ def _fit(attention: Any, positions: Tensor, hidden_states: Any) -> bool:
 def forward(attention: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
     """`Qwen3Attention.forward`: hidden_states (num_tokens, hidden_size). The heads of q and k are written in place."""
     qkv, _ = attention.qkv_proj(hidden_states)
-    table = attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
-    q_weight, k_weight = attention.q_norm.weight, attention.k_norm.weight
-    torch.ops.serving_ops.vllm_qk_norm_rope(qkv, positions, table, q_weight, k_weight, getattr(attention, OPTIONS))
-    q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-    output: Tensor = attention.o_proj(attention.attn(q, k, v))[0]
+    inputs = positions, attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
+    inputs += attention.q_norm.weight, attention.k_norm.weight, getattr(attention, OPTIONS)
+    attend = _write_and_attend if getattr(attention, WRITES_CACHE) else _attend
+    output: Tensor = attention.o_proj(attend(attention, qkv, inputs))[0]
     return output
+
+
+def _attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+    torch.ops.serving_ops.vllm_qk_norm_rope(qkv, *inputs)
+    attended: Tensor = attention.attn(*_split(attention, qkv))
+    return attended
+
+
+def _write_and_attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+    """The views come first: a piece of the graph that lay between the two operators would be compiled alone."""
+    q, k, v = _split(attention, qkv)
+    q = q.view(-1, attention.num_heads, attention.head_dim)
+    k, v = (part.view(-1, attention.num_kv_heads, attention.head_dim) for part in (k, v))
+    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    written = torch.ops.serving_ops.vllm_qk_norm_rope_cached(q, k, v, *inputs, attention.attn.layer_name)
+    cache_write.attend(attention.attn, q, k, v, written, output)
+    return output.view(-1, attention.q_size)
+
+
+def _split(attention: Any, qkv: Tensor) -> tuple[Tensor, ...]:
+    return qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)

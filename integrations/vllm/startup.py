@@ -91,7 +91,7 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
     line = describe(found, str(worker.device), "; ".join([outcome.summary, *quantizing]))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
-    qk_norm_rope_layer.take(found)
+    qk_norm_rope_layer.take(found, worker.vllm_config)
     _logger.info(line)
 
 

@@ -22,7 +22,7 @@ from torch._inductor.utils import run_and_get_code
 import serving_ops
 from serving_ops import PrewarmReport, counters, extension
 from serving_ops.integrations.common.norm_classes import rope_options
-from serving_ops.integrations.vllm import compile_cache, features, installed, qk_norm_rope_layer, startup
+from serving_ops.integrations.vllm import compile_cache, features, installed, qk_norm_rope_layer, rope_text, startup
 
 pytestmark = [
     pytest.mark.skipif(
@@ -125,7 +125,7 @@ def _survey(layer: Any, **more: Any) -> Any:
 
 
 def _take(layer: Any) -> None:
-    qk_norm_rope_layer.take([_survey(layer)])
+    qk_norm_rope_layer.take([_survey(layer)], _config())
 
 
 def _positions(dims: int) -> Tensor:
@@ -269,7 +269,7 @@ def test_what_the_operator_does_not_do_stays_vllms_and_is_no_fallback(
         vars(layer.rotary_emb).update(rotary[1])
     assert found.native_because == MISFITS[change]
     assert not found.fell_back()
-    qk_norm_rope_layer.take([found])
+    qk_norm_rope_layer.take([found], _config())
     assert qk_norm_rope_layer.OPTIONS not in vars(layer)
 
 
@@ -427,8 +427,8 @@ def test_a_layers_text_has_its_options(build: Build, forced: None) -> None:
     for name, rope, _, more in FITTING.values():
         (layer,) = qk_norm_rope_layer.survey([build(name, rope, **more)], _config(), DEVICE)
         options = rope_options(layer.specs[0])
-        text = qk_norm_rope_layer.options_text(options)
-        assert qk_norm_rope_layer.options_of(text) == {"mrope_section": None, "mrope_interleaved": False} | options
+        text = rope_text.options_text(options)
+        assert rope_text.options_of(text) == {"mrope_section": None, "mrope_interleaved": False} | options
 
 
 def test_undo_restores_forward_also_for_a_model_that_is_loaded(build: Build, forced: None) -> None:
@@ -456,7 +456,7 @@ def test_the_compile_cache_key_says_which_layers_are_on(build: Build, forced: No
     found = qk_norm_rope_layer.survey([model], _config(), DEVICE)
     keys = [without]
     for on in (found, found[:1]):
-        qk_norm_rope_layer.take(on)
+        qk_norm_rope_layer.take(on, _config())
         keys.append(compile_cache.compile_key())
     assert len(set(keys)) == 3
     installed.undo()

@@ -26,7 +26,7 @@ from op_calls import launched
 from torch import Tensor
 
 from serving_ops import NormSpec, QuantFormat, RopeSpec, cuda, cuda_quant, cuda_rope, plan
-from serving_ops.integrations.vllm import qk_norm_rope_layer, quant_fusion
+from serving_ops.integrations.vllm import qk_norm_rope_layer, quant_fusion, rope_text
 from serving_ops.kernels import contract
 from serving_ops.kernels.triton import gated, gated_quant, norm, norm_quant, run_rope
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
@@ -414,7 +414,7 @@ def short(call: dict[str, Any]) -> Callable[[], object]:
     """The same call of the operator of vLLM's layers."""
     tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
     width = {"rotary_dim": call["cos_sin_cache"].shape[1]}
-    text = qk_norm_rope_layer.options_text(call | width)
+    text = rope_text.options_text(call | width)
     return functools.partial(torch.ops.serving_ops_fake.vllm_qk_norm_rope, *tensors, text)
 
 

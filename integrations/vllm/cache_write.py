@@ -1,0 +1,124 @@
+"""The write of k and v to vLLM's KV cache by the kernel that norms and rotates them.
+
+vLLM's `Attention.forward` calls two operators: one writes the cache, and the attention takes its empty result, so that
+it runs behind it. `OP` stands in for the first. As vLLM's operator it ends a piece of the compiled graph, because the
+slots of a step are known outside graphs only. A graph of a whole decode step captures its kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops.integrations.vllm import installed
+from serving_ops.integrations.vllm.rope_text import options_of
+from serving_ops.schemas import TAGS, library
+
+OP = "vllm_qk_norm_rope_cached"
+ARGUMENTS = (
+    "Tensor(a!) q, Tensor(b!) k, Tensor v, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, "
+    "str options, str layer_name"
+)
+QUALIFIED = f"serving_ops::{OP}"
+VLLM_WRITES = "vllm::unified_kv_cache_update"
+"""Operators by which vLLM may split a compiled graph. Where it splits by its own write, it splits by ours."""
+
+ATTENTION = ("vllm.model_executor.layers.attention.attention", "Attention")
+BACKEND = ("vllm.v1.attention.backends.flash_attn", "FlashAttentionImpl")
+"""Module and name of the classes whose cache and whose write are known."""
+
+NOT_COMPILED, IN_PIECES = 0, 3
+"""vLLM's compilation modes in which the write stays outside of Inductor's graphs."""
+
+
+def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device) -> bool:
+    """Return whether the kernel may write the cache of vLLM's layer `attn`, whose activations have `dtype`."""
+    return (
+        device.type == "cuda"
+        and _is(attn, ATTENTION)
+        and _is(attn.impl, BACKEND)
+        and attn.attn_type == "decoder"
+        and attn.kv_sharing_target_layer_name is None
+        and attn.kv_cache_torch_dtype == dtype
+        and attn.head_size == attn.head_size_v
+        and attn.query_quant is None
+        and not getattr(attn, "calculate_kv_scales", False)
+        and not attn.use_direct_call
+        and _stays_outside_of_graphs(vllm_config.compilation_config)
+    )
+
+
+def _is(value: Any, known: tuple[str, str]) -> bool:
+    return (type(value).__module__, type(value).__name__) == known
+
+
+def _stays_outside_of_graphs(compilation: Any) -> bool:
+    splits = VLLM_WRITES in (compilation.splitting_ops or ()) and not compilation.use_inductor_graph_partition
+    return compilation.mode == NOT_COMPILED or (compilation.mode == IN_PIECES and splits)
+
+
+def split_graphs(compilation: Any) -> None:
+    """Have vLLM end a piece of its compiled graph at our write, as it does at its own."""
+    splits = compilation.splitting_ops
+    if splits and QUALIFIED not in splits:
+        splits.append(QUALIFIED)
+        installed.on_undo(functools.partial(splits.remove, QUALIFIED))
+
+
+@functools.cache
+def define() -> None:
+    """Define the operator, once per process: graphs from vLLM's cache call it by its name."""
+    library.define(f"{OP}({ARGUMENTS}) -> Tensor", tags=TAGS)
+    library.impl(OP, _norm_rotate_and_write, "CompositeExplicitAutograd")
+    torch.library.register_fake(QUALIFIED, lambda q, *_: q.new_empty(0), lib=library)
+
+
+def _norm_rotate_and_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    options: str,
+    layer_name: str,
+) -> Tensor:
+    """q, k and v: (num_tokens, heads, head_dim). What the kernel cannot write, vLLM does."""
+    from vllm.model_executor.layers.attention import attention
+
+    _, attn, cache, slots = attention.get_attention_context(layer_name)
+    caches = _caches(cache, k, slots)
+    ours = {} if caches is None else {"v": v, "key_cache": caches[0], "value_cache": caches[1], "slot_mapping": slots}
+    torch.ops.serving_ops.qk_norm_rope(
+        q, positions, table, q_weight, k_weight, k=k, **options_of(options), **ours
+    )  # fmt: skip
+    if slots is not None and caches is None:
+        attn.impl.do_kv_cache_update(attn, k, v, cache, slots)
+    return q.new_empty(0)
+
+
+def _caches(cache: Tensor, k: Tensor, slots: Tensor | None) -> tuple[Tensor, ...] | None:
+    """Return the caches of keys and of values, (blocks, block_size, heads, head_dim) each; None where it is not known.
+
+    While vLLM profiles memory, there are no slots yet.
+    """
+    if slots is None or cache.dtype != k.dtype or slots.shape[0] > k.shape[0]:
+        return None
+    heads, size = k.shape[1:]
+    if cache.dim() == 5 and cache.shape[1] == 2 and cache.shape[3:] == k.shape[1:]:
+        return cache.unbind(1)
+    if cache.dim() == 4 and cache.shape[1] == heads and cache.shape[3] == 2 * size:  # since 0.32
+        return cache.transpose(1, 2).split(size, dim=-1)
+    return None
+
+
+def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, written: Tensor, output: Tensor) -> None:
+    """vLLM's attention over a cache that is written. q, k, v and output: (num_tokens, heads, head_dim)."""
+    from vllm.model_executor.layers.attention import attention
+
+    name = attention._encode_layer_name(attn.layer_name)
+    torch.ops.vllm.unified_attention_with_output(q, k, v, output, name, kv_cache_dummy_dep=written)
