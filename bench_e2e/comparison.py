@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from serving_ops.bench_e2e.result_file import machine, read
-from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio, spread
+from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio
 from serving_ops.bench_e2e.table import Block
 
 BASELINE, OURS = "native", "serving_ops"
@@ -48,16 +49,12 @@ class Comparison:
         measured = next(iter(self.pairs.values()))[0]
         return {figure: label for figure, label in self.labels.items() if figure in measured}
 
-    @property
-    def count(self) -> int:
-        """Of the pairs."""
-        return min(map(len, self.pairs.values()))
-
     def values(self, variant: str, figure: str) -> list[float]:
         return [entry[figure] for entry in self.pairs[variant]]
 
     def spread(self, variant: str, figure: str) -> Spread:
-        return spread(self.values(variant, figure))
+        values = self.values(variant, figure)
+        return Spread(statistics.median(values), min(values), max(values))
 
     def ratio(self, figure: str, variant: str = OURS) -> Ratio | None:
         """A variant over native; None if one of them is missing, or a time is not positive."""
@@ -89,10 +86,10 @@ class Comparison:
         return f"{named}, {machine(self.run)}, {self.run['date'][:10]}"
 
     def to_json(self) -> dict[str, Any]:
-        others = [variant for variant in self.pairs if variant != BASELINE]
-        found = {variant: {figure: self.ratio(figure, variant) for figure in self.figures} for variant in others}
         ratios = {
-            variant: {figure: asdict(ratio) for figure, ratio in of.items() if ratio} for variant, of in found.items()
+            variant: {figure: asdict(ratio) for figure in self.figures if (ratio := self.ratio(figure, variant))}
+            for variant in self.pairs
+            if variant != BASELINE
         }
         own = {"labels": self.labels, "pairs": self.pairs, "plugin_lines": self.plugin_lines}
         return {**self.run, "plugin_active": self.active, "ratios": ratios, **own}

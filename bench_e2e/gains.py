@@ -98,13 +98,17 @@ def _rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
     """In the order of their dates."""
     compared = [(path, comparison.of(plain)) for path, plain in results.items() if plain["kind"] in KINDS]
     found: dict[tuple[str, str], Row] = {}
-    for path, result in sorted(compared, key=lambda entry: (min(entry[1].count, LEAST_PAIRS), entry[1].run["date"])):
+    for path, result in sorted(compared, key=_pairs_and_date):
         ratios = {figure: result.ratio(figure) for figure in result.figures}
         known = {figure: ratio for figure, ratio in ratios.items() if ratio and ratio.low is not None and ratio.high}
         if result.active and known:
             row = Row(path, result, {figure: of for figure, of in known.items() if not of.low <= 1 <= of.high})
             found[row.engine, result.run["model"]] = row
     return list(found.values())
+
+
+def _pairs_and_date(entry: tuple[Path, Comparison]) -> tuple[int, str]:
+    return min(LEAST_PAIRS, *map(len, entry[1].pairs.values())), entry[1].run["date"]
 
 
 def _cell(row: Row, column: str) -> str:

@@ -62,10 +62,6 @@ class Summary:
     rounds: int
 
 
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values))
-
-
 def paired_ratio(baseline: Sequence[float], other: Sequence[float], least: int = LEAST_PAIRS) -> Ratio | None:
     """`other / baseline`, pair by pair: what a slow minute of the machine does to both cancels.
 

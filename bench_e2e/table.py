@@ -9,6 +9,7 @@ They go to standard output, or between a page's markers, where NAME is the resul
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from rich.table import Table
 from serving_ops.bench_e2e import result_file
 
 COMMAND = "python -m serving_ops.bench_e2e table"
+RENDERERS = {"ops": "ops.ops_table", "training": "ops.ops_table", "accuracy": "accuracy.accuracy_bench"}
 
 
 @dataclass(frozen=True)
@@ -60,60 +62,48 @@ def _with(line: Sequence[str], place: int | None, mark: str) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Exit status 1, with a sentence, for a file that is no result, and for a page without its marker."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Render result files as Markdown tables.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result JSON of any bench")
-    parser.add_argument("--readme", type=Path, help="write the tables between this file's markers instead")
-    parser.add_argument("--summary", metavar="NAME", help="of step or ops: one table, for the marker NAME-summary")
-    parser.add_argument(
-        "--gains", action="store_true", help="who gains: one table of all results, for the marker gains"
-    )
-    arguments = parser.parse_args(argv)
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="result JSON of any bench")
+    add("--readme", type=Path, help="write the tables between this file's markers instead")
+    add("--summary", metavar="NAME", help="of step or ops: one table, for the marker NAME-summary")
+    add("--gains", action="store_true", help="who gains: one table of all results, for the marker gains")
+    chosen = parser.parse_args(argv)
     try:
-        results = {path: result_file.read(path) for path in arguments.files}
-        if arguments.summary:
-            tables = {f"{arguments.summary}-summary": _summary(list(results.values()))}
-        elif arguments.gains:
-            tables = {"gains": _gains(results, arguments.readme or Path("README.md"))}
-        else:
-            tables = {path.stem: _rendered(path, result) for path, result in results.items()}
-        if arguments.readme is None:
+        tables = _tables(chosen, {path: result_file.read(path) for path in chosen.files})
+        if chosen.readme is None:
             print("\n\n".join(tables.values()))
         else:
-            arguments.readme.write_text(fill(arguments.readme.read_text(), tables))
+            chosen.readme.write_text(fill(chosen.readme.read_text(), tables))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
+def _tables(chosen: argparse.Namespace, results: dict[Path, dict[str, Any]]) -> dict[str, str]:
+    """By the names of their markers."""
+    if chosen.gains:
+        from serving_ops.bench_e2e import gains
+
+        return {"gains": gains.markdown(results, (chosen.readme or Path("README.md")).parent)}
+    if not chosen.summary:
+        return {path.stem: _rendered(path, result) for path, result in results.items()}
+    kinds = {result["kind"] for result in results.values()}
+    if kinds not in ({"step"}, {"ops"}):
+        raise ValueError("--summary is for results of step, or for results of ops")
+    return {f"{chosen.summary}-summary": str(_renderer(*kinds).summary(list(results.values())))}
+
+
 def _rendered(path: Path, result: dict[str, Any]) -> str:
     try:
-        return str(_renderer(result).markdown(result))
+        return str(_renderer(result["kind"]).markdown(result))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no result of this bench: {error!r}") from error
 
 
-def _summary(results: Sequence[dict[str, Any]]) -> str:
-    kinds = {result["kind"] for result in results}
-    if kinds not in ({"step"}, {"ops"}):
-        raise ValueError("--summary is for results of step, or for results of ops")
-    return str(_renderer(results[0]).summary(results))
-
-
-def _gains(results: dict[Path, dict[str, Any]], page: Path) -> str:
-    from serving_ops.bench_e2e import gains
-
-    return gains.markdown(results, page.parent)
-
-
-def _renderer(result: dict[str, Any]) -> ModuleType:
-    """The module with `markdown` and `summary` of a result's kind."""
-    if result["kind"] in ("ops", "training"):
-        from serving_ops.bench_e2e.ops import ops_table as renderer
-    elif result["kind"] == "accuracy":
-        from serving_ops.bench_e2e.accuracy import accuracy_bench as renderer
-    else:
-        from serving_ops.bench_e2e import comparison as renderer
-    return renderer
+def _renderer(kind: str) -> ModuleType:
+    """The module with `markdown` and `summary`."""
+    return importlib.import_module(f"serving_ops.bench_e2e.{RENDERERS.get(kind, 'comparison')}")
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
