@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from serving_ops.bench_e2e.comparison import OURS
@@ -13,14 +13,14 @@ from serving_ops.bench_e2e.table import Block
 Result = dict[str, Any]  # one element of the JSON's "results"
 NO_PEERS = (OURS, "eager", "copy")  # nobody serves with eager, whose times at large sizes are page faults
 OF_OURS = ("variants", "rope-plans")  # regimes that compare ours with itself
-BANDWIDTH_REGIMES = ("prefill", "wide", "gated")
+BANDWIDTH_REGIMES = ("prefill", "wide", "gated", "rows", "large", "narrow")
 IN_A_GRAPH = "us of device time a call in a CUDA graph"
-REGIMES = {  # what a table has, and a line of the summary, where it has one
-    "rows": ("us a call", None),
+REGIMES = {  # what a table has, which is the same where a table has both, and a line of the summary
+    **dict.fromkeys(("rows", "large", "narrow"), ("us a call", None)),
     "variants": ("us a call of ours (over the plain call, the first column)", None),
     "decode": (f"{IN_A_GRAPH}, tensors in L2", "decode, 1 to 256 rows"),
     "prefill": ("us of device time a call, tensors several times the L2", "prefill"),
-    "wide": ("us of device time a call, tensors several times the L2", "wide rows"),
+    "wide": ("us of device time a call, rows of 65536 elements or more", "wide rows"),
     "small": ("us of device time a call", "narrow rows"),
     "gated": ("us a call, shape tokens x heads x head_dim, fp32 weight, norm before SiLU gate", "heads of 128"),
     "gemm": ("us that one norm adds between two matrix products, in a CUDA graph", "between two products"),
@@ -50,11 +50,8 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def blocks(report: dict[str, Any]) -> list[Block]:
-    """A table for each regime, op, number of threads and form of the result; with gradients, for each op and pass."""
-    trained = report["kind"] == "training"
-    key = ("op", "dtype", "threads", "passes") if trained else ("regime", "op", "threads", "form")
-    copy_rate = report.get("copy_tb_s")
-    return [_block(results, copy_rate, trained=trained) for results in _grouped(report["results"], key)]
+    """A table for each regime, op, dtype, number of threads, form of the result, and pass."""
+    return [_block(title, group, report.get("copy_tb_s")) for title, group in _grouped(report["results"], _title)]
 
 
 def summary(reports: Sequence[dict[str, Any]]) -> str:
@@ -62,25 +59,32 @@ def summary(reports: Sequence[dict[str, Any]]) -> str:
     tables = []
     for report in reports:
         shown = [result for result in report["results"] if REGIMES[result["regime"]][1] and best_peer(result)]
-        lines = [_summary_line(results, report.get("copy_tb_s")) for results in _grouped(shown, ("op", "regime"))]
+        groups = _grouped(shown, lambda result: f"`{result['op']}`, {REGIMES[result['regime']][1]}")
+        lines = [_summary_line(what, results, report.get("copy_tb_s")) for what, results in groups]
         tables.append(Block(SUMMARY, lines).markdown())
     return "\n\n".join(tables)
 
 
 def line(result: Result) -> str:
     """As soon as a case is measured."""
-    what = [*(str(result[name]) for name in ("regime", "op")), _shape(result), *filter(None, (result["form"],))]
     times = ", ".join(f"{name} {format_us(of['median_us'])}" for name, of in result["times"].items())
     failed = {name: why for name, why in result["problems"].items() if not why.startswith("unsupported")}
     problems = "".join(f"\n    {name}: {why}" for name, why in failed.items())
-    return f"{' '.join(what)}{_threads(result)}, {result['passes']}: {times}{problems}"
+    return f"{_shape(result)} {_title(result)}: {times}{problems}"
 
 
-def _grouped(results: Iterable[Result], key: Sequence[str]) -> list[list[Result]]:
-    groups: dict[tuple[Any, ...], list[Result]] = {}
+def _grouped(results: Iterable[Result], key: Callable[[Result], str]) -> Iterable[tuple[str, list[Result]]]:
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(tuple(result.get(name) for name in key), []).append(result)
-    return list(groups.values())
+        groups.setdefault(key(result), []).append(result)
+    return groups.items()
+
+
+def _title(result: Result) -> str:
+    form, count, passes = FORMS.get(result.get("form"), ""), result["threads"], result.get("passes", "forward")
+    threads = f", {count} thread{'s' * (count > 1)}" if count else ""
+    gradients = "" if passes == "forward" else f", {passes}"
+    return f"{result['op']}, {result['dtype']}{form}{threads}{gradients}: {REGIMES[result['regime']][0]}"
 
 
 def best_peer(result: Result) -> tuple[str, float] | None:
@@ -98,38 +102,24 @@ def tb_s(result: Result, name: str) -> float:
     return float(result["bytes_moved"] / result["times"][name]["median_us"] / 1e6)
 
 
-def _block(results: Sequence[Result], copy_rate: float | None, *, trained: bool) -> Block:
-    first = results[0]
-    names = dict.fromkeys(name for result in results for name in result["contestants"] if _shows(result, name))
-    lines = [_cells(result, list(names), copy_rate, trained=trained) for result in results]
-    of_ours = first["regime"] in OF_OURS
-    marked = [None if of_ours else _fastest(result, list(lines[0])) for result in results]
-    if trained:
-        title = f"`{first['op']}`, {first['dtype']}{_threads(first)}, {first['passes']}: us a call (its ratio to ours)"
-    else:
-        form = FORMS.get(first.get("form"), "")
-        title = f"{first['op']}, {first['dtype']}{form}{_threads(first)}: {REGIMES[first['regime']][0]}"
+def _block(title: str, results: Sequence[Result], copy_rate: float | None) -> Block:
+    """Columns are those with a time or a failure somewhere, in the order in which they were measured."""
+    found = ((name, str(result["problems"].get(name, ""))) for result in results for name in result["contestants"])
+    names = dict.fromkeys(name for name, problem in found if not problem.startswith("unsupported"))
+    lines = [_cells(result, list(names), copy_rate) for result in results]
+    marked = [None if result["regime"] in OF_OURS else _fastest(result, list(lines[0])) for result in results]
     return Block(list(lines[0]), [list(cells.values()) for cells in lines], title, marked)
 
 
-def _shows(result: Result, name: str) -> bool:
-    """A time or a failure."""
-    return not str(result["problems"].get(name, "")).startswith("unsupported")
-
-
-def _cells(result: Result, names: Sequence[str], copy_rate: float | None, *, trained: bool) -> dict[str, str]:
-    regime, rate = result["regime"], tb_s(result, OURS) if OURS in result["times"] else None
-    with_ratio, shares = trained or regime in OF_OURS, copy_rate and (trained or regime in BANDWIDTH_REGIMES)
+def _cells(result: Result, names: Sequence[str], copy_rate: float | None) -> dict[str, str]:
+    of_ours, rate = result["regime"] in OF_OURS, tb_s(result, OURS) if OURS in result["times"] else None
     cells = {"shape": _shape(result)}
-    cells |= {name: _time_cell(result, name, with_ratio=with_ratio) for name in names}
-    if not with_ratio:
+    cells |= {name: _time_cell(result, name, with_ratio=of_ours) for name in names}
+    if not of_ours:
         peer = best_peer(result)
         cells["best peer / ours"] = f"{peer[1]:.2f} ({peer[0]})" if peer else "-"
-    if trained:
-        cells["GB/s of ours"] = f"{1000 * rate:.0f}" if rate else "-"
-    if shares and not trained:
+    if copy_rate and result["regime"] in BANDWIDTH_REGIMES:
         cells["TB/s"] = f"{rate:.2f}" if rate else "-"
-    if shares:
         cells["of copy rate"] = f"{rate / copy_rate:.0%}" if rate else "-"
     return cells
 
@@ -140,11 +130,6 @@ def _time_cell(result: Result, name: str, *, with_ratio: bool) -> str:
         ratio = result["ratios"].get(name) if with_ratio else None
         return f"{time} ({ratio['median']:.2f})" if ratio else time
     return str(result["problems"].get(name, "-")).partition(":")[0]
-
-
-def _threads(result: Result) -> str:
-    count = result["threads"]
-    return "" if count is None else f", {count} thread{'s' if count > 1 else ''}"
 
 
 def _shape(result: Result) -> str:
@@ -162,12 +147,11 @@ def _fastest(result: Result, header: Sequence[str]) -> int | None:
     return header.index(min(times, key=lambda name: times[name])) if times else None
 
 
-def _summary_line(results: list[Result], copy_rate: float | None) -> tuple[str, ...]:
+def _summary_line(what: str, results: list[Result], copy_rate: float | None) -> tuple[str, ...]:
     """The last cell is the lowest and the highest share of the copy rate, where data does not stay in a cache."""
     peers = [peer for peer in map(best_peer, results) if peer is not None]
     (name, ratio), lowest = min(zip(peers, results, strict=True), key=lambda pair: pair[0][1])
     where = f"{ratio:.2f} ({name}, {_shape(lowest)})" if len(results) > 1 else f"{ratio:.2f} ({name})"
-    what = f"`{lowest['op']}`, {REGIMES[lowest['regime']][1]}"
     if len(results) == 1:
         what += f": {format_us(lowest['times'][OURS]['median_us'])} us"
     shares = [tb_s(result, OURS) / copy_rate for result in results] if copy_rate else []

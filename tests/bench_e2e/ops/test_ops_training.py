@@ -150,7 +150,7 @@ def test_a_run_is_written_and_becomes_tables(
     assert table.main([str(out)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("| 4 x 64 |") == 4
-    assert "`rms_norm`, float32, 1 thread, backward" in shown
+    assert "rms_norm, float32, 1 thread, backward: us a call" in shown
 
 
 def test_unknown_names_are_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
