@@ -38,10 +38,10 @@ def norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, 
     if not rows_fit(x, weight):
         return None
     if residual is None:
-        return torch.ops.serving_ops.rms_norm(x, weight, eps, weight_offset=weight_offset)
+        return torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset=weight_offset)
     if residual is x or not alike(x, residual):
         return None
-    torch.ops.serving_ops.fused_add_rms_norm(x, residual, weight, eps, weight_offset=weight_offset)
+    torch.ops.serving_ops.fused_add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
     return x, residual
 
 
@@ -50,5 +50,5 @@ def gated(x: Tensor, z: Tensor | None, weight: Tensor | None, eps: float, **opti
     rows = x if z is None else in_shape_of(z, x)
     if not rows_fit(rows, weight) or not (z is None or alike(rows, z)):
         return None
-    out: Tensor = torch.ops.serving_ops.rms_norm_gated(rows, z, weight, eps, **options)
+    out: Tensor = torch.ops.serving_ops.rms_norm_gated.default(rows, z, weight, eps, **options)
     return out if rows is x else out.view(x.shape)

@@ -132,8 +132,9 @@ def _specs(norm: Any, x: Activations, fmt: QuantFormat) -> list[NormSpec]:
 def adapter(form: Prequantized) -> Adapter:
     """Return the adapter of a norm that quantizes for such a projection."""
     fmt, scale = form.fmt, form.scale
-    text, fixed = fmt.text, {"scale": scale, "weight_offset": WEIGHT_IN_FP32}
+    text, fixed = fmt.text, {"weight_offset": WEIGHT_IN_FP32} | ({} if scale is None else {"scale": scale})
     ops = torch.ops.serving_ops
+    norm_quant, fused_add_norm_quant = ops.rms_norm_quant.default, ops.fused_add_rms_norm_quant.default
 
     def specs(norm: Any, x: Activations) -> tuple[NormSpec, ...]:
         return (*_specs(norm, x, fmt), *rms_norm_specs(norm, x))
@@ -144,9 +145,9 @@ def adapter(form: Prequantized) -> Adapter:
         if not fits or (residual is not None and (residual is x or not alike(x, residual))):
             return rms_norm(norm, x, residual, *more, **others)
         if residual is None:
-            q, scales = ops.rms_norm_quant(x, norm.weight, norm.variance_epsilon, text, **fixed)
+            q, scales = norm_quant(x, norm.weight, norm.variance_epsilon, text, **fixed)
         else:
-            q, scales = ops.fused_add_rms_norm_quant(x, residual, norm.weight, norm.variance_epsilon, text, **fixed)
+            q, scales = fused_add_norm_quant(x, residual, norm.weight, norm.variance_epsilon, text, **fixed)
         rows = Rows((q, scales if scale is None else scale, x.dtype))
         return rows if residual is None else (rows, residual)
 

@@ -185,7 +185,7 @@ def _quantizing(pair: Pair) -> Any:
     from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
 
     norm, own, spec, ops = pair.norm, pair.norm._forward_method, pair.specs[0], torch.ops.serving_ops
-    eps, text, options = spec.eps, FMT.text, {"weight_offset": spec.weight_offset}
+    eps, text, options = spec.eps, FMT.text, {"weight_offset": spec.weight_offset} if spec.weight_offset else {}
     has_weight = spec.weight_dtype is not None
 
     @functools.wraps(own)
@@ -194,11 +194,11 @@ def _quantizing(pair: Pair) -> Any:
         if x.dim() != 2 or not rows_fit(x, weight):
             return own(x, residual)
         if residual is None:
-            q, scales = ops.rms_norm_quant(x, weight, eps, text, **options)
+            q, scales = ops.rms_norm_quant.default(x, weight, eps, text, **options)
             return QuantizedActivation(q, scales, x.dtype, x.shape, None)
         if residual is x or not alike(x, residual):
             return own(x, residual)
-        q, scales = ops.fused_add_rms_norm_quant(x, residual, weight, eps, text, **options)
+        q, scales = ops.fused_add_rms_norm_quant.default(x, residual, weight, eps, text, **options)
         return QuantizedActivation(q, scales, x.dtype, x.shape, None), residual
 
     return forward
