@@ -33,7 +33,8 @@ inline StableIValue boxed_text(const std::string& text) {
 }
 
 // Reads the arguments in place and frees them when it ends, unless they were handed over. `kinds` has a letter an
-// argument: t Tensor, o Tensor?, i int?, l int[]?, s str, . a plain value, b a Tensor that the caller keeps.
+// argument: t Tensor, T a Tensor for a result, o Tensor?, i int?, l int[]?, s str, . a plain value, b a Tensor that the
+// caller keeps.
 class Arguments {
  public:
   Arguments(StableIValue* stack, const char* kinds) : stack_(stack), kinds_(kinds) {}
@@ -98,7 +99,7 @@ class Arguments {
 
   void release(int i) {
     const bool optional = kinds_[i] == 'o' || kinds_[i] == 'i' || kinds_[i] == 'l';
-    if (kinds_[i] == 't') aoti_torch_delete_tensor_object(tensor(i));
+    if (kinds_[i] == 't' || kinds_[i] == 'T') aoti_torch_delete_tensor_object(tensor(i));
     if (kinds_[i] == 's') torch_delete_string(unboxed<StringHandle>(stack_[i]));
     if (!optional || stack_[i] == 0) return;
     if (kinds_[i] == 'o') aoti_torch_delete_tensor_object(optional_tensor(i));

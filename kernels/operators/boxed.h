@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <tuple>
-#include <utility>
 
 #include "quant_calls.h"
 
@@ -34,7 +32,7 @@ std::array<NewTensor, 2> new_quantized(const Arguments& arguments) {
 }
 
 // An operator on one device: how its arguments are read into a Call, and what runs it. Op: kKinds, kFallback, and where
-// it makes its results, results(arguments), which stand behind the operator's own in a call.
+// it makes its results, results(arguments).
 template <class Op, class Call, Refusal (Call::*read)(const Arguments&), bool (*run)(const Call&)>
 struct Operator {
   // Runs the kernels, or, where they do not take the call, the fallback.
@@ -52,17 +50,16 @@ struct Operator {
   // The operator that returns new results.
   static void make(StableIValue* stack, uint64_t, uint64_t) {
     constexpr int kAll = sizeof(Op::kKinds) - 1;
-    constexpr int kResults = std::tuple_size_v<decltype(Op::results(std::declval<const Arguments&>()))>;
-    StableIValue with_results[kAll];
-    std::copy_n(stack, kAll - kResults, with_results);
     char kinds[kAll + 1];
-    std::copy_n(Op::kKinds, kAll + 1, kinds);
-    std::fill_n(kinds + kAll - kResults, kResults, 'b');
+    std::replace_copy(Op::kKinds, Op::kKinds + kAll + 1, kinds, 'T', 'b');
+    StableIValue with_results[kAll], *given = stack;
+    for (int i = 0; i < kAll; ++i) with_results[i] = kinds[i] == 'b' ? 0 : *given++;
     Arguments arguments(with_results, kinds);
     auto results = Op::results(arguments);
-    for (int i = 0; i < kResults; ++i) with_results[kAll - kResults + i] = results[i].boxed();
+    for (int i = 0, made = 0; i < kAll; ++i)
+      if (kinds[i] == 'b') with_results[i] = results[made++].boxed();
     call(arguments);
-    for (int i = 0; i < kResults; ++i) stack[i] = results[i].release();
+    for (NewTensor& result : results) *stack++ = result.release();
   }
 
   // Why `call` would hand over instead of running, as a text; empty where the kernels take the call.

@@ -30,35 +30,35 @@ inline void add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 struct RmsNorm {
-  static constexpr char kKinds[] = "to..t", kFallback[] = "serving_ops::_rms_norm_fallback";
+  static constexpr char kKinds[] = "to..T", kFallback[] = "serving_ops::_rms_norm_fallback";
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
 using RmsNormCpu = Operator<RmsNorm, NormCall, &NormCall::read_rms_norm, &cpu::run>;
 using RmsNormCuda = Operator<RmsNorm, NormCall, &NormCall::read_rms_norm, &cuda::run>;
 
 struct Gated {
-  static constexpr char kKinds[] = "too.o.sit", kFallback[] = "serving_ops::_rms_norm_gated_fallback";
+  static constexpr char kKinds[] = "too.o.siT", kFallback[] = "serving_ops::_rms_norm_gated_fallback";
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
 using GatedCpu = Operator<Gated, GatedCall, &GatedCall::read, &cpu::run>;
 using GatedCuda = Operator<Gated, GatedCall, &GatedCall::read, &cuda::run>;
 
 struct NormQuant {
-  static constexpr char kKinds[] = "to.so.ott", kFallback[] = "serving_ops::_rms_norm_quant_fallback";
+  static constexpr char kKinds[] = "to.sTTo.o", kFallback[] = "serving_ops::_rms_norm_quant_fallback";
   static auto results(const Arguments& arguments) { return new_quantized<3>(arguments); }
 };
 using NormQuantCpu = Operator<NormQuant, cpu::Int8Call, &cpu::Int8Call::read_rms_norm, &cpu::run>;
 using NormQuantCuda = Operator<NormQuant, NormQuantCall, &NormQuantCall::read_rms_norm, &cuda::run>;
 
 struct FusedAddQuant {
-  static constexpr char kKinds[] = "tto.so.ott", kFallback[] = "serving_ops::_fused_add_rms_norm_quant_fallback";
+  static constexpr char kKinds[] = "tto.sTTo.o", kFallback[] = "serving_ops::_fused_add_rms_norm_quant_fallback";
   static auto results(const Arguments& arguments) { return new_quantized<4>(arguments); }
 };
 using FusedAddQuantCpu = Operator<FusedAddQuant, cpu::Int8Call, &cpu::Int8Call::read_fused_add, &cpu::run>;
 using FusedAddQuantCuda = Operator<FusedAddQuant, NormQuantCall, &NormQuantCall::read_fused_add, &cuda::run>;
 
 struct GatedQuant {
-  static constexpr char kKinds[] = "too.soo.siott", kFallback[] = "serving_ops::_rms_norm_gated_quant_fallback";
+  static constexpr char kKinds[] = "too.sTToo.sio", kFallback[] = "serving_ops::_rms_norm_gated_quant_fallback";
   static auto results(const Arguments& arguments) { return new_quantized<4>(arguments); }
 };
 using GatedQuantCuda = Operator<GatedQuant, GatedQuantCall, &GatedQuantCall::read, &cuda::run>;
@@ -93,13 +93,13 @@ using ShortRopeCuda = Operator<ShortRope, RopeCall, &RopeCall::read_short, &cuda
 
 // Gradients of s and weight; of x, z, weight and bias.
 struct NormBackward {
-  static constexpr char kKinds[] = "tto..ott", kFallback[] = "serving_ops::_rms_norm_backward_fallback";
+  static constexpr char kKinds[] = "tto..oTT", kFallback[] = "serving_ops::_rms_norm_backward_fallback";
   static auto results(const Arguments& arguments) { return new_like<1, 2>(arguments); }
 };
 using NormBackwardCpu = Operator<NormBackward, NormBackwardCall, &NormBackwardCall::read, &cpu::run>;
 
 struct GatedBackward {
-  static constexpr char kKinds[] = "ttoo.o.sitttt", kFallback[] = "serving_ops::_rms_norm_gated_backward_fallback";
+  static constexpr char kKinds[] = "ttoo.o.siTTTT", kFallback[] = "serving_ops::_rms_norm_gated_backward_fallback";
   static auto results(const Arguments& arguments) { return new_like<1, 2, 3, 5>(arguments); }
 };
 using GatedBackwardCpu = Operator<GatedBackward, GatedBackwardCall, &GatedBackwardCall::read, &cpu::run>;

@@ -138,18 +138,18 @@ struct NormQuantCall {
   QuantResult result;
   RowSpace<4> space;  // of x, residual, normed and q
 
-  // rms_norm_quant(x, weight, eps, fmt, scale, weight_offset, normed, out, scales_out)
+  // rms_norm_quant(x, weight, eps, fmt, out, scales_out, scale, weight_offset, normed)
   Refusal read_rms_norm(const Arguments& arguments) {
-    if (const Refusal refusal = read_numbers(arguments.number(2), arguments.number(5), &spec)) return refusal;
+    if (const Refusal refusal = read_numbers(arguments.number(2), arguments.number(7), &spec)) return refusal;
     if (!read_format(arguments.text(3), &result.format)) return kUnknownFormat;
-    return read(arguments.tensor(0), nullptr, arguments.optional_tensor(1), results(arguments, 4, 6));
+    return read(arguments.tensor(0), nullptr, arguments.optional_tensor(1), results(arguments, 4));
   }
 
-  // fused_add_rms_norm_quant(x, residual, weight, eps, fmt, scale, weight_offset, normed, out, scales_out)
+  // fused_add_rms_norm_quant(x, residual, weight, eps, fmt, out, scales_out, scale, weight_offset, normed)
   Refusal read_fused_add(const Arguments& arguments) {
-    if (const Refusal refusal = read_numbers(arguments.number(3), arguments.number(6), &spec)) return refusal;
+    if (const Refusal refusal = read_numbers(arguments.number(3), arguments.number(8), &spec)) return refusal;
     if (!read_format(arguments.text(4), &result.format)) return kUnknownFormat;
-    return read(arguments.tensor(0), arguments.tensor(1), arguments.optional_tensor(2), results(arguments, 5, 7));
+    return read(arguments.tensor(0), arguments.tensor(1), arguments.optional_tensor(2), results(arguments, 5));
   }
 
   // (result, input, weight, scale, epsilon, scale_ub, residual), with a scale a row.
@@ -167,9 +167,10 @@ struct NormQuantCall {
  private:
   static constexpr Refusal kUnknownFormat{"fmt", " is not known"};
 
-  static QuantResult::Given results(const Arguments& arguments, int scale, int normed) {
-    return {arguments.optional_tensor(scale), arguments.optional_tensor(normed), arguments.tensor(normed + 1),
-            arguments.tensor(normed + 2)};
+  // out, scales_out, scale, weight_offset, normed, from argument `out` on.
+  static QuantResult::Given results(const Arguments& arguments, int out) {
+    return {arguments.optional_tensor(out + 2), arguments.optional_tensor(out + 4), arguments.tensor(out),
+            arguments.tensor(out + 1)};
   }
 
   Refusal read_vllms(const Arguments& arguments, QuantFormat::Granularity granularity, int64_t group_size) {
@@ -214,14 +215,14 @@ struct GatedQuantCall {
   QuantResult result;
   RowSpace<4> space;  // of x, z, normed and q
 
-  // rms_norm_gated_quant(x, z, weight, eps, fmt, scale, bias, norm_before_gate, activation, norm_group_size, normed,
-  // out, scales_out)
+  // rms_norm_gated_quant(x, z, weight, eps, fmt, out, scales_out, scale, bias, norm_before_gate, activation,
+  // norm_group_size, normed)
   Refusal read(const Arguments& arguments) {
     Memory memory;
     if (!read_format(arguments.text(4), &result.format)) return {"fmt", " is not known"};
     x = TensorView(arguments.tensor(0));
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
-    if (const Refusal refusal = GatedCall::read_options(arguments, 3, 7, x.row_size(), &spec)) return refusal;
+    if (const Refusal refusal = GatedCall::read_options(arguments, 3, 9, x.row_size(), &spec)) return refusal;
     memory.add("x", x, Memory::kMayBecomeNormed);
     has_gate = arguments.optional_tensor(1) != nullptr;
     z = has_gate ? TensorView(arguments.optional_tensor(1)) : x;
@@ -230,11 +231,11 @@ struct GatedQuantCall {
     TensorView weight, bias;
     if (const Refusal refusal = read_param("weight", arguments.optional_tensor(2), &weight, &spec.weight, &memory))
       return refusal;
-    if (const Refusal refusal = read_param("bias", arguments.optional_tensor(6), &bias, &spec.bias, &memory))
+    if (const Refusal refusal = read_param("bias", arguments.optional_tensor(8), &bias, &spec.bias, &memory))
       return refusal;
     if (const Refusal refusal = read_groups()) return refusal;
-    const QuantResult::Given given{arguments.optional_tensor(5), arguments.optional_tensor(10), arguments.tensor(11),
-                                   arguments.tensor(12)};
+    const QuantResult::Given given{arguments.optional_tensor(7), arguments.optional_tensor(12), arguments.tensor(5),
+                                   arguments.tensor(6)};
     if (const Refusal refusal = result.read(given, x, &memory)) return refusal;
     if (const Refusal refusal = memory.why_not()) return refusal;
     const bool few =

@@ -262,9 +262,20 @@ class NormOp:
         return {argument.name: self.parameters[argument.name].default for argument in self.arguments}
 
     @cached_property
+    def num_given(self) -> int:
+        """How many arguments calls give by position: up to the last one that has no default."""
+        defaults = list(self.defaults.values())
+        return len(defaults) - [*reversed(defaults), inspect.Parameter.empty].index(inspect.Parameter.empty)
+
+    @cached_property
     def all(self) -> dict[str, Argument | Result]:
-        """Arguments and results by name, in the order in which C++ passes them."""
-        return {parameter.name: parameter for parameter in (*self.arguments, *self.results)}
+        """Arguments and results by name, in the order in which `.out` declares and C++ passes them.
+
+        Results stand before arguments that are given by name alone, so that a call may give them by position.
+        """
+        kinds = [self.parameters[argument.name].kind for argument in self.arguments[self.num_given :]]
+        place = len(self.arguments) if inspect.Parameter.POSITIONAL_OR_KEYWORD in kinds else self.num_given
+        return {p.name: p for p in (*self.arguments[:place], *self.results, *self.arguments[place:])}
 
     @cached_property
     def may_be(self) -> dict[str, tuple[str, ...]]:

@@ -62,7 +62,7 @@ def call(
             given = {"x": arguments[0], "fmt": fmt}
             out = RESULTS[0].empty(given) if out is None else out
             scales_out = RESULTS[1].empty(given) if scales_out is None else scales_out
-        operator.out(*arguments, **options, out=out, scales_out=scales_out)
+        operator.out(*arguments, out, scales_out, **options)
         written += (out, scales_out)
     if written:
         modes.increment_version(written)

@@ -68,19 +68,20 @@ def _handed_over(op: NormOp, to: str, *, writes: bool = True) -> str:
 
 
 def _declared(op: NormOp, parameters: Iterable[Argument | Result]) -> str:
-    """All up to the last argument that has no default are given by position: a name costs 0.4 us of host time."""
+    """All that every call gives are given by position: a name costs 0.4 us of host time."""
     letters = iter(string.ascii_lowercase)
+    given = {*op.arguments[: op.num_given], *op.results}
     words: list[str] = []
-    defaults = [op.parameters[argument.name].default for argument in op.arguments]
-    num_given = len(defaults) - [*reversed(defaults), inspect.Parameter.empty].index(inspect.Parameter.empty)
-    for place, parameter in enumerate(parameters):
+    for parameter in parameters:
         of_function = op.parameters[parameter.name]
-        by_place = place < num_given
-        if not by_place and of_function.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in words:
+        if parameter in given:
+            words.append(_named(parameter, letters))
+            continue
+        if of_function.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
         default = of_function.default
         text = f'"{default}"' if isinstance(default, str) else str(default)
-        words.append(_named(parameter, letters) + ("" if by_place or isinstance(parameter, Result) else f"={text}"))
+        words.append(f"{_named(parameter, letters)}={text}")
     return ", ".join(words)
 
 

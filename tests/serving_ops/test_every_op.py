@@ -52,6 +52,15 @@ SCHEMAS = {
     'bool norm_before_gate=True, str activation="silu", int? group_size=None) -> Tensor',
     "rms_norm_gated.out(Tensor x, Tensor? z, Tensor? weight, float eps=1e-6, *, Tensor? bias=None, "
     'bool norm_before_gate=True, str activation="silu", int? group_size=None, Tensor(a!) out) -> ()',
+    "rms_norm_quant(Tensor x, Tensor? weight, float eps, str fmt, *, Tensor? scale=None, float weight_offset=0.0, "
+    "Tensor(a!)? normed=None) -> (Tensor, Tensor)",
+    "rms_norm_quant.out(Tensor x, Tensor? weight, float eps, str fmt, Tensor(a!) out, Tensor(b!) scales_out, *, "
+    "Tensor? scale=None, float weight_offset=0.0, Tensor(c!)? normed=None) -> ()",
+    "fused_add_rms_norm_quant(Tensor x, Tensor(a!) residual, Tensor? weight, float eps, str fmt, *, "
+    "Tensor? scale=None, float weight_offset=0.0, Tensor(b!)? normed=None) -> (Tensor, Tensor)",
+    "fused_add_rms_norm_quant.out(Tensor x, Tensor(a!) residual, Tensor? weight, float eps, str fmt, "
+    "Tensor(b!) out, Tensor(c!) scales_out, *, Tensor? scale=None, float weight_offset=0.0, "
+    "Tensor(d!)? normed=None) -> ()",
 }
 """Of the ops that engines and compiled graphs of users call: they stay as they are."""
 
