@@ -41,7 +41,7 @@ class NormLayer:
 
     An attention layer is one too: it calls the norms of q and k, and has no adapter.
 
-    connect: what changes SGLang beside the layer's own method, and returns the record of it.
+    connect: changes SGLang beside the layer's own method.
     quantized_apart: why a projection that quantizes the result does so in a kernel after the norm.
     """
 
@@ -51,7 +51,7 @@ class NormLayer:
     layer: torch.nn.Module
     adapter: Adapter | None = None
     of_heads: bool = False  # rows narrower than hidden states
-    connect: Callable[[], Installed] | None = None
+    connect: Callable[[Installed], None] | None = None
     quantized_apart: str | None = None
 
 
@@ -77,7 +77,7 @@ def _attentions(runner: Any, x: Activations) -> list[NormLayer]:
     why_none = why_traced(args) or qk_norm_rope_layer.why_slower(args) if wanted else LEFT_OUT
     found = []
     for layer in runner.model.modules():
-        if qk_norm_rope_layer.attention(layer) is None:
+        if not qk_norm_rope_layer.is_known(layer):
             continue
         reason = why_none or qk_norm_rope_layer.why_native(layer)
         specs = () if reason is not None else qk_norm_rope_layer.specs(layer, x)

@@ -8,8 +8,6 @@ embedding, ours does; elsewhere the attention writes it, as before.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -26,19 +24,8 @@ OP = "qk_norm_rope"
 FROM_PYTHON = "a launch from Python takes longer than SGLang's"
 NOT_MEASURED = "without CUDA graphs its host time beside SGLang's kernels was not measured"
 
-WITHOUT_GRAPHS = False
-"""Whether it is on without CUDA graphs. The host sets the pace there, and nobody has measured its time yet."""
-
 OPTIONS = "serving_ops_qk_norm_rope"
 """The attribute of an attention layer that keeps what its calls have in common."""
-
-
-@dataclass(frozen=True)
-class Attention:
-    """A class of SGLang's: the method that ours replaces, and ours."""
-
-    method: str
-    ours: Callable[..., Any]
 
 
 def _forward(layer: Any, positions: Tensor, hidden_states: Any, forward_batch: Any) -> Tensor:
@@ -89,17 +76,23 @@ def _pool(forward_batch: Any) -> Any:
 
 
 ATTENTION = {
-    "sglang.srt.models.qwen3.Qwen3Attention": Attention("forward", _forward),
-    "sglang.srt.models.qwen3_moe.Qwen3MoeAttention": Attention("apply_qk_norm_rope", _apply_qk_norm_rope),
+    "sglang.srt.models.qwen3.Qwen3Attention": ("forward", _forward),
+    "sglang.srt.models.qwen3_moe.Qwen3MoeAttention": ("apply_qk_norm_rope", _apply_qk_norm_rope),
 }
+"""A class of SGLang's -> the method that ours replaces, and ours."""
 
-PLAIN, SECTIONS = "RotaryEmbedding", "MRotaryEmbedding"
 ROTARY = "sglang.srt.layers.rotary_embedding"
+GLM = "mrope_interleaved_glm"
+"""The attribute of embeddings whose MRoPE takes turns in another way."""
 
 
-def attention(layer: torch.nn.Module) -> Attention | None:
-    """Return how a layer is taken, or None for one of another class."""
-    return ATTENTION.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
+def _name(layer: torch.nn.Module) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+
+
+def is_known(layer: torch.nn.Module) -> bool:
+    """Return whether a layer is of one of the classes in `ATTENTION`."""
+    return _name(layer) in ATTENTION
 
 
 def why_slower(server_args: Any) -> str | None:
@@ -108,7 +101,7 @@ def why_slower(server_args: Any) -> str | None:
         return FROM_PYTHON
     graphs = getattr(server_args, "cuda_graph_config", None)
     eager = getattr(server_args, "disable_cuda_graph", False) or (graphs and graphs.decode.backend == "disabled")
-    return NOT_MEASURED if eager and not WITHOUT_GRAPHS else None
+    return NOT_MEASURED if eager else None
 
 
 def why_native(layer: Any) -> str | None:
@@ -123,45 +116,34 @@ def why_native(layer: Any) -> str | None:
 
 
 def _rotation(rotary: Any) -> dict[str, Any] | None:
-    """Return the operator's options for a rotary embedding, or None for one that computes something else.
+    """Return the fields of a `RopeSpec` for a rotary embedding, or None for one that computes something else.
 
     A subclass that only fills its table otherwise, as YaRN's does, rotates as its base.
     """
     base = next(cls for cls in type(rotary).__mro__ if any(name.startswith("forward") for name in vars(cls)))
-    if not base.__module__.startswith(ROTARY) or base.__name__ not in (PLAIN, SECTIONS):
+    if not base.__module__.startswith(ROTARY):
         return None
     options = {"rotary_dim": rotary.rotary_dim, "is_neox": rotary.is_neox_style}
-    if base.__name__ == PLAIN:
+    if base.__name__ == "RotaryEmbedding":
         return options
-    if not rotary.mrope_section or getattr(rotary, "mrope_interleaved_glm", False):
+    if base.__name__ != "MRotaryEmbedding" or not rotary.mrope_section or getattr(rotary, GLM, False):
         return None
-    return {
-        **options,
-        "mrope_section": tuple(rotary.mrope_section),
-        "mrope_interleaved": rotary.mrope_interleaved,
-    }
+    return options | {"mrope_section": tuple(rotary.mrope_section), "mrope_interleaved": rotary.mrope_interleaved}
 
 
 def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """With a cache and without; SGLang may turn a table into the activations' dtype while it serves."""
-    rotation = _rotation(layer.rotary_emb)
-    assert rotation is not None
+    norm = dataclasses.replace(RMS_NORM.specs(layer.q_norm, x)[0], op=OP, heads=layer.num_heads)
+    rope = RopeSpec(layer.num_kv_heads, block_size=None, **(_rotation(layer.rotary_emb) or {}))
     return tuple(
-        dataclasses.replace(
-            RMS_NORM.specs(layer.q_norm, x)[0],
-            op=OP,
-            heads=layer.num_heads,
-            rotation=RopeSpec(layer.num_kv_heads, table_dtype=dtype, has_cache=cached, block_size=None, **rotation),
-        )
+        dataclasses.replace(norm, rotation=dataclasses.replace(rope, table_dtype=dtype, has_cache=cached))
         for dtype in {layer.rotary_emb.cos_sin_cache.dtype, x.dtype}
         for cached in (True, False)
     )
 
 
-def connect(layer: Any, spec: NormSpec) -> Installed:
-    """Have our method run for an attention layer. Returns the record that undoes it."""
-    changes, taken = Installed(), attention(layer)
-    assert taken is not None
+def connect(layer: Any, spec: NormSpec, changes: Installed) -> None:
+    """Have our method run for an attention layer."""
+    method, ours = ATTENTION[_name(layer)]
     changes.set(layer, OPTIONS, rope_options(spec))
-    changes.set(layer, taken.method, MethodType(taken.ours, layer))
-    return changes
+    changes.set(layer, method, MethodType(ours, layer))

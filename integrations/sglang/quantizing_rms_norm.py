@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,15 +81,13 @@ class Pair:
     projection: Any
     form: Prequantized | str
 
-    def connect(self) -> Installed:
-        """Have the projection take `Rows`. Returns the record that undoes it."""
+    def connect(self, changes: Installed) -> None:
+        """Have the projection take `Rows`."""
         assert not isinstance(self.form, str)
-        changes, product = Installed(), self.form.product
-        changes.wrap(self.projection.quant_method, "apply", lambda own: _taking_rows(own, product))
-        return changes
+        changes.wrap(self.projection.quant_method, "apply", partial(_taking_rows, self.form.product))
 
 
-def _taking_rows(own: Callable[..., Any], product: projections.Product) -> Callable[..., Any]:
+def _taking_rows(product: projections.Product, own: Callable[..., Any]) -> Callable[..., Any]:
     def apply(layer: Any, x: Any, bias: Tensor | None = None) -> Any:
         return product(layer, *x, bias) if type(x) is Rows else own(layer, x, bias)
 

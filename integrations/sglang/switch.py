@@ -13,44 +13,36 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
+from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.sglang.adapters import KEPT
 from serving_ops.integrations.sglang.layers import NormLayer
 
-CONNECTED = "serving_ops_connected"
-"""The attribute of a layer that keeps the record of what `NormLayer.connect` changed."""
+CHANGES = "serving_ops_changes"
+"""The attribute of a layer that keeps the record of what was changed for it."""
 
 
 def on(found: NormLayer) -> None:
     """Have our operators run for a layer. Does nothing if they already do."""
     layer, adapter = found.layer, found.adapter
-    if found.connect is not None and CONNECTED not in vars(layer):
-        vars(layer)[CONNECTED] = found.connect()
-    if adapter is None or KEPT in vars(layer):
+    if CHANGES in vars(layer):
         return
-    ours = MethodType(adapter.forward, layer)
-    if hasattr(layer, "_forward_method"):
-        layer.sglangs_forward = layer._forward_method or layer._resolve_forward_method()
-        layer._forward_method = ours
-        if not found.of_heads:
-            layer.enter_torch_compile = MethodType(_enter_torch_compile, layer)
-    else:
-        layer.sglangs_forward = layer.forward
-        layer.forward = ours
+    changes = vars(layer)[CHANGES] = Installed()
+    if found.connect is not None:
+        found.connect(changes)
+    if adapter is None:
+        return
+    method = "_forward_method" if hasattr(layer, "_forward_method") else "forward"
+    changes.set(layer, KEPT, getattr(layer, method) or layer._resolve_forward_method())
+    changes.set(layer, method, MethodType(adapter.forward, layer))
+    if method == "_forward_method" and not found.of_heads:
+        changes.set(layer, "enter_torch_compile", MethodType(_enter_torch_compile, layer))
 
 
 def off(model: Any) -> None:
     """Give every layer of a model back to SGLang."""
     for layer in model.modules():
-        if CONNECTED in vars(layer):
-            vars(layer).pop(CONNECTED).undo()
-        if KEPT not in vars(layer):
-            continue
-        if hasattr(layer, "_forward_method"):
-            layer._forward_method = layer.sglangs_forward
-            vars(layer).pop("enter_torch_compile", None)
-        else:
-            del layer.forward
-        del layer.sglangs_forward
+        if CHANGES in vars(layer):
+            vars(layer).pop(CHANGES).undo()
 
 
 def _enter_torch_compile(layer: Any, num_tokens: int) -> None:
