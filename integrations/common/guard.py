@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from serving_ops import settings
 
@@ -24,6 +24,25 @@ def strict_error(what: str, error: BaseException) -> RuntimeError:
     """Return what strict mode raises for an error. An error that strict mode raised keeps its message."""
     said = reason_of(error)
     return RuntimeError(said if said.startswith(STRICT) else f"{STRICT} {what}: {said}")
+
+
+def put_in_place(engine: str, install: Callable[[], None], *, stop: type[BaseException] = RuntimeError) -> None:
+    """Call `install` where `SERVING_OPS` is `auto` or `strict`; an error of it is one line in auto mode.
+
+    Raises `stop` only in strict mode.
+    """
+    try:
+        mode = settings.mode()
+    except ValueError:  # `settings.report` has said so
+        return
+    if mode == "off":
+        return
+    try:
+        install()
+    except Exception as error:  # whatever a version of the engine does differently, it must start
+        if mode == "strict":
+            raise stop(str(strict_error(f"could not hook {engine}", error))) from error
+        warn_off(engine, reason_of(error))
 
 
 def warn_off(engine: str, reason: str) -> None:

@@ -60,8 +60,7 @@ def given(more: tuple[object, ...], others: dict[str, object]) -> bool:
 def native(layer: Any) -> Callable[..., Any]:
     """SGLang's own method for a layer that is ours; while the model is compiled, the one that can be traced."""
     compiled = getattr(layer, "is_torch_compile", False)
-    own: Callable[..., Any] = layer.forward_native if compiled else layer.sglangs_forward
-    return own
+    return layer.forward_native if compiled else layer.sglangs_forward
 
 
 def why_traced(server_args: Any) -> str | None:

@@ -14,7 +14,6 @@ from typing import Any
 from serving_ops import settings
 
 TARGET = "sglang.srt.server_args.ServerArgs.add_cli_args"
-VARIABLE = "SERVING_OPS"
 FLAG = "--serving-ops"
 
 
@@ -27,7 +26,12 @@ def install(then: Callable[[], None]) -> None:
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     except ImportError:
         return
-    HookRegistry.register(TARGET, lambda _, parser: _add(parser, then), HookType.AFTER)
+
+    def set_and_hook() -> None:
+        then()
+        HookRegistry.apply_hooks()  # for models that this very process loads, as SGLang's one-batch bench does
+
+    HookRegistry.register(TARGET, lambda _, parser: _add(parser, set_and_hook), HookType.AFTER)
 
 
 def _add(parser: argparse.ArgumentParser, then: Callable[[], None]) -> None:
@@ -36,26 +40,22 @@ def _add(parser: argparse.ArgumentParser, then: Callable[[], None]) -> None:
 
     class Set(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
-            _choose(self, str(value))
+            os.environ[settings.CHOICE.name] = value
             then()
 
     parser.add_argument(
         FLAG,
         action=Set,
+        type=_known,
         default=argparse.SUPPRESS,
         metavar="MODE",
         help="off, auto, strict, or names of ops: which norms run on serving_ops (as the variable SERVING_OPS)",
     )
 
 
-def _choose(action: argparse.Action, value: str) -> None:
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = value
+def _known(value: str) -> str:
     try:
-        settings.mode()
+        settings.CHOICE.read(value.strip().lower())
     except ValueError as error:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
-        raise argparse.ArgumentError(action, str(error)) from error
+        raise argparse.ArgumentTypeError(f"{value!r} {error}") from error
+    return value

@@ -26,10 +26,6 @@ NOT_QUANTIZED = "its projection is not quantized"
 UNKNOWN = "no code for its projection's"
 """Begins the reason for a method, or a product, that is not known here."""
 
-FP8_TOKEN = QuantFormat(granularity="token")
-FP8_STATIC = QuantFormat(granularity="tensor")
-INT8_TOKEN = QuantFormat(dtype=torch.int8, granularity="token")
-
 CUTLASS_MULTIPLE = 16
 """Sizes of a weight that `fp8_scaled_mm` takes are multiples of this."""
 
@@ -61,8 +57,7 @@ def _fp8_method(projection: Any, dtype: torch.dtype) -> Prequantized | str:
     if method.use_marlin or method.use_mxfp8 or getattr(method, "block_fp8_as_mxfp8", False):
         return f"{UNKNOWN} FP8 by Marlin or MXFP8"
     if method.block_quant:
-        size = method.weight_block_size
-        return _in_blocks(method.w8a8_block_fp8_linear, projection.weight, projection.weight_scale_inv, size, dtype)
+        return _in_blocks(method, projection.weight, projection.weight_scale_inv, dtype)
     return _fp8(projection, use_per_token_if_dynamic=method.use_per_token_if_dynamic)
 
 
@@ -73,18 +68,16 @@ def _compressed(projection: Any, dtype: torch.dtype) -> Prequantized | str:
     if type(scheme).__name__ != "CompressedTensorsW8A8Fp8":
         return f"{UNKNOWN} {type(scheme).__name__}"
     if scheme.weight_block_size is not None:
-        size = scheme.weight_block_size
-        return _in_blocks(scheme.w8a8_block_fp8_linear, projection.weight, projection.weight_scale, size, dtype)
+        return _in_blocks(scheme, projection.weight, projection.weight_scale, dtype)
     return _fp8(projection, use_per_token_if_dynamic=True, compressed_tensor_quant=True)
 
 
-def _in_blocks(
-    linear: Any, weight: Tensor, weight_scale: Tensor, size: list[int], dtype: torch.dtype
-) -> Prequantized | str:
-    """`linear` is the function that SGLang has chosen for this machine; only two are known to take what we write."""
+def _in_blocks(method: Any, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Prequantized | str:
+    """The method has the function that SGLang has chosen for this machine; two are known to take what we write."""
     from sglang.srt.layers import deep_gemm_wrapper
     from sglang.srt.layers.quantization import fp8_utils
 
+    size, linear = method.weight_block_size, method.w8a8_block_fp8_linear
     if weight_scale.dtype != torch.float32 or size[1] not in (64, 128):
         return f"{UNKNOWN} FP8 in blocks of {tuple(size)} with scales in {weight_scale.dtype}"
     if linear is fp8_utils.triton_w8a8_block_fp8_linear:
@@ -97,7 +90,7 @@ def _in_blocks(
             return "DeepGEMM does not take its projection"
 
     def product(_: Any, q: Tensor, scales: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
-        out: Tensor = multiply(q, weight, scales, weight_scale, size, output_dtype=dtype)
+        out = multiply(q, weight, scales, weight_scale, size, output_dtype=dtype)
         return out if bias is None else out.add_(bias)
 
     return Prequantized(QuantFormat(group_size=size[1], scale_layout=layout), product)
@@ -113,14 +106,14 @@ def _fp8(projection: Any, **options: bool) -> Prequantized | str:
     if static is not None and (static.numel() != 1 or static.dtype != torch.float32):
         return f"{UNKNOWN} FP8 with {static.numel()} input scales in {static.dtype}"
     product = _fp8_product(projection, static is not None, options)
-    if isinstance(product, str):
-        return product
+    if product is None:
+        return f"{UNKNOWN} product in FP8"
     if static is None:
-        return Prequantized(FP8_TOKEN, product)
-    return Prequantized(FP8_STATIC, product, static.detach().reshape(()))
+        return Prequantized(QuantFormat(granularity="token"), product)
+    return Prequantized(QuantFormat(granularity="tensor"), product, static.detach().reshape(()))
 
 
-def _fp8_product(projection: Any, static: bool, options: dict[str, bool]) -> Product | str:
+def _fp8_product(projection: Any, static: bool, options: dict[str, bool]) -> Product | None:
     """Return the product of SGLang's `apply_fp8_linear`, which itself takes quantized rows since 0.5.23."""
     from sglang.srt.layers.quantization import fp8_utils
 
@@ -128,11 +121,8 @@ def _fp8_product(projection: Any, static: bool, options: dict[str, bool]) -> Pro
         return partial(_apply_fp8_linear, options)
     weight, scale = projection.weight, projection.weight_scale
     if scale.numel() == weight.shape[1] and not fp8_utils.use_triton_w8a8_fp8_kernel:
-        if not any(size % CUTLASS_MULTIPLE for size in weight.shape):
-            return _fp8_scaled_mm
-    elif scale.numel() == 1 and static:
-        return _scaled_mm
-    return f"{UNKNOWN} product in FP8"
+        return None if any(size % CUTLASS_MULTIPLE for size in weight.shape) else _fp8_scaled_mm
+    return _scaled_mm if scale.numel() == 1 and static else None
 
 
 def _apply_fp8_linear(
@@ -141,18 +131,11 @@ def _apply_fp8_linear(
     """A single row's scale has one dimension: SGLang repeats it, as a static one, on GPUs before Hopper."""
     from sglang.srt.layers.quantization import fp8_utils
 
-    if scales.dim() == 2 and projection.weight_scale.numel() > scales.numel() == 1:
+    weight, weight_scale = projection.weight, projection.weight_scale
+    if scales.dim() == 2 and weight_scale.numel() > scales.numel() == 1:
         scales = scales.view(1)
-    out: Tensor = fp8_utils.apply_fp8_linear(
-        input=q,
-        weight=projection.weight,
-        weight_scale=projection.weight_scale,
-        input_scale=scales,
-        bias=bias,
-        pre_quant_output_dtype=dtype,
-        **options,
-    )
-    return out
+    options = {**options, "bias": bias, "pre_quant_output_dtype": dtype}
+    return fp8_utils.apply_fp8_linear(q, weight, weight_scale, input_scale=scales, **options)
 
 
 def _fp8_scaled_mm(projection: Any, q: Tensor, scales: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
@@ -160,9 +143,7 @@ def _fp8_scaled_mm(projection: Any, q: Tensor, scales: Tensor, dtype: torch.dtyp
     from sglang.srt.layers.quantization import fp8_utils
 
     rows = scales if scales.dim() == 2 else scales.repeat(q.shape[0], 1)
-    weight, weight_scale = projection.weight, projection.weight_scale
-    out: Tensor = fp8_utils.fp8_scaled_mm(q, weight, rows, weight_scale, out_dtype=dtype, bias=bias)
-    return out
+    return fp8_utils.fp8_scaled_mm(q, projection.weight, rows, projection.weight_scale, out_dtype=dtype, bias=bias)
 
 
 def _scaled_mm(projection: Any, q: Tensor, scale: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
@@ -178,10 +159,9 @@ def _int8(method: Any) -> Prequantized | str:
         return f"{UNKNOWN} INT8 on this device"
 
     def product(projection: Any, q: Tensor, scales: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
-        out: Tensor = multiply(q, projection.weight, scales, projection.weight_scale, out_dtype=dtype, bias=bias)
-        return out
+        return multiply(q, projection.weight, scales, projection.weight_scale, out_dtype=dtype, bias=bias)
 
-    return Prequantized(INT8_TOKEN, product)
+    return Prequantized(QuantFormat(dtype=torch.int8, granularity="token"), product)
 
 
 _QUANTIZATION = "sglang.srt.layers.quantization."

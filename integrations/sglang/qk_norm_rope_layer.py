@@ -34,8 +34,7 @@ def _forward(layer: Any, positions: Tensor, hidden_states: Any, forward_batch: A
     caches = _caches(layer.attn, qkv, forward_batch)
     q, k, v = _normed_and_rotated(layer, qkv, positions, caches)
     out, _ = layer.o_proj(layer.attn(q, k, v, forward_batch, save_kv_cache=not caches))
-    projected: Tensor = out
-    return projected
+    return out
 
 
 def _apply_qk_norm_rope(layer: Any, qkv: Tensor, positions: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:

@@ -12,8 +12,6 @@ from serving_ops import settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.record import Installed
 
-_logger = logging.getLogger("vllm.serving_ops")
-
 installed = Installed()
 """What is in the vLLM of this process; features are the names of this package's modules."""
 
@@ -23,21 +21,11 @@ def register() -> None:
 
     Repeated calls change nothing. Raises RuntimeError only where `SERVING_OPS=strict`: vLLM does not start then.
     """
-    settings.report(_logger)
-    try:
-        mode = settings.mode()
-    except ValueError:  # in the report
-        return
-    if mode != "off":
-        _install(strict=mode == "strict")
+    settings.report(logging.getLogger("vllm.serving_ops"))
+    guard.put_in_place("vLLM", _install)
 
 
-def _install(*, strict: bool) -> None:
-    try:
-        from serving_ops.integrations.vllm import features
+def _install() -> None:
+    from serving_ops.integrations.vllm import features
 
-        features.install_all(strict=strict)
-    except Exception as error:
-        if strict:
-            raise guard.strict_error("could not register", error) from error
-        guard.warn_off("vLLM", guard.reason_of(error))
+    features.install_all(strict=settings.mode() == "strict")

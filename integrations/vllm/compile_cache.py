@@ -17,19 +17,13 @@ from serving_ops.integrations.vllm import installed, qk_norm_rope_layer
 VARIABLE = settings.CHOICE.name
 """Its factor stands for all that changes compiled code."""
 
-
-APART = {"bench_e2e", "integrations", "kernels"}
-"""Folders that a regular install has inside the package, and a checkout beside it."""
-
-FOLDERS = ("integrations/common", "integrations/vllm", "kernels/triton")
-"""Those of them that a compiled graph of vLLM's depends on."""
+FOLDERS = ("ops", "training", "integrations/common", "integrations/vllm", "kernels/triton")
+"""Folders that a compiled graph of vLLM's depends on. A regular install has all inside the package."""
 
 
 def sources() -> dict[str, Path]:
     """The Python files that compiled graphs depend on, by their path inside an installed package."""
-    package = Path(serving_ops.__file__).parent
-    inside = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
-    found = {name: file for name, file in inside.items() if name.split("/")[0] not in APART}
+    found = {file.name: file for file in Path(serving_ops.__file__).parent.glob("*.py")}
     for root in map(Path, serving_ops.__path__):
         for folder in FOLDERS:
             found |= {file.relative_to(root).as_posix(): file for file in (root / folder).rglob("*.py")}
@@ -39,11 +33,8 @@ def sources() -> dict[str, Path]:
 @cache
 def source_hash() -> str:
     """A hash of those files: the same on every rank of one version, however it was installed."""
-    digest = hashlib.sha256()
-    for name, file in sorted(sources().items()):
-        digest.update(f"{name}\0".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    files = sorted((name, file.read_bytes()) for name, file in sources().items())
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def compile_key() -> str:

@@ -44,8 +44,7 @@ def rms_norm_of_rows_supports(
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
     """vLLM's `ir.ops.rms_norm`: x (..., N) in any leading strides; a new contiguous tensor."""
-    result: Tensor = torch.ops.serving_ops.rms_norm.default(x, weight, epsilon, weight_offset=WEIGHT_IN_FP32)
-    return result
+    return torch.ops.serving_ops.rms_norm.default(x, weight, epsilon, weight_offset=WEIGHT_IN_FP32)
 
 
 def fused_add_rms_norm_supports(

@@ -230,8 +230,7 @@ def _with_ours(original: Any) -> Any:
     def norm_and_rotate(self: Any, positions: Tensor, hidden_states: Tensor, **more: Any) -> Tensor:
         if getattr(self, OPTIONS, None) is not None and _fit(self, positions, hidden_states):
             return forward(self, positions, hidden_states)
-        result: Tensor = original(self, positions, hidden_states, **more)
-        return result
+        return original(self, positions, hidden_states, **more)
 
     return norm_and_rotate
 
@@ -248,14 +247,12 @@ def forward(attention: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
     inputs = positions, attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
     inputs += attention.q_norm.weight, attention.k_norm.weight, getattr(attention, OPTIONS)
     attend = _write_and_attend if getattr(attention, WRITES_CACHE) else _attend
-    output: Tensor = attention.o_proj(attend(attention, qkv, inputs))[0]
-    return output
+    return attention.o_proj(attend(attention, qkv, inputs))[0]
 
 
 def _attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> Tensor:
     torch.ops.serving_ops.vllm_qk_norm_rope(qkv, *inputs)
-    attended: Tensor = attention.attn(*_split(attention, qkv))
-    return attended
+    return attention.attn(*_split(attention, qkv))
 
 
 def _write_and_attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> Tensor:

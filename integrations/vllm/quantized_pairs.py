@@ -74,10 +74,9 @@ def _by_cutlass(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor
     from vllm import _custom_ops as ops
 
     weight, weight_scale, *_ = kernel._get_layer_params(linear)
-    product: Tensor = ops.cutlass_scaled_mm(
+    return ops.cutlass_scaled_mm(
         x.data, weight, scale_a=x.scale, scale_b=weight_scale, out_dtype=x.orig_dtype, bias=bias
     )
-    return product
 
 
 CONSUMERS = {

@@ -14,7 +14,7 @@ pytest.importorskip("sglang", reason="SGLang is not installed beside this packag
 
 from built_layers import rms_norm, runner_of
 
-from serving_ops import extension
+from serving_ops import extension, settings
 from serving_ops.integrations.sglang import flag, register, startup
 
 pytestmark = [
@@ -28,8 +28,8 @@ def parser_behind(monkeypatch: pytest.MonkeyPatch, switch: str) -> Any:
     from sglang.srt.plugins.hook_registry import HookRegistry
     from sglang.srt.server_args import ServerArgs
 
-    put_in_place: list[bool] = []
-    monkeypatch.setattr("serving_ops.integrations.sglang._install", lambda *, strict: put_in_place.append(strict))
+    put_in_place: list[str] = []
+    monkeypatch.setattr("serving_ops.integrations.sglang._install", lambda: put_in_place.append(settings.mode()))
     monkeypatch.setattr(HookRegistry, "_hooks", type(HookRegistry._hooks)(list))
     monkeypatch.setattr(HookRegistry, "_patched", set())
     monkeypatch.setattr(ServerArgs, "add_cli_args", staticmethod(ServerArgs.add_cli_args))  # put back afterwards
@@ -51,13 +51,13 @@ def parser(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("words", "value", "put_in_place"),
     [
         ([], "off", []),
-        (["--serving-ops", "auto"], "auto", [False]),
-        (["--serving-ops=strict,rms_norm"], "strict,rms_norm", [True]),
+        (["--serving-ops", "auto"], "auto", ["auto"]),
+        (["--serving-ops=strict,rms_norm"], "strict,rms_norm", ["strict"]),
         (["--serving-ops", "off"], "off", []),
     ],
 )
 def test_the_flag_is_the_environment_variable(
-    parser: Any, words: list[str], value: str, put_in_place: list[bool]
+    parser: Any, words: list[str], value: str, put_in_place: list[str]
 ) -> None:
     parsed = parser.parse_args(["--model-path", "model", *words])
     assert os.environ["SERVING_OPS"] == value
@@ -98,7 +98,7 @@ def test_off_on_the_command_line_wins_over_the_variable_that_had_loading_hooked(
 ) -> None:
     parser, layer = parser_behind(monkeypatch, "auto"), rms_norm()
     parser.parse_args(["--model-path", "model", "--serving-ops", "off"])
-    assert parser.put_in_place == [False]
+    assert parser.put_in_place == ["auto"]
     with caplog.at_level(logging.INFO, "sglang.serving_ops"):
         assert startup.load_then_report(lambda runner: "loaded", runner_of(layer)) == "loaded"
     assert "sglangs_forward" not in vars(layer)
@@ -109,4 +109,4 @@ def test_the_flag_is_there_though_the_variable_is_misspelt(monkeypatch: pytest.M
     parser = parser_behind(monkeypatch, "stirct")
     assert parser.put_in_place == []
     parser.parse_args(["--model-path", "model", "--serving-ops", "auto"])
-    assert (os.environ["SERVING_OPS"], parser.put_in_place) == ("auto", [False])
+    assert (os.environ["SERVING_OPS"], parser.put_in_place) == ("auto", ["auto"])
