@@ -15,6 +15,8 @@ from serving_ops.kernels.launches import Plan
 from serving_ops.plan_rope import MAX_SIZE, plan_rope
 
 TOO_LARGE = f"heads of more than {MAX_SIZE} elements"
+MAX_HEADS = plan.MAX_GROUPS // 3  # of q, k and v: the second dimension of a grid holds them all
+TOO_MANY_HEADS = f"more than {MAX_HEADS} heads of q or of k"
 NOTHING_ROTATED = "a rotation of no elements"
 TWO_WEIGHT_DTYPES = "q_weight and k_weight of two dtypes"
 TWO_LAYOUTS = "key_cache and value_cache in different strides"
@@ -53,6 +55,8 @@ def rope_route(
     named = (("qkv", heads.q), ("k", heads.k), ("v", heads.v), ("q_weight", q_weight), ("k_weight", k_weight))
     reason = support.no_triton() or support.why_not_layout(*named, ("cos_sin_cache", cos_sin_cache))
     reason = reason or _why_not(heads.q, cos_sin_cache, q_weight, k_weight)
+    if max(num_q_heads, num_kv_heads) > MAX_HEADS:
+        reason = reason or TOO_MANY_HEADS
     if key_cache is not None and value_cache is not None and slot_mapping is not None:
         reason = reason or _why_not_caches(key_cache, value_cache, slot_mapping)
     cached = key_cache is not None

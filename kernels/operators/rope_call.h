@@ -104,6 +104,9 @@ struct RopeCall {
     table = TensorView(arguments.tensor(2));
     if (num_q_heads < 1 || num_kv_heads < 1 || spec.norm.size < 1) return {"qkv", " has no heads"};
     if (x.num_dims < 2 || !x.element_type(&spec.norm.dtype)) return {"qkv", ".dtype is not float16, bfloat16 or float32"};
+    // Then no product of the two overflows.
+    if (std::max(num_q_heads, num_kv_heads) > kMaxGroups / 3) return {"qkv", " has more heads than the kernels take"};
+    if (spec.norm.size > x.sizes[x.num_dims - 1]) return {"qkv", " is not rows of heads"};
     num_tokens = x.sizes[0];
     Memory memory;
     memory.add("qkv", x, Memory::kWritten);
@@ -161,8 +164,9 @@ struct RopeCall {
       return {"cos_sin_cache", ".dtype is neither qkv's nor float32"};
     if (table.strides[1] != 1) return {"cos_sin_cache", ".stride(1) is not 1"};
     if (!spec.has_sections) return spec.taking_turns ? kWrongSections : Refusal{};
-    const auto [first, second, third] = spec.section;
-    const bool fit = first >= 0 && second >= 0 && third >= 0 && 2 * (first + second + third) == width;
+    const auto [least, most] = std::minmax_element(std::begin(spec.section), std::end(spec.section));
+    const bool fit = *least >= 0 && *most <= width &&
+                     2 * std::accumulate(std::begin(spec.section), std::end(spec.section), int64_t{0}) == width;
     spec.has_sections = positions.num_dims == 2;
     return fit ? Refusal{} : kWrongSections;
   }

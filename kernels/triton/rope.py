@@ -148,7 +148,8 @@ def qk_norm_rope_kernel(
     of_k = (num_kv_heads + HEADS - 1) // HEADS
     is_q = block < of_q
     if CACHED:
-        slot = tl.load(slots_ptr + token, mask=token < num_slots, other=-1).to(tl.int32)
+        slot = tl.load(slots_ptr + token, mask=token < num_slots, other=-1)
+        slot = tl.maximum(slot, -1).to(tl.int32)  # a negative number of 64 bits stays negative
         cache_block = slot // block_size
         place = cache_block.to(tl.int64) * cache_block_stride
         place += (slot - cache_block * block_size).to(tl.int64) * cache_slot_stride

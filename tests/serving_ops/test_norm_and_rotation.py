@@ -11,7 +11,7 @@ from op_calls import copied, exact, make
 from torch import Tensor
 
 import serving_ops
-from serving_ops import NormSpec, RopeSpec, reference
+from serving_ops import NormSpec, RopeSpec, reference, support
 from serving_ops.ops import registry
 from serving_ops.rope_reference import axis_of_pairs
 
@@ -209,6 +209,33 @@ def test_wrong_input_is_named_and_nothing_is_written(what: str) -> None:
     with pytest.raises(RuntimeError, match=f"serving_ops: {message}"):
         serving_ops.qk_norm_rope(**call)
     assert all(torch.equal(call[name], value) for name, value in before.items() if isinstance(value, Tensor))
+
+
+OVERFLOWING = {
+    "num_q_heads": ({"num_q_heads": 2**58 + 2}, "qkv.shape is"),
+    "num_kv_heads": ({"num_kv_heads": 2**57 + 1}, "qkv.shape is"),
+    "head_dim": ({"head_dim": 2**62 + 64}, "qkv.shape is"),
+    "mrope_section": ({"mrope_section": (2**62, 2**62, 32)}, "mrope_section is"),
+}
+"""What is 4 heads of 64 elements, or 32 pairs, in arithmetic of 64 bits that wraps around."""
+
+
+def refusal(call: dict[str, Any]) -> str:
+    """Why C++ does not take the call on CPU, though Python has not checked it."""
+    return support.why_not_cpu(OP.name, *OP.unbind(OP.bind((), call)).values())
+
+
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_numbers_too_large_for_arithmetic_of_64_bits_are_named(name: str) -> None:
+    changes, message = OVERFLOWING[name]
+    qkv, positions, table = torch.ones(3, 256, dtype=BF16), index(0, 1, 2), torch.ones(8, 64)
+    plain = {"num_q_heads": 2, "num_kv_heads": 1, "head_dim": 64}
+    call = {"qkv": qkv, "positions": positions, "cos_sin_cache": table, "q_weight": None, "k_weight": None} | plain
+    if serving_ops.cpp_library() is not None:
+        assert not refusal(call)
+        assert refusal(call | changes)
+    with pytest.raises(RuntimeError, match=message):
+        serving_ops.qk_norm_rope(**call | changes)
 
 
 def test_k_apart_with_caches_needs_v() -> None:

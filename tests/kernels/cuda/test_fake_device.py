@@ -464,6 +464,22 @@ def test_a_rotation_whose_tensors_share_memory_is_not_launched(library: ctypes.C
         assert last.launches == launches, (name, other)
 
 
+def test_more_heads_than_a_grid_holds_are_not_launched(library: ctypes.CDLL) -> None:
+    """Though the kernel of fewer heads is there, which is the same."""
+
+    def call(heads: int) -> dict[str, Any]:
+        one = plain_rotation(1, cached=False)
+        return one | {"qkv": torch.zeros(1, heads, 64, dtype=torch.bfloat16), "num_q_heads": heads}
+
+    most, more = call(cuda_rope.MAX_HEADS), call(cuda_rope.MAX_HEADS + 1)
+    check_same(library, launch_rope(most, pdl=True), by_name(most))
+    last = library.fake_last().contents
+    launches, operator = last.launches, registry.find("qk_norm_rope")
+    torch.ops.serving_ops_fake.qk_norm_rope(**more)
+    assert last.launches == launches
+    assert launched(operator, operator.bind((), more)) == cuda_rope.TOO_MANY_HEADS
+
+
 def wrong_rotations(call: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What is wrong, and the arguments that make it so."""
 

@@ -94,11 +94,12 @@ def test_a_tokens_bits_do_not_depend_on_the_plan_or_on_where_it_lies(
 
 
 @pytest.mark.parametrize("block_size", [2, None])
-def test_padding_is_not_cached(kernel_device: torch.device, block_size: int | None) -> None:
+@pytest.mark.parametrize("padding", [-1, -(2**32)])
+def test_padding_is_not_cached(kernel_device: torch.device, block_size: int | None, padding: int) -> None:
     """Neither tokens with a negative slot nor those beyond the last slot."""
     rotation = RopeSpec(num_kv_heads=2, has_cache=True, block_size=block_size)
     call = make(replace(PLAIN, rotation=rotation), kernel_device, num_tokens=5)
-    call["slot_mapping"] = torch.tensor([4, -1, 1], device=kernel_device)
+    call["slot_mapping"] = torch.tensor([4, padding, 1], device=kernel_device)
     got, expected = run(call), by_formula(OP, call)
     for name in ("key_cache", "value_cache"):
         untouched = torch.tensor([0, 2, 3], device=kernel_device)
