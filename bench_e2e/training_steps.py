@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = _parse(argv)
     run = result_file.of_run(KIND, environment.command_line(COMMAND, argv), chosen.device)
     run |= {"model": f"preset {chosen.preset}", "engine": "transformers", "batch": list(chosen.batch)}
-    run |= {"mode": f"{'compiled' if chosen.compiled else 'eager'}, bfloat16", "losses": {BASELINE: [], OURS: []}}
+    run |= {"mode": "eager, bfloat16", "losses": {BASELINE: [], OURS: []}}
     measured = Comparison(run, {STEP: "step"}, {BASELINE: [], OURS: []}, {})
     return session.run(lambda work: _measure(chosen, measured), lambda: _described(measured), chosen.out)
 
@@ -45,9 +45,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--batch", type=_batch, help="sequences x tokens; default 2x128, on CUDA 4x2048")
-    add("--layers", type=at_least_1, help="instead of the preset's")
     add("--rounds", type=at_least_1, default=10, help="a step of each model a round; default 10")
-    add("--compiled", action="store_true", help="both models under torch.compile")
     add("--out", type=Path, help="the JSON; default bench_results/training-steps-<device>-<preset>.json")
     options = parser.parse_args(argv)
     check_variables(parser)
@@ -67,14 +65,14 @@ def _batch(text: str) -> tuple[int, int]:
 
 def _measure(chosen: argparse.Namespace, measured: Comparison) -> None:
     """Fills what is measured, a step of each model a round."""
-    native = _build(chosen.preset, chosen.device, chosen.layers)
+    native = _build(chosen.preset, chosen.device)
     ours = copy.deepcopy(native)
     measured.run["layers"] = native.config.num_hidden_layers
     measured.run["parameters"] = sum(parameter.numel() for parameter in native.parameters())
     measured.run["replaced"] = nn.replace_norms(ours).replaced
     torch.manual_seed(1)
     tokens = torch.randint(native.config.vocab_size, chosen.batch, device=chosen.device)
-    steps = {name: _step(m, tokens, chosen.compiled) for name, m in ((BASELINE, native), (OURS, ours))}
+    steps = {name: _step(m, tokens) for name, m in ((BASELINE, native), (OURS, ours))}
     for number, name in turns.order(list(steps), WARM_UP + chosen.rounds):
         start = perf_counter()
         measured.run["losses"][name].append(steps[name]())
@@ -97,23 +95,21 @@ def _described(measured: Comparison) -> Comparison | None:
     return measured
 
 
-def _build(preset: str, device: str, layers: int | None) -> Any:
+def _build(preset: str, device: str) -> Any:
     import transformers
 
     config = presets.preset_config(preset, "cpu" if preset == "hybrid" else device)
-    config["num_hidden_layers"] = layers or config["num_hidden_layers"]
     torch.manual_seed(0)
     with torch.device(device):
         made = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
         return transformers.AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16).train()
 
 
-def _step(model: Any, tokens: torch.Tensor, compiled: bool) -> Callable[[], float]:
+def _step(model: Any, tokens: torch.Tensor) -> Callable[[], float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-    forward = torch.compile(model) if compiled else model
 
     def step() -> float:
-        loss = forward(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

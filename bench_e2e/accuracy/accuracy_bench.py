@@ -20,7 +20,7 @@ from typing import Any
 from serving_ops.bench_e2e import environment, options, result_file, smollm2
 from serving_ops.bench_e2e.accuracy.figures import figures, ratio
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_line
-from serving_ops.bench_e2e.options import engine_arguments, file_name, names
+from serving_ops.bench_e2e.options import file_name, names
 from serving_ops.bench_e2e.process import ChildFailed, Children
 from serving_ops.bench_e2e.server import engine_environment
 from serving_ops.bench_e2e.table import Block
@@ -56,7 +56,7 @@ def main(words: Sequence[str]) -> int:
         served = []
         for named, mode in itertools.product(chosen.quantizations, chosen.modes):
             name = None if named == NOT_QUANTIZED else named
-            arguments = {"model": str(smollm2.checkpoint(name)), **smollm2.engine_args(name), **chosen.engine_args}
+            arguments = {"model": str(smollm2.checkpoint(name)), **smollm2.engine_args(name)}
             served.append(Served(name, mode, arguments))
         with tempfile.TemporaryDirectory(prefix="serving-ops-accuracy-") as work:
             found = measure(smollm2.checkpoint(), TEXT.read_text(), served, device, Path(work))
@@ -75,7 +75,6 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--quantizations", type=names, default=(NOT_QUANTIZED,), help=f"of {', '.join(QUANTIZATIONS)} (default: none)")
     add("--modes", type=names, default=MODES, help=f"of {', '.join(MODES)} (default: both)")
-    add("--engine-args", type=engine_arguments, default={}, metavar="JSON", help="more for vLLM")
     add("--out", type=Path, default=Path("bench_results"), help="for the JSON (default: %(default)s)")
     add("--name", type=file_name, default=f"{datetime.now(UTC):%Y%m%d-%H%M}-accuracy", help="of the file")
     chosen = parser.parse_args(words)

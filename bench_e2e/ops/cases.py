@@ -120,10 +120,6 @@ class Case:
     passes: str = FORWARD
 
     @property
-    def rows(self) -> int:
-        return math.prod(self.shape[:-1])
-
-    @property
     def size(self) -> int:
         return self.shape[-1]
 
@@ -151,7 +147,7 @@ class Case:
         forward = registry.bytes_moved(registry.find(self.op), call)
         if self.passes == FORWARD:
             return forward
-        backward = _BACKWARD_TENSORS[self.op] * self.rows * self.size * self.torch_dtype.itemsize
+        backward = _BACKWARD_TENSORS[self.op] * math.prod(self.shape) * self.torch_dtype.itemsize
         return backward + (forward if self.passes == BOTH else 0)
 
 

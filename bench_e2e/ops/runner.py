@@ -11,7 +11,7 @@ import torch
 
 import serving_ops
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.ops import between_gemms, timing
+from serving_ops.bench_e2e.ops import timing
 from serving_ops.bench_e2e.ops.cases import FORWARD, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, plans, variants
@@ -89,8 +89,8 @@ def _timed(
         time = timing.time_on_cpu if device == "cpu" else timing.time_host
         return time({name: of_sets[0] for name, of_sets in calls.items()})
     if case.regime == "gemm":
-        chain = between_gemms.chains(case)
-        calls = {name: chain(present.get(name)) for name in (*calls, between_gemms.BARE)}
+        chain = timing.chains(case)
+        calls = {name: chain(present.get(name)) for name in (*calls, timing.BARE)}
     else:
         calls = {name: of_sets * timing.times_for(case.bytes_moved, len(of_sets)) for name, of_sets in calls.items()}
     pool = torch.cuda.graph_pool_handle() if case.passes != FORWARD else None
@@ -101,5 +101,5 @@ def _timed(
         except Exception as error:  # a call that synchronises cannot be captured: say so, go on
             problems[name] = f"failed in graph capture: {first_line(error)}"
     if case.regime == "gemm":
-        return between_gemms.time_between_gemms(graphs)
+        return timing.time_between_products(graphs)
     return timing.time_graphs(graphs, max(map(len, calls.values()), default=1))

@@ -3,17 +3,24 @@
 On CPU a round is a window of about a millisecond. On CUDA it is a replay of a graph of many calls, which go round over
 several sets of tensors: in decode they stay in the L2, as a served token's activations do; in prefill they are several
 times as large as it. An eager call has host time too.
+
+A served token feels what a norm adds between two matrix products: there one graph runs product, norm, product, norm,
+..., and another the products alone. Their difference, over the number of norms, also holds what the norm's launch hides
+or fails to hide behind its neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from timeit import Timer
 from typing import Any
 
 import torch
 
-from serving_ops.bench_e2e.ops.contestants import Call
+from serving_ops.bench_e2e.ops.cases import Case
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant
+from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 
 Samples = dict[str, list[float]]  # contestant -> one figure a round
 
@@ -30,6 +37,9 @@ SETS_PREFILL = 2  # at least; more until they are L2_MULTIPLE times the L2
 L2_MULTIPLE = 4
 MOST_SETS = 64  # with gradients; where they are less than the L2 multiplied, the rows stay in it
 COPY_BYTES = 2 << 30  # read, and as many written
+LAYERS = 8  # of weights, 33 MB each at 4096 x 4096 bf16: every product reads its own from memory, as a model's do
+PRODUCTS = 64  # in one graph, about 0.6 ms
+BARE = "the products alone"
 
 
 def round_robin(measure: Callable[[str], float], rounds: Mapping[str, int]) -> Samples:
@@ -115,6 +125,32 @@ def capture(calls: Sequence[Call], pool: Any) -> torch.cuda.CUDAGraph:
 def time_graphs(graphs: Mapping[str, torch.cuda.CUDAGraph], count: int) -> Samples:
     """Of the device. count: calls in a graph."""
     return round_robin(lambda name: _device_us(graphs[name].replay) / count, dict.fromkeys(graphs, ROUNDS))
+
+
+def chains(case: Case, device: str = "cuda") -> Callable[[Contestant | None], list[Call]]:
+    """Makes the products through LAYERS weights, back and forth between two activations, each with a contestant's norm
+    behind it, which works on the product's activation."""
+    made = {"dtype": case.torch_dtype, "device": device}
+    weights = [torch.empty(case.size, case.size, **made).normal_(0.0, case.size**-0.5) for _ in range(LAYERS)]
+    first = make_inputs(case, device)
+    steps = first, Inputs(first.call | {"x": torch.empty_like(first.x).normal_()})  # of one residual stream
+
+    def chain(contestant: Contestant | None) -> list[Call]:
+        norms = [contestant.bind(case, step) for step in steps] if contestant else []
+        calls: list[Call] = []
+        for layer, weight in enumerate(weights):
+            source, target = steps[(layer + 1) % 2].x, steps[layer % 2].x
+            calls += [partial(torch.mm, source, weight, out=target), *norms[layer % 2 : layer % 2 + 1]]
+        return calls * (PRODUCTS // LAYERS)
+
+    return chain
+
+
+def time_between_products(graphs: Mapping[str, torch.cuda.CUDAGraph]) -> Samples:
+    """What one norm adds, one figure a round, against the bare chain of the same round."""
+    samples = time_graphs(graphs, PRODUCTS)
+    bare = samples.pop(BARE)
+    return {name: [us - without for us, without in zip(values, bare, strict=True)] for name, values in samples.items()}
 
 
 def copy_tb_s() -> float:

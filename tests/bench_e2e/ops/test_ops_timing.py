@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serving_ops.bench_e2e.ops import between_gemms, timing
+from serving_ops.bench_e2e.ops import timing
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, Case
 from serving_ops.bench_e2e.ops.contestants import ours
 from serving_ops.bench_e2e.ops.timing import (
@@ -90,10 +90,10 @@ def test_a_slow_contestant_stops_after_its_own_rounds() -> None:
 
 
 def test_every_product_of_a_chain_is_followed_by_a_norm_of_its_activation() -> None:
-    chain = between_gemms.chains(Case("gemm", FUSED_ADD, (2, 64), dtype="float32"), "cpu")
+    chain = timing.chains(Case("gemm", FUSED_ADD, (2, 64), dtype="float32"), "cpu")
     bare, calls = chain(None), chain(ours())
-    assert len(bare) == between_gemms.PRODUCTS
-    assert len(calls) == 2 * between_gemms.PRODUCTS
+    assert len(bare) == timing.PRODUCTS
+    assert len(calls) == 2 * timing.PRODUCTS
     for product, norm in zip(calls[::2], calls[1::2], strict=True):
         product()
         norm()
@@ -104,6 +104,6 @@ def test_every_product_of_a_chain_is_followed_by_a_norm_of_its_activation() -> N
 def test_a_norm_between_products_takes_what_the_bare_chain_of_its_round_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    samples = {"ours": [3.0, 5.0], between_gemms.BARE: [2.0, 3.5]}
-    monkeypatch.setattr(between_gemms, "time_graphs", lambda graphs, count: dict(samples))
-    assert between_gemms.time_between_gemms({}) == {"ours": [1.0, 1.5]}
+    samples = {"ours": [3.0, 5.0], timing.BARE: [2.0, 3.5]}
+    monkeypatch.setattr(timing, "time_graphs", lambda graphs, count: dict(samples))
+    assert timing.time_between_products({}) == {"ours": [1.0, 1.5]}
