@@ -79,9 +79,7 @@ def write_preset(name: str, directory: Path, device: str = "cpu", quantized: str
     tokenizer = tokenizer_of(directory)
     tokenizer.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
-    vocab_size = config.get("text_config", config)["vocab_size"]
-    for file, content in _tokenizer(vocab_size).items():
-        (tokenizer / file).write_text(json.dumps(content))
+    _write_tokenizer(tokenizer, config.get("text_config", config)["vocab_size"])
     return directory
 
 
@@ -102,24 +100,20 @@ def preset_engine_args(name: str, device: str, engine: str = "vllm", quantized: 
     return {"load_format": "dummy", **on_language_alone, **loading}
 
 
-def _tokenizer(vocab_size: int) -> dict[str, dict[str, Any]]:
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
     """One word a token, so a prompt of n random tokens survives decoding and encoding with its length."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
     words = [*SPECIAL_TOKENS, *(f"w{index}" for index in range(len(SPECIAL_TOKENS), vocab_size))]
     unknown, end = SPECIAL_TOKENS
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = {
-        **{"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None},
-        "added_tokens": [{"id": index, "content": token, **special} for index, token in enumerate(SPECIAL_TOKENS)],
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown},
-    }
-    settings = {
-        **{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": unknown, "eos_token": end},
-        **{"model_max_length": MAX_POSITIONS, "clean_up_tokenization_spaces": False},
-    }
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": unknown, "eos_token": end}
+    settings |= {"model_max_length": MAX_POSITIONS, "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     # vLLM looks for a configuration beside the tokenizer, twice and two seconds apart if there is none. The version
     # keeps transformers from taking it for an old Mistral tokenizer, and warning.
     beside = {"model_type": "qwen3", "transformers_version": "5.0.0"}
-    return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings, "config.json": beside}
+    (folder / "config.json").write_text(json.dumps(beside))

@@ -17,9 +17,9 @@ from serving_ops.bench_e2e.client import LABELS, MOST_CHAT_TOKENS, Generator, Se
 from serving_ops.bench_e2e.comparison import BASELINE, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
-from serving_ops.bench_e2e.progress import Progress, say
 from serving_ops.bench_e2e.server import QUESTION, VARIANTS, Address, engine_environment, new_address, serve_command
 from serving_ops.bench_e2e.stats import RATIO_METHOD
+from serving_ops.bench_e2e.turns import say, say_figures
 
 FIRST_SEED = 1000
 WARMUPS = 2  # requests before a server's first turn
@@ -48,7 +48,7 @@ class Serving:
     def run(self, work: Path) -> None:
         """Raises ChildFailed; what is whole until then stays."""
         chosen, started = self.chosen, time.monotonic()
-        self.work, self.progress = work, Progress(2 * chosen.pairs)
+        self.work = work
         self.model, self.tokenizer = options.model_and_tokenizer(chosen, work)
         say(f"serving {chosen.label}; logs in {work}")
         with Children() as self.children, (work / "client.log").open("w", buffering=1) as log:
@@ -60,7 +60,6 @@ class Serving:
                 say(compared({variant: address.answer() for variant, (_, address) in up.items()}))
             for number, variant in turns.order(VARIANTS, chosen.pairs):
                 server = up.get(variant) or self._up(variant, self._start(variant))
-                self.progress.phase(f"pair {number} of {chosen.pairs}, {variant}")
                 self._turn(variant, server, generator, number, WARMUPS if chosen.sequential or number == 1 else 0)
                 if chosen.sequential:
                     self.children.stop(server[0])
@@ -76,7 +75,8 @@ class Serving:
         if found["completed"] != self.load.num_prompts:
             raise ChildFailed(f"{found['completed']:.0f} of {self.load.num_prompts} requests succeeded", child)
         figures = {name: found[name] for name in LABELS}
-        self.progress.done({LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")})
+        medians = {LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")}
+        say_figures(f"pair {number} of {self.chosen.pairs}, {variant}", medians)
         self.pairs[variant].append(figures)
 
     def _start(self, variant: str) -> Server:
@@ -88,8 +88,7 @@ class Serving:
 
     def _up(self, variant: str, server: Server) -> Server:
         child, address = server
-        self.progress.phase(f"{variant} starting")
-        turns.wait_until(address.is_healthy, f"the {variant} server", child, self.chosen.start_timeout, self.progress)
+        turns.wait_until(address.is_healthy, f"the {variant} server", child, self.chosen.start_timeout)
         self.lines[variant].append(startup_line(child.lines()))
         return server
 

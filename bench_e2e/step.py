@@ -23,9 +23,9 @@ from serving_ops.bench_e2e import engine_arguments, options, session, sglang_sch
 from serving_ops.bench_e2e.comparison import Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, numbers
 from serving_ops.bench_e2e.process import Children
-from serving_ops.bench_e2e.progress import Progress, say
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
 from serving_ops.bench_e2e.step_engine import LAYER, StepLoad
+from serving_ops.bench_e2e.turns import say, say_figures
 
 ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -49,24 +49,20 @@ class Engines:
         """Raises ChildFailed; the whole rounds until then stay."""
         chosen = self.chosen
         names = [f"{variant}-{place}" for place in range(1, chosen.engines + 1) for variant in VARIANTS]
-        progress = Progress(len(names) * (chosen.rounds + 1))
         with starting(chosen.lock) as measure_alone, Children() as children:
             say(f"{len(names)} engines, all alive at once; logs in {work}")
-            running = self._start(names, children, work, progress)
+            running = self._start(names, children, work)
             lines = {name: startup_line(asked.child.lines()) for name, asked in running.items()}
             self.lines = _by_variant(lines)
             measure_alone()
             self.figures = {name: [] for name in names}
             for number, name in turns.order(names, chosen.rounds):
-                progress.phase(f"round {number}, {name}")
-                self.figures[name].append(running[name].ask(number, progress))
-                progress.done(self.figures[name][-1])
+                self.figures[name].append(running[name].ask(number))
+                say_figures(f"round {number} of {chosen.rounds}, {name}", self.figures[name][-1])
             for variant in VARIANTS:
-                self.layer[variant] = running[f"{variant}-1"].ask(LAYER, progress)
+                self.layer[variant] = running[f"{variant}-1"].ask(LAYER)
 
-    def _start(
-        self, names: Sequence[str], children: Children, work: Path, progress: Progress
-    ) -> dict[str, turns.Asked]:
+    def _start(self, names: Sequence[str], children: Children, work: Path) -> dict[str, turns.Asked]:
         """All at once on CUDA. On CPU, where each takes all the cores, one after the other."""
         chosen, running = self.chosen, {}
         model, _ = options.model_and_tokenizer(chosen, work)
@@ -80,9 +76,9 @@ class Engines:
             child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
             running[name] = turns.Asked(name, child, folder, chosen.start_timeout)
             if chosen.device == "cpu":
-                running[name].start(progress)
+                running[name].start()
         for asked in running.values() if chosen.device != "cpu" else ():
-            asked.start(progress)
+            asked.start()
         return running
 
     def result(self, words: list[str]) -> Comparison | None:

@@ -6,15 +6,17 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
-from serving_ops.bench_e2e.progress import Progress
 
 POLL_SECONDS = 0.05
+HEARTBEAT_SECONDS = 15.0  # between lines while one waits
+say = partial(print, flush=True)
 
 
 def order(names: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
@@ -45,34 +47,39 @@ class Asked:
     timeout: float
     turn: int = 0
 
-    def start(self, progress: Progress) -> None:
+    def start(self) -> None:
         """Waits until it is up. Raises ChildFailed where it ended, or is late."""
-        progress.phase(f"{self.name} starting")
-        self._answer(progress, self.timeout)
-        progress.done("up")
+        self._answer(self.timeout)
+        say(f"{self.name} is up")
 
-    def ask(self, what: Any, progress: Progress) -> dict[str, Any]:
+    def ask(self, what: Any) -> dict[str, Any]:
         """Its answer. Raises ChildFailed where it ended."""
         self.turn += 1
         _put(self.folder / f"ask-{self.turn}", what)
-        return self._answer(progress, math.inf)
+        return self._answer(math.inf)
 
-    def _answer(self, progress: Progress, timeout: float) -> dict[str, Any]:
+    def _answer(self, timeout: float) -> dict[str, Any]:
         path = self.folder / f"answer-{self.turn}"
-        wait_until(path.exists, self.name, self.child, timeout, progress)
+        wait_until(path.exists, self.name, self.child, timeout)
         return dict(json.loads(path.read_text()))
 
 
-def wait_until(ready: Callable[[], bool], name: str, child: Child, timeout: float, progress: Progress) -> None:
-    """Shows the last line of the child's log meanwhile. Raises ChildFailed: it ended, or was late."""
-    started = time.monotonic()
+def wait_until(ready: Callable[[], bool], name: str, child: Child, timeout: float) -> None:
+    """Says the last line of the child's log now and then. Raises ChildFailed: it ended, or was late."""
+    started = said = time.monotonic()
     while not ready():
         if child.ended() is not None:
             raise ChildFailed(f"{name} ended with status {child.ended()}", child)
         if time.monotonic() - started > timeout:
             raise ChildFailed(f"{name} was not up after {timeout:.0f} s", child)
-        progress.tick(child.last_line())
+        if time.monotonic() - said > HEARTBEAT_SECONDS:
+            say(f"waiting for {name}: {child.last_line()}")
+            said = time.monotonic()
         wait_a_little()
+
+
+def say_figures(whose: str, figures: Mapping[str, float]) -> None:
+    say(f"{whose}: {', '.join(f'{name} {value:.2f}' for name, value in figures.items())}")
 
 
 def _put(file: Path, what: Any) -> None:

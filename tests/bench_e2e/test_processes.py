@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import process, progress
+from serving_ops.bench_e2e import process, turns
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
-from serving_ops.bench_e2e.progress import Progress
 from serving_ops.bench_e2e.server import VARIANTS, Address, engine_environment, new_address
 from serving_ops.bench_e2e.turns import wait_until
 
@@ -58,7 +57,7 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log_and_its_path(tmp
         child("print('made of cheese'); raise SystemExit(3)", tmp_path) as server,
         pytest.raises(ChildFailed, match="status 3") as failure,
     ):
-        wait_until(new_address().is_healthy, "the server", server, 20, Progress(1))
+        wait_until(new_address().is_healthy, "the server", server, 20)
     assert "made of cheese" in str(failure.value)
     assert str(tmp_path / "server.log") in str(failure.value)
 
@@ -66,13 +65,13 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log_and_its_path(tmp
 def test_a_server_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "HEARTBEAT_SECONDS", 1.0)
+    monkeypatch.setattr(turns, "HEARTBEAT_SECONDS", 1.0)
     with (
         child("import time; print('thinking', flush=True); time.sleep(600)", tmp_path) as server,
         pytest.raises(ChildFailed, match="not up after 5 s"),
     ):
-        wait_until(new_address().is_healthy, "the server", server, 5, Progress(1))
-    assert capsys.readouterr().out.endswith(" thinking\n")
+        wait_until(new_address().is_healthy, "the server", server, 5)
+    assert capsys.readouterr().out.endswith(": thinking\n")
     assert server.ended() is not None
 
 
@@ -161,9 +160,9 @@ http.server.HTTPServer(("127.0.0.1", %d), Healthy).serve_forever()
 def test_another_programs_server_is_not_taken_for_this_one(tmp_path: Path) -> None:
     address = new_address()
     with child(ANOTHER_SERVER % address.port, tmp_path) as other:
-        wait_until(Address(address.port, "bench-00000000").is_healthy, "the server", other, 20, Progress(1))
+        wait_until(Address(address.port, "bench-00000000").is_healthy, "the server", other, 20)
         with pytest.raises(ChildFailed, match="not up after 1 s"):
-            wait_until(address.is_healthy, "the server", other, 1, Progress(1))
+            wait_until(address.is_healthy, "the server", other, 1)
 
 
 def test_keys_for_apis_stay_out_of_a_servers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
