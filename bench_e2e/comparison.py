@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markdown import Markdown
 
 from serving_ops.bench_e2e.result_file import machine, read
 from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio
@@ -109,14 +110,16 @@ class Comparison:
         ]
         return Block(["ms", *shown, *ratios], lines)
 
+    def markdown(self) -> str:
+        """Without how ratios are made, which is the same for all, and which docs/bench.md says once."""
+        head = f"**{self.title}**: {self.circumstances}{'' if self.active else f'. **{INACTIVE}.**'}"
+        method = re.split(r"[.;] ratio:", self.run["method"], maxsplit=1, flags=re.IGNORECASE)[0].removesuffix(".")
+        return f"{head}\n\n{self.block().markdown()}\n\n{method}. `{self.run['command']}`"
+
     def show(self, console: Console) -> None:
-        console.print(f"\n[bold]{self.title}[/bold]: {self.circumstances}", soft_wrap=True)
-        self.block().print(console)
-        console.print(self.run["method"], markup=False, soft_wrap=True)
-        if not self.active:
-            console.print(f"[bold red]{INACTIVE}[/bold red]")
-            for line in dict.fromkeys(self.plugin_lines[OURS]):
-                console.print(f"  {line or '(the plugin said nothing)'}", markup=False, soft_wrap=True)
+        console.print(Markdown(self.markdown()))
+        for line in dict.fromkeys([] if self.active else self.plugin_lines[OURS]):
+            console.print(f"serving_ops says: {line or 'nothing'}", markup=False, soft_wrap=True)
 
 
 def of(plain: dict[str, Any]) -> Comparison:
@@ -137,11 +140,7 @@ def load(path: Path) -> Comparison:
 
 
 def markdown(plain: dict[str, Any]) -> str:
-    """Without how ratios are made, which is the same for all, and which docs/bench.md says once."""
-    result = of(plain)
-    head = f"**{result.title}**: {result.circumstances}{'' if result.active else f'. **{INACTIVE}.**'}"
-    method = re.split(r"[.;] ratio:", result.run["method"], maxsplit=1, flags=re.IGNORECASE)[0].removesuffix(".")
-    return f"{head}\n\n{result.block().markdown()}\n\n{method}. `{result.run['command']}`"
+    return of(plain).markdown()
 
 
 def summary(plains: Sequence[dict[str, Any]]) -> str:

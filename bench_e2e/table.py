@@ -12,15 +12,14 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from serving_ops.bench_e2e import result_file
 
@@ -30,33 +29,22 @@ RENDERERS = {"ops": "ops.ops_table", "training": "ops.ops_table", "accuracy": "a
 
 @dataclass(frozen=True)
 class Block:
-    """One table. marked: for each line the place of the cell that is bold in Markdown and green on a terminal."""
+    """One table. marked: for each line the place of the cell that is bold."""
 
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
     title: str = ""
-    marked: Sequence[int | None] = field(default=())
+    marked: Sequence[int | None] = ()
 
     def markdown(self) -> str:
         rows = [self.header, ("---", *["---:"] * (len(self.header) - 1))]
-        rows += [_with(line, place, "**{}**") for line, place in self._marked_lines()]
+        for line, marked in zip(self.lines, self.marked or [None] * len(self.lines), strict=True):
+            rows.append([f"**{cell}**" if place == marked else cell for place, cell in enumerate(line)])
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
         return f"{self.title}\n\n{table}" if self.title else table
 
     def print(self, console: Console) -> None:
-        shown = Table(title=self.title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for place, name in enumerate(self.header):
-            shown.add_column(name, justify="right" if place else "left", no_wrap=not place)
-        for line, place in self._marked_lines():
-            shown.add_row(*_with([cell.replace("[", "\\[") for cell in line], place, "[green]{}[/green]"))
-        console.print(shown)
-
-    def _marked_lines(self) -> Iterable[tuple[Sequence[str], int | None]]:
-        return zip(self.lines, self.marked or [None] * len(self.lines), strict=True)
-
-
-def _with(line: Sequence[str], place: int | None, mark: str) -> list[str]:
-    return [mark.format(cell) if number == place else cell for number, cell in enumerate(line)]
+        console.print(Markdown(self.markdown()))
 
 
 def main(argv: Sequence[str]) -> int:
