@@ -6,16 +6,14 @@ A line as each case is done, and the JSON kept up to date beside it.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from serving_ops.bench_e2e import environment, result_file, table
+from serving_ops.bench_e2e import environment, result_file
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import cases, ops_table, peers, timing
 from serving_ops.bench_e2e.ops.cases import Case
@@ -23,8 +21,6 @@ from serving_ops.bench_e2e.ops.contestants import Contestant, copy, eager, induc
 from serving_ops.bench_e2e.ops.runner import measure
 from serving_ops.bench_e2e.options import COMMAND, check_gpu, check_variables, check_writable, names, numbers, shapes
 from serving_ops.bench_e2e.session import FAILED
-
-WIDTH_WITHOUT_TERMINAL = 180  # columns: a log takes any, and a dozen contestants need them
 
 
 def main(words: Sequence[str]) -> int:
@@ -84,7 +80,4 @@ def _measure(planned: Sequence[Case], contestants: Sequence[Contestant], run: di
         torch.cuda.empty_cache()  # what the last graphs held: the largest cases need most of the device
         done = f"{number}/{len(planned)}, {time.monotonic() - start:.0f} s"
         print(f"[{done}] {ops_table.line(run['results'][-1])}", flush=True)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    for block in ops_table.blocks(run):
-        block.print(console)
-    print(f"written to {out}; as Markdown: {table.COMMAND} {out}")
+    print(f"\n{ops_table.markdown(run)}\n\nwritten to {out}")

@@ -11,7 +11,7 @@ or fails to hide behind its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from timeit import Timer
 from typing import Any
@@ -26,7 +26,7 @@ Samples = dict[str, list[float]]  # contestant -> one figure a round
 
 ROUNDS, FEWEST_ROUNDS = 30, 5
 WINDOW_S = 1e-3  # of calls on the CPU between two clock reads; a read costs about 50 ns
-BUDGET_S = 1.2  # of one contestant at one size on the CPU: eager takes 200 ms a call at 4096 x 4096
+BUDGET_S = 1.2  # a contestant, at one size on the CPU: eager takes 200 ms a call at 4096 x 4096
 HOST_CALLS = 100  # a round; eager launches up to 9 kernels a call, and the launch queue holds 1024
 GRAPH_US = 400.0  # of calls in one graph: the gap around a replay, a few us, is then under 1% of it
 MOST_CALLS = 200
@@ -42,14 +42,13 @@ PRODUCTS = 64  # in one graph, about 0.6 ms
 BARE = "the products alone"
 
 
-def round_robin(measure: Callable[[str], float], rounds: Mapping[str, int]) -> Samples:
-    """Everyone once a round, each round starting one further on; each stops after its own `rounds`."""
-    names, samples = list(rounds), {name: [] for name in rounds}  # type: tuple[list[str], Samples]
-    for number in range(max(rounds.values(), default=0)):
-        start = number % len(names)
-        for name in (*names[start:], *names[:start]):
-            if number < rounds[name]:
-                samples[name].append(measure(name))
+def round_robin(measure: Callable[[str], float], names: Iterable[str], rounds: int = ROUNDS) -> Samples:
+    """Everyone once a round, each round starting one further on."""
+    order, samples = list(names), {name: [] for name in names}  # type: tuple[list[str], Samples]
+    for _ in range(rounds):
+        for name in order:
+            samples[name].append(measure(name))
+        order = [*order[1:], *order[:1]]
     return samples
 
 
@@ -60,16 +59,17 @@ def time_on_cpu(calls: Mapping[str, Call]) -> Samples:
         calls[name]()  # whoever ran before has left its own data in the caches
         return _host_us(calls[name], inner_calls(once[name]))
 
-    return round_robin(measure, {name: rounds_for(cost) for name, cost in once.items()})
+    return round_robin(measure, calls, rounds_for(once.values()))
 
 
 def inner_calls(cost_s: float) -> int:
     return max(1, round(WINDOW_S / cost_s))
 
 
-def rounds_for(cost_s: float) -> int:
-    """As many as the budget pays for; a round runs one call more than it times."""
-    return int(min(ROUNDS, max(FEWEST_ROUNDS, BUDGET_S / (inner_calls(cost_s) + 1) / cost_s)))
+def rounds_for(costs_s: Collection[float]) -> int:
+    """As many as the budget pays for; a round runs one call of each more than it times."""
+    round_s = sum((inner_calls(cost) + 1) * cost for cost in costs_s)
+    return round(min(ROUNDS, max(FEWEST_ROUNDS, BUDGET_S * len(costs_s) / (round_s or 1.0))))
 
 
 def time_host(calls: Mapping[str, Call]) -> Samples:
@@ -79,7 +79,7 @@ def time_host(calls: Mapping[str, Call]) -> Samples:
         torch.cuda.synchronize()
         return _host_us(calls[name], HOST_CALLS)
 
-    return round_robin(measure, dict.fromkeys(calls, ROUNDS))
+    return round_robin(measure, calls)
 
 
 def _host_us(call: Call, count: int) -> float:
@@ -124,7 +124,7 @@ def capture(calls: Sequence[Call], pool: Any) -> torch.cuda.CUDAGraph:
 
 def time_graphs(graphs: Mapping[str, torch.cuda.CUDAGraph], count: int) -> Samples:
     """Of the device. count: calls in a graph."""
-    return round_robin(lambda name: _device_us(graphs[name].replay) / count, dict.fromkeys(graphs, ROUNDS))
+    return round_robin(lambda name: _device_us(graphs[name].replay) / count, graphs)
 
 
 def chains(case: Case, device: str = "cuda") -> Callable[[Contestant | None], list[Call]]:
