@@ -7,6 +7,7 @@ busy time is taken from a profile; a profiler keeps kernels from overlapping as 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from serving_ops.bench_e2e.layer_profile import Span, added_times, layer_of
 STEPS = 16  # that a graph must be replayed for, to count as one a step
 WARM_REPLAYS, REPLAYS, SAMPLES = 20, 30, 10  # the median of SAMPLES, each over REPLAYS
 PROFILED_STEPS = 32
+HOST_LOOP = 1_000_000  # turns: 35 ms on a core whose other thread is idle, 60 ms on one where it works
 
 Decode = Callable[[int], object]
 """Serves the requests of one batch, with this number of tokens each."""
@@ -66,6 +68,13 @@ class Gpu:
             end.synchronize()
             samples.append(start.elapsed_time(end) / REPLAYS)
         return statistics.median(samples)
+
+    def host_loop_ms(self) -> float:
+        """Of a fixed loop of Python. Not the GPU's: it says how fast the core is on which this process launches."""
+        start, total = time.perf_counter(), 0
+        for number in range(HOST_LOOP):
+            total += number
+        return (time.perf_counter() - start) * 1e3
 
     def profile(self) -> None:
         """Kernels, or operators where there is no GPU."""

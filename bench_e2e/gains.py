@@ -18,6 +18,7 @@ from serving_ops.bench_e2e import comparison, presets
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.environment import ENGINES
 from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio
+from serving_ops.bench_e2e.step_engine import HOST
 from serving_ops.bench_e2e.table import Block
 
 MOST_LINES = 8
@@ -99,7 +100,7 @@ def _rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
     compared = [(path, comparison.of(plain)) for path, plain in results.items() if plain["kind"] in KINDS]
     found: dict[tuple[str, str], Row] = {}
     for path, result in sorted(compared, key=_pairs_and_date):
-        ratios = {figure: result.ratio(figure) for figure in result.figures}
+        ratios = {figure: result.ratio(figure) for figure in result.figures if figure != HOST}
         known = {figure: ratio for figure, ratio in ratios.items() if ratio and ratio.low is not None and ratio.high}
         if result.active and known:
             row = Row(path, result, {figure: of for figure, of in known.items() if not of.low <= 1 <= of.high})

@@ -24,13 +24,17 @@ RATIO_METHOD = (
     "geometric mean over pairs of engines of the ratio of their medians over the rounds; "
     "95% interval by Student's t on the pairs' logarithms"
 )
+HOST = "host_loop_ms"
 LAYER = "layer"
 """What an engine is asked for instead of figures: the kernels of one layer."""
 
 
 @dataclass(frozen=True)
 class StepLoad:
-    """TPOT for each batch size, with the device time of a decode step on CUDA; TTFT of one prompt of each length."""
+    """TPOT for each batch size, with the device time of a decode step on CUDA; TTFT of one prompt of each length.
+
+    On CUDA also the speed of the host, on which TPOT and TTFT depend.
+    """
 
     batch_sizes: Sequence[int]  # requests decoding together
     prompt_lens: Sequence[int]  # tokens
@@ -50,7 +54,8 @@ class StepLoad:
             for size in self.batch_sizes
             for name, label in ((tpot, "TPOT"), (device_step, "device time of a decode step"))
         ]
-        return dict([*decode, *((ttft(length), f"TTFT, {length} tokens") for length in self.prompt_lens)])
+        prompts = [(ttft(length), f"TTFT, {length} tokens") for length in self.prompt_lens]
+        return dict([*decode, *prompts, (HOST, "the host: a fixed loop of Python")])
 
     def method(self, engines: int, rounds: int) -> str:
         of_each = f"{engines} engine{'s' if engines > 1 else ''} of each variant"
@@ -156,6 +161,7 @@ class Measured:
         figures |= {ttft(length): self.typical(1, length, 1) for length in self.load.prompt_lens}
         if self.device == "cuda":
             figures |= {device_step(size): decode_step_ms(self.decode(size), self.engine.ask) for size in sizes}
+            figures[HOST] = self.engine.ask(HOST)
         return figures
 
 

@@ -14,7 +14,7 @@ from serving_ops.bench_e2e import cli, comparison
 from serving_ops.bench_e2e.comparison import Comparison, is_active, startup_line
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.result_file import OF_EVERY_RESULT, compact
-from serving_ops.bench_e2e.step_engine import StepLoad, device_step, tpot, ttft
+from serving_ops.bench_e2e.step_engine import HOST, StepLoad, device_step, tpot, ttft
 from serving_ops.integrations.common.line import describe
 
 ON = "serving_ops 0.1.0 (auto, cuda:0): on for 13 of 13 RMSNorm; prewarmed 2"
@@ -170,7 +170,7 @@ def test_results_of_two_kinds_cannot_be_compared(capsys: pytest.CaptureFixture[s
 
 def test_labels_name_every_figure_of_a_step_in_the_tables_order() -> None:
     load = StepLoad(batch_sizes=(1, 16), prompt_lens=(512,), decode_steps=32)
-    assert list(load.labels) == [tpot(1), device_step(1), tpot(16), device_step(16), ttft(512)]
+    assert list(load.labels) == [tpot(1), device_step(1), tpot(16), device_step(16), ttft(512), HOST]
     assert load.context == 513
     assert dataclasses.replace(load, decode_steps=1000).context == 1129
 

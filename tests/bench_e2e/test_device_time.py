@@ -106,6 +106,12 @@ def test_replays_are_counted_and_the_class_is_left_as_it_was(monkeypatch: pytest
     assert Graph.replay is original
 
 
+def test_the_hosts_loop_takes_longer_where_there_is_more_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Gpu().host_loop_ms()
+    monkeypatch.setattr(device_time, "HOST_LOOP", device_time.HOST_LOOP // 20)
+    assert 0 < Gpu().host_loop_ms() < whole / 2
+
+
 def test_the_slowest_of_an_engines_gpus_decides() -> None:
     assert (slowest([2.0, 3.0]), slowest([None, None])) == (3.0, None)
 

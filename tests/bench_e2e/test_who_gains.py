@@ -10,10 +10,11 @@ import pytest
 
 from serving_ops.bench_e2e import gains, result_file, table
 from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.step_engine import HOST
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "bench_e2e" / "results").glob("*.json"))
-LABELS = {figure: figure for figure in ("tpot_ms_batch_1", "ttft_ms_prompt_512", "ttft_ms_prompt_8192")}
+LABELS = {figure: figure for figure in ("tpot_ms_batch_1", "ttft_ms_prompt_512", "ttft_ms_prompt_8192", HOST)}
 
 
 def _result(base: Comparison, times: dict[str, float], pairs: int = 5, **run: object) -> Comparison:
@@ -49,6 +50,10 @@ def test_of_several_prompts_the_longest_that_gains_is_shown(result: Comparison) 
     text = _gains(_result(result, {"tpot_ms_batch_1": 0.9, "ttft_ms_prompt_512": 0.8, "ttft_ms_prompt_8192": 0.9}))
     assert "8192 tokens" in text
     assert "512 tokens" not in text
+
+
+def test_a_slow_host_is_no_loss_of_ours(result: Comparison) -> None:
+    assert "Slower" not in _gains(_result(result, {"tpot_ms_batch_1": 0.9, HOST: 1.5}))
 
 
 def test_what_gains_nothing_and_what_is_slower_is_said_by_name(result: Comparison) -> None:
