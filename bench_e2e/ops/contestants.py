@@ -34,40 +34,59 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Contestant:
+    """call: binds what runs without gradients. norm: makes the function of the operands and eps that is differentiated.
+    Where one is None, it takes no part in that bench. Both raise Unsupported.
+
+    case: the case that it runs: the table's own, or a variation of it.
+    computes: or only shows what a part of it costs, and is not checked.
+    overwrites_dout: its backward pass writes dx there, and so gets copies.
+    """
+
     name: str
     version: str
-    bind: Callable[[Case, Inputs], Call]
-    case: Callable[[Case], Case] = lambda case: case  # the one that it runs: the table's own, or a variation of it
-    computes: bool = True  # or only shows what a part of it costs, and is not checked
-    benches: tuple[str, ...] = ("ops", "training")  # in which it takes part
+    call: Callable[[Case, Inputs], Call] | None = None
+    norm: Callable[[Case], Norm] | None = None
+    case: Callable[[Case], Case] = lambda case: case
+    computes: bool = True
+    overwrites_dout: bool = False
+
+    def bind(self, case: Case, inputs: Inputs) -> Call:
+        """With gradients, the passes of the case, differentiated by autograd as users do."""
+        if case.passes == FORWARD:
+            return self.call(case, inputs)  # type: ignore[misc]
+        norm, leaves, douts = self.norm(case), inputs.operands, inputs.douts  # type: ignore[misc]
+        if self.overwrites_dout:
+            douts = tuple(dout.clone() for dout in douts)
+        if case.passes == BOTH:
+            return lambda: torch.autograd.grad(norm(*leaves, EPS), leaves, douts)
+        results = norm(*leaves, EPS)
+        return lambda: torch.autograd.grad(results, leaves, douts, retain_graph=True)
 
 
 def ours() -> Contestant:
-    return Contestant(OURS, serving_ops.__version__, _bind_ours)
+    return Contestant(OURS, serving_ops.__version__, _call_ours, lambda case: getattr(serving_ops, case.op))
+
+
+def _call_ours(case: Case, inputs: Inputs) -> Call:
+    """The operator, as engines call it: by name what is not its default, which costs host time."""
+    op, operator = registry.find(case.op), getattr(torch.ops.serving_ops, case.op)
+    overload = operator.out if op.results else operator.default
+    values = op.unbind(inputs.call)
+    by_place = [values.pop(argument.name) for argument in overload._schema.arguments if not argument.kwarg_only]
+    named = {name: v for name, v in values.items() if isinstance(v, Tensor) or v != op.defaults[name]}
+    return partial(overload, *by_place, **named)
 
 
 def eager() -> Contestant:
-    return Contestant("eager", torch.__version__, lambda case, inputs: _bind(formula(case), case, inputs))
+    return Contestant("eager", torch.__version__, lambda case, i: partial(formula(case), *i.operands, EPS), formula)
 
 
 def inductor() -> Contestant:
-    def bind(case: Case, inputs: Inputs) -> Call:
-        of_either_pass = case if case.passes == FORWARD else replace(case, passes=BOTH)
-        return _bind(_compiled(of_either_pass), case, inputs)
-
-    return Contestant("Inductor", torch.__version__, bind)
+    return Contestant("Inductor", torch.__version__, lambda case, i: partial(_compiled(case), *i.operands, EPS), _both)
 
 
-def copy() -> Contestant:
-    """A copy of q and k of `qk_norm_rope`, which reads and writes as much. It computes nothing."""
-
-    def bind(case: Case, inputs: Inputs) -> Call:
-        if case.op != QK_ROPE:
-            raise Unsupported(f"{case.op} is more than a copy")
-        source = torch.cat(heads(inputs)[:2], dim=1)
-        return partial(torch.empty_like(source).copy_, source)
-
-    return Contestant("copy", torch.__version__, bind, computes=False, benches=("ops",))
+def _both(case: Case) -> Norm:
+    return _compiled(replace(case, passes=BOTH))
 
 
 def peer(
@@ -84,16 +103,25 @@ def peer(
     norms: op -> a function of the operands and eps that is differentiated.
     """
 
-    def bind(case: Case, inputs: Inputs) -> Call:
-        key: Any = case.op if case.fmt is None else (case.op, case.form)
-        if key not in (calls if case.passes == FORWARD else norms):
+    def find(offered: Mapping[Any, Any], case: Case) -> Any:
+        key = case.op if case.fmt is None else (case.op, case.form)
+        if key not in offered:
             raise Unsupported(f"no {key}")
-        if case.passes == FORWARD:
-            return calls[key](inputs)
-        return differentiated(norms[key], case, inputs, overwrites_dout=overwrites_dout)
+        return offered[key]
 
-    benches = tuple(bench for bench, offered in (("ops", calls), ("training", norms)) if offered)
-    return Contestant(name, version, bind, benches=benches)
+    call = (lambda case, inputs: find(calls, case)(inputs)) if calls else None
+    norm = partial(find, norms) if norms else None
+    return Contestant(name, version, call, norm, overwrites_dout=overwrites_dout)
+
+
+def copy() -> Contestant:
+    """A copy of q and k of `qk_norm_rope`, which reads and writes as much. It computes nothing."""
+
+    def copied(inputs: Inputs) -> Call:
+        source = torch.cat(heads(inputs)[:2], dim=1)
+        return partial(torch.empty_like(source).copy_, source)
+
+    return replace(peer("copy", torch.__version__, {QK_ROPE: copied}), computes=False)
 
 
 VARIATIONS: dict[str, Callable[[Case], Case]] = {
@@ -122,10 +150,13 @@ PLANS: dict[str, Callable[[Plan], dict[str, Any]]] = {
 
 def plans() -> list[Contestant]:
     """Ours, and our kernel by each change of its plan: what `serving_ops/plan_rope.py` is compared with."""
-    return [ours(), *(replace(ours(), name=name, bind=partial(_bind_plan, change)) for name, change in PLANS.items())]
+    return [
+        ours(),
+        *(replace(ours(), name=name, call=partial(_call_by_plan, change)) for name, change in PLANS.items()),
+    ]
 
 
-def _bind_plan(change: Callable[[Plan], dict[str, Any]], case: Case, inputs: Inputs) -> Call:
+def _call_by_plan(change: Callable[[Plan], dict[str, Any]], case: Case, inputs: Inputs) -> Call:
     route = cuda_rope.rope_route(**inputs.call)
     if isinstance(route, str):
         raise Unsupported(route)
@@ -135,36 +166,6 @@ def _bind_plan(change: Callable[[Plan], dict[str, Any]], case: Case, inputs: Inp
         raise Unsupported("this is the plan")
     changed = replace(changed, min_rows=0, max_rows=0)  # so that C++ launches it for no call, and ours keep the plan
     return lambda: cuda_rope.launch_rope((of_call, changed), **inputs.call)
-
-
-def _bind_ours(case: Case, inputs: Inputs) -> Call:
-    """The operator, as engines call it: by name what is not its default, which costs host time."""
-    if case.passes != FORWARD:
-        return differentiated(getattr(serving_ops, case.op), case, inputs)
-    op, operator = registry.find(case.op), getattr(torch.ops.serving_ops, case.op)
-    overload = operator.out if op.results else operator.default
-    values = op.unbind(inputs.call)
-    by_place = [values.pop(argument.name) for argument in overload._schema.arguments if not argument.kwarg_only]
-    named = {name: v for name, v in values.items() if isinstance(v, Tensor) or v != op.defaults[name]}
-    return partial(overload, *by_place, **named)
-
-
-def differentiated(norm: Norm, case: Case, inputs: Inputs, *, overwrites_dout: bool = False) -> Call:
-    """The passes of the case, differentiated by autograd as users do.
-
-    overwrites_dout: the backward pass writes dx there, and so gets copies.
-    """
-    leaves, douts = inputs.operands, inputs.douts
-    if overwrites_dout:
-        douts = tuple(dout.clone() for dout in douts)
-    if case.passes == BOTH:
-        return lambda: torch.autograd.grad(norm(*leaves, EPS), leaves, douts)
-    results = norm(*leaves, EPS)
-    return lambda: torch.autograd.grad(results, leaves, douts, retain_graph=True)
-
-
-def _bind(norm: Norm, case: Case, inputs: Inputs) -> Call:
-    return partial(norm, *inputs.operands, EPS) if case.passes == FORWARD else differentiated(norm, case, inputs)
 
 
 def heads(inputs: Inputs) -> tuple[Tensor, ...]:

@@ -28,7 +28,8 @@ def main(words: Sequence[str]) -> int:
     bench, *argv = words
     parser, chosen = _parse(bench, argv)
     others, absent = peers.load(peers.adapters_for(bench, chosen.device, libraries=chosen.peers))
-    available = {one.name: one for one in (ours(), eager(), inductor(), *others, copy()) if bench in one.benches}
+    known = (ours(), eager(), inductor(), *others, copy())
+    available = {one.name: one for one in known if (one.call if bench == "ops" else one.norm)}
     for project, reason in absent.items():
         print(f"left out: {project} ({reason})")
     if not_here := [name for name in chosen.contestants or () if name not in available]:
