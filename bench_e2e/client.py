@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from serving_ops.bench_e2e.comparison import BASELINE
-from serving_ops.bench_e2e.server import HOST, Address, engine_environment
+from serving_ops.bench_e2e.server import HOST, NAME, engine_environment
 
 LABELS = {
     f"{figure}_{metric}_ms": f"{metric.upper()} {figure}"
@@ -59,7 +59,7 @@ class ServeLoad:
     output_len: int  # tokens
     concurrency: int  # requests in flight
 
-    def words(self, engine: str, address: Address, tokenizer: str, seed: int, warmups: int) -> list[str]:
+    def words(self, engine: str, port: int, tokenizer: str, seed: int, warmups: int) -> list[str]:
         """Of the generator's command line. warmups: requests before the measured ones."""
         if self.input_len is None:
             prompts = [*CHAT, "--sharegpt-output-len", str(self.output_len)]
@@ -67,7 +67,7 @@ class ServeLoad:
             lengths = ("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len))
             prompts = [*RANDOM[engine], *lengths]
         return [
-            *("--host", HOST, "--port", str(address.port), "--model", address.name, "--tokenizer", tokenizer),
+            *("--host", HOST, "--port", str(port), "--model", NAME, "--tokenizer", tokenizer),
             *("--seed", str(seed), *prompts, "--num-prompts", str(self.num_prompts)),
             *("--max-concurrency", str(self.concurrency), "--ready-check-timeout-sec", "0"),
             *(*WORDS[engine], str(warmups)),
@@ -84,14 +84,16 @@ class Generator:
         with redirect_stdout(log), redirect_stderr(log):
             self.run = {"vllm": _vllm, "sglang": _sglang}[engine]()
 
-    def ask(self, words: list[str]) -> dict[str, float]:
-        """The figures of LABELS, and `completed`. Raises RuntimeError where the generator fails."""
+    def ask(self, words: list[str], requests: int) -> dict[str, float]:
+        """The figures of LABELS. Raises RuntimeError where the generator or one of its requests fails."""
         try:
             with redirect_stdout(self.log), redirect_stderr(self.log):
                 found = self.run(words)
-            return {name: float(found[name]) for name in ("completed", *LABELS)}
         except (Exception, SystemExit) as error:
             raise RuntimeError(f"the load generator failed: {error!r}") from error
+        if found["completed"] != requests:
+            raise RuntimeError(f"{found['completed']:.0f} of {requests} requests succeeded")
+        return {name: float(found[name]) for name in LABELS}
 
 
 def _vllm() -> Callable[[list[str]], dict[str, float]]:

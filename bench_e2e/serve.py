@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, options, session, smollm2, turns
+from serving_ops.bench_e2e import engine_arguments, options, server, session, smollm2, turns
 from serving_ops.bench_e2e.client import LABELS, MOST_CHAT_TOKENS, Generator, ServeLoad
 from serving_ops.bench_e2e.comparison import BASELINE, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
-from serving_ops.bench_e2e.server import QUESTION, VARIANTS, Address, engine_environment, new_address, serve_command
+from serving_ops.bench_e2e.server import VARIANTS
 from serving_ops.bench_e2e.stats import RATIO_METHOD
 from serving_ops.bench_e2e.turns import say, say_figures
 
@@ -31,7 +32,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 QUICK = {"pairs": 1, "num_prompts": 2, "input_len": 64, "output_len": 8}
 
-Server = tuple[Child, Address]
+Server = tuple[Child, int]  # and its port
 
 
 @dataclass
@@ -54,43 +55,40 @@ class Serving:
         with Children() as self.children, (work / "client.log").open("w", buffering=1) as log:
             starting = {} if chosen.sequential else {variant: self._start(variant) for variant in VARIANTS}
             generator = Generator(chosen.engine, log, Path(self.model).is_dir())  # its imports take as long as a start
-            up = {variant: self._up(variant, server) for variant, server in starting.items()}
+            up = {variant: self._up(variant, one) for variant, one in starting.items()}
             say(f"up after {time.monotonic() - started:.0f} s")
             if up and self.load.input_len is None:
-                say(compared({variant: address.answer() for variant, (_, address) in up.items()}))
+                say(compared({variant: server.answer(port) for variant, (_, port) in up.items()}))
             for number, variant in turns.order(VARIANTS, chosen.pairs):
-                server = up.get(variant) or self._up(variant, self._start(variant))
-                self._turn(variant, server, generator, number, WARMUPS if chosen.sequential or number == 1 else 0)
+                one = up.get(variant) or self._up(variant, self._start(variant))
+                self._turn(variant, one, generator, number, WARMUPS if chosen.sequential or number == 1 else 0)
                 if chosen.sequential:
-                    self.children.stop(server[0])
+                    self.children.stop(one[0])
 
-    def _turn(self, variant: str, server: Server, generator: Generator, number: int, warmups: int) -> None:
+    def _turn(self, variant: str, one: Server, generator: Generator, number: int, warmups: int) -> None:
         """Both halves of a pair have the same prompts."""
-        child, address = server
-        words = self.load.words(self.chosen.engine, address, self.tokenizer, FIRST_SEED + number, warmups)
+        child, port = one
+        words = self.load.words(self.chosen.engine, port, self.tokenizer, FIRST_SEED + number, warmups)
         try:
-            found = generator.ask(words)
+            figures = generator.ask(words, self.load.num_prompts)
         except RuntimeError as error:
             raise ChildFailed(f"{variant}: {error}", child) from error
-        if found["completed"] != self.load.num_prompts:
-            raise ChildFailed(f"{found['completed']:.0f} of {self.load.num_prompts} requests succeeded", child)
-        figures = {name: found[name] for name in LABELS}
         medians = {LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")}
         say_figures(f"pair {number} of {self.chosen.pairs}, {variant}", medians)
         self.pairs[variant].append(figures)
 
     def _start(self, variant: str) -> Server:
-        address, chosen = new_address(), self.chosen
-        command = serve_command(chosen.engine, self.model, self.tokenizer, address, self.engine_options)
-        environment = engine_environment(variant, chosen.device, Path(self.model).is_dir(), chosen.engine)
+        port, chosen = server.free_port(), self.chosen
+        command = server.serve_command(chosen.engine, self.model, self.tokenizer, port, self.engine_options)
+        environment = server.engine_environment(variant, chosen.device, Path(self.model).is_dir(), chosen.engine)
         log = self.work / f"{variant}-server-{len(self.lines[variant]) + 1}.log"
-        return self.children.start(command, environment, log, cwd=self.work), address
+        return self.children.start(command, environment, log, cwd=self.work), port
 
-    def _up(self, variant: str, server: Server) -> Server:
-        child, address = server
-        turns.wait_until(address.is_healthy, f"the {variant} server", child, self.chosen.start_timeout)
+    def _up(self, variant: str, one: Server) -> Server:
+        child, port = one
+        turns.wait_until(partial(server.is_healthy, port), f"the {variant} server", child, self.chosen.start_timeout)
         self.lines[variant].append(startup_line(child.lines()))
-        return server
+        return one
 
     def result(self) -> Comparison | None:
         session.drop_unpaired(self.pairs)
@@ -109,12 +107,12 @@ class Serving:
 
 def compared(answers: dict[str, str]) -> str:
     """The question and its answers by variant: one where they are equal, else all, with where they part."""
-    lines = [f"> {QUESTION}"]
+    lines = [f"> {server.QUESTION}"]
     if len(set(answers.values())) == 1:
         return "\n".join([*lines, next(iter(answers.values())), f"(the same from {' and '.join(answers)})"])
     words = [answer.split() for answer in answers.values()]
     equal = next((n for n, pair in enumerate(zip(*words, strict=False)) if len(set(pair)) > 1), min(map(len, words)))
-    lines += [f"{variant}: {answer}" for variant, answer in answers.items()]
+    lines += [f"{variant}: {server.answer}" for variant, answer in answers.items()]
     return "\n".join([*lines, f"(equal for {equal} words; a near tie between two tokens falls differently)"])
 
 

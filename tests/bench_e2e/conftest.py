@@ -23,9 +23,8 @@ def option(name):
 
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(401 if "VLLM_API_KEY" in os.environ and self.path.startswith("/v1") else 200)
+        self.send_response(401 if "VLLM_API_KEY" in os.environ else 200)
         self.end_headers()
-        self.wfile.write(json.dumps({"data": [{"id": option("--served-model-name")}]}).encode())
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))

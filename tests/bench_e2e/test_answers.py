@@ -11,19 +11,23 @@ import pytest
 
 from serving_ops.bench_e2e.client import CHATS
 from serving_ops.bench_e2e.serve import compared
-from serving_ops.bench_e2e.server import HOST, QUESTION, Address, new_address
+from serving_ops.bench_e2e.server import HOST, NAME, QUESTION, answer, free_port, is_healthy
 
 
 @pytest.fixture
-def served() -> Iterator[tuple[Address, list[dict[str, Any]]]]:
-    """A server that answers a model named `one`, and what it was asked."""
+def served() -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The port of a server that answers the first time, and what it was asked."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append({"path": self.path, **body})
-            known = body["model"] == "one"
+            known = body["model"] == NAME and len(asked) == 1
             answer = {"choices": [{"message": {"content": " Air scatters blue.\n"}}]} if known else {"error": "no such"}
             self.send_response(200 if known else 404)
             self.end_headers()
@@ -35,23 +39,29 @@ def served() -> Iterator[tuple[Address, list[dict[str, Any]]]]:
     server = HTTPServer((HOST, 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield Address(server.server_address[1], "one"), asked
+    yield server.server_address[1], asked
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_the_answer_is_greedy_and_comes_from_the_chat_endpoint(served: tuple[Address, list[dict[str, Any]]]) -> None:
-    address, asked = served
-    assert address.answer() == "Air scatters blue."
+def test_the_answer_is_greedy_and_comes_from_the_chat_endpoint(served: tuple[int, list[dict[str, Any]]]) -> None:
+    port, asked = served
+    assert answer(port) == "Air scatters blue."
     (request,) = asked
     assert (request["path"], request["temperature"]) == ("/v1/chat/completions", 0)
     assert request["messages"] == [{"role": "user", "content": QUESTION}]
 
 
-def test_a_server_without_an_answer_is_shown_with_its_words(served: tuple[Address, list[dict[str, Any]]]) -> None:
-    assert re.match("no answer: 404.*no such", Address(served[0].port, "another").answer())
-    assert new_address().answer().startswith("no answer: URLError")
+def test_a_server_without_an_answer_is_shown_with_its_words(served: tuple[int, list[dict[str, Any]]]) -> None:
+    answer(served[0])
+    assert re.match("no answer: 404.*no such", answer(served[0]))
+    assert answer(free_port()).startswith("no answer: URLError")
+
+
+def test_a_server_is_healthy_once_it_says_so(served: tuple[int, list[dict[str, Any]]]) -> None:
+    assert is_healthy(served[0])
+    assert not is_healthy(free_port())
 
 
 def test_equal_answers_are_shown_once_and_others_with_where_they_part() -> None:

@@ -11,7 +11,7 @@ import pytest
 from serving_ops.bench_e2e import engine_arguments
 from serving_ops.bench_e2e.client import CHATS, ServeLoad
 from serving_ops.bench_e2e.engine_arguments import as_words
-from serving_ops.bench_e2e.server import Address, serve_command
+from serving_ops.bench_e2e.server import serve_command
 from serving_ops.bench_e2e.step_engine import StepLoad
 
 LOAD = StepLoad(batch_sizes=(1, 16), prompt_lens=(512, 8192), decode_steps=96)
@@ -71,14 +71,14 @@ def test_arguments_become_words_of_each_engines_command_line() -> None:
     rest = ["--max-num-seqs", "4", "--sizes", "1", "2", "--c", '{"a": 1}']
     assert as_words("vllm", arguments) == ["--enforce-eager", "--no-enable-prefix-caching", *rest]
     assert as_words("sglang", arguments) == ["--enforce-eager", *rest]
-    served = serve_command("sglang", "model", "tokenizer", Address(1, "bench"), arguments)
+    served = serve_command("sglang", "model", "tokenizer", 1, arguments)
     assert served[-len(rest) :] == rest
     assert dict(itertools.pairwise(served))["--served-model-name"] == "bench"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_the_load_generator_is_asked_for_exact_lengths_and_no_check_of_its_own(engine: str) -> None:
-    words = ServeLoad(4, 64, 8, 2).words(engine, Address(1, "bench"), "tokenizer", seed=7, warmups=0)
+    words = ServeLoad(4, 64, 8, 2).words(engine, 1, "tokenizer", seed=7, warmups=0)
     asked = dict(itertools.pairwise(words))
     assert (asked["--random-input-len"], asked["--random-output-len"], asked["--seed"]) == ("64", "8", "7")
     assert asked["--ready-check-timeout-sec"] == "0"
@@ -87,7 +87,7 @@ def test_the_load_generator_is_asked_for_exact_lengths_and_no_check_of_its_own(e
 
 
 def test_questions_go_to_the_chat_endpoint_in_the_order_of_their_file() -> None:
-    words = ServeLoad(4, None, 8, 2).words("vllm", Address(1, "bench"), "tokenizer", seed=7, warmups=0)
+    words = ServeLoad(4, None, 8, 2).words("vllm", 1, "tokenizer", seed=7, warmups=0)
     asked = dict(itertools.pairwise(words))
     assert (asked["--backend"], asked["--endpoint"]) == ("openai-chat", "/v1/chat/completions")
     assert (asked["--dataset-path"], asked["--sharegpt-output-len"]) == (str(CHATS), "8")
