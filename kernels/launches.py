@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from serving_ops.kernels import contract
 
@@ -15,6 +15,14 @@ class RowGrid(NamedTuple):
     inner: int
     outer_strides: tuple[int, ...]
     inner_strides: tuple[int, ...]
+
+
+class Quantized(NamedTuple):
+    """What a norm that quantizes takes beside its result, a tensor of `fmt.dtype`."""
+
+    fmt: Any  # a serving_ops.QuantFormat
+    scales: Any  # (num_rows, `fmt.scales`' columns), any strides; written. granularity "tensor": one fp32, read
+    normed: Any  # None, or a tensor like x, which it may be; written, before quantization
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import plan, rope_reference, support
-from serving_ops.cuda import pdl
-from serving_ops.cuda_quant import NO_FP8, converts_to_fp8
+from serving_ops.cuda import NO_FP8, converts_to_fp8, pdl
 from serving_ops.kernels import contract
 from serving_ops.kernels.launches import Plan
 from serving_ops.plan_rope import MAX_SIZE, plan_rope

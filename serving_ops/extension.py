@@ -10,6 +10,7 @@ import ctypes
 import importlib.metadata
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -126,37 +127,13 @@ def kernel_calls(op: str) -> int:
     return int(_handle.serving_ops_kernel_calls(contract.OPS.index(op)))
 
 
-def add_cuda_variant(
-    flags: int,
-    size: int,
-    group_size: int,
-    min_rows: int,
-    max_rows: int,
-    rows_per_program: int,
-    function: int,
-    num_warps: int,
-    shared_bytes: int,
-    dependent: bool,
-    parameters: bytes,
-) -> None:
-    """Let the library launch a kernel that Triton has compiled: `kernels/cuda/variants.h` says what each means."""
-    if _handle is None:
-        return
-    failed = _handle.serving_ops_cuda_add_variant(
-        flags,
-        size,
-        group_size,
-        min_rows,
-        max_rows,
-        rows_per_program,
-        function,
-        num_warps,
-        shared_bytes,
-        int(dependent),
-        parameters,
-        len(parameters),
-    )
-    if failed:
+def add_cuda_variant(*launch: Any) -> None:
+    """Let the library launch a kernel that Triton has compiled.
+
+    launch: flags, size, group_size, min_rows, max_rows, rows_per_program, function, num_warps, shared_bytes, dependent
+    and parameters, which `kernels/cuda/variants.h` explains.
+    """
+    if _handle is not None and _handle.serving_ops_cuda_add_variant(*launch, len(launch[-1])):
         raise MemoryError("serving_ops: no memory for a compiled kernel's key")
 
 

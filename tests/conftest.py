@@ -12,7 +12,7 @@ if not torch.cuda.is_available() and find_spec("triton"):  # torch's CPU builds 
     # Triton asks when a kernel is defined whether to interpret it, so this must come before any test's own import.
     # Set for just that: other tests start engines, which must not inherit it.
     os.environ["TRITON_INTERPRET"] = "1"
-    from serving_ops.kernels.triton import gated, gated_quant, norm, norm_quant, run_rope  # noqa: F401
+    from serving_ops.kernels.triton import gated, norm, run_rope  # noqa: F401
     from serving_ops.kernels.triton.backward import run_backward  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]

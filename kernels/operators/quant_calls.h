@@ -245,7 +245,7 @@ struct GatedQuantCall {
 
  private:
   // A program, which has one gated group of a row, must be able to write its scales: `why_not_scales` in
-  // kernels/triton/gated_quant.py.
+  // serving_ops/cuda.py.
   Refusal read_groups() const {
     const QuantFormat& format = result.format;
     const int64_t groups = spec.size / spec.group_size, scales = spec.group_size / format.group_size;

@@ -188,3 +188,37 @@ def quantize_groups(
 def put_scale(scale_ptr, scale, FORM: tl.constexpr):
     """Write the one scale of a row."""
     tl.store(scale_ptr, _exponent(scale) if FORM == UE8M0 else scale)
+
+
+@triton.jit
+def put_quantized_rows(
+    normed_ptrs,  # like values, if HAS_NORMED
+    q_ptrs,  # like values
+    values,  # (BLOCK_N,) or (ROWS, BLOCK_N), rounded to x's dtype; zero or NaN outside the mask
+    mask,  # like values
+    first_row,  # int64
+    num_rows,
+    scales_ptr,  # one, read, if SCALED is GIVEN
+    scales_row_stride,
+    scales_group_stride,
+    num_columns,  # of values that are more than padding
+    SCALED: tl.constexpr,
+    FORM: tl.constexpr,
+    HAS_NORMED: tl.constexpr,
+):
+    """Write whole rows, or one group of each: as they are, quantized, and their scales unless one is given."""
+    if HAS_NORMED:
+        tl.store(normed_ptrs, values, mask=mask)
+    dtype: tl.constexpr = q_ptrs.dtype.element_ty
+    if SCALED == GIVEN:
+        put_quantized(q_ptrs, scaled_by_given(values, tl.load(scales_ptr), dtype), mask, True)
+    elif SCALED == WHOLE_ROW and len(values.shape) == 1:
+        amax = largest(values, 0)
+        scale = scale_of(amax, dtype, WHOLE_ROW, FORM)
+        put_quantized(q_ptrs, scaled(values, amax, scale, dtype, WHOLE_ROW, FORM), mask, False)
+        put_scale(scales_ptr + first_row * scales_row_stride, scale, FORM)
+    else:
+        quantize_groups(
+            q_ptrs, values, mask, first_row, num_rows,
+            scales_ptr, scales_row_stride, scales_group_stride, num_columns, SCALED, FORM,
+        )  # fmt: skip

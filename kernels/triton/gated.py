@@ -1,4 +1,4 @@
-"""`rms_norm_gated`: groups of a row normalised and gated, one warp a group where a group is a head."""
+"""`rms_norm_gated`: groups of a row normalised and gated, one warp a group where a group is a head; and quantized."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.launches import Plan, RowGrid
+from serving_ops.kernels.launches import Plan, Quantized, RowGrid
 from serving_ops.kernels.triton.arithmetic import (
     columns_at,
     pairwise_sum,
@@ -16,10 +16,17 @@ from serving_ops.kernels.triton.arithmetic import (
     tile_at,
     wait_for_kernel_before,
 )
-from serving_ops.kernels.triton.epilogue import put_rounded
+from serving_ops.kernels.triton.epilogue import UE8M0, put_quantized_rows, put_rounded
 from serving_ops.kernels.triton.finish import finish_gated, gate_of
 from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm import constants_of, fields_of
+from serving_ops.kernels.triton.norm import (
+    columns_of_a_scale,
+    constants_of,
+    fields_of,
+    quant_fields,
+    quant_flags,
+    starts_like,
+)
 from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned, unspecialized
 
 
@@ -121,7 +128,69 @@ def gated_kernel(
     put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, group, ALIGNED), y, mask)
 
 
+@unspecialized
+def gated_quant_kernel(
+    x_ptr,  # (num_rows, groups, GROUP)
+    z_ptr,  # like x, if HAS_GATE
+    weight_ptr,  # (groups, GROUP), if HAS_WEIGHT
+    bias_ptr,  # (groups, GROUP), if HAS_BIAS
+    normed_ptr,  # like x, the result before it is quantized, may be x; if HAS_NORMED
+    q_ptr,  # like x, of FP8 E4M3 or INT8
+    scales_ptr,  # (num_rows, groups * GROUP // SCALED), written; (num_rows, 1) for WHOLE_ROW; one, read, for GIVEN
+    num_rows: tl.int32,
+    inner: tl.int32,  # rows in the inner of two leading dimensions
+    x_outer_stride: tl.int64,
+    x_row_stride: tl.int64,
+    z_outer_stride: tl.int64,
+    z_row_stride: tl.int64,
+    normed_outer_stride: tl.int64,
+    normed_row_stride: tl.int64,
+    q_outer_stride: tl.int64,
+    q_row_stride: tl.int64,
+    scales_row_stride: tl.int64,  # of rows in one leading dimension
+    scales_group_stride: tl.int64,
+    eps: tl.float32,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LOG2_BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    SCALED: tl.constexpr,  # columns of a scale, or GIVEN or WHOLE_ROW
+    FORM: tl.constexpr,  # of a scale
+    FLAT: tl.constexpr,  # one leading dimension: rows need no division
+    ALIGNED: tl.constexpr,  # every group starts on 16 bytes; of q, on as many elements
+    PAIRWISE: tl.constexpr,  # one warp a row: the sum is the tile kernels' tree
+    HAS_GATE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_NORMED: tl.constexpr,
+    GATE_FIRST: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,  # the grid leaves room for the next
+):
+    y, outer, row, group, mask = gated_tile(
+        x_ptr, z_ptr, weight_ptr, bias_ptr, num_rows, inner,
+        x_outer_stride, x_row_stride, z_outer_stride, z_row_stride, eps,
+        GROUP, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PAIRWISE,
+        HAS_GATE, HAS_WEIGHT, HAS_BIAS, GATE_FIRST, SIGMOID, PDL, OVERLAP,
+    )  # fmt: skip
+    values = y.to(x_ptr.dtype.element_ty)
+    normed_tile = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, group, ALIGNED)
+    Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, group, ALIGNED, Q_BYTES)
+    if SCALED > 0:
+        first = tl.program_id(1).to(tl.int64) * (GROUP // SCALED)
+        if FORM == UE8M0:
+            first = first // 4
+        scales_ptr += first * scales_group_stride
+    put_quantized_rows(
+        normed_tile, q_tile, values, mask, tl.program_id(0).to(tl.int64) * ROWS, num_rows,
+        scales_ptr, scales_row_stride, scales_group_stride, GROUP, SCALED, FORM, HAS_NORMED,
+    )  # fmt: skip
+
+
 _launcher = Launcher(gated_kernel, enable_fp_fusion=False)  # as norm_tile
+_quantizing = Launcher(gated_quant_kernel, enable_fp_fusion=False)
 
 
 def gated_call(
@@ -165,19 +234,32 @@ def run_gated(
     z: Tensor | None,  # like x
     weight: Tensor | None,  # (N,)
     bias: Tensor | None,  # (N,)
-    out: Tensor,  # like x; written, may be x
+    out: Tensor,  # as for `run_norm`
     eps: float,
     norm_before_gate: bool,
     sigmoid: bool,
     group_size: int,
-    rows: RowGrid,  # of x, z (or x again) and out
+    rows: RowGrid,  # of x, z (or x again), `quantized.normed` (or x again) where the norm quantizes, and out
     plan: Plan,
     pdl: bool,
+    quantized: Quantized | None = None,  # its scales are written by programs that have one group each
 ) -> None:
-    """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
-    size, aligned = x.shape[-1], starts_aligned((x, z, out), (weight, bias), group_size)
+    """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1.
+
+    A quantized result has the bits of a quantization that follows the plain norm with the same plan.
+    """
+    size, normed = x.shape[-1], out if quantized is None else quantized.normed
+    aligned = starts_aligned((x, z, normed), (weight, bias), group_size)
+    aligned = aligned and (quantized is None or starts_like(out, x, group_size))
     options = (eps, norm_before_gate, sigmoid, group_size)
     flags, arguments = gated_call(x, z, weight, bias, *options, flat=rows.inner == rows.num_rows, aligned=aligned)
-    arguments |= fields_of(rows, x=x, z=x if z is None else z, out=out) | constants_of(plan, pdl)
+    tensors = {"x": x, "z": x if z is None else z}
+    arguments |= constants_of(plan, pdl)
     grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)
-    _launcher(Variant(flags, size, group_size), plan, grid, arguments, pdl)
+    if quantized is None:
+        arguments |= fields_of(rows, **tensors, out=out)
+        _launcher(Variant(flags, size, group_size), plan, grid, arguments, pdl)
+        return
+    arguments |= fields_of(rows, **tensors, normed=x if normed is None else normed, q=out) | quant_fields(quantized)
+    flags |= quant_flags(quantized.fmt, normed=normed is not None)
+    _quantizing(Variant(flags, group_size, columns_of_a_scale(quantized.fmt)), plan, grid, arguments, pdl)

@@ -1,25 +1,34 @@
-"""`rms_norm` and `fused_add_rms_norm` on CUDA: from a plan to one launch."""
+"""The plain norms on CUDA, and those that quantize: from a plan to one launch."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from serving_ops.kernels.launches import Plan, RowGrid
+from serving_ops.kernels.launches import Plan, Quantized, RowGrid
+from serving_ops.kernels.triton import epilogue
 from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm_row import norm_row_kernel
-from serving_ops.kernels.triton.norm_tile import norm_tile_kernel
-from serving_ops.kernels.triton.norm_wide import norm_wide_kernel
-from serving_ops.kernels.triton.variant import BIT, Variant, flags_of, starts_aligned
+from serving_ops.kernels.triton.norm_row import norm_row_kernel, norm_row_quant_kernel
+from serving_ops.kernels.triton.norm_tile import norm_tile_kernel, norm_tile_quant_kernel
+from serving_ops.kernels.triton.norm_wide import norm_wide_kernel, norm_wide_quant_kernel
+from serving_ops.kernels.triton.variant import ALIGNMENT, BIT, Variant, flags_of, starts_aligned
 
-_LAUNCHERS = {
-    "row": Launcher(norm_row_kernel, enable_fp_fusion=True),
-    # A fused multiply-add would tie bits to the layout.
-    "tile": Launcher(norm_tile_kernel, enable_fp_fusion=False),
-    "wide": Launcher(norm_wide_kernel, enable_fp_fusion=True),
-}
+
+def _launchers(row: Any, tile: Any, wide: Any) -> dict[str, Launcher]:
+    return {
+        "row": Launcher(row, enable_fp_fusion=True),
+        # A fused multiply-add would tie bits to the layout.
+        "tile": Launcher(tile, enable_fp_fusion=False),
+        "wide": Launcher(wide, enable_fp_fusion=True),
+    }
+
+
+_LAUNCHERS = _launchers(norm_row_kernel, norm_tile_kernel, norm_wide_kernel)
+_QUANTIZING = _launchers(norm_row_quant_kernel, norm_tile_quant_kernel, norm_wide_quant_kernel)
+FORMS = {"fp32": epilogue.FP32.value, "fp32_power_of_2": epilogue.POWER_OF_2.value, "ue8m0": epilogue.UE8M0.value}
 
 
 def fields_of(rows: RowGrid, **tensors: Tensor) -> dict[str, Any]:
@@ -48,29 +57,80 @@ def constants_of(plan: Plan, pdl: bool) -> dict[str, Any]:
     }
 
 
+def columns_of_a_scale(fmt: Any) -> int:
+    """The kernels' SCALED, for a `serving_ops.QuantFormat`."""
+    if fmt.granularity == "group":
+        return int(fmt.group_size)
+    return epilogue.GIVEN.value if fmt.granularity == "tensor" else epilogue.WHOLE_ROW.value
+
+
+def quant_fields(quantized: Quantized) -> dict[str, Any]:
+    """Return what kernels are passed of a format, its scales and `normed`'s presence, by parameter name."""
+    fmt, scales, normed = quantized
+    row_stride, group_stride = (0, 0) if fmt.granularity == "tensor" else scales.stride()
+    return {
+        "scales_ptr": scales,
+        "scales_row_stride": row_stride,
+        "scales_group_stride": group_stride,
+        "SCALED": columns_of_a_scale(fmt),
+        "FORM": FORMS[fmt.scale_format],
+        "HAS_NORMED": normed is not None,
+    }
+
+
+def quant_flags(fmt: Any, *, normed: bool) -> int:
+    """The bits of a variant that plain norms do not have."""
+    return (
+        1 << BIT.quantized
+        | (fmt.dtype == torch.int8) << BIT.int8
+        | FORMS[fmt.scale_format] << BIT.scale_form
+        | normed << BIT.normed
+    )
+
+
+def starts_like(q: Tensor, x: Tensor, group_size: int) -> bool:
+    """Whether every row (group) of q starts on as many elements as `ALIGNMENT` bytes of x hold."""
+    starts = q.data_ptr() | group_size
+    for stride in q.stride()[:-1]:
+        starts |= stride
+    return starts * x.itemsize % ALIGNMENT == 0
+
+
 def run_norm(
     x: Tensor,  # (..., N)
     residual: Tensor | None,  # like x, or fp32; written, unless there is a `total`
     weight: Tensor | None,  # (N,)
-    out: Tensor,  # like x; written, may be x
+    out: Tensor,  # like x; written, may be x. In the dtype of the format, and not x, where the norm quantizes
     eps: float,
     weight_offset: float,
-    rows: RowGrid,
+    rows: RowGrid,  # of x, residual (or x again), `quantized.normed` (or x again) where the norm quantizes, and out
     plan: Plan,
     pdl: bool,
     total: Tensor | None = None,  # like residual in shape, dtype and strides; written instead of it
+    quantized: Quantized | None = None,
 ) -> None:
-    """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1."""
+    """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1.
+
+    A quantized result has the bits of a quantization that follows the plain norm with the same plan.
+    """
     size = x.shape[-1]
     flat = rows.inner == rows.num_rows
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
-    aligned = starts_aligned((x, residual, out, total), (weight,), size)
-    flags = flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
+    tensors = {"x": x, "residual": x if residual is None else residual}
+    if quantized is None:
+        aligned = starts_aligned((x, residual, out, total), (weight,), size)
+        arguments = fields_of(rows, **tensors, out=out)
+        launchers, columns, flags = _LAUNCHERS, size, 0
+    else:
+        fmt, _, normed = quantized
+        aligned = starts_aligned((x, residual, normed), (weight,), size) and starts_like(out, x, size)
+        arguments = fields_of(rows, **tensors, normed=x if normed is None else normed, q=out)
+        arguments |= quant_fields(quantized)
+        launchers, columns, flags = _QUANTIZING, columns_of_a_scale(fmt), quant_flags(fmt, normed=normed is not None)
+    flags |= flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
     flags |= (residual is not None and residual.dtype != x.dtype) << BIT.residual_in_fp32
-    second = x if residual is None else residual
-    arguments = {
-        **fields_of(rows, x=x, residual=second, out=out),
-        "total_ptr": second if total is None else total,
+    arguments |= {
+        "total_ptr": tensors["residual"] if total is None else total,
         "weight_ptr": x if weight is None else weight,
         "eps": eps,
         "weight_offset": weight_offset,
@@ -82,4 +142,4 @@ def run_norm(
         **constants_of(plan, pdl),
     }
     grid = (-(-rows.num_rows // plan.rows_per_program), 1, 1)
-    _LAUNCHERS[plan.kernel](Variant(flags, size, size), plan, grid, arguments, pdl)
+    launchers[plan.kernel](Variant(flags, size, columns), plan, grid, arguments, pdl)

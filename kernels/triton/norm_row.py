@@ -8,18 +8,7 @@ from serving_ops.kernels.triton.arithmetic import (
     split_rows,
     wait_for_kernel_before,
 )
-from serving_ops.kernels.triton.epilogue import (
-    GIVEN,
-    WHOLE_ROW,
-    largest,
-    put_quantized,
-    put_rounded,
-    put_scale,
-    quantize_groups,
-    scale_of,
-    scaled,
-    scaled_by_given,
-)
+from serving_ops.kernels.triton.epilogue import put_quantized_rows, put_rounded
 from serving_ops.kernels.triton.finish import finish
 from serving_ops.kernels.triton.variant import unspecialized
 
@@ -146,22 +135,10 @@ def norm_row_quant_kernel(
         N, BLOCK_N, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
     )  # fmt: skip
     values = normed.to(x_ptr.dtype.element_ty)
-    if HAS_NORMED:
-        normed_row_ptr = normed_ptr + outer * normed_outer_stride + row * normed_row_stride
-        tl.store(columns_at(normed_row_ptr, columns, ALIGNED), values, mask=mask)
+    normed_row_ptr = normed_ptr + outer * normed_outer_stride + row * normed_row_stride
     Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     q_columns = columns_at(q_ptr + outer * q_outer_stride + row * q_row_stride, columns, ALIGNED, Q_BYTES)
-    row_number = tl.program_id(0).to(tl.int64)
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
-    if SCALED == GIVEN:
-        put_quantized(q_columns, scaled_by_given(values, tl.load(scales_ptr), dtype), mask, True)
-    elif SCALED == WHOLE_ROW:
-        amax = largest(values, 0)
-        scale = scale_of(amax, dtype, WHOLE_ROW, FORM)
-        put_quantized(q_columns, scaled(values, amax, scale, dtype, WHOLE_ROW, FORM), mask, False)
-        put_scale(scales_ptr + row_number * scales_row_stride, scale, FORM)
-    else:
-        quantize_groups(
-            q_columns, values, mask, row_number, num_rows,
-            scales_ptr, scales_row_stride, scales_group_stride, N, SCALED, FORM,
-        )  # fmt: skip
+    put_quantized_rows(
+        columns_at(normed_row_ptr, columns, ALIGNED), q_columns, values, mask, tl.program_id(0).to(tl.int64), num_rows,
+        scales_ptr, scales_row_stride, scales_group_stride, N, SCALED, FORM, HAS_NORMED,
+    )  # fmt: skip

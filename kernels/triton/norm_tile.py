@@ -9,7 +9,7 @@ from serving_ops.kernels.triton.arithmetic import (
     tile_at,
     wait_for_kernel_before,
 )
-from serving_ops.kernels.triton.epilogue import GIVEN, put_quantized, put_rounded, quantize_groups, scaled_by_given
+from serving_ops.kernels.triton.epilogue import put_quantized_rows, put_rounded
 from serving_ops.kernels.triton.finish import finish
 from serving_ops.kernels.triton.variant import unspecialized
 
@@ -144,16 +144,10 @@ def norm_tile_quant_kernel(
         N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
     )  # fmt: skip
     values = normed.to(x_ptr.dtype.element_ty)
-    if HAS_NORMED:
-        normed_tile_ptrs = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, columns, ALIGNED)
-        tl.store(normed_tile_ptrs, values, mask=mask)
+    before = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, columns, ALIGNED)
     Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, columns, ALIGNED, Q_BYTES)
-    if SCALED == GIVEN:
-        put_quantized(q_tile, scaled_by_given(values, tl.load(scales_ptr), q_ptr.dtype.element_ty), mask, True)
-    else:
-        first_row = tl.program_id(0).to(tl.int64) * ROWS
-        quantize_groups(
-            q_tile, values, mask, first_row, num_rows,
-            scales_ptr, scales_row_stride, scales_group_stride, N, SCALED, FORM,
-        )  # fmt: skip
+    put_quantized_rows(
+        before, q_tile, values, mask, tl.program_id(0).to(tl.int64) * ROWS, num_rows,
+        scales_ptr, scales_row_stride, scales_group_stride, N, SCALED, FORM, HAS_NORMED,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import checks, cuda_quant, modes, reference
+from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import quantized, registry
 from serving_ops.ops.description import EPS, RESIDUAL, NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
@@ -71,8 +71,8 @@ registry.register(
         _formula,
         (*_ROWS, Vector("weight"), EPS, FORMAT, SCALE, Number("weight_offset"), NORMED),
         RESULTS,
-        route=cuda_quant.norm_quant_route,
-        launch=cuda_quant.launch_norm_quant,
+        route=cuda.norm_route,
+        launch=cuda.launch_norm,
         in_cpp=("cpu", "cuda"),
     )
 )

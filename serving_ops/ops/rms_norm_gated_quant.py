@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import checks, cuda_quant, modes, reference
+from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import quantized, registry
 from serving_ops.ops.description import EPS, Choice, Divisor, Flag, NormOp, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
@@ -58,6 +58,14 @@ def _formula(
     return reference.quantized(reference.rms_norm_gated(group_size=norm_group_size, **options), fmt, scale, normed)
 
 
+def _route(norm_group_size: int | None, **call: Any) -> Any:
+    return cuda.gated_route(group_size=norm_group_size, **call)
+
+
+def _launch(route: Any, norm_group_size: int | None, **call: Any) -> None:
+    cuda.launch_gated(route, group_size=norm_group_size, **call)
+
+
 registry.register(
     NormOp(
         rms_norm_gated_quant,
@@ -76,8 +84,8 @@ registry.register(
             dataclasses.replace(NORMED, may_be=("x", "z")),
         ),
         RESULTS,
-        route=cuda_quant.gated_quant_route,
-        launch=cuda_quant.launch_gated_quant,
+        route=_route,
+        launch=_launch,
         in_cpp=("cuda",),
     )
 )

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from op_calls import launched
 from torch import Tensor
 
-from serving_ops import NormSpec, QuantFormat, RopeSpec, cuda, cuda_quant, cuda_rope, plan
+from serving_ops import NormSpec, QuantFormat, RopeSpec, cuda, cuda_rope, plan
 from serving_ops.integrations.vllm import qk_norm_rope_layer, quant_fusion, rope_text
 from serving_ops.kernels import contract
-from serving_ops.kernels.triton import gated, gated_quant, norm, norm_quant, run_rope
+from serving_ops.kernels.triton import gated, norm, run_rope
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.layout import row_grid
 from serving_ops.ops import registry
@@ -274,18 +274,18 @@ def quantized_cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 class FromCuda:
-    """Has `serving_ops.cuda_quant` launch on CPU tensors, and keeps the launch."""
+    """Has `serving_ops.cuda` launch quantized norms on CPU tensors, and keeps the launch."""
 
     def __init__(self, pdl: bool) -> None:
-        self.launchers = [FromPython(launcher) for launcher in (*norm_quant._LAUNCHERS.values(), gated_quant._launcher)]
+        self.launchers = [FromPython(launcher) for launcher in (*norm._QUANTIZING.values(), gated._quantizing)]
         self.pdl = pdl
 
     def launch(self, op: str, **call: Any) -> FromPython | None:
         """None where the reference runs the call."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(norm_quant, "_LAUNCHERS", dict(zip(norm_quant._LAUNCHERS, self.launchers, strict=False)))
-            patch.setattr(gated_quant, "_launcher", self.launchers[-1])
-            patch.setattr(cuda_quant, "converts_to_fp8", lambda device: True)
+            patch.setattr(norm, "_QUANTIZING", dict(zip(norm._QUANTIZING, self.launchers, strict=False)))
+            patch.setattr(gated, "_quantizing", self.launchers[-1])
+            patch.setattr(cuda, "converts_to_fp8", lambda device: True)
             patch.setattr(cuda, "pdl", lambda device: self.pdl)
             patch.setattr(torch.cuda, "_DeviceGuard", lambda index: contextlib.nullcontext())
             if launched(registry.find(op), call) is not None:

@@ -17,7 +17,7 @@ import torch
 import serving_ops
 from serving_ops import QuantFormat, extension
 from serving_ops.kernels import contract
-from serving_ops.kernels.triton import epilogue, gated, gated_quant, norm, norm_quant
+from serving_ops.kernels.triton import epilogue, gated, norm
 from serving_ops.kernels.triton.backward import run_backward
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.kernels.triton.variant import flags_of
@@ -106,7 +106,7 @@ def test_cpp_launches_norms_but_not_their_gradients() -> None:
     launchers = {name: value for name, value in vars(run_backward).items() if isinstance(value, Launcher)}
     assert launchers
     assert not [name for name, launcher in launchers.items() if launcher.recipe is not None]
-    quantizing = (*norm_quant._LAUNCHERS.values(), gated_quant._launcher)
+    quantizing = (*norm._QUANTIZING.values(), gated._quantizing)
     assert all(launcher.recipe for launcher in (*norm._LAUNCHERS.values(), gated._launcher, *quantizing))
 
 
@@ -163,10 +163,10 @@ def test_python_and_cpp_pack_the_same_flags(tmp_path: Path) -> None:
     fp8, int8 = QuantFormat(), QuantFormat(dtype=torch.int8)
     ue8m0 = QuantFormat(scale_format="ue8m0")
     quantized = {
-        "0": norm_quant.quant_flags(fp8, normed=False),
-        "1 << kInt8": norm_quant.quant_flags(int8, normed=False),
-        "1 << kNormed": norm_quant.quant_flags(fp8, normed=True),
-        "uint64_t(serving_ops::ScaleForm::ue8m0) << kScaleForm": norm_quant.quant_flags(ue8m0, normed=False),
+        "0": norm.quant_flags(fp8, normed=False),
+        "1 << kInt8": norm.quant_flags(int8, normed=False),
+        "1 << kNormed": norm.quant_flags(fp8, normed=True),
+        "uint64_t(serving_ops::ScaleForm::ue8m0) << kScaleForm": norm.quant_flags(ue8m0, normed=False),
     }
     bf16 = "(uint64_t(serving_ops::Dtype::bfloat16) << kXDtype)"
     same = "".join(f"static_assert((({name}) | {bf16}) == {flags});\n" for name, flags in python.items())
@@ -182,7 +182,7 @@ def test_python_and_cpp_pack_the_same_flags(tmp_path: Path) -> None:
 
 def test_the_contract_has_the_forms_of_a_scale_as_the_kernels_do() -> None:
     forms = epilogue.FP32, epilogue.POWER_OF_2, epilogue.UE8M0
-    assert [form.value for form in forms] == [norm_quant.FORMS[name] for name in contract.SCALE_FORMS] == [0, 1, 2]
+    assert [form.value for form in forms] == [norm.FORMS[name] for name in contract.SCALE_FORMS] == [0, 1, 2]
 
 
 @pytest.mark.gpu

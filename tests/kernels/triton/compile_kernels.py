@@ -22,7 +22,7 @@ import torch
 import triton
 from compare_code import compiled, record_launches
 
-from serving_ops import cuda, cuda_quant
+from serving_ops import cuda
 from serving_ops.kernels import triton as kernels
 from serving_ops.kernels.triton import launch
 from serving_ops.norm_spec import NormSpec
@@ -131,7 +131,7 @@ def pretend(capability: int) -> None:
     """Have calls launch what they would on such a GPU."""
     torch.cuda.get_device_capability = lambda *_: divmod(capability, 10)  # type: ignore[assignment]
     launch.programmatic_launch_supported = lambda _: capability >= 90  # type: ignore[assignment]
-    for answer in (cuda.pdl, cuda_quant.converts_to_fp8, cuda_backward._has_bulk_copies):
+    for answer in (cuda.pdl, cuda.converts_to_fp8, cuda_backward._has_bulk_copies):
         answer.cache_clear()
 
 
@@ -149,7 +149,7 @@ def compile_for(target: int | str, launches: list[tuple[Any, ...]]) -> dict[str,
     failed: dict[str, str] = {}
     for name, call in calls():
         reason = call()
-        if reason is not None and not (reason == cuda_quant.NO_FP8 and capability < 89):
+        if reason is not None and not (reason == cuda.NO_FP8 and capability < 89):
             failed[name] = f"not launched: {reason}"
         while launches:
             launched = launches.pop()

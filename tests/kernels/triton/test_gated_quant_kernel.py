@@ -18,8 +18,9 @@ from test_norm_quant_kernels import (
 )
 
 from serving_ops import plan
+from serving_ops.cuda import why_not_scales
+from serving_ops.kernels.launches import Quantized
 from serving_ops.kernels.triton.gated import run_gated
-from serving_ops.kernels.triton.gated_quant import run_gated_quant, why_not_scales
 from serving_ops.layout import row_grid
 from serving_ops.quant_format import QuantFormat
 
@@ -51,9 +52,8 @@ def test_the_result_has_the_bits_of_a_gated_norm_and_a_quantization(
     scales = empty_scales(fmt, 5, size, kernel_device)
     grid = row_grid(x, z, normed, q)
     assert grid is not None
-    run_gated_quant(
-        x, z, weight, bias, normed, q, scales, EPS, before, False, group, fmt, grid, chosen, False
-    )  # fmt: skip
+    quantized_to = Quantized(fmt, scales, normed)
+    run_gated(x, z, weight, bias, q, EPS, before, False, group, grid, chosen, False, quantized_to)
     expected, expected_scales = quantized(y, scales, fmt)
     assert_same_bits(normed, y)
     assert_same_bits(scales, expected_scales)

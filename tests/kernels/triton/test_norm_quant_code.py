@@ -18,7 +18,8 @@ import torch
 from types import SimpleNamespace
 from compare_code import compiled, figures, record_launches
 from serving_ops import layout, plan
-from serving_ops.kernels.triton.norm_quant import run_norm_quant
+from serving_ops.kernels.launches import Quantized
+from serving_ops.kernels.triton.norm import run_norm
 
 launches = record_launches()
 
@@ -29,7 +30,8 @@ def record(size, dtype, granularity, form, capability):
     q = torch.empty(3, size, dtype=fmt.dtype)
     scales = torch.empty(3, 8, dtype=torch.int32 if form == "ue8m0" else torch.float32)
     grid, chosen = layout.row_grid(x, x, x, q), plan.plan_norm(size, 2, 3)
-    run_norm_quant(x, x, weight, x, q, scales, 1e-6, 0.0, fmt, grid, chosen, capability >= 90)
+    quantized = Quantized(fmt, scales, x)
+    run_norm(x, x, weight, q, 1e-6, 0.0, grid, chosen, capability >= 90, None, quantized)
     code = compiled(*launches.pop(), capability)
     ptx = code.asm["ptx"]
     return {

@@ -12,9 +12,9 @@ from numerics import rows
 from torch import Tensor
 
 from serving_ops import plan, reference
+from serving_ops.kernels.launches import Quantized
 from serving_ops.kernels.triton.epilogue import FP32, divided, scale_of
 from serving_ops.kernels.triton.norm import run_norm
-from serving_ops.kernels.triton.norm_quant import run_norm_quant
 from serving_ops.layout import row_grid
 from serving_ops.quant_format import QuantFormat
 
@@ -99,15 +99,15 @@ def run(
     scales = empty_scales(fmt, x.shape[0], x.shape[1], x.device)
     grid = row_grid(x, x if residual is None else residual, normed, q)
     assert grid is not None
-    run_norm_quant(x, residual, weight, normed, q, scales, EPS, 0.0, fmt, grid, chosen, False)
+    run_norm(x, residual, weight, q, EPS, 0.0, grid, chosen, False, None, Quantized(fmt, scales, normed))
     assert_same_bits(x, before)
     return Results(q, scales, normed, x if residual is None else residual)
 
 
-def run_norm_quant_of(x: Tensor, weight: Tensor, fmt: QuantFormat, chosen: plan.Plan) -> Results:
+def run_quantized(x: Tensor, weight: Tensor, fmt: QuantFormat, chosen: plan.Plan) -> Results:
     """As `run`, for input that NaN keeps from being compared."""
     q, scales = torch.empty(x.shape, dtype=fmt.dtype, device=x.device), empty_scales(fmt, *x.shape, x.device)
-    run_norm_quant(x, None, weight, None, q, scales, EPS, 0.0, fmt, row_grid(x, x, x, q), chosen, False)
+    run_norm(x, None, weight, q, EPS, 0.0, row_grid(x, x, x, q), chosen, False, None, Quantized(fmt, scales, None))
     return Results(q, scales, x, x)
 
 
@@ -161,7 +161,7 @@ def test_strided_rows_and_a_normed_result_in_place(kernel_device: torch.device) 
     grid = row_grid(x, residual, x, q)
     assert grid is not None
     assert grid.inner != grid.num_rows
-    run_norm_quant(x, residual, None, x, q, scales, EPS, 0.0, fmt, grid, chosen, False)
+    run_norm(x, residual, None, q, EPS, 0.0, grid, chosen, False, None, Quantized(fmt, scales, x))
     expected, expected_scales = quantized(y, scales, fmt)
     assert_same_bits(x.reshape(4, 1024), y)
     assert_same_bits(residual.reshape(4, 1024), total)
@@ -191,7 +191,7 @@ def test_nan_and_infinity_stay_as_in_the_pair(kernel_device: torch.device, fmt: 
     chosen = plan.plan_norm(size, 2, 3)
     run_norm(x, None, weight, y, EPS, 0.0, row_grid(x, x, y), chosen, False)
     fmt = replace(fmt, scale_format="fp32") if fmt.scale_format == "ue8m0" else fmt  # that has no infinity
-    got = run_norm_quant_of(x, weight, fmt, chosen)
+    got = run_quantized(x, weight, fmt, chosen)
     q, scales = quantized(y, got.scales, fmt)
     assert torch.equal(got.scales.isnan(), scales.isnan())
     assert torch.equal(got.scales.nan_to_num(), scales.nan_to_num())
@@ -203,7 +203,7 @@ def test_ue8m0_says_nan_for_what_is_not_finite(kernel_device: torch.device) -> N
     x = torch.ones(2, 1024, dtype=torch.bfloat16, device=kernel_device)
     weight = torch.ones(1024, dtype=torch.bfloat16, device=kernel_device)
     x[0, 5], weight[700] = float("nan"), float("inf")
-    got = run_norm_quant_of(x, weight, QuantFormat(scale_format="ue8m0"), plan.plan_norm(1024, 2, 2))
+    got = run_quantized(x, weight, QuantFormat(scale_format="ue8m0"), plan.plan_norm(1024, 2, 2))
     exponents = got.scales.contiguous().view(torch.uint8).view(2, 8)
     assert exponents[0].eq(255).all()
     assert (exponents[1] == 255).tolist() == [group == 5 for group in range(8)]

@@ -16,7 +16,7 @@ PROGRAM = """
 import base64, json, re, sys
 import torch
 from compare_code import compiled, figures, record_launches
-from serving_ops import cuda_quant, cuda_rope, plan_rope
+from serving_ops import cuda_rope, plan_rope
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
 from serving_ops.rope_spec import RopeSpec
