@@ -53,23 +53,22 @@ def rope_route(
         heads = heads._replace(v=None)
     named = (("qkv", heads.q), ("k", heads.k), ("v", heads.v), ("q_weight", q_weight), ("k_weight", k_weight))
     reason = support.no_triton() or support.why_not_layout(*named, ("cos_sin_cache", cos_sin_cache))
-    reason = reason or _why_not(heads.q, cos_sin_cache, q_weight, k_weight)
-    if max(num_q_heads, num_kv_heads) > MAX_HEADS:
-        reason = reason or TOO_MANY_HEADS
-    if key_cache is not None and value_cache is not None and slot_mapping is not None:
-        reason = reason or _why_not_caches(key_cache, value_cache, slot_mapping)
-    cached = key_cache is not None
-    return reason or (heads, plan_rope(head_dim, qkv.shape[0], num_q_heads + num_kv_heads, cached=cached))
-
-
-def _why_not(q: Tensor, table: Tensor, q_weight: Tensor | None, k_weight: Tensor | None) -> str | None:
-    if q.shape[2] > MAX_SIZE:
+    if reason is not None:
+        return reason
+    if head_dim > MAX_SIZE:
         return TOO_LARGE
-    if table.shape[1] == 0:
+    if cos_sin_cache.shape[1] == 0:
         return NOTHING_ROTATED
     if q_weight is not None and k_weight is not None and q_weight.dtype != k_weight.dtype:
         return TWO_WEIGHT_DTYPES
-    return support.TOO_MANY_ROWS if q.shape[0] > plan.MAX_ROWS else None
+    if qkv.shape[0] > plan.MAX_ROWS:
+        return support.TOO_MANY_ROWS
+    if max(num_q_heads, num_kv_heads) > MAX_HEADS:
+        return TOO_MANY_HEADS
+    if key_cache is not None and value_cache is not None and slot_mapping is not None:
+        reason = _why_not_caches(key_cache, value_cache, slot_mapping)
+    cached = key_cache is not None
+    return reason or (heads, plan_rope(head_dim, qkv.shape[0], num_q_heads + num_kv_heads, cached=cached))
 
 
 def _why_not_caches(keys: Tensor, values: Tensor, slots: Tensor) -> str | None:
@@ -89,19 +88,6 @@ def launch_rope(route: tuple[Heads, Plan], **call: Any) -> None:
     from serving_ops.kernels.triton.run_rope import run_qk_norm_rope
 
     heads, plan = route
-    names = "positions", "cos_sin_cache", "q_weight", "k_weight", "eps", "weight_offset"
-    qkv: Tensor = call["qkv"]
-    arguments = (*heads, *(call[name] for name in names), *_rotation_and_cache(call), plan, pdl(qkv.device))
-    run_qk_norm_rope(*arguments)
-
-
-def _rotation_and_cache(call: dict[str, Any]) -> tuple[Any, Any]:
-    from serving_ops.kernels.triton.run_rope import Cache, Rotation
-
-    section = call["mrope_section"]
-    section = None if section is None else tuple(section)
-    rotation = Rotation(call["cos_sin_cache"].shape[1], call["is_neox"], section, call["mrope_interleaved"])
-    if call["key_cache"] is None:
-        return rotation, None
-    caches = (rope_reference.in_slots(call[name]) for name in ("key_cache", "value_cache"))
-    return rotation, Cache(*caches, call["slot_mapping"], call["k_scale"], call["v_scale"])
+    for name in ("key_cache", "value_cache"):
+        call[name] = None if call[name] is None else rope_reference.in_slots(call[name])
+    run_qk_norm_rope(**call | heads._asdict(), plan=plan, pdl=pdl(call["qkv"].device))

@@ -129,8 +129,9 @@ def is_floating(value: Any) -> bool:
 
 def token_dimension(op: NormOp, name: str) -> int | None:
     """Of an argument with an entry a token, the dimension of tokens."""
-    argument = op.all[name]
-    return argument.tokens if isinstance(argument, Own) else 0 if isinstance(argument, Rows) else None
+    if isinstance(op.all[name], Own):
+        return {"qkv": 0, "positions": -1, "k": 0, "v": 0, "slot_mapping": 0}.get(name)
+    return 0 if isinstance(op.all[name], Rows) else None
 
 
 def copied(call: dict[str, Any]) -> dict[str, Any]:

@@ -155,25 +155,15 @@ class Format:
 
 @dataclass(frozen=True)
 class Own:
-    """An argument that no other op has, with rules and samples of its op alone.
-
-    tokens: the dimension whose entries are tokens.
-    written, may_be: as for `Rows`.
-    """
+    """An argument that no other op has: `NormOp.check_own` and `sample_own` know it. written, may_be: as for `Rows`."""
 
     name: str
     type: str
-    checked: Callable[[Any, Call], None]
-    sampled: Callable[[NormSpec, int], Any]
-    tokens: int | None = None
     written: bool = False
     may_be: tuple[str, ...] = ()
 
     def check(self, value: Any, call: Call) -> None:
-        self.checked(value, call)
-
-    def sample(self, spec: NormSpec, num_tokens: int) -> Any:
-        return self.sampled(spec, num_tokens)
+        pass
 
 
 Argument = Rows | Vector | Scalar | Number | Format | Own
@@ -231,6 +221,8 @@ class NormOp:
     part_of: the op in whose place it runs on contiguous copies, and which counts its calls.
     run: runs that op where no route is launched.
     tokens_to_prewarm: counts that together use every plan of a layer; None for those of rows.
+    check_own: raises for wrong shapes, dtypes, devices and options of `Own` arguments.
+    sample_own: the arguments that a layer passes to an op that has them.
     check_values: raises for wrong numbers in tensors of indices; called where that needs no synchronization.
     bytes_moved: the fewest that a call must move; None for its rows and results, once each way.
     """
@@ -246,6 +238,8 @@ class NormOp:
     part_of: str | None = None
     run: Callable[..., None] | None = None
     tokens_to_prewarm: Callable[[NormSpec], tuple[int, ...]] | None = None
+    check_own: Callable[[Call], None] | None = None
+    sample_own: Callable[[NormSpec, int], Call] | None = None
     check_values: Callable[[Call], None] | None = None
     bytes_moved: Callable[[Call], int] | None = None
 
@@ -322,6 +316,8 @@ class NormOp:
         """Raises for wrong shapes, dtypes, devices and options; reads no address, so that it can be traced."""
         for name, value in call.items():
             self.all[name].check(value, call)
+        if self.check_own is not None:
+            self.check_own(call)
 
     def check(self, call: Call) -> None:
         """Raises for all that is wrong about a call, before anything is written."""

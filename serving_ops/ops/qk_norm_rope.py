@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -98,59 +96,46 @@ def qk_norm_rope(
     modes.increment_version(tuple(tensor for tensor in (qkv, k, key_cache, value_cache) if tensor is not None))
 
 
-def _unchecked(value: Any, call: Call) -> None:
-    """An argument that the check of another looks at."""
+def _sample(spec: NormSpec, num_tokens: int) -> Call:
+    rope, of_k = spec.rotation, (num_tokens, spec.rotation.num_kv_heads, spec.size)
 
+    def ones(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.ones(shape, dtype=dtype or spec.dtype, device=spec.device)
 
-def _ones(spec: NormSpec, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.ones(shape, dtype=dtype or spec.dtype, device=spec.device)
+    def cache() -> Tensor | None:
+        slots = (num_tokens,) if rope.block_size is None else (-(-num_tokens // rope.block_size), rope.block_size)
+        return ones(*slots, *of_k[1:], dtype=rope.cache_dtype).zero_() if rope.has_cache else None
 
+    def scale() -> Tensor | None:
+        return ones(dtype=torch.float32) if rope.cache_dtype == torch.float8_e4m3fn else None
 
-def _sample_qkv(spec: NormSpec, num_tokens: int) -> Tensor:
-    rope = spec.rotation
-    if rope.separate:
-        return _ones(spec, num_tokens, spec.heads, spec.size)
     width = (spec.heads + 2 * rope.num_kv_heads) * spec.size
-    return _ones(spec, num_tokens, spec.token_stride or width)[:, :width]
-
-
-def _sample_apart(spec: NormSpec, num_tokens: int, *, cached: bool = False) -> Tensor | None:
-    if not spec.rotation.separate or (cached and not spec.rotation.has_cache):
-        return None
-    return _ones(spec, num_tokens, spec.rotation.num_kv_heads, spec.size)
-
-
-def _sample_positions(spec: NormSpec, num_tokens: int) -> Tensor:
-    rows = torch.arange(num_tokens, dtype=spec.rotation.index_dtype, device=spec.device)
-    return rows if spec.rotation.mrope_section is None else torch.stack((rows, rows + 1, rows + 2))
-
-
-def _sample_table(spec: NormSpec, num_tokens: int) -> Tensor:
-    rotary_dim = spec.size if spec.rotation.rotary_dim is None else spec.rotation.rotary_dim
-    return _ones(spec, num_tokens + 2, rotary_dim, dtype=spec.rotation.table_dtype)
-
-
-def _sample_cache(spec: NormSpec, num_tokens: int) -> Tensor | None:
-    rope = spec.rotation
-    if not rope.has_cache:
-        return None
-    slots = (num_tokens,) if rope.block_size is None else (-(-num_tokens // rope.block_size), rope.block_size)
-    return torch.zeros(
-        *slots, rope.num_kv_heads, spec.size, dtype=rope.cache_dtype or spec.dtype, device=spec.device
-    )  # fmt: skip
-
-
-def _sample_slots(spec: NormSpec, num_tokens: int) -> Tensor | None:
-    rope = spec.rotation
-    return torch.arange(num_tokens, dtype=rope.index_dtype, device=spec.device) if rope.has_cache else None
-
-
-def _sample_scale(spec: NormSpec, num_tokens: int) -> Tensor | None:
-    return _ones(spec, dtype=torch.float32) if spec.rotation.cache_dtype == torch.float8_e4m3fn else None
-
-
-def _fixed(get: Callable[[NormSpec], Any]) -> Callable[[NormSpec, int], Any]:
-    return lambda spec, num_tokens: get(spec)
+    in_one = ones(num_tokens, spec.token_stride or width)[:, :width]
+    rows = torch.arange(num_tokens, dtype=rope.index_dtype, device=spec.device)
+    rotary_dim = spec.size if rope.rotary_dim is None else rope.rotary_dim
+    return {
+        "qkv": ones(num_tokens, spec.heads, spec.size) if rope.separate else in_one,
+        "positions": rows if rope.mrope_section is None else torch.stack((rows, rows + 1, rows + 2)),
+        "cos_sin_cache": ones(num_tokens + 2, rotary_dim, dtype=rope.table_dtype),
+        "q_weight": spec.vector(),
+        "k_weight": spec.vector(),
+        "num_q_heads": spec.heads,
+        "num_kv_heads": rope.num_kv_heads,
+        "head_dim": spec.size,
+        "eps": spec.eps,
+        "weight_offset": spec.weight_offset,
+        "rotary_dim": rope.rotary_dim,
+        "is_neox": rope.is_neox,
+        "mrope_section": rope.mrope_section,
+        "mrope_interleaved": rope.mrope_interleaved,
+        "k": ones(*of_k) if rope.separate else None,
+        "v": ones(*of_k) if rope.separate and rope.has_cache else None,
+        "key_cache": cache(),
+        "value_cache": cache(),
+        "slot_mapping": rows.clone() if rope.has_cache else None,
+        "k_scale": scale(),
+        "v_scale": scale(),
+    }
 
 
 def _bytes_moved(call: Call) -> int:
@@ -169,34 +154,35 @@ registry.register(
         qk_norm_rope,
         rope_reference.qk_norm_rope,
         (
-            Own("qkv", "Tensor", rope_checks.qkv, _sample_qkv, tokens=0, written=True),
-            Own("positions", "Tensor", rope_checks.positions, _sample_positions, tokens=-1),
-            Own("cos_sin_cache", "Tensor", rope_checks.table, _sample_table),
-            *(
-                Own(name, "Tensor?", partial(rope_checks.weight, name), _fixed(NormSpec.vector))
-                for name in ("q_weight", "k_weight")
-            ),
-            Own("num_q_heads", "int", _unchecked, _fixed(lambda spec: spec.heads)),
-            Own("num_kv_heads", "int", _unchecked, _fixed(lambda spec: spec.rotation.num_kv_heads)),
-            Own("head_dim", "int", _unchecked, _fixed(lambda spec: spec.size)),
+            Own("qkv", "Tensor", written=True),
+            Own("positions", "Tensor"),
+            Own("cos_sin_cache", "Tensor"),
+            Own("q_weight", "Tensor?"),
+            Own("k_weight", "Tensor?"),
+            Own("num_q_heads", "int"),
+            Own("num_kv_heads", "int"),
+            Own("head_dim", "int"),
             EPS,
             Number("weight_offset"),
-            Own("rotary_dim", "int?", _unchecked, _fixed(lambda spec: spec.rotation.rotary_dim)),
-            Own("is_neox", "bool", _unchecked, _fixed(lambda spec: spec.rotation.is_neox)),
-            Own("mrope_section", "int[]?", _unchecked, _fixed(lambda spec: spec.rotation.mrope_section)),
-            Own("mrope_interleaved", "bool", _unchecked, _fixed(lambda spec: spec.rotation.mrope_interleaved)),
-            Own("k", "Tensor?", rope_checks.keys, _sample_apart, tokens=0, written=True),
-            Own("v", "Tensor?", rope_checks.values, partial(_sample_apart, cached=True), tokens=0),
-            Own("key_cache", "Tensor?", rope_checks.key_cache, _sample_cache, written=True),
-            Own("value_cache", "Tensor?", rope_checks.value_cache, _sample_cache, written=True),
-            Own("slot_mapping", "Tensor?", rope_checks.slot_mapping, _sample_slots, tokens=0),
-            *(Own(name, "Tensor?", partial(rope_checks.scale, name), _sample_scale) for name in ("k_scale", "v_scale")),
+            Own("rotary_dim", "int?"),
+            Own("is_neox", "bool"),
+            Own("mrope_section", "int[]?"),
+            Own("mrope_interleaved", "bool"),
+            Own("k", "Tensor?", written=True),
+            Own("v", "Tensor?"),
+            Own("key_cache", "Tensor?", written=True),
+            Own("value_cache", "Tensor?", written=True),
+            Own("slot_mapping", "Tensor?"),
+            Own("k_scale", "Tensor?"),
+            Own("v_scale", "Tensor?"),
         ),
         route=cuda_rope.rope_route,
         launch=cuda_rope.launch_rope,
         tokens_to_prewarm=lambda spec: plan_rope.tokens_to_prewarm(spec.heads + spec.rotation.num_kv_heads),
         in_cpp=("cpu", "cuda"),
+        check_own=rope_checks.check,
         check_values=rope_checks.index_values,
+        sample_own=_sample,
         bytes_moved=_bytes_moved,
     )
 )

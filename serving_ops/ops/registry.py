@@ -20,7 +20,7 @@ from torch import Tensor
 
 from serving_ops import counters, support
 from serving_ops.norm_spec import NormSpec
-from serving_ops.ops.description import Argument, Call, NormOp, Result, Rows, is_written
+from serving_ops.ops.description import Argument, Call, NormOp, Own, Result, Rows, is_written
 from serving_ops.schemas import TAGS, library
 
 OPS: dict[str, NormOp] = {}
@@ -171,7 +171,10 @@ def sample(spec: NormSpec, num_tokens: int = 1) -> Call:
 
     Used by prewarm, by the engines' probes, and by tests and benches.
     """
-    return {argument.name: argument.sample(spec, num_tokens) for argument in find(spec.op).arguments}
+    op = find(spec.op)
+    if op.sample_own is not None:
+        return op.sample_own(spec, num_tokens)
+    return {a.name: a.sample(spec, num_tokens) for a in op.arguments if not isinstance(a, Own)}
 
 
 def bytes_moved(op: NormOp, call: Call) -> int:

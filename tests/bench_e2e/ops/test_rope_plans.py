@@ -24,9 +24,9 @@ def launched(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> list[Plan
     found: list[Plan] = []
     run = run_rope.run_qk_norm_rope
 
-    def recorded(*args: object) -> object:
-        found.append(next(argument for argument in args if isinstance(argument, Plan)))
-        run(*args)  # type: ignore[arg-type]
+    def recorded(plan: Plan, **arguments: object) -> object:
+        found.append(plan)
+        run(plan=plan, **arguments)  # type: ignore[arg-type]
         return partial(print)  # as on a GPU, a launch that can be repeated
 
     monkeypatch.setattr(run_rope, "run_qk_norm_rope", recorded)
