@@ -8,6 +8,14 @@ from typing import Any, Literal, NamedTuple
 from serving_ops.kernels import contract
 
 
+class Block(NamedTuple):
+    """As a plan, for the kernels that have one for every size."""
+
+    rows: int
+    columns: int
+    num_warps: int
+
+
 class RowGrid(NamedTuple):
     """Row r of tensor i starts at `(r // inner) * outer_strides[i] + (r % inner) * inner_strides[i]` elements."""
 

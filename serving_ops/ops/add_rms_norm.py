@@ -28,7 +28,9 @@ def add_rms_norm(
     Raises RuntimeError for input that `serving_ops.checks` calls wrong.
     """
     if not modes.only_computed(x, residual, weight):
-        return autograd.add_rms_norm(x, residual, weight, eps, weight_offset)
+        tensors = {"x": x, "residual": residual, "weight": weight}
+        out, total = autograd.run("add_rms_norm", **tensors, eps=eps, weight_offset=weight_offset)
+        return out, total
     out, total = torch.ops.serving_ops.add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
     return out, total
 

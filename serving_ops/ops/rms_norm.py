@@ -39,8 +39,9 @@ def rms_norm(
     options = {"weight_offset": weight_offset} if weight_offset else {}  # each costs 0.4 us of host time
     if out is None:
         if not modes.only_computed(x, weight):
-            return autograd.rms_norm(x, weight, eps, weight_offset)
-        result: Tensor = _default(x, weight, eps, **options)
+            result: Tensor = autograd.run("rms_norm", x=x, weight=weight, eps=eps, weight_offset=weight_offset)
+            return result
+        result = _default(x, weight, eps, **options)
         return result
     if not modes.only_computed(x, weight, out):
         checks.not_differentiated("it without out", x=x, weight=weight, out=out)

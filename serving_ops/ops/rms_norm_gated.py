@@ -51,8 +51,10 @@ def rms_norm_gated(
     """
     if out is None:
         if not modes.only_computed(x, z, weight, bias):
-            return autograd.rms_norm_gated(x, z, weight, bias, eps, norm_before_gate, activation, group_size)
-        result: Tensor = _default(
+            options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
+            result: Tensor = autograd.run("rms_norm_gated", x=x, z=z, weight=weight, bias=bias, eps=eps, **options)
+            return result
+        result = _default(
             x,
             z,
             weight,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import modes, reference
+from serving_ops import modes
 from serving_ops.ops import registry
 from serving_ops.schemas import library
 from serving_ops.training import backward_ops
@@ -35,54 +35,16 @@ def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:
     return None if of is None else gradient
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
-    """See `serving_ops.rms_norm`."""
-    if modes.transformed():
-        call: dict[str, Any] = {"x": x, "weight": weight, "eps": eps, "weight_offset": weight_offset}
-        registry.find("rms_norm").check_metadata(call)
-        return reference.rms_norm(**call)
+def run(name: str, **call: Any) -> Any:
+    """The public function of an op. call: the arguments of its `forward` below, in its order."""
+    op = registry.find(name)
+    # The kernels' gradients have one dtype.
+    if modes.transformed() or ("residual" in call and call["residual"].dtype != call["x"].dtype):
+        op.check_metadata(call)
+        return op.formula(**call)
     if modes.exporting():
-        return _ops.rms_norm_trainable(x, weight, eps, weight_offset)  # type: ignore[no-any-return]
-    result: Tensor = RMSNorm.apply(x, weight, eps, weight_offset)  # type: ignore[no-untyped-call]
-    return result
-
-
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
-) -> tuple[Tensor, Tensor]:
-    """See `serving_ops.add_rms_norm`."""
-    if modes.transformed() or residual.dtype != x.dtype:  # the kernels' gradients have one dtype
-        call: dict[str, Any] = {"x": x, "residual": residual, "weight": weight}
-        call |= {"eps": eps, "weight_offset": weight_offset}
-        registry.find("add_rms_norm").check_metadata(call)
-        return reference.add_rms_norm(**call)
-    if modes.exporting():
-        return _ops.add_rms_norm_trainable(x, residual, weight, eps, weight_offset)  # type: ignore[no-any-return]
-    out, total = AddRMSNorm.apply(x, residual, weight, eps, weight_offset)  # type: ignore[no-untyped-call]
-    return out, total
-
-
-def rms_norm_gated(
-    x: Tensor,
-    z: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    norm_before_gate: bool,
-    activation: str,
-    group_size: int | None,
-) -> Tensor:
-    """See `serving_ops.rms_norm_gated`."""
-    if modes.transformed():
-        call: dict[str, Any] = {"x": x, "z": z, "weight": weight, "eps": eps, "bias": bias}
-        call |= {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-        registry.find("rms_norm_gated").check_metadata(call)
-        return reference.rms_norm_gated(**call)
-    arguments = (x, z, weight, bias, eps, norm_before_gate, activation, group_size)
-    if modes.exporting():
-        return _ops.rms_norm_gated_trainable(*arguments)  # type: ignore[no-any-return]
-    result: Tensor = RMSNormGated.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result
+        return getattr(_ops, f"{name}_trainable")(*call.values())
+    return FUNCTIONS[name].apply(*call.values())
 
 
 class RMSNorm(torch.autograd.Function):
@@ -170,14 +132,15 @@ class RMSNormGated(torch.autograd.Function):
         return (*map(_unless_empty, gradients, (x, z, weight, bias)), None, None, None, None)
 
 
-def _register_trainable(name: str, function: type[torch.autograd.Function]) -> None:
-    library.impl(name, function.forward, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"serving_ops::{name}", function.forward, lib=library)
+FUNCTIONS: dict[str, type[torch.autograd.Function]] = {
+    "rms_norm": RMSNorm,
+    "add_rms_norm": AddRMSNorm,
+    "rms_norm_gated": RMSNormGated,
+}
+
+for _name, _function in FUNCTIONS.items():
+    library.impl(f"{_name}_trainable", _function.forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"serving_ops::{_name}_trainable", _function.forward, lib=library)
     torch.library.register_autograd(
-        f"serving_ops::{name}", function.backward, setup_context=function.setup_context, lib=library
+        f"serving_ops::{_name}_trainable", _function.backward, setup_context=_function.setup_context, lib=library
     )
-
-
-_register_trainable("rms_norm_trainable", RMSNorm)
-_register_trainable("add_rms_norm_trainable", AddRMSNorm)
-_register_trainable("rms_norm_gated_trainable", RMSNormGated)

@@ -80,7 +80,7 @@ def norm(
     with torch.cuda._DeviceGuard(s.get_device()):
         _module().run_norm_backward(
             *(dout, s, ds_more, weight, ds, dweight, eps, weight_offset),
-            *(rows, plan, programs, _moments_block(), _sum_block(s.shape[-1]), pdl(s.device)),
+            *(rows, plan, programs, plans.MOMENTS, plans.sum_block(s.shape[-1]), pdl(s.device)),
         )
     return None
 
@@ -120,7 +120,7 @@ def gated(
     programs = plan.num_programs(rows.num_rows, num_sms, groups)
     tensors = (dout, x, z, weight, bias, dx, dz, dweight, dbias)
     dependent = pdl(x.device) and plans.gated_may_start_early(programs * groups, num_sms)
-    launch = (rows, plan, programs, _sum_block(x.shape[-1]), pdl(x.device), dependent)
+    launch = (rows, plan, programs, plans.sum_block(x.shape[-1]), pdl(x.device), dependent)
     with torch.cuda._DeviceGuard(x.get_device()):
         _module().run_gated_backward(*tensors, eps, norm_before_gate, activation == "sigmoid", group_size, *launch)
     return None
@@ -130,14 +130,3 @@ def _flat(x: Tensor) -> RowGrid:
     """The rows of contiguous tensors of one shape."""
     num_rows, size = math.prod(x.shape[:-1]), x.shape[-1]
     return RowGrid(num_rows, num_rows, (0, 0, 0), (size, size, size))
-
-
-@cache
-def _moments_block() -> Any:
-    return _module().Block(1, plans.MOMENTS_BLOCK, plans.COLUMNS_WARPS)
-
-
-@cache
-def _sum_block(size: int) -> Any:
-    parts_and_columns = plans.SUM_NARROW if size <= plans.SUM_NARROW_N else plans.SUM_WIDE
-    return _module().Block(*parts_and_columns, plans.SUM_WARPS)

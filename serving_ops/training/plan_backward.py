@@ -7,7 +7,7 @@ a CUDA graph of calls that alternate between a few sets of tensors, 2026-11-21. 
 
 from __future__ import annotations
 
-from serving_ops.kernels.launches import BackwardPlan
+from serving_ops.kernels.launches import BackwardPlan, Block
 from serving_ops.plan import next_power_of_2
 
 NARROW_N = 2048
@@ -63,12 +63,12 @@ us or more with none kept, and 2490 us with the next row fetched. With a gradien
 with that row fetched. 16-bit rows are read twice: kept blocks took 880 instead of 898 us in bf16, but 952 instead of
 884 us in fp16."""
 
-MOMENTS_BLOCK = 4096
-COLUMNS_BLOCK = 2048
 COLUMNS_WARPS = 4
+MOMENTS = Block(1, 4096, COLUMNS_WARPS)
+COLUMNS_BLOCK = 2048
 COLUMNS_PROGRAMS = 4
-"""For rows wider than WIDE_MAX_N: elements per block of the first and of the second kernel, and the second kernel's
-warps and programs per SM. No other values were measured."""
+"""For rows wider than WIDE_MAX_N: the warps of both kernels, their blocks, and the second's programs per SM. No other
+values were measured."""
 
 GATED_TILE = 1024
 GATED_WARPS = 2
@@ -94,12 +94,15 @@ MAX_N = COLUMNS_BLOCK * 65535
 """Elements per row: the second dimension of a CUDA grid holds at most 65535 blocks of columns."""
 
 SUM_NARROW_N = 512
-SUM_NARROW = (128, 4)
-SUM_WIDE = (64, 8)
-SUM_WARPS = 4
-"""The sum kernel adds the parts of a weight's gradient, one part per program of the gradient's kernel. SUM_NARROW (for
-at most SUM_NARROW_N elements) and SUM_WIDE: parts and columns at a time; SUM_WARPS: warps. 4096 x 1024 takes 10.8 us,
-and 11.2 us with 16 columns at a time."""
+SUM_NARROW = Block(128, 4, 4)
+SUM_WIDE = Block(64, 8, 4)
+"""The sum kernel adds the parts of a weight's gradient, one part per program of the gradient's kernel. SUM_NARROW is
+for at most SUM_NARROW_N elements. 4096 x 1024 takes 10.8 us, and 11.2 us with 16 columns at a time."""
+
+
+def sum_block(size: int) -> Block:
+    """For the gradient of a weight of `size` elements."""
+    return SUM_NARROW if size <= SUM_NARROW_N else SUM_WIDE
 
 
 def gated_may_start_early(num_programs: int, num_sms: int) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from serving_ops.kernels.launches import BackwardPlan, RowGrid
+from serving_ops.kernels.launches import BackwardPlan, Block, RowGrid
 from serving_ops.kernels.triton.backward.gated_backward import gated_backward_kernel
 from serving_ops.kernels.triton.backward.norm_backward import norm_backward_kernel
 from serving_ops.kernels.triton.backward.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
@@ -24,14 +24,6 @@ _moments = Launcher(row_moments_kernel)
 _columns = Launcher(norm_backward_columns_kernel)
 _gated = Launcher(gated_backward_kernel)
 _sum = Launcher(partial_sum_kernel)
-
-
-class Block(NamedTuple):
-    """As a plan, for the kernels that have one for every size."""
-
-    rows: int
-    columns: int
-    num_warps: int
 
 
 def run_norm_backward(

@@ -103,13 +103,13 @@ KERNELS = {
 OTHER_KERNELS = {
     "backward.norm_backward_columns moments": (
         "row_moments_kernel",
-        {"N": 65536, "BLOCK_N": plan_backward.MOMENTS_BLOCK, "HAS_WEIGHT": True, "ALIGNED": True},
+        {"N": 65536, "BLOCK_N": plan_backward.MOMENTS.columns, "HAS_WEIGHT": True, "ALIGNED": True},
         plan_backward.COLUMNS_WARPS,
     ),
     "backward.partial_sum": (
         "partial_sum_kernel",
-        {"PARTS": plan_backward.SUM_WIDE[0], "COLUMNS": plan_backward.SUM_WIDE[1], "PDL": True},
-        plan_backward.SUM_WARPS,
+        {"PARTS": plan_backward.SUM_WIDE.rows, "COLUMNS": plan_backward.SUM_WIDE.columns, "PDL": True},
+        plan_backward.SUM_WIDE.num_warps,
     ),
 }
 """That a thread moves fewer bytes at a time in, or that do not read and write rows."""

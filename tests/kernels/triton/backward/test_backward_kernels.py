@@ -287,7 +287,7 @@ def test_a_group_too_wide_for_registers_is_left_to_the_formula(kernel_device: to
 @pytest.mark.parametrize("size", [128, 4096, 16384, 32768, 65536, 2**20])
 def test_no_more_programs_than_run_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     asked: list[tuple[Any, ...]] = []
-    launches = SimpleNamespace(Block=run_backward.Block, run_norm_backward=lambda *arguments: asked.append(arguments))
+    launches = SimpleNamespace(run_norm_backward=lambda *arguments: asked.append(arguments))
     monkeypatch.setattr(cuda_backward, "_module", lambda: launches)
     monkeypatch.setattr(cuda_backward, "_num_sms", lambda device: 132)
     row = torch.zeros(size, dtype=torch.bfloat16)
