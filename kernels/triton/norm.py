@@ -11,23 +11,13 @@ from torch import Tensor
 from serving_ops.kernels.launches import Plan, Quantized, RowGrid
 from serving_ops.kernels.triton import epilogue
 from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm_row import norm_row_kernel, norm_row_quant_kernel
-from serving_ops.kernels.triton.norm_tile import norm_tile_kernel, norm_tile_quant_kernel
-from serving_ops.kernels.triton.norm_wide import norm_wide_kernel, norm_wide_quant_kernel
+from serving_ops.kernels.triton.norm_kernels import norm_rows_kernel, norm_rows_quant_kernel
 from serving_ops.kernels.triton.variant import ALIGNMENT, BIT, Variant, flags_of, starts_aligned
 
-
-def _launchers(row: Any, tile: Any, wide: Any) -> dict[str, Launcher]:
-    return {
-        "row": Launcher(row, enable_fp_fusion=True),
-        # A fused multiply-add would tie bits to the layout.
-        "tile": Launcher(tile, enable_fp_fusion=False),
-        "wide": Launcher(wide, enable_fp_fusion=True),
-    }
-
-
-_LAUNCHERS = _launchers(norm_row_kernel, norm_tile_kernel, norm_wide_kernel)
-_QUANTIZING = _launchers(norm_row_quant_kernel, norm_tile_quant_kernel, norm_wide_quant_kernel)
+# In tiles, a fused multiply-add would tie bits to the layout.
+_FUSED = {"row": True, "tile": False, "wide": True}
+_LAUNCHERS = {kernel: Launcher(norm_rows_kernel, enable_fp_fusion=fused) for kernel, fused in _FUSED.items()}
+_QUANTIZING = {kernel: Launcher(norm_rows_quant_kernel, enable_fp_fusion=fused) for kernel, fused in _FUSED.items()}
 FORMS = {"fp32": epilogue.FP32.value, "fp32_power_of_2": epilogue.POWER_OF_2.value, "ue8m0": epilogue.UE8M0.value}
 
 
@@ -51,6 +41,7 @@ def constants_of(plan: Plan, pdl: bool) -> dict[str, Any]:
         "LOG2_BLOCK_N": plan.block_n.bit_length() - 1,
         "ROWS": plan.rows_per_program,
         "KEPT_N": plan.kept_n,
+        "KERNEL": plan.kernel,
         "PAIRWISE": plan.kernel == "tile",
         "PDL": pdl,
         "OVERLAP": plan.overlap,

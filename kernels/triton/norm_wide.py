@@ -26,7 +26,6 @@ from serving_ops.kernels.triton.epilogue import (
     scaled_by_given,
 )
 from serving_ops.kernels.triton.finish import finish
-from serving_ops.kernels.triton.variant import unspecialized
 
 
 @triton.jit
@@ -115,34 +114,15 @@ def _store(
     put_rounded(columns_at(out_row, columns, ALIGNED), normed, mask, ".cs")
 
 
-@unspecialized
-def norm_wide_kernel(
-    x_ptr,  # (num_rows, N)
-    residual_ptr,  # (num_rows, N), if HAS_RESIDUAL
-    weight_ptr,  # (N,), if HAS_WEIGHT
-    out_ptr,  # (num_rows, N), may be x
-    total_ptr,  # (num_rows, N), x + residual in the strides of residual, which it may be; if HAS_RESIDUAL
-    num_rows: tl.int32,
-    inner: tl.int32,  # rows in the inner of two leading dimensions
-    x_outer_stride: tl.int64,
-    x_row_stride: tl.int64,
-    residual_outer_stride: tl.int64,
-    residual_row_stride: tl.int64,
-    out_outer_stride: tl.int64,
-    out_row_stride: tl.int64,
-    eps: tl.float32,
-    weight_offset: tl.float32,
-    N: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    KEPT_N: tl.constexpr,  # columns kept in registers, at most N
-    FLAT: tl.constexpr,  # one leading dimension: rows need no division
-    ALIGNED: tl.constexpr,  # every row starts on 16 bytes
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    WEIGHT_IN_FP32: tl.constexpr,
-    PDL: tl.constexpr,
-    OVERLAP: tl.constexpr,  # the grid leaves room for the next
-):
+@triton.jit
+def norm_wide(
+    x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, inner, x_outer_stride, x_row_stride,
+    residual_outer_stride, residual_row_stride, out_outer_stride, out_row_stride, eps, weight_offset,
+    N: tl.constexpr, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, FLAT: tl.constexpr, ALIGNED: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr, PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Norm this program's row, with x + residual written."""
     x_row, residual_row, total_row, outer, row = _rows_at(
         x_ptr, residual_ptr, total_ptr, inner, x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride,
         FLAT, HAS_RESIDUAL,
@@ -226,42 +206,17 @@ def _quantize(
         )  # fmt: skip
 
 
-@unspecialized
-def norm_wide_quant_kernel(
-    x_ptr,  # (num_rows, N)
-    residual_ptr,  # (num_rows, N), becomes x + residual; if HAS_RESIDUAL
-    weight_ptr,  # (N,), if HAS_WEIGHT
-    normed_ptr,  # (num_rows, N), the result before it is quantized, may be x; if HAS_NORMED
-    q_ptr,  # (num_rows, N), of FP8 E4M3 or INT8
-    scales_ptr,  # (num_rows, N // SCALED), written; (num_rows, 1) for WHOLE_ROW; one, read, for GIVEN
-    num_rows: tl.int32,
-    inner: tl.int32,  # rows in the inner of two leading dimensions
-    x_outer_stride: tl.int64,
-    x_row_stride: tl.int64,
-    residual_outer_stride: tl.int64,
-    residual_row_stride: tl.int64,
-    normed_outer_stride: tl.int64,
-    normed_row_stride: tl.int64,
-    q_outer_stride: tl.int64,
-    q_row_stride: tl.int64,
-    scales_row_stride: tl.int64,  # of rows in one leading dimension
-    scales_group_stride: tl.int64,
-    eps: tl.float32,
-    weight_offset: tl.float32,
-    N: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    KEPT_N: tl.constexpr,  # columns kept in registers, at most N
-    SCALED: tl.constexpr,  # columns of a scale, or GIVEN or WHOLE_ROW
-    FORM: tl.constexpr,  # of a scale
-    FLAT: tl.constexpr,  # one leading dimension: rows need no division
-    ALIGNED: tl.constexpr,  # every row starts on 16 bytes; of q, on as many elements
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_NORMED: tl.constexpr,
-    WEIGHT_IN_FP32: tl.constexpr,
-    PDL: tl.constexpr,
-    OVERLAP: tl.constexpr,  # the grid leaves room for the next
-):
+@triton.jit
+def norm_wide_quant(
+    x_ptr, residual_ptr, weight_ptr, normed_ptr, q_ptr, scales_ptr, inner, x_outer_stride, x_row_stride,
+    residual_outer_stride, residual_row_stride, normed_outer_stride, normed_row_stride, q_outer_stride,
+    q_row_stride, scales_row_stride, scales_group_stride, eps, weight_offset,
+    N: tl.constexpr, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, SCALED: tl.constexpr, FORM: tl.constexpr,
+    FLAT: tl.constexpr, ALIGNED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_NORMED: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr, PDL: tl.constexpr, OVERLAP: tl.constexpr,
+    Q_BYTES: tl.constexpr,
+):  # fmt: skip
+    """Norm and quantize this program's row, with x + residual written."""
     x_row, residual_row, _total_row, outer, row = _rows_at(
         x_ptr, residual_ptr, residual_ptr, inner,
         x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, FLAT, HAS_RESIDUAL,
@@ -270,7 +225,6 @@ def norm_wide_quant_kernel(
     normed_row = normed_ptr + outer * normed_outer_stride + row * normed_row_stride
     q_row = q_ptr + outer * q_outer_stride + row * q_row_stride
     BLOCKS: tl.constexpr = (N - KEPT_N + BLOCK_N - 1) // BLOCK_N
-    Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     wait_for_kernel_before(PDL, OVERLAP)
     rstd, kept_x, kept_residual = _first_pass(
         x_row, residual_row, eps, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED, HAS_RESIDUAL

@@ -111,7 +111,7 @@ def test_cpp_launches_norms_but_not_their_gradients() -> None:
 
 
 def compiled_kernel(**other: Any) -> Any:
-    """As Triton compiles `norm_row_kernel`; other: what is otherwise."""
+    """As Triton compiles `norm_rows_kernel`; other: what is otherwise."""
     types = {name: "constexpr" for name in norm._LAUNCHERS["row"].kernel.arg_names}
     types |= {name: "*bf16" if kind == "pointer" else kind for name, kind in contract.FIELDS.items() if name in types}
     of_kernel = {"name": "kernel", "num_ctas": 1} | other

@@ -24,6 +24,7 @@ from compare_code import compiled, record_launches
 
 from serving_ops import cuda
 from serving_ops.kernels import triton as kernels
+from serving_ops.kernels.launches import Plan
 from serving_ops.kernels.triton import launch
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
@@ -145,7 +146,7 @@ def cause_of(error: BaseException) -> str:
 def compile_for(target: int | str, launches: list[tuple[Any, ...]]) -> dict[str, Any]:
     capability = target if isinstance(target, int) else AS_ON_AMD
     pretend(capability)
-    names: set[str] = set()
+    forms: set[tuple[str, str | None]] = set()
     failed: dict[str, str] = {}
     for name, call in calls():
         reason = call()
@@ -154,14 +155,15 @@ def compile_for(target: int | str, launches: list[tuple[Any, ...]]) -> dict[str,
         while launches:
             launched = launches.pop()
             kernel = launched[0].fn.__name__
-            if kernel in names and target != EVERY_CALL:
+            form = kernel, launched[2].kernel if isinstance(launched[2], Plan) else None
+            if form in forms and target != EVERY_CALL:
                 continue
             try:
                 compiled(*launched, target)
-                names.add(kernel)
+                forms.add(form)
             except Exception as error:  # whatever Triton raises, of one kernel, must not hide the others'
                 failed[f"{kernel} of {name}"] = cause_of(error)
-    return {"compiled": sorted(names), "failed": failed}
+    return {"compiled": sorted({kernel for kernel, _ in forms}), "failed": failed}
 
 
 def every_kernel() -> set[str]:

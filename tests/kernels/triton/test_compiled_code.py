@@ -70,14 +70,18 @@ for line in sys.stdin:
 """
 
 SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
-NORM = SHARED | {"HAS_RESIDUAL": True, "WEIGHT_IN_FP32": False}
 TILE = {"BLOCK_N": 128, "LOG2_BLOCK_N": 7, "ROWS": 16}
+NORM = SHARED | {"HAS_RESIDUAL": True, "WEIGHT_IN_FP32": False, "LOG2_BLOCK_N": 0, "ROWS": 1, "KEPT_N": 0}
 GATED = TILE | {"GROUP": 128, "PAIRWISE": True, "HAS_GATE": True, "HAS_BIAS": True, "GATE_FIRST": False}
 BACKWARD = {"STAGES": 3, "FLAT": False, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True}
 KERNELS = {
-    "norm_row": ("norm_row_kernel", NORM | {"N": 4096, "BLOCK_N": 4096}, 4),
-    "norm_tile": ("norm_tile_kernel", NORM | TILE | {"N": 128}, 1),
-    "norm_wide": ("norm_wide_kernel", NORM | {"N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768}, 32),
+    "norm_kernels row": ("norm_rows_kernel", NORM | {"KERNEL": "row", "N": 4096, "BLOCK_N": 4096}, 4),
+    "norm_kernels tile": ("norm_rows_kernel", NORM | TILE | {"KERNEL": "tile", "N": 128}, 1),
+    "norm_kernels wide": (
+        "norm_rows_kernel",
+        NORM | {"KERNEL": "wide", "N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768},
+        32,
+    ),
     "gated": ("gated_kernel", SHARED | GATED | {"SIGMOID": False}, 2),
     "backward.norm_backward": ("norm_backward_kernel", BACKWARD | {"N": 8192, "BLOCK_N": 8192, "ROWS": 1}, 8),
     "backward.norm_backward_wide fetched": (
