@@ -51,11 +51,10 @@ def load_library(candidates: Sequence[str]) -> None:
 
     Raises OSError, and ImportError that names what was looked for.
     """
-    paths = (Path(folder or ".") / candidate for candidate in candidates for folder in sys.path)
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
+    found = [path for name in candidates for folder in sys.path if (path := Path(folder or ".", name)).is_file()]
+    if not found:
         raise ImportError(f"no {' or '.join(candidates)} on sys.path")
-    torch.ops.load_library(str(found))
+    torch.ops.load_library(str(found[0]))
 
 
 def version(*distributions: str) -> str:
