@@ -52,8 +52,7 @@ def write_plot(result: Comparison, path: Path) -> Path:
     panels = {name: figures for name, figures in panels.items() if figures}
     for place, (name, figures) in enumerate(panels.items(), start=1):
         _panel(figure.add_subplot(1, len(panels), place), result, name, figures)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper right", frameon=False, fontsize=9)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, fontsize=9)
     inactive = "" if result.active else f"{INACTIVE.upper()}. "
     footer = f"{inactive}Bars: medians; points: the pairs, in order; numbers: {OURS} / {BASELINE} with 95% interval."
     figure.supxlabel(footer, fontsize=8, color="#555555")

