@@ -28,10 +28,8 @@ ROUNDS, FEWEST_ROUNDS = 30, 5
 WINDOW_S = 1e-3  # of calls on the CPU between two clock reads; a read costs about 50 ns
 BUDGET_S = 1.2  # a contestant, at one size on the CPU: eager takes 200 ms a call at 4096 x 4096
 HOST_CALLS = 100  # a round; eager launches up to 9 kernels a call, and the launch queue holds 1024
-GRAPH_US = 400.0  # of calls in one graph: the gap around a replay, a few us, is then under 1% of it
-MOST_CALLS = 200
-BYTES_PER_US = 4.0e6  # a first guess at the bandwidth, only to choose how many calls a graph holds
-LAUNCH_US = 1.3  # and at the cost of a small kernel in a graph
+MOST_CALLS = 200  # in one graph
+GRAPH_BYTES = 1.6e9  # that the calls of one graph move, about 400 us: the gap around a replay is then under 1% of it
 SETS_DECODE = 8
 SETS_PREFILL = 2  # at least; more until they are L2_MULTIPLE times the L2
 L2_MULTIPLE = 4
@@ -101,9 +99,7 @@ def sets_for(set_bytes: int, l2: int, *, trained: bool = False) -> int:
 
 def times_for(bytes_moved: int, sets: int) -> int:
     """How often one graph goes round over the sets, a call each."""
-    estimate_us = max(LAUNCH_US, bytes_moved / BYTES_PER_US)
-    wanted = min(MOST_CALLS, max(1, round(GRAPH_US / estimate_us)))
-    return -(-wanted // sets)
+    return -(-min(MOST_CALLS, max(1, round(GRAPH_BYTES / bytes_moved))) // sets)
 
 
 def capture(calls: Sequence[Call], pool: Any) -> torch.cuda.CUDAGraph:
