@@ -38,10 +38,10 @@ def norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, 
     if not rows_fit(x, weight):
         return None
     if residual is None:
-        return torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset=weight_offset)
+        return torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset)
     if residual is x or not alike(x, residual):
         return None
-    torch.ops.serving_ops.fused_add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
+    torch.ops.serving_ops.fused_add_rms_norm.default(x, residual, weight, eps, weight_offset)
     return x, residual
 
 

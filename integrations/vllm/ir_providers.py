@@ -44,7 +44,7 @@ def rms_norm_of_rows_supports(
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:
     """vLLM's `ir.ops.rms_norm`: x (..., N) in any leading strides; a new contiguous tensor."""
-    return torch.ops.serving_ops.rms_norm.default(x, weight, epsilon, weight_offset=WEIGHT_IN_FP32)
+    return torch.ops.serving_ops.rms_norm.default(x, weight, epsilon, WEIGHT_IN_FP32)
 
 
 def fused_add_rms_norm_supports(
@@ -58,7 +58,7 @@ def fused_add_rms_norm(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """vLLM's `ir.ops.fused_add_rms_norm`, in place on both; vLLM clones where it needs the inputs later."""
-    torch.ops.serving_ops.fused_add_rms_norm.default(x, x_residual, weight, epsilon, weight_offset=WEIGHT_IN_FP32)
+    torch.ops.serving_ops.fused_add_rms_norm.default(x, x_residual, weight, epsilon, WEIGHT_IN_FP32)
     return x, x_residual
 
 

@@ -31,7 +31,7 @@ def add_rms_norm(
         tensors = {"x": x, "residual": residual, "weight": weight}
         out, total = autograd.run("add_rms_norm", **tensors, eps=eps, weight_offset=weight_offset)
         return out, total
-    out, total = torch.ops.serving_ops.add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
+    out, total = torch.ops.serving_ops.add_rms_norm.default(x, residual, weight, eps, weight_offset)
     return out, total
 
 

@@ -262,14 +262,16 @@ class NormOp:
         return len(defaults) - [*reversed(defaults), inspect.Parameter.empty].index(inspect.Parameter.empty)
 
     @cached_property
-    def all(self) -> dict[str, Argument | Result]:
-        """Arguments and results by name, in the order in which `.out` declares and C++ passes them.
-
-        Results stand before arguments that are given by name alone, so that a call may give them by position.
-        """
+    def place(self) -> int:
+        """How many arguments stand before the results: those that every call gives, or all where more may be left out
+        though the function takes them by position."""
         kinds = [self.parameters[argument.name].kind for argument in self.arguments[self.num_given :]]
-        place = len(self.arguments) if inspect.Parameter.POSITIONAL_OR_KEYWORD in kinds else self.num_given
-        return {p.name: p for p in (*self.arguments[:place], *self.results, *self.arguments[place:])}
+        return len(self.arguments) if inspect.Parameter.POSITIONAL_OR_KEYWORD in kinds else self.num_given
+
+    @cached_property
+    def all(self) -> dict[str, Argument | Result]:
+        """Arguments and results by name, in the order in which `.out` declares and C++ passes them."""
+        return {p.name: p for p in (*self.arguments[: self.place], *self.results, *self.arguments[self.place :])}
 
     @cached_property
     def may_be(self) -> dict[str, tuple[str, ...]]:

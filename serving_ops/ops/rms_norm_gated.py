@@ -54,30 +54,11 @@ def rms_norm_gated(
             options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
             result: Tensor = autograd.run("rms_norm_gated", x=x, z=z, weight=weight, bias=bias, eps=eps, **options)
             return result
-        result = _default(
-            x,
-            z,
-            weight,
-            eps,
-            bias=bias,
-            norm_before_gate=norm_before_gate,
-            activation=activation,
-            group_size=group_size,
-        )
+        result = _default(x, z, weight, eps, bias, norm_before_gate, activation, group_size)
         return result
     if not modes.only_computed(x, z, weight, bias, out):
         checks.not_differentiated("it without out", x=x, z=z, weight=weight, bias=bias, out=out)
-    _out(
-        x,
-        z,
-        weight,
-        eps,
-        bias=bias,
-        norm_before_gate=norm_before_gate,
-        activation=activation,
-        group_size=group_size,
-        out=out,
-    )
+    _out(x, z, weight, eps, bias, norm_before_gate, activation, group_size, out=out)
     modes.increment_version((out,))
     return out
 

@@ -52,7 +52,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
-        result: Tensor = _ops.rms_norm.default(x, weight, eps, weight_offset=weight_offset)
+        result: Tensor = _ops.rms_norm.default(x, weight, eps, weight_offset)
         return result
 
     @staticmethod
@@ -75,7 +75,7 @@ class AddRMSNorm(torch.autograd.Function):
     def forward(
         x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
     ) -> tuple[Tensor, Tensor]:
-        out, total = _ops.add_rms_norm.default(x, residual, weight, eps, weight_offset=weight_offset)
+        out, total = _ops.add_rms_norm.default(x, residual, weight, eps, weight_offset)
         return out, total
 
     @staticmethod
@@ -105,8 +105,8 @@ class RMSNormGated(torch.autograd.Function):
         activation: str,
         group_size: int | None,
     ) -> Tensor:
-        options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-        result: Tensor = _ops.rms_norm_gated.default(x, z, weight, eps, bias=bias, **options)
+        options = (norm_before_gate, activation, group_size)
+        result: Tensor = _ops.rms_norm_gated.default(x, z, weight, eps, bias, *options)
         return result
 
     @staticmethod

@@ -42,16 +42,16 @@ LARGEST = {"qk_norm_rope": 512}
 """Of an op whose rows are heads."""
 
 SCHEMAS = {
-    "fused_add_rms_norm(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps=1e-6, *, "
+    "fused_add_rms_norm(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps=1e-6, "
     "float weight_offset=0.0) -> ()",
-    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps=1e-6, *, float weight_offset=0.0) "
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps=1e-6, float weight_offset=0.0) "
     "-> (Tensor, Tensor)",
-    "rms_norm(Tensor x, Tensor? weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor",
-    "rms_norm.out(Tensor x, Tensor? weight, float eps=1e-6, *, float weight_offset=0.0, Tensor(a!) out) -> ()",
-    "rms_norm_gated(Tensor x, Tensor? z, Tensor? weight, float eps=1e-6, *, Tensor? bias=None, "
+    "rms_norm(Tensor x, Tensor? weight, float eps=1e-6, float weight_offset=0.0) -> Tensor",
+    "rms_norm.out(Tensor x, Tensor? weight, float eps=1e-6, float weight_offset=0.0, *, Tensor(a!) out) -> ()",
+    "rms_norm_gated(Tensor x, Tensor? z, Tensor? weight, float eps=1e-6, Tensor? bias=None, "
     'bool norm_before_gate=True, str activation="silu", int? group_size=None) -> Tensor',
-    "rms_norm_gated.out(Tensor x, Tensor? z, Tensor? weight, float eps=1e-6, *, Tensor? bias=None, "
-    'bool norm_before_gate=True, str activation="silu", int? group_size=None, Tensor(a!) out) -> ()',
+    "rms_norm_gated.out(Tensor x, Tensor? z, Tensor? weight, float eps=1e-6, Tensor? bias=None, "
+    'bool norm_before_gate=True, str activation="silu", int? group_size=None, *, Tensor(a!) out) -> ()',
     "rms_norm_quant(Tensor x, Tensor? weight, float eps, str fmt, *, Tensor? scale=None, float weight_offset=0.0, "
     "Tensor(a!)? normed=None) -> (Tensor, Tensor)",
     "rms_norm_quant.out(Tensor x, Tensor? weight, float eps, str fmt, Tensor(a!) out, Tensor(b!) scales_out, *, "
