@@ -72,6 +72,7 @@ SIZES = {
         Sizes("variants", PLAIN, _grid((1, 8, 512), (4096,))),
         Sizes("gated", (GATED,), ((1, 16, 128), (8, 16, 128), (2048, 16, 128))),
         Sizes("int8", (FUSED_ADD_QUANT,), _grid((1, 8, 64, 512), (896, 2048, 4096)), standard=False),
+        Sizes("calls", PLAIN, ((1, 896),), standard=False),
     ),
     ("ops", "cuda"): (
         Sizes("decode", PLAIN, _grid((1, 4, 16, 64, 256), (1024, 2048, 4096, 5120, 7168, 8192, 16384))),

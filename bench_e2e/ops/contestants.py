@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from inspect import Parameter
 from types import MappingProxyType
 from typing import Any
 
@@ -136,6 +137,25 @@ VARIATIONS: dict[str, Callable[[Case], Case]] = {
 def variants() -> list[Contestant]:
     """Ours, and ours on the inputs that must cost no more than the plain ones beside them."""
     return [ours(), *(replace(ours(), name=name, case=varied) for name, varied in VARIATIONS.items())]
+
+
+def calls() -> list[Contestant]:
+    """The public functions of a plain norm and of one that quantizes. No rows: what a call costs without its kernel."""
+    plain = replace(ours(), bind=partial(_bind_function, new=True))
+    to_int8 = replace(plain, name="to INT8", case=lambda case: replace(case, op=f"{case.op}_quant", form="int8"))
+    no_rows = replace(to_int8, case=lambda case: replace(to_int8.case(case), shape=(0, case.size)), computes=False)
+    given = {"name": "to INT8, results given", "bind": partial(_bind_function, new=False)}
+    return [plain, to_int8, replace(to_int8, **given), replace(no_rows, **given | {"name": "the same, no rows"})]
+
+
+def _bind_function(case: Case, inputs: Inputs, *, new: bool) -> Call:
+    """By name only what users must give so. new: the results, instead of those of the inputs."""
+    op = registry.find(case.op)
+    call = op.arguments_of(inputs.call) if new else dict(inputs.call)
+    kinds = {name: parameter.kind for name, parameter in op.parameters.items()}
+    by_place = [call.pop(name) for name, kind in kinds.items() if kind is Parameter.POSITIONAL_OR_KEYWORD]
+    named = {name: v for name, v in call.items() if isinstance(v, Tensor) or v != op.parameters[name].default}
+    return partial(getattr(serving_ops, case.op), *by_place, **named)
 
 
 PLANS: dict[str, Callable[[Plan], dict[str, Any]]] = {

@@ -12,12 +12,13 @@ from serving_ops.bench_e2e.table import Block
 
 Result = dict[str, Any]  # one element of the JSON's "results"
 NO_PEERS = (OURS, "eager", "copy")  # nobody serves with eager, whose times at large sizes are page faults
-OF_OURS = ("variants", "rope-plans")  # regimes that compare ours with itself
+OF_OURS = ("variants", "calls", "rope-plans")  # regimes that compare ours with itself
 BANDWIDTH_REGIMES = ("prefill", "wide", "gated", "rows", "large", "narrow")
 IN_A_GRAPH = "us of device time a call in a CUDA graph"
 REGIMES = {  # what a table has, which is the same where a table has both, and a line of the summary
     **dict.fromkeys(("rows", "large", "narrow"), ("us a call", None)),
     "variants": ("us a call of ours (over the plain call, the first column)", None),
+    "calls": ("us a call of the public functions (over the plain norm's, the first column)", None),
     "decode": (f"{IN_A_GRAPH}, tensors in L2", "decode, 1 to 256 rows"),
     "prefill": ("us of device time a call, tensors several times the L2", "prefill"),
     "wide": ("us of device time a call, rows of 65536 elements or more", "wide rows"),

@@ -14,13 +14,13 @@ from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import timing
 from serving_ops.bench_e2e.ops.cases import FORWARD, Case
 from serving_ops.bench_e2e.ops.check import problem
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, plans, variants
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, calls, plans, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 from serving_ops.bench_e2e.ops.peers import first_line
 from serving_ops.bench_e2e.ops.timing import Samples
 from serving_ops.bench_e2e.stats import Summary, ratio_to, summarize
 
-OF_OURS = {"variants": variants, "rope-plans": plans}
+OF_OURS = {"variants": variants, "calls": calls, "rope-plans": plans}
 """Regime -> who takes part, where ours is compared with itself."""
 
 

@@ -42,17 +42,8 @@ def fused_add_rms_norm_quant(
         tensors = {"x": x, "residual": residual, "weight": weight, "scale": scale, "normed": normed}
         checks.not_differentiated("serving_ops.add_rms_norm", **tensors, out=out, scales_out=scales_out)
     options = {"weight_offset": weight_offset} if weight_offset else {}
-    return quantized.call(
-        _operator,
-        (x, residual, weight, eps, quantized.text_of(fmt)),
-        fmt,
-        scale,
-        normed,
-        out,
-        scales_out,
-        options,
-        (residual,),
-    )
+    rows = (x, residual, weight, eps)
+    return quantized.call(_operator, rows, fmt, scale, normed, out, scales_out, options, (residual,))
 
 
 def _formula(

@@ -25,14 +25,6 @@ NORMED = Rows("normed", optional=True, read=False, written=True, may_be=("x",), 
 RESULTS = (Result("out", _quantized), Result("scales_out", _scales))
 
 
-def text_of(fmt: QuantFormat) -> str:
-    """The format as the operators take it. Raises TypeError for what is no format."""
-    try:
-        return fmt.text
-    except AttributeError:
-        raise TypeError(f"fmt is {fmt!r}; it must be a serving_ops.QuantFormat") from None
-
-
 def call(
     operator: Any,
     arguments: tuple[Any, ...],
@@ -46,23 +38,27 @@ def call(
 ) -> tuple[Tensor, Tensor]:
     """Run an operator; returns what is quantized, and its scales. Where only one of the results is given, both are.
 
-    arguments: by position, from x to the format's text. written: those of them that are written. options: more, by
-    name; each costs 0.4 us of host time, so none that has its default needs to be there.
+    arguments: by position, from x to eps. written: those of them that are written. options: more, by name; each costs
+    0.4 us of host time, so none that has its default needs to be there. Raises TypeError where fmt is no format.
     """
+    try:
+        text = fmt.text
+    except AttributeError:
+        raise TypeError(f"fmt is {fmt!r}; it must be a serving_ops.QuantFormat") from None
     if scale is not None:
         options["scale"] = scale
     if normed is not None:
         options["normed"] = normed
         written += (normed,)
     if out is None and scales_out is None:
-        out, scales_out = operator.default(*arguments, **options)
+        out, scales_out = operator.default(*arguments, text, **options)
     else:
         if out is None or scales_out is None:
             checks.rows("x", arguments[0])
             given = {"x": arguments[0], "fmt": fmt}
             out = RESULTS[0].empty(given) if out is None else out
             scales_out = RESULTS[1].empty(given) if scales_out is None else scales_out
-        operator.out(*arguments, out, scales_out, **options)
+        operator.out(*arguments, text, out, scales_out, **options)
         written += (out, scales_out)
     if written:
         modes.increment_version(written)

@@ -47,9 +47,7 @@ def rms_norm_gated_quant(
         checks.not_differentiated("serving_ops.rms_norm_gated", **tensors, out=out, scales_out=scales_out)
     options: dict[str, Any] = {"bias": bias, "norm_before_gate": norm_before_gate, "activation": activation}
     options["norm_group_size"] = norm_group_size
-    return quantized.call(
-        _operator, (x, z, weight, eps, quantized.text_of(fmt)), fmt, scale, normed, out, scales_out, options
-    )
+    return quantized.call(_operator, (x, z, weight, eps), fmt, scale, normed, out, scales_out, options)
 
 
 def _formula(

@@ -45,9 +45,7 @@ def rms_norm_quant(
         tensors = {"x": x, "weight": weight, "scale": scale, "normed": normed, "out": out, "scales_out": scales_out}
         checks.not_differentiated("serving_ops.rms_norm", **tensors)
     options = {"weight_offset": weight_offset} if weight_offset else {}
-    return quantized.call(
-        _operator, (x, weight, eps, quantized.text_of(fmt)), fmt, scale, normed, out, scales_out, options
-    )
+    return quantized.call(_operator, (x, weight, eps), fmt, scale, normed, out, scales_out, options)
 
 
 def _formula(fmt: QuantFormat, scale: Tensor | None, normed: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:

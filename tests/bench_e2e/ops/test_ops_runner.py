@@ -5,7 +5,7 @@ import pytest
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import ops_table, timing
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, eager, ours, variants
+from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, calls, eager, ours, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs
 from serving_ops.bench_e2e.ops.runner import measure
 
@@ -59,6 +59,12 @@ def test_variants_run_beside_the_plain_call() -> None:
     result = measure(case, variants(), "cpu")
     assert not result["problems"]
     assert list(result["times"]) == [variant.name for variant in variants()]
+
+
+def test_calls_of_norms_that_quantize_run_beside_the_plain_call() -> None:
+    result = measure(Case("calls", RMS_NORM, (1, 64), threads=1), calls(), "cpu")
+    assert not result["problems"]
+    assert list(result["times"]) == [OURS, "to INT8", "to INT8, results given", "the same, no rows"]
 
 
 def test_the_json_names_the_case_and_the_path_ours_took() -> None:
