@@ -116,17 +116,16 @@ _KDA = ("vllm.third_party.flash_linear_attention.ops.kda", "vllm.model_executor.
 RMS_NORM = Adapter(
     "RMSNorm", _LAYERNORM, NORMS, norm_classes.rms_norm_specs, _rms_norm, why_part, methods=("forward_cuda",)
 )
-RMS_NORM_GATED = Adapter(
-    "RMSNormGated",
-    _LAYERNORM,
-    GATED,
-    norm_classes.gated_specs,
-    _gated,
-    norm_classes.why_other_gate,
-    needs_cpp=False,
-)
 GEMMA_RMS_NORM = Adapter("GemmaRMSNorm", _LAYERNORM, NORMS, norm_classes.gemma_specs, _gemma, asks_ir=True)
-MIXER2_RMS_NORM_GATED = Adapter(
-    "Mixer2RMSNormGated", _MIXER2, GATED, norm_classes.mixer2_specs, _mixer2, norm_classes.why_not_mixer2
+_GATED = Adapter(
+    "RMSNormGated", _LAYERNORM, GATED, norm_classes.gated_specs, _gated, norm_classes.why_other_gate, needs_cpp=False
 )
-FUSED_RMS_NORM_GATED = Adapter("FusedRMSNormGated", _KDA, GATED, norm_classes.fused_gated_specs, _fused_gated)
+_OF_STATE_SPACE = (
+    Adapter("Mixer2RMSNormGated", _MIXER2, GATED, norm_classes.mixer2_specs, _mixer2, norm_classes.why_not_mixer2),
+    Adapter("FusedRMSNormGated", _KDA, GATED, norm_classes.fused_gated_specs, _fused_gated),
+)
+
+STATE_SPACE = tuple(adapter.name for adapter in _OF_STATE_SPACE)
+"""The classes that only models with state-space layers build."""
+
+ADAPTERS = {adapter.name: adapter for adapter in (RMS_NORM, _GATED, GEMMA_RMS_NORM, *_OF_STATE_SPACE)}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
 from serving_ops import extension, settings, support
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.vllm import adapters, installed, quantization
+from serving_ops.integrations.vllm import installed, quantization
+from serving_ops.integrations.vllm.adapters import ADAPTERS, RMS_NORM, STATE_SPACE
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -18,30 +18,15 @@ STARTUP = "startup"
 COMPILE_CACHE = "compile_cache"
 IR_PROVIDERS = "ir_providers"
 PRIORITY = "priority"
-RMS_NORM = "rms_norm"
-RMS_NORM_GATED = "rms_norm_gated"
-GEMMA_RMS_NORM = "gemma_rms_norm"
-MIXER2_RMS_NORM_GATED = "mixer2_rms_norm_gated"
-FUSED_RMS_NORM_GATED = "fused_rms_norm_gated"
 
-FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, RMS_NORM, RMS_NORM_GATED, GEMMA_RMS_NORM)
-"""Modules of this package, each with an adapter, or an `install()` that may be called again and raises where it cannot.
+FEATURES = (STARTUP, COMPILE_CACHE, IR_PROVIDERS, PRIORITY, *(name for name in ADAPTERS if name not in STATE_SPACE))
+"""Modules of this package with an `install()` that may be called again and raises where it cannot, and classes that are
+replaced. A class is replaced only if SERVING_OPS allows all of its operators.
 
 The start-up report comes first: it tells what became of the others, and without it none is installed. The cache key
-comes before what changes compiled code: without it vLLM would reuse artifacts compiled with other operators.
+comes before what changes compiled code: without it vLLM would reuse artifacts compiled with other operators. The
+classes of state-space layers are replaced for models that have such layers: importing vLLM's takes 1.2 s.
 """
-
-STATE_SPACE_FEATURES = (MIXER2_RMS_NORM_GATED, FUSED_RMS_NORM_GATED)
-"""The same, only for models with state-space layers: importing vLLM's takes 1.2 s, so other models skip it."""
-
-ADAPTERS = {
-    RMS_NORM: adapters.RMS_NORM,
-    RMS_NORM_GATED: adapters.RMS_NORM_GATED,
-    GEMMA_RMS_NORM: adapters.GEMMA_RMS_NORM,
-    MIXER2_RMS_NORM_GATED: adapters.MIXER2_RMS_NORM_GATED,
-    FUSED_RMS_NORM_GATED: adapters.FUSED_RMS_NORM_GATED,
-}
-"""The features that replace a class of vLLM. A class is replaced only if SERVING_OPS allows all of its operators."""
 
 
 def why_no_kernels() -> str | None:
@@ -74,24 +59,22 @@ def _is_wanted(feature: str) -> bool:
         return True
     if adapter.needs_cpp and extension.cpp_library() is None:
         return False
-    return settings.ops().issuperset(adapter.ops) and (feature != RMS_NORM or is_batch_invariant())
+    return settings.ops().issuperset(adapter.ops) and (adapter is not RMS_NORM or is_batch_invariant())
 
 
-def _load(feature: str) -> Callable[[], None]:
+def _why_not(feature: str) -> str | None:
+    if feature == STARTUP:
+        return None
+    return installed.failures.get(STARTUP) or installed.failures.get(COMPILE_CACHE) or why_no_kernels()
+
+
+def _put(feature: str) -> None:
     if feature in ADAPTERS:
         from serving_ops.integrations.vllm import out_of_tree
 
-        return partial(out_of_tree.replace, ADAPTERS[feature])
-    return cast(Callable[[], None], importlib.import_module(f"serving_ops.integrations.vllm.{feature}").install)
-
-
-def _install(feature: str) -> None:
-    reason = None
-    if feature != STARTUP:
-        reason = installed.failures.get(STARTUP) or installed.failures.get(COMPILE_CACHE) or why_no_kernels()
-    if reason is not None:
-        raise RuntimeError(reason)
-    _load(feature)()
+        out_of_tree.replace(ADAPTERS[feature])
+    else:
+        importlib.import_module(f"serving_ops.integrations.vllm.{feature}").install()
 
 
 def install_all(*, strict: bool) -> None:
@@ -114,7 +97,7 @@ def install_for(vllm_config: Any, *, strict: bool) -> None:
     from serving_ops.integrations.vllm import fp32_residual, out_of_tree
 
     if getattr(vllm_config.model_config, "has_inner_state", False):
-        _install_each(STATE_SPACE_FEATURES, strict=strict)
+        _install_each(STATE_SPACE, strict=strict)
     out_of_tree.put_back()
     if quantization.why_norms_stay(vllm_config) is not None:
         out_of_tree.withdraw()
@@ -132,8 +115,12 @@ def _joins_norms_to_an_all_reduce(vllm_config: Any) -> bool:
 def _install_each(features: Iterable[str], *, strict: bool) -> None:
     for feature in features:
         try:
-            if _is_wanted(feature):
-                _install(feature)
+            if not _is_wanted(feature):
+                continue
+            reason = _why_not(feature)
+            if reason is not None:
+                raise RuntimeError(reason)
+            _put(feature)
         except Exception as error:  # whatever a version of vLLM does differently, the engine must start
             if strict:
                 raise guard.strict_error(feature, error) from error

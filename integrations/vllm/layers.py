@@ -12,7 +12,7 @@ import torch
 from serving_ops import NormSpec, extension, settings
 from serving_ops.integrations.common.norm_classes import NORMS, Activations, rms_norm_specs, why_reference
 from serving_ops.integrations.vllm import features, installed, quantization
-from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, Adapter, why_part
+from serving_ops.integrations.vllm.adapters import ADAPTERS, GEMMA_RMS_NORM, STATE_SPACE, Adapter, why_part
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
 from serving_ops.ops.registry import sample
 
@@ -73,13 +73,13 @@ def _that_stays(layer: NormLayer, because: str | None) -> NormLayer:
 
 def _norm_layer(layer: Any, x: Activations) -> NormLayer | None:
     kind = type(layer).__name__
-    feature = next((name for name, adapter in features.ADAPTERS.items() if adapter.is_of(type(layer))), None)
-    if feature is None:
+    adapter = next((adapter for adapter in ADAPTERS.values() if adapter.is_of(type(layer))), None)
+    if adapter is None:
         return NormLayer(kind, (), NO_ADAPTER) if "RMSNorm" in kind else None
-    adapter, ours = features.ADAPTERS[feature], hasattr(type(layer), "stay_native")
+    ours = hasattr(type(layer), "stay_native")
     if _asks_ir(layer, adapter, ours=ours):
         return _layer_of_the_ir(layer, adapter, x)
-    return _layer_of_ours(layer, adapter, x) if ours else NormLayer(adapter.name, (), _why_not_ours(layer, feature))
+    return _layer_of_ours(layer, adapter, x) if ours else NormLayer(adapter.name, (), _why_not_ours(layer, adapter))
 
 
 def _asks_ir(layer: Any, adapter: Adapter, *, ours: bool) -> bool:
@@ -144,11 +144,10 @@ def _layer_of_ours(layer: Any, adapter: Adapter, x: Activations) -> NormLayer:
     return NormLayer(adapter.name, specs, reason)
 
 
-def _why_not_ours(layer: Any, feature: str) -> str:
-    """Return why vLLM built its own class although the feature replaces that class."""
-    adapter = features.ADAPTERS[feature]
+def _why_not_ours(layer: Any, adapter: Adapter) -> str:
+    """Return why vLLM built its own class although the plugin replaces that class."""
     if not settings.ops().issuperset(adapter.ops):
         return LEFT_OUT
     missing = extension.why_missing() if adapter.needs_cpp else None
-    built = NO_ADAPTER if feature in features.STATE_SPACE_FEATURES else f"it was built as {type(layer).__name__}"
-    return installed.failures.get(feature) or missing or built
+    built = NO_ADAPTER if adapter.name in STATE_SPACE else f"it was built as {type(layer).__name__}"
+    return installed.failures.get(adapter.name) or missing or built

@@ -15,29 +15,22 @@ of its TTFT at 8192 tokens.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from serving_ops import extension, settings
 from serving_ops.integrations.common import guard
+from serving_ops.integrations.common.norm_classes import NORMS as OPS
 from serving_ops.integrations.vllm import installed, quantization, token_pass
 from serving_ops.integrations.vllm.ir_providers import OURS, PROVIDER, ROWS_PROVIDER
 
-OPS = ("rms_norm", "fused_add_rms_norm")
 VLLM_C = "vllm_c"
 """A provider that vLLM's default order has only in eager mode on CUDA."""
 
 _METHOD = "get_default_ir_op_priority"
 _DEFAULTS_METHOD = "_apply_optimization_level_defaults"
-
-
-def _user_chose(vllm_config: Any, op: str) -> bool:
-    """Return whether the user named providers: an order that has one of ours came from these defaults."""
-    chosen = getattr(vllm_config.kernel_config.ir_op_priority, op) or []
-    return bool(chosen) and OURS.isdisjoint(chosen)
 
 
 def user_chose_any(vllm_config: Any) -> bool:
@@ -58,61 +51,57 @@ def with_ours(op: str, providers: list[str], *, cuda: bool) -> list[str]:
     return [ours, *providers]
 
 
+def _without_ours(providers: Iterable[str]) -> list[str]:
+    return [provider for provider in providers if provider not in OURS]
+
+
 def _add(priority: Any, vllm_config: Any, *, cuda: bool) -> None:
+    """Add our providers, except where the user named others: an order that has ours came from these defaults."""
     if quantization.why_norms_stay(vllm_config) is not None:
         return
     for op in OPS:
-        providers = getattr(priority, op)
-        if op in settings.ops() and OURS.isdisjoint(providers) and not _user_chose(vllm_config, op):
+        providers, chosen = getattr(priority, op), getattr(vllm_config.kernel_config.ir_op_priority, op) or []
+        users = bool(chosen) and OURS.isdisjoint(chosen)
+        if op in settings.ops() and OURS.isdisjoint(providers) and not users:
             setattr(priority, op, with_ours(op, providers, cuda=cuda))
-
-
-@contextlib.contextmanager
-def _hidden(priority: Any) -> Iterator[None]:
-    """Remove our providers from the order inside the block, and restore them afterwards."""
-    kept = {op: getattr(priority, op) for op in OPS}
-    for op, providers in kept.items():
-        setattr(priority, op, [provider for provider in providers if provider not in OURS])
-    try:
-        yield
-    finally:
-        for op, providers in kept.items():
-            setattr(priority, op, providers)
-
-
-def _hide_from_defaults() -> None:
-    """Let vLLM choose its fusion passes by its own order. Raises RuntimeError where vLLM chooses them elsewhere."""
-    from vllm.config import VllmConfig
-
-    if not hasattr(VllmConfig, _DEFAULTS_METHOD):
-        raise RuntimeError(f"VllmConfig has no {_DEFAULTS_METHOD}")
-    installed.wrap(VllmConfig, _DEFAULTS_METHOD, _without_ours)
-
-
-def _without_ours(original: Any) -> Any:
-    @functools.wraps(original)
-    def without_serving_ops(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with guard.unless_strict("vLLM", "read its pass configuration"):
-            token_pass.remember_choice(self)
-        with _hidden(self.kernel_config.ir_op_priority):
-            return original(self, *args, **kwargs)
-
-    return without_serving_ops
 
 
 def install() -> None:
     """Wrap the platform's default priority, and the choice of defaults that depend on it.
 
-    Raises RuntimeError where no provider of ours is registered, or vLLM asks for the priority in another way.
+    Raises RuntimeError where no provider of ours is registered, or vLLM makes these choices in another way.
     """
-    _hide_from_defaults()
     from vllm import ir
+    from vllm.config import VllmConfig
     from vllm.platforms import current_platform
 
+    if not hasattr(VllmConfig, _DEFAULTS_METHOD):
+        raise RuntimeError(f"VllmConfig has no {_DEFAULTS_METHOD}")
+    installed.wrap(VllmConfig, _DEFAULTS_METHOD, _choosing_without_ours)
     if ROWS_PROVIDER not in ir.ops.rms_norm.impls or not all(PROVIDER in getattr(ir.ops, op).impls for op in OPS):
         # vLLM accepts a provider that it does not know, and then fails in the worker.
         raise RuntimeError("the IR providers are not registered")
     installed.wrap(type(current_platform), _METHOD, _adding_ours)
+
+
+def _choosing_without_ours(original: Any) -> Any:
+    """Let vLLM choose its fusion passes by its own order."""
+
+    @functools.wraps(original)
+    def without_serving_ops(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with guard.unless_strict("vLLM", "read its pass configuration"):
+            token_pass.remember_choice(self)
+        order = self.kernel_config.ir_op_priority
+        kept = {op: getattr(order, op) for op in OPS}
+        for op, providers in kept.items():
+            setattr(order, op, _without_ours(providers))
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            for op, providers in kept.items():
+                setattr(order, op, providers)
+
+    return without_serving_ops
 
 
 def _adding_ours(method: Any) -> Any:
@@ -139,4 +128,4 @@ def drop(ops: Iterable[str]) -> None:
     for ir_op in (getattr(ir.ops, op) for op in ops):
         before = ir_op.get_priority()
         installed.on_undo(functools.partial(ir_op.set_default, before))
-        ir_op.set_default([provider for provider in before if provider not in OURS])
+        ir_op.set_default(_without_ours(before))

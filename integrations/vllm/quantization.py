@@ -10,28 +10,17 @@ norms are ours there (`quantized_pairs.CONSUMERS` has a measurement). Compiled o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 CONSUMER = "its consumer "
 """The beginning of each reason."""
 
-FORMATS = {
-    "deepseek_v4_fp8": "FP8",
-    "fbgemm_fp8": "FP8",
-    "fp8": "FP8",
-    "fp8_per_block": "FP8",
-    "fp8_per_channel": "FP8",
-    "fp8_per_tensor": "FP8",
-    "gpt_oss_mxfp4": "MXFP4",
-    "modelopt": "FP8",
-    "modelopt_fp4": "NVFP4",
-    "modelopt_mxfp8": "MXFP8",
-    "mxfp4": "MXFP4",
-    "mxfp8": "MXFP8",
-    "nvfp4_per_token": "NVFP4",
-}
-"""vLLM's name of a quantization -> what activations become."""
+_WEIGHTS_ALONE = (
+    *("auto_awq", "auto_gptq", "awq", "awq_marlin", "gptq", "gptq_marlin"),
+    *("experts_int8", "gguf", "moe_wna16"),
+)
 
 
 def _is_online_weight_only(config: Any) -> bool:
@@ -42,27 +31,11 @@ def _is_online_weight_only(config: Any) -> bool:
     return args.moe.activation is None and str(args.moe.weight.dtype) == "torch.int8"
 
 
-def _has_no_quantized_inputs(config: Any) -> bool:
-    return not _compressed_inputs(config)
-
-
-def _always(config: Any) -> bool:
-    return True
-
-
 WEIGHT_ONLY: dict[str, Callable[[Any], bool]] = {
-    "auto_awq": _always,
-    "auto_gptq": _always,
-    "awq": _always,
-    "awq_marlin": _always,
+    **dict.fromkeys(_WEIGHTS_ALONE, lambda config: True),
     "bitsandbytes": lambda config: not config.load_in_8bit,
-    "compressed-tensors": _has_no_quantized_inputs,
-    "experts_int8": _always,
-    "gguf": _always,
-    "gptq": _always,
-    "gptq_marlin": _always,
+    "compressed-tensors": lambda config: not _compressed_inputs(config),
     "inc": lambda config: config.data_type == "int",
-    "moe_wna16": _always,
     "online": _is_online_weight_only,
     "torchao": lambda config: type(config.torchao_config).__name__.endswith("WeightOnlyConfig"),
 }
@@ -79,8 +52,8 @@ def why_norms_stay(vllm_config: Any) -> str | None:
     name = config.get_name()
     if name in WEIGHT_ONLY and WEIGHT_ONLY[name](config):
         return _why_weight_only_quantizes(vllm_config, name)
-    formats = _compressed_inputs(config) if name == "compressed-tensors" else [FORMATS.get(_asked(vllm_config, name))]
-    known = [found for found in formats if found is not None]
+    asked = str(vllm_config.model_config.quantization) if name == "online" else name  # the user's name says more
+    known = _compressed_inputs(config) if name == "compressed-tensors" else _named(asked)
     if known == ["INT8"] and current_platform.is_cpu() and is_eager(vllm_config):
         return None
     return f"{CONSUMER}quantizes to {' and '.join(known)}" if known else f"{CONSUMER}may quantize: {name}"
@@ -91,9 +64,10 @@ def is_eager(vllm_config: Any) -> bool:
     return getattr(vllm_config.compilation_config.mode, "name", None) == "NONE"
 
 
-def _asked(vllm_config: Any, name: str) -> str:
-    """The name that the user gave to an online quantization, which says more than vLLM's."""
-    return str(vllm_config.model_config.quantization) if name == "online" else name
+def _named(name: str) -> list[str]:
+    """What a quantization of this name makes of activations."""
+    found = re.search("(mx|nv)?fp[48]", {"modelopt": "fp8", "modelopt_fp4": "nvfp4"}.get(name, name))
+    return [found[0].upper()] if found else []
 
 
 def _why_weight_only_quantizes(vllm_config: Any, name: str) -> str | None:

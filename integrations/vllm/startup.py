@@ -23,13 +23,10 @@ from serving_ops.integrations.vllm import (
     layers,
     priority,
     qk_norm_rope_layer,
-    quant_fusion,
-    quantization,
     quantized_pairs,
     token_pass,
 )
 from serving_ops.integrations.vllm.layers import NormLayer
-from serving_ops.integrations.vllm.qk_norm_rope_layer import AttentionLayer
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -64,18 +61,14 @@ def _then_report(worker: Any, load_model: Any) -> Any:
             features.install_for(worker.vllm_config, strict=strict)
         result = load_model(*args, **kwargs)
         with guard.unless_strict("vLLM", "look at the model, whose norms stay vLLM's own"):
-            _report_or_give_back(worker, strict=strict)
+            try:
+                on_model_loaded(worker, strict=strict)
+            except Exception:  # this vLLM's layers or models are not what ours were written for
+                give_back(settings.OPS)
+                raise
         return result
 
     return load_and_report
-
-
-def _report_or_give_back(worker: Any, *, strict: bool) -> None:
-    try:
-        on_model_loaded(worker, strict=strict)
-    except Exception:  # this vLLM's layers or models are not what ours were written for
-        give_back(settings.OPS)
-        raise
 
 
 def on_model_loaded(worker: Any, *, strict: bool) -> None:
@@ -87,8 +80,7 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
         found = survey(models, worker.vllm_config, worker.device)
         outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
-    quantizing = (*_fused(models, found, worker.vllm_config), *_paired(models, worker))
-    line = describe(found, str(worker.device), "; ".join([outcome.summary, *quantizing]))
+    line = describe(found, str(worker.device), "; ".join([outcome.summary, *_quantizing(models, found, worker)]))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
     qk_norm_rope_layer.take(found, worker.vllm_config)
@@ -97,36 +89,25 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
 
 def survey(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[NormLayer]:
     """Return the norm layers of the models, and attention layers instead of the q and k norms that they fuse."""
-    attentions: list[AttentionLayer] = []
+    attentions: list[qk_norm_rope_layer.AttentionLayer] = []
     with guard.unless_strict("vLLM", "look at attention layers, whose q and k stay vLLM's own"):
         attentions = qk_norm_rope_layer.survey(models, vllm_config, device)
     fused = {norm for layer in attentions if layer.native_because is None for norm in layer.norms()}
     return [*layers.norm_layers(models, vllm_config, device, without=fused), *attentions]
 
 
-def _fused(models: Sequence[Any], found: Sequence[NormLayer], vllm_config: Any) -> Iterator[str]:
-    """Take what vLLM fuses, or could fuse, with a quantization; yields a phrase for the line."""
-    if quantization.why_norms_stay(vllm_config) is None:
-        return
-    with guard.unless_strict("vLLM", "take its fused norms"):
-        norms = [spec for layer in found for spec in layer.specs]
-        turns_on = token_pass.should_run(models, norms, vllm_config)
-        if not turns_on and not quant_fusion.is_for(vllm_config):
-            return
-        if not quant_fusion.take(models, norms, vllm_config):
-            yield "vLLM's fused norms stay its own: their prewarm failed"
-            return
-        if turns_on:
-            token_pass.turn_on(vllm_config)
-        yield "where vLLM's pass fuses norms with FP8, our kernels run"
-
-
-def _paired(models: Sequence[Any], worker: Any) -> Iterator[str]:
-    """Have norms quantize for the layer behind them; yields a phrase for the line."""
-    with guard.unless_strict("vLLM", "have its norms quantize"):
-        phrase = quantized_pairs.take(models, worker.vllm_config, worker.device)
-        if phrase is not None:
-            yield phrase
+def _quantizing(models: Sequence[Any], found: Sequence[NormLayer], worker: Any) -> Iterator[str]:
+    """Take norms that are fused with a quantization, or might be; yields phrases for the line."""
+    config = worker.vllm_config
+    steps = {
+        "take its fused norms": lambda: token_pass.take(models, found, config),
+        "have its norms quantize": lambda: quantized_pairs.take(models, config, worker.device),
+    }
+    for what, take in steps.items():
+        with guard.unless_strict("vLLM", what):
+            phrase = take()
+            if phrase is not None:
+                yield phrase
 
 
 def prewarm(found: Sequence[NormLayer]) -> Outcome:

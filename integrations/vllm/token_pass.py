@@ -17,7 +17,8 @@ import torch
 
 from serving_ops import NormSpec
 from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
-from serving_ops.integrations.vllm import linear_kernels, quant_fusion
+from serving_ops.integrations.vllm import linear_kernels, quant_fusion, quantization
+from serving_ops.integrations.vllm.layers import NormLayer
 
 EPS = (1e-5, 1e-6)
 """The values for which vLLM's pass has patterns."""
@@ -30,6 +31,24 @@ def remember_choice(vllm_config: Any) -> None:
     passes = vllm_config.compilation_config.pass_config
     if passes.fuse_norm_quant is None:
         setattr(passes, _MARK, True)
+
+
+def take(models: Sequence[torch.nn.Module], found: Iterable[NormLayer], vllm_config: Any) -> str | None:
+    """Take what vLLM's pass fuses, or could fuse; returns a phrase for the start-up line, or None.
+
+    vLLM reads whether the pass runs when it first compiles, after the model was loaded.
+    """
+    if quantization.why_norms_stay(vllm_config) is None:
+        return None
+    plain = [spec for layer in found for spec in layer.specs]
+    turns_on = should_run(models, plain, vllm_config)
+    if not turns_on and not quant_fusion.is_for(vllm_config):
+        return None
+    if not quant_fusion.take(models, plain, vllm_config):
+        return "vLLM's fused norms stay its own: their prewarm failed"
+    if turns_on:
+        vllm_config.compilation_config.pass_config.fuse_norm_quant = True
+    return "where vLLM's pass fuses norms with FP8, our kernels run"
 
 
 def should_run(models: Sequence[torch.nn.Module], plain: Iterable[NormSpec], vllm_config: Any) -> bool:
@@ -50,11 +69,6 @@ def should_run(models: Sequence[torch.nn.Module], plain: Iterable[NormSpec], vll
         and _quantizes_tokens(models)
         and _matches(plain, vllm_config.model_config)
     )
-
-
-def turn_on(vllm_config: Any) -> None:
-    """Turn the pass on. vLLM reads this when it first compiles, after the model was loaded."""
-    vllm_config.compilation_config.pass_config.fuse_norm_quant = True
 
 
 def _quantizes_tokens(models: Sequence[torch.nn.Module]) -> bool:

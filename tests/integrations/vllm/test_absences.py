@@ -171,10 +171,10 @@ PARTLY = {
     _no_ir: (features.IR_PROVIDERS, "No module named 'vllm.ir'"),
     _ir_called_otherwise: (features.IR_PROVIDERS, "register_impl"),
     _gate_called_otherwise: (
-        features.RMS_NORM_GATED,
+        "RMSNormGated",
         r"RMSNormGated.forward_native takes \(self, x, gate, scale\), not \(self, x, z\)",
     ),
-    _platforms_moved: (features.RMS_NORM_GATED, "vllm.platforms"),
+    _platforms_moved: ("RMSNormGated", "vllm.platforms"),
 }
 """What is planted, the feature that it keeps out, and its reason, which the start-up line gives for each layer."""
 

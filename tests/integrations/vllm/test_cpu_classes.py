@@ -171,7 +171,7 @@ def kda(in_vllm: Any) -> Any:
 
 
 def _vllms_kda_class() -> Any:
-    return adapters.FUSED_RMS_NORM_GATED.vllms_class()
+    return adapters.ADAPTERS["FusedRMSNormGated"].vllms_class()
 
 
 def test_the_kda_class_keeps_its_flag_its_attributes_and_its_checkpoints_keys(kda: Any) -> None:
@@ -288,5 +288,5 @@ def test_a_kda_layer_is_vllms_where_the_user_left_the_gated_norm_out(
 
 
 def test_models_without_state_space_layers_do_not_import_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_install", lambda feature: pytest.fail(f"{feature} was installed"))
+    monkeypatch.setattr(features, "_put", lambda feature: pytest.fail(f"{feature} was installed"))
     features.install_for(vllm_config(has_inner_state=False), strict=True)

@@ -106,7 +106,7 @@ def test_it_is_turned_on_once_our_kernels_are_in_it_and_not_where_they_cannot_be
 ) -> None:
     config, models, found = of_a_token_model
     monkeypatch.setattr(quant_fusion, "take", lambda models, norms, config: warmed)
-    (phrase,) = startup._fused(models, found, config)
+    phrase = token_pass.take(models, found, config) or ""
     assert config.compilation_config.pass_config.fuse_norm_quant == warmed
     assert ("our kernels run" in phrase) == warmed
 
@@ -115,5 +115,6 @@ def test_an_error_of_ours_leaves_it_off(monkeypatch: pytest.MonkeyPatch, of_a_to
     config, models, found = of_a_token_model
     monkeypatch.setenv("SERVING_OPS", "auto")
     monkeypatch.setattr(quant_fusion, "take", lambda models, norms, config: 1 / 0)
-    assert list(startup._fused(models, found, config)) == []
+    worker = SimpleNamespace(vllm_config=config, device=DEVICE)
+    assert list(startup._quantizing(models, found, worker)) == []
     assert not config.compilation_config.pass_config.fuse_norm_quant

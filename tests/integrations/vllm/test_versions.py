@@ -17,6 +17,7 @@ import other_versions
 import pytest
 
 from serving_ops.integrations.vllm import features
+from serving_ops.integrations.vllm.adapters import STATE_SPACE
 
 HERE = Path(__file__).parent
 PYPROJECT = HERE.parents[2] / "pyproject.toml"
@@ -42,12 +43,13 @@ INSTALL = """
 import json
 from types import SimpleNamespace
 from serving_ops.integrations.vllm import features, installed, register
+from serving_ops.integrations.vllm.adapters import STATE_SPACE
 register()
 model_config = SimpleNamespace(has_inner_state=True)
 features.install_for(SimpleNamespace(model_config=model_config, quant_config=None), strict=True)
 import vllm
 from vllm.platforms import current_platform
-every = features.FEATURES + features.STATE_SPACE_FEATURES
+every = features.FEATURES + STATE_SPACE
 wanted = [feature for feature in every if features._is_wanted(feature)]
 print(json.dumps([vllm.__version__, current_platform.device_type, wanted, installed.failures]))
 """
@@ -76,8 +78,8 @@ def _last_json(output: str) -> Any:
 def test_every_feature_is_in_place(version: str) -> None:
     vllm, device, wanted, failures = _last_json(_run(version, "-c", INSTALL))
     assert (vllm, device, failures) == (version, "cpu", {})
-    every = features.FEATURES + features.STATE_SPACE_FEATURES
-    assert wanted == [feature for feature in every if feature != features.RMS_NORM]
+    every = features.FEATURES + STATE_SPACE
+    assert wanted == [feature for feature in every if feature != "RMSNorm"]
 
 
 @on_each
