@@ -14,16 +14,15 @@ from typing import Any
 
 import torch
 
-from serving_ops import NormSpec, extension, settings
-from serving_ops.integrations.common import guard
+from serving_ops import extension, settings
+from serving_ops.integrations.common import guard, norm_layers
 from serving_ops.integrations.common.norm_classes import Activations, why_reference
+from serving_ops.integrations.common.norm_layers import LEFT_OUT, NO_ADAPTER
 from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.sglang import qk_norm_rope_layer, quantizing_rms_norm
 from serving_ops.integrations.sglang.adapters import ADAPTERS, KEPT, QUANTIZES, Adapter, why_traced
 from serving_ops.integrations.sglang.quantizing_rms_norm import Pair
 
-NO_ADAPTER = "no adapter yet"
-LEFT_OUT = "left out by SERVING_OPS"
 FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
 TRAINERS_NUMBERS = "rl_on_policy_target asks for the trainer's numbers"
 AMX = "SGLang has AMX kernels for this CPU"
@@ -36,18 +35,13 @@ UNLESS_FUSED = " of narrow rows (unless SGLang fuses them)"
 
 
 @dataclass(frozen=True)
-class NormLayer:
-    """One layer: its class, the norms that it may call, why SGLang keeps it or None, and its adapter.
-
-    An attention layer is one too: it calls the norms of q and k, and has no adapter.
+class NormLayer(norm_layers.NormLayer):
+    """One of SGLang's layers, and its adapter. An attention layer, which calls the norms of q and k, has none.
 
     connect: changes SGLang beside the layer's own method.
     quantized_apart: why a projection that quantizes the result does so in a kernel after the norm.
     """
 
-    kind: str
-    specs: tuple[NormSpec, ...]
-    native_because: str | None
     layer: torch.nn.Module
     adapter: Adapter | None = None
     of_heads: bool = False  # rows narrower than hidden states
@@ -55,7 +49,7 @@ class NormLayer:
     quantized_apart: str | None = None
 
 
-def norm_layers(runner: Any) -> list[NormLayer]:
+def survey(runner: Any) -> list[NormLayer]:
     """Every norm layer in the model that a `ModelRunner` has loaded."""
     x = Activations(runner.dtype, getattr(runner.model_config, "hidden_size", 0))
     nothing_because = _why_none(runner)

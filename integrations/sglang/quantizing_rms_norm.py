@@ -49,25 +49,10 @@ class Rows(tuple[Tensor, Tensor, torch.dtype]):
 
     __slots__ = ()
 
-    @property
-    def shape(self) -> torch.Size:
-        """As q's."""
-        return self[0].shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The rows' before quantization."""
-        return self[2]
-
-    @property
-    def device(self) -> torch.device:
-        """As q's."""
-        return self[0].device
-
-    @property
-    def is_cuda(self) -> bool:
-        """As q's."""
-        return self[0].is_cuda
+    shape = property(lambda self: self[0].shape)
+    dtype = property(lambda self: self[2])
+    device = property(lambda self: self[0].device)
+    is_cuda = property(lambda self: self[0].is_cuda)
 
     def numel(self) -> int:
         """As q's."""

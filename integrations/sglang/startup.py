@@ -15,8 +15,7 @@ from typing import Any
 
 from serving_ops import settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.common.line import describe
-from serving_ops.integrations.common.prewarm_layers import after_failures, prewarm_layers
+from serving_ops.integrations.common.norm_layers import after_failures, describe, prewarm_layers
 from serving_ops.integrations.sglang import layers, switch
 from serving_ops.integrations.sglang.layers import NormLayer
 
@@ -75,11 +74,11 @@ def on_model_loaded(runner: Any) -> None:
     """
     if settings.mode() == "off":
         return
-    found = layers.norm_layers(runner)
+    found = layers.survey(runner)
     outcome = prewarm_layers(found, _logger)
     found = [after_failures(layer, outcome) for layer in found]
     model = ", draft model" if getattr(runner, "is_draft_worker", False) else ""
-    line = describe(found, f"{runner.device}{model}", "; ".join([*_quantized_apart(found), outcome.summary]))
+    line = describe(found, f"{runner.device}{model}", *_quantized_apart(found), outcome.summary)
     ours = [layer for layer in found if layer.adapter is not None or layer.specs]
     fell_back = [layer for layer in ours if layer.native_because not in (None, *layers.BY_CHOICE)]
     if settings.mode() == "strict" and fell_back:

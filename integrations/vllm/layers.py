@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec, extension, settings
+from serving_ops.integrations.common import norm_layers
 from serving_ops.integrations.common.norm_classes import NORMS, Activations, rms_norm_specs, why_reference
+from serving_ops.integrations.common.norm_layers import LEFT_OUT, NO_ADAPTER
 from serving_ops.integrations.vllm import features, installed, quantization
 from serving_ops.integrations.vllm.adapters import ADAPTERS, GEMMA_RMS_NORM, STATE_SPACE, Adapter, why_part
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
 from serving_ops.ops.registry import sample
 
-NO_ADAPTER = "no adapter yet"
-LEFT_OUT = "left out by SERVING_OPS"
 HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
 BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT}
@@ -26,12 +26,8 @@ no code for the norm."""
 
 
 @dataclass(frozen=True)
-class NormLayer:
-    """One layer: the name of vLLM's class, the norms that the layer may call, and why vLLM keeps it, or None."""
-
-    kind: str
-    specs: tuple[NormSpec, ...]
-    native_because: str | None
+class NormLayer(norm_layers.NormLayer):
+    """One of vLLM's layers; its kind is the name of vLLM's class."""
 
     def fell_back(self) -> bool:
         """Return whether the plugin was meant to serve this layer and could not."""
@@ -54,7 +50,7 @@ def activations(vllm_config: Any, device: torch.device) -> Activations:
     return Activations(model.dtype, model.get_hidden_size(), model.get_head_size(), device)
 
 
-def norm_layers(
+def survey(
     models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device, without: Collection[Any] = ()
 ) -> list[NormLayer]:
     """Return every norm layer of the models that vLLM built from this configuration, except those in `without`."""

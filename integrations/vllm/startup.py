@@ -15,8 +15,7 @@ import torch
 
 from serving_ops import settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.common.line import describe
-from serving_ops.integrations.common.prewarm_layers import Outcome, after_failures, prewarm_layers
+from serving_ops.integrations.common.norm_layers import Outcome, after_failures, describe, prewarm_layers
 from serving_ops.integrations.vllm import (
     features,
     installed,
@@ -80,7 +79,7 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
         found = survey(models, worker.vllm_config, worker.device)
         outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
-    line = describe(found, str(worker.device), "; ".join([outcome.summary, *_quantizing(models, found, worker)]))
+    line = describe(found, str(worker.device), outcome.summary, *_quantizing(models, found, worker))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
     qk_norm_rope_layer.take(found, worker.vllm_config)
@@ -93,7 +92,7 @@ def survey(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.de
     with guard.unless_strict("vLLM", "look at attention layers, whose q and k stay vLLM's own"):
         attentions = qk_norm_rope_layer.survey(models, vllm_config, device)
     fused = {norm for layer in attentions if layer.native_because is None for norm in layer.norms()}
-    return [*layers.norm_layers(models, vllm_config, device, without=fused), *attentions]
+    return [*layers.survey(models, vllm_config, device, without=fused), *attentions]
 
 
 def _quantizing(models: Sequence[Any], found: Sequence[NormLayer], worker: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ from serving_ops.bench_e2e.comparison import Comparison, is_active, startup_line
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.result_file import OF_EVERY_RESULT, compact
 from serving_ops.bench_e2e.step_engine import HOST, StepLoad, device_step, tpot, ttft
-from serving_ops.integrations.common.line import describe
+from serving_ops.integrations.common.norm_layers import describe
 
 ON = "serving_ops 0.1.0 (auto, cuda:0): on for 13 of 13 RMSNorm; prewarmed 2"
 RESULTS = Path(__file__).parents[2] / "bench_e2e" / "results"

@@ -35,7 +35,7 @@ def _take_what_is_taken_on_cuda(patch: Any) -> None:
 
     from serving_ops.integrations.sglang import layers, qk_norm_rope_layer, quantizing_rms_norm
 
-    found = layers.norm_layers
+    found = layers.survey
 
     def with_attentions(runner: Any) -> Any:
         x = layers.Activations(runner.dtype, runner.model_config.hidden_size)
@@ -44,5 +44,5 @@ def _take_what_is_taken_on_cuda(patch: Any) -> None:
     patch.setattr(quantizing_rms_norm, "why_reference", lambda specs: None)
     patch.setattr(layers, "why_reference", lambda specs: None)
     patch.setattr(qk_norm_rope_layer, "why_slower", lambda server_args: None)
-    patch.setattr(layers, "norm_layers", with_attentions)
+    patch.setattr(layers, "survey", with_attentions)
     patch.setattr(utils, "enable_fused_set_kv_buffer", lambda forward_batch: True)

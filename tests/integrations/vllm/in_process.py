@@ -42,7 +42,7 @@ def vllm_config(quant_config: Any = None, **more: Any) -> Any:
 
 
 def survey(model: torch.nn.Module, quant_config: Any = None) -> list[NormLayer]:
-    return layers.norm_layers([model], vllm_config(quant_config), DEVICE)
+    return layers.survey([model], vllm_config(quant_config), DEVICE)
 
 
 def fp8_linear(kernel: str = "CutlassFP8ScaledMMLinearKernel", key: str = "kFp8DynamicTokenSym") -> Any:

@@ -232,7 +232,7 @@ def _would_turn_the_pass_on(folder: Path, case: str, *, eager: bool) -> bool:
     # The compiled model's own class imports passes that ask for CUDA's operators. Its layers are the same.
     model = model_doctor._build(_resolve(folder, case, eager=True))
     config = pickle.loads(pickle.dumps(_resolve(folder, case, eager=eager)))  # as it reaches a worker
-    found = layers.norm_layers([model], config, torch.device("cpu"))
+    found = layers.survey([model], config, torch.device("cpu"))
     return token_pass.should_run([model], [spec for layer in found for spec in layer.specs], config)
 
 

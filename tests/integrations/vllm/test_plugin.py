@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, HEAD, HIDDEN, OURS_FIRST, SPEC, no_operator_may_run, rows, survey, vllm_config
 
 from serving_ops import Explanation, NormSpec, PrewarmReport, counters, extension, settings
-from serving_ops.integrations.common.prewarm_layers import after_failures
+from serving_ops.integrations.common.norm_layers import after_failures
 from serving_ops.integrations.vllm import (
     compile_cache,
     features,
