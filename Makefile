@@ -19,7 +19,7 @@ HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev
 OTHER_VLLMS := tests/integrations/vllm/other_versions.py
 SGLANGS := tests/integrations/sglang/sglang_versions.py
 OTHER_TRITONS := tests/kernels/triton/other_tritons.py
-SOURCES := pyproject.toml $(OTHER_VLLMS) $(SGLANGS) $(OTHER_TRITONS) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cpu/backward/* kernels/cuda/* kernels/operators/*)
+SOURCES := pyproject.toml tests/fetched.py $(OTHER_VLLMS) $(SGLANGS) $(OTHER_TRITONS) $(wildcard tests/integrations/sglang/*.txt) $(wildcard kernels/*.txt kernels/cpu/* kernels/cpu/backward/* kernels/cuda/* kernels/operators/*)
 
 .PHONY: test test-all bench ops wheel matrix lint setup clean
 
@@ -72,10 +72,10 @@ endif
 	$(BIN)/pip install --quiet scikit-build-core cmake ninja
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench,dev]"
 	$(BIN)/python -m serving_ops.bench_e2e.smollm2 >/dev/null || true  # it says why; `make bench` then serves dummies
-	$(BIN)/python $(OTHER_TRITONS)
+	PYTHONPATH=tests $(BIN)/python $(OTHER_TRITONS)
 ifneq ($(HAS_CUDA),yes)
-	$(BIN)/python $(OTHER_VLLMS)
-	$(BIN)/python $(SGLANGS)
+	PYTHONPATH=tests $(BIN)/python $(OTHER_VLLMS)
+	PYTHONPATH=tests $(BIN)/python $(SGLANGS)
 endif
 	touch $@
 

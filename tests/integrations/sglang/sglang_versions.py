@@ -1,6 +1,6 @@
 """Each SGLang that is tested, in an environment of its own: a folder that comes first on PYTHONPATH.
 
-Run by path, by `make setup`: puts each version's wheel, and what it needs beyond or unlike this virtual environment's
+Run by `make setup`: puts each version's wheel, and what it needs beyond or unlike this virtual environment's
 packages, into a folder of the virtual environment, from requirements-VERSION.txt and without anything's dependencies,
 which are for CUDA. torch is the virtual environment's, and so is serving_ops.
 """
@@ -11,9 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+import fetched
 import pytest
 
 VERSIONS = ("0.5.11", "0.5.17", "0.5.23")
@@ -29,7 +29,7 @@ RUN_SECONDS = 300
 
 def folder(version: str) -> Path:
     """Where a version lies, if it was fetched."""
-    return Path(sys.prefix) / f"sglang-{version}"
+    return fetched.folder("sglang", version)
 
 
 def environment(version: str) -> dict[str, str]:
@@ -44,8 +44,7 @@ def environment(version: str) -> dict[str, str]:
 
 def needs(version: str) -> pytest.MarkDecorator:
     """Skips a test, with the reason, where that version was not fetched."""
-    reason = f"SGLang {version} was not fetched: tests/integrations/sglang/{Path(__file__).name} fetches it"
-    return pytest.mark.skipif(not folder(version).is_dir(), reason=reason)
+    return fetched.needs("SGLang", version, folder(version).is_dir())
 
 
 def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -70,25 +69,10 @@ def fetch(version: str) -> None:
     kept = folder(version) / wanted.name
     if kept.is_file() and kept.read_text() == wanted.read_text():
         return
-    with tempfile.TemporaryDirectory(dir=sys.prefix) as scratch:
-        target = Path(scratch) / "packages"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--target", str(target), "--requirement", str(wanted)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(done.stderr.strip().rpartition("\n")[2])
+    with fetched.filling(folder(version)) as target:
+        fetched.pip("install", "--target", str(target), "--requirement", str(wanted))
         shutil.copy(wanted, target)
-        shutil.rmtree(folder(version), ignore_errors=True)
-        shutil.move(target, folder(version))
-
-
-def main() -> None:
-    for version in VERSIONS:
-        try:
-            fetch(version)
-        except OSError as error:
-            print(f"SGLang {version} was not fetched, its tests will be skipped: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    fetched.fetch_each("SGLang", VERSIONS, fetch)

