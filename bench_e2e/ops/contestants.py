@@ -141,14 +141,14 @@ def variants() -> list[Contestant]:
 
 def calls() -> list[Contestant]:
     """The public functions of a plain norm and of one that quantizes. No rows: what a call costs without its kernel."""
-    plain = replace(ours(), bind=partial(_bind_function, new=True))
+    plain = replace(ours(), call=partial(_call_function, new=True))
     to_int8 = replace(plain, name="to INT8", case=lambda case: replace(case, op=f"{case.op}_quant", form="int8"))
     no_rows = replace(to_int8, case=lambda case: replace(to_int8.case(case), shape=(0, case.size)), computes=False)
-    given = {"name": "to INT8, results given", "bind": partial(_bind_function, new=False)}
+    given = {"name": "to INT8, results given", "call": partial(_call_function, new=False)}
     return [plain, to_int8, replace(to_int8, **given), replace(no_rows, **given | {"name": "the same, no rows"})]
 
 
-def _bind_function(case: Case, inputs: Inputs, *, new: bool) -> Call:
+def _call_function(case: Case, inputs: Inputs, *, new: bool) -> Call:
     """By name only what users must give so. new: the results, instead of those of the inputs."""
     op = registry.find(case.op)
     call = op.arguments_of(inputs.call) if new else dict(inputs.call)
