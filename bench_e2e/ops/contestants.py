@@ -107,7 +107,7 @@ def peer(
     def find(offered: Mapping[Any, Any], case: Case) -> Any:
         key = case.op if case.fmt is None else (case.op, case.form)
         if key not in offered:
-            raise Unsupported(f"no {key}")
+            raise Unsupported(f"no {case.op}")
         return offered[key]
 
     call = (lambda case, inputs: find(calls, case)(inputs)) if calls else None

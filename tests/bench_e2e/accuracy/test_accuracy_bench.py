@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,9 @@ def _checkpoint(folder: Path) -> Path:
         bos_token_id=1,
         eos_token_id=1,
     )
-    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    for name, content in presets._tokenizer(VOCABULARY).items():
-        if name != "config.json":
-            (folder / name).write_text(json.dumps(content))
+    folder.mkdir()
+    presets._write_tokenizer(folder, VOCABULARY)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)  # config.json is the model's
     return folder
 
 
