@@ -12,7 +12,7 @@ class RopeSpec:
     """A layer's rotation. Its `NormSpec` has the size of a head as `size`, and the number of q's heads as `heads`.
 
     rotary_dim: the rotated elements of a head; None for all.
-    mrope_section: given where positions are (3, num_tokens).
+    mrope_section: given where positions are (3, num_tokens). A list, as configurations have it, becomes a tuple.
     table_dtype, cache_dtype: of cos and sin, and of the caches; None for x's.
     index_dtype: of positions and slots.
     separate: whether q, k and v are given apart, and not as one tensor.
@@ -31,6 +31,10 @@ class RopeSpec:
     has_cache: bool = False
     cache_dtype: torch.dtype | None = None
     block_size: int | None = 16
+
+    def __post_init__(self) -> None:
+        if self.mrope_section is not None:
+            object.__setattr__(self, "mrope_section", tuple(self.mrope_section))
 
 
 PLAIN = RopeSpec()
