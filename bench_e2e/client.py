@@ -90,9 +90,9 @@ class Generator:
             with redirect_stdout(self.log), redirect_stderr(self.log):
                 found = self.run(words)
         except (Exception, SystemExit) as error:
-            raise RuntimeError(f"the load generator failed: {error!r}") from error
+            raise RuntimeError(f"the load generator failed, see {self.log.name}: {error!r}") from error
         if found["completed"] != requests:
-            raise RuntimeError(f"{found['completed']:.0f} of {requests} requests succeeded")
+            raise RuntimeError(f"{found['completed']:.0f} of {requests} requests succeeded, see {self.log.name}")
         return {name: float(found[name]) for name in LABELS}
 
 

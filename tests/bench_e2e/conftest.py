@@ -43,7 +43,7 @@ if os.environ["SERVING_OPS"] == "auto" and behaviour != "inactive":
 http.server.HTTPServer((option("--host"), int(option("--port"))), Health).serve_forever()
 """
 GENERATOR = """
-import atexit, os, urllib.request
+import atexit, os, time, urllib.request
 
 atexit.register(print, "leaked 64 types")  # as Triton, which a load generator imports
 
@@ -58,6 +58,8 @@ def main(arguments):
     urllib.request.urlopen(f"http://127.0.0.1:{arguments.port}/health").close()
     print("asked with", arguments.port, arguments.seed, arguments.num_warmups, flush=True)
     behaviour = os.environ.get("STAND_IN", "works")
+    if behaviour == "stalls":
+        time.sleep(600)
     if behaviour == "fails":
         raise SystemExit("no request came back")
     times = {f"{f}_{m}_ms": 10.0 for f in ("mean", "median", "p90", "p99") for m in ("ttft", "tpot")}

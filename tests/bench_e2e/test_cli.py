@@ -97,15 +97,19 @@ def test_a_server_or_a_load_generator_that_fails_ends_the_run_with_its_last_word
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_no_server(stand_in: dict[str, str], tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(("behaviour", "log"), [("hangs", "native-server-1.log"), ("stalls", "client.log")])
+def test_a_run_that_is_interrupted_while_it_starts_or_asks_leaves_no_server(
+    stand_in: dict[str, str], tmp_path: Path, number: int, behaviour: str, log: str
+) -> None:
     command = [sys.executable, "-m", "serving_ops.bench_e2e", "serve", "--quick"]
-    environment = {**stand_in, "STAND_IN": "hangs", "TMPDIR": str(tmp_path)}
+    environment = {**stand_in, "STAND_IN": behaviour, "TMPDIR": str(tmp_path)}
     # A shell that runs this suite in the background leaves SIGINT ignored, and children inherit that.
     heed = partial(signal.signal, number, signal.SIG_DFL)
     with subprocess.Popen(
         command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=heed
     ) as run:
-        server = _server_pid(tmp_path)
+        _wait_for(log, "pid|asked with", tmp_path)
+        server = int(_wait_for("native-server-1.log", r"pid (\d+)\n", tmp_path)[1])
         run.send_signal(number)
         shown, _ = run.communicate(timeout=START_SECONDS)
     assert run.returncode == 130
@@ -178,14 +182,14 @@ def _installed(name: str) -> bool:
         return False
 
 
-def _server_pid(folder: Path) -> int:
+def _wait_for(log: str, pattern: str, folder: Path) -> re.Match[str]:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        for log in folder.glob("serving-ops-bench-*/native-server-1.log"):
-            if found := re.search(r"pid (\d+)\n", log.read_text()):
-                return int(found[1])
+        for path in folder.glob(f"serving-ops-bench-*/{log}"):
+            if found := re.search(pattern, path.read_text()):
+                return found
         time.sleep(0.05)
-    raise AssertionError("no server was started")
+    raise AssertionError(f"{log} has no {pattern}")
 
 
 def test_without_a_subcommand_all_are_named(bench) -> None:
