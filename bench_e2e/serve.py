@@ -106,14 +106,12 @@ class Serving:
 
 
 def compared(answers: dict[str, str]) -> str:
-    """The question and its answers by variant: one where they are equal, else all, with where they part."""
-    lines = [f"> {server.QUESTION}"]
+    """The question and its answers by variant: one where they are equal."""
     if len(set(answers.values())) == 1:
-        return "\n".join([*lines, next(iter(answers.values())), f"(the same from {' and '.join(answers)})"])
-    words = [answer.split() for answer in answers.values()]
-    equal = next((n for n, pair in enumerate(zip(*words, strict=False)) if len(set(pair)) > 1), min(map(len, words)))
-    lines += [f"{variant}: {server.answer}" for variant, answer in answers.items()]
-    return "\n".join([*lines, f"(equal for {equal} words; a near tie between two tokens falls differently)"])
+        lines = [answers[BASELINE], f"(the same from {' and '.join(answers)})"]
+    else:
+        lines = [f"{variant}: {answer}" for variant, answer in answers.items()]
+    return "\n".join([f"> {server.QUESTION}", *lines])
 
 
 def main(words: list[str]) -> int:
