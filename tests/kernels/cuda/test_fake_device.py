@@ -414,7 +414,8 @@ def short(call: dict[str, Any]) -> Callable[[], object]:
     """The same call of the operator of vLLM's layers."""
     tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
     width = {"rotary_dim": call["cos_sin_cache"].shape[1]}
-    text = rope_text.options_text(call | width)
+    given = {name: value for name, value in call.items() if value is not None}
+    text = rope_text.options_text(given | width)
     return functools.partial(torch.ops.serving_ops_fake.vllm_qk_norm_rope, *tensors, text)
 
 
