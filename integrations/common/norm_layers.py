@@ -39,19 +39,25 @@ class Outcome:
 
 def prewarm_layers(found: Sequence[NormLayer], logger: logging.Logger) -> Outcome:
     """Prewarm the norms of all layers that are on. Logs each failure."""
-    if not settings.prewarm_enabled():
-        return Outcome("prewarm off")
     specs = list(dict.fromkeys(spec for layer in found if layer.native_because is None for spec in layer.specs))
-    if not specs:
-        return Outcome("nothing to prewarm")
+    if not specs or not settings.prewarm_enabled():
+        return Outcome("nothing to prewarm" if settings.prewarm_enabled() else "prewarm off")
     start = time.perf_counter()
+    failed = prewarm(specs, logger)
+    return Outcome(f"prewarmed {len(specs)} norms in {time.perf_counter() - start:.1f} s", failed)
+
+
+def prewarm(specs: Sequence[NormSpec], logger: logging.Logger) -> dict[str, str]:
+    """Prewarm norms, unless the user switched that off; logs and returns the reason for each operator that failed."""
+    if not settings.prewarm_enabled():
+        return {}
     try:
         failed = {spec.op: reason for spec, reason in serving_ops.prewarm(specs).failed.items()}
     except Exception as error:  # prewarm itself failed, so no kernel can be trusted to compile later
         failed = {spec.op: str(error) for spec in specs}
     for op, reason in failed.items():
         logger.warning("serving_ops: the prewarm of %s failed, it stays native: %s", op, reason)
-    return Outcome(f"prewarmed {len(specs)} norms in {time.perf_counter() - start:.1f} s", failed)
+    return failed
 
 
 def after_failures(layer: Layer, outcome: Outcome) -> Layer:

@@ -95,19 +95,15 @@ def _quantizing(found: NormLayer, x: Activations, pair: Pair | None) -> NormLaye
 
 
 def _why_none(runner: Any) -> str | None:
-    """Return why the plugin may serve no layer of this model, or None."""
-    if getattr(runner.server_args, "rl_on_policy_target", None) is not None:
-        return TRAINERS_NUMBERS
-    return _why_no_kernels(torch.device(runner.device).type)
-
-
-def _why_no_kernels(device: str) -> str | None:
-    """Return why no kernels serve this device, or None.
+    """Return why the plugin may serve no layer of this model, or None.
 
     CUDA needs the C++ library too: without it a call takes several times SGLang's host time.
     """
     from sglang.srt.utils import cpu_has_amx_support, is_hip
 
+    device = torch.device(runner.device).type
+    if getattr(runner.server_args, "rl_on_policy_target", None) is not None:
+        return TRAINERS_NUMBERS
     if device not in ("cpu", "cuda") or is_hip():
         return f"no kernels for {'hip' if is_hip() else device}"
     return AMX if device == "cpu" and cpu_has_amx_support() else extension.why_missing()
@@ -140,10 +136,6 @@ def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:
 
     if get_fused_op_backend() in layer.available_backends():  # SGLang calls this backend, not the layer's method
         return FORCED
-    return PINNED if _is_pinned(layer) else None
-
-
-def _is_pinned(layer: Any) -> bool:
-    """Return whether the layer was built to call another method than SGLang would choose at its first call."""
     method = layer._forward_method
-    return method is not None and KEPT not in vars(layer) and method != layer._resolve_forward_method()
+    pinned = method is not None and KEPT not in vars(layer) and method != layer._resolve_forward_method()
+    return PINNED if pinned else None  # it was built to call another than SGLang would choose at its first call

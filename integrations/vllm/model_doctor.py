@@ -25,18 +25,14 @@ def examine(model: str, *, eager: bool) -> str:
     if settings.mode() == "off":
         os.environ["SERVING_OPS"] = ",".join(("auto", *sorted(settings.ops())))
     register()
-    config = _engine_config(model, eager)
+    from vllm.engine.arg_utils import EngineArgs  # behind the plugin, as vLLM imports it
+
+    config = EngineArgs(model=model, enforce_eager=eager, skip_tokenizer_init=True).create_engine_config()
     config.kernel_config.ir_op_priority.set_default()
     features.install_for(config, strict=False)
     device = torch.device(config.device_config.device)
     found = startup.survey([_build(config)], config, device)
     return startup.describe(found, str(device), f"as vLLM would serve it {'eager' if eager else 'compiled'}")
-
-
-def _engine_config(model: str, eager: bool) -> Any:
-    from vllm.engine.arg_utils import EngineArgs
-
-    return EngineArgs(model=model, enforce_eager=eager, skip_tokenizer_init=True).create_engine_config()
 
 
 def _build(config: Any) -> torch.nn.Module:
@@ -51,8 +47,7 @@ def _build(config: Any) -> torch.nn.Module:
         parallel_state.ensure_model_parallel_initialized(1, 1)
         try:
             with torch.device("meta"), set_default_torch_dtype(config.model_config.dtype):
-                built: torch.nn.Module = initialize_model(config)
+                return initialize_model(config)
         finally:
             parallel_state.destroy_model_parallel()
             parallel_state.destroy_distributed_environment()
-    return built

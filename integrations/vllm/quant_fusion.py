@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import serving_ops
 from serving_ops import NormSpec, QuantFormat, extension, settings
 from serving_ops.integrations.common import guard
+from serving_ops.integrations.common.norm_layers import prewarm
 from serving_ops.integrations.vllm import installed, linear_kernels
 from serving_ops.ops import registry
 from serving_ops.schemas import TAGS, library
@@ -114,12 +114,10 @@ def take(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_conf
     stay.
     """
     _operators()  # also where they are not put into the pass: a graph from vLLM's cache may call them
-    report = serving_ops.prewarm(specs(models, plain, vllm_config) if settings.prewarm_enabled() else ())
-    for spec, reason in report.failed.items():
-        _logger.warning("serving_ops: the prewarm of %s failed, vLLM's own kernel stays: %s", spec.op, reason)
-    if not report.failed:
+    failed = prewarm(specs(models, plain, vllm_config), _logger)
+    if not failed:
         install()
-    return not report.failed
+    return not failed
 
 
 def specs(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:

@@ -8,7 +8,9 @@ it too, and leave a plain tensor to vLLM's method.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import serving_ops
 from serving_ops import NormSpec, QuantFormat, settings
 from serving_ops.integrations.common.calls import alike, rows_fit
-from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, why_reference
+from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
+from serving_ops.integrations.common.norm_layers import prewarm
 from serving_ops.integrations.vllm import features, installed, linear_kernels, priority, quant_fusion, quantization
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, why_part
+from serving_ops.integrations.vllm.layers import activations
+
+_logger = logging.getLogger("vllm.serving_ops")
 
 NAME = "quantized_pairs"
 
@@ -96,14 +101,14 @@ class Pair:
     specs: tuple[NormSpec, ...]
 
 
-def pairs_of(models: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device) -> Iterator[Pair]:
+def pairs_of(models: Iterable[torch.nn.Module], x: Activations) -> Iterator[Pair]:
     """Yield the pairs of loaded models."""
     for model in models:
         for layer in model.modules():
             for norm_name, reader_name, linear_name in LAYERS.get(_name(layer), ()):
                 reader = getattr(layer, reader_name)
                 if _name(reader) in READERS:
-                    pair = _pair(getattr(layer, norm_name), getattr(reader, linear_name), dtype, device)
+                    pair = _pair(getattr(layer, norm_name), getattr(reader, linear_name), x)
                     yield from () if pair is None else (pair,)
 
 
@@ -111,16 +116,14 @@ def _name(layer: Any) -> str:
     return f"{type(layer).__module__}.{type(layer).__name__}".removeprefix("vllm.model_executor.models.")
 
 
-def _pair(norm: Any, linear: Any, dtype: torch.dtype, device: torch.device) -> Pair | None:
-    offset = next((OFFSETS[adapter] for adapter in OFFSETS if adapter.is_of(type(norm))), None)
+def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
+    adapter = next((adapter for adapter in OFFSETS if adapter.is_of(type(norm))), None)
     kernel = linear_kernels.kernel_of(linear) if hasattr(linear, "quant_method") else None
-    if offset is None or not _takes_rows(kernel) or why_part(norm):
+    if adapter is None or not _takes_rows(kernel) or why_part(norm):
         return None
-    weight_dtype = norm.weight.dtype if getattr(norm, "has_weight", True) else None
-    options: dict[str, Any] = {"eps": norm.variance_epsilon, "weight_offset": offset, "fmt": FMT}
-    ops = ("rms_norm_quant", "fused_add_rms_norm_quant")
-    specs = (NormSpec(op, norm.weight.numel(), dtype, weight_dtype, device, **options) for op in ops)
-    return Pair(norm, kernel, tuple(specs))
+    quantized = {"weight_offset": OFFSETS[adapter], "fmt": FMT}
+    plain = adapter.specs(norm, x)[: len(NORMS)]
+    return Pair(norm, kernel, tuple(dataclasses.replace(spec, op=f"{spec.op}_quant", **quantized) for spec in plain))
 
 
 def _takes_rows(kernel: Any) -> bool:
@@ -134,7 +137,7 @@ def _takes_rows(kernel: Any) -> bool:
 
 def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> str | None:
     """Have the norms of a loaded model quantize where that serves faster; returns a phrase for the start-up line."""
-    every = list(pairs_of(models, vllm_config.model_config.dtype, device))
+    every = list(pairs_of(models, activations(vllm_config, device)))
     if not every or not _may(vllm_config):
         return None
     mode = "eager" if quantization.is_eager(vllm_config) else "compiled"
@@ -142,8 +145,7 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
     found = [pair for pair in faster if why_reference(pair.specs) is None]
     if not found:
         return None
-    specs = dict.fromkeys(spec for pair in found for spec in pair.specs)
-    failed = serving_ops.prewarm(list(specs)).failed if settings.prewarm_enabled() else {}
+    failed = prewarm(list(dict.fromkeys(spec for pair in found for spec in pair.specs)), _logger)
     if failed:
         installed.failures[NAME] = next(iter(failed.values()))
         return f"no norm quantizes for the layer behind it: {installed.failures[NAME]}"

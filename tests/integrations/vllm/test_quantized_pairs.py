@@ -15,11 +15,13 @@ from in_process import DEVICE, HIDDEN, model_config, rows
 
 import serving_ops
 from serving_ops import PrewarmReport, extension
+from serving_ops.integrations.common.norm_classes import Activations
 from serving_ops.integrations.vllm import features, installed, priority, quantized_pairs
 
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
 CPU = torch.device("cpu")
+X = Activations(torch.bfloat16, HIDDEN, device=CPU)
 WIDTH = 512
 MODES = ("eager", "compiled")
 
@@ -73,7 +75,7 @@ def _decoder(norm: Any, kernel: Any, module: str = "qwen3", name: str = "Qwen3De
 
 
 def _pairs(layer: Any) -> list[quantized_pairs.Pair]:
-    return list(quantized_pairs.pairs_of([torch.nn.ModuleList([layer])], torch.bfloat16, CPU))
+    return list(quantized_pairs.pairs_of([torch.nn.ModuleList([layer])], X))
 
 
 @pytest.fixture(autouse=True)
