@@ -98,13 +98,11 @@ def install_for(vllm_config: Any, *, strict: bool) -> None:
 
     if getattr(vllm_config.model_config, "has_inner_state", False):
         _install_each(STATE_SPACE, strict=strict)
-    out_of_tree.put_back()
-    if quantization.why_norms_stay(vllm_config) is not None:
-        out_of_tree.withdraw()
-        return
-    fp32_residual.install_for(vllm_config)
-    if _joins_norms_to_an_all_reduce(vllm_config):
-        out_of_tree.withdraw(adapter.name for adapter in ADAPTERS.values() if adapter.asks_ir)
+    stay = quantization.why_norms_stay(vllm_config) is not None
+    joined = _joins_norms_to_an_all_reduce(vllm_config)
+    out_of_tree.build_ours(lambda adapter: not stay and not (joined and adapter.asks_ir))
+    if not stay:
+        fp32_residual.install_for(vllm_config)
 
 
 def _joins_norms_to_an_all_reduce(vllm_config: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Set
 from typing import Any
 
 from serving_ops.integrations.vllm import installed
@@ -61,14 +61,10 @@ def give_back(ops: Set[str]) -> None:
             installed.set(ours, "stay_native", True)
 
 
-def withdraw(names: Iterable[str] | None = None) -> None:
-    """Have vLLM build its own classes, all or those of these names, where it would build ours, until `put_back`."""
-    for name in _ours if names is None else names:
-        if name in _ours and op_registry_oot.get(name) is _ours[name]:
-            del op_registry_oot[name]
-
-
-def put_back() -> None:
-    """Have vLLM build our classes again, after `withdraw`."""
+def build_ours(wanted: Callable[[Adapter], bool]) -> None:
+    """Have vLLM build our class where that is wanted, and its own elsewhere."""
     for name, ours in _ours.items():
-        op_registry_oot.setdefault(name, ours)
+        if wanted(ours.adapter):
+            op_registry_oot.setdefault(name, ours)
+        elif op_registry_oot.get(name) is ours:
+            del op_registry_oot[name]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -172,21 +172,14 @@ def _in_place(original: Any) -> Any:
     return with_ours_in_place
 
 
-def call_in_place(vllms_pass: Any, graph: torch.fx.Graph) -> int:
-    """Turn functional calls of our operators into calls in place. Returns their number."""
-    found = list(_functional_calls(graph))
+def call_in_place(vllms_pass: Any, graph: torch.fx.Graph) -> None:
+    """Turn functional calls of our operators into calls in place."""
+    from torch._higher_order_ops.auto_functionalize import auto_functionalized
+
     vllms_pass.nodes_to_remove = []
-    for node in found:
-        vllms_pass.defunctionalize(graph, node, WRITTEN)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is auto_functionalized and node.args[0] in _operators():
+            vllms_pass.defunctionalize(graph, node, WRITTEN)
     for node in vllms_pass.nodes_to_remove:
         graph.erase_node(node)
     vllms_pass.nodes_to_remove.clear()
-    return len(found)
-
-
-def _functional_calls(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
-    from torch._higher_order_ops.auto_functionalize import auto_functionalized
-
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target is auto_functionalized and node.args[0] in _operators():
-            yield node
