@@ -13,7 +13,7 @@ _beside = _Path(__file__).resolve().parent.parent
 if (_beside / "pyproject.toml").is_file() and str(_beside) not in __path__:
     __path__.append(str(_beside))
 
-from serving_ops import counters, installation, reference, settings  # noqa: E402
+from serving_ops import counters, extension, reference, settings  # noqa: E402
 from serving_ops.explain import Explanation, explain  # noqa: E402
 from serving_ops.extension import cpp_library  # noqa: E402
 from serving_ops.norm_spec import NormSpec  # noqa: E402
@@ -31,7 +31,7 @@ from serving_ops.rope_spec import RopeSpec  # noqa: E402
 from serving_ops.training import backward_ops as _backward_ops  # noqa: E402, F401 (registers)
 from serving_ops.version import __version__  # noqa: E402
 
-installation.warn_without_library()
+extension.warn_without_library()
 
 __all__ = [
     "Explanation",

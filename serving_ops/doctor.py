@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from serving_ops import extension, installation, settings, support
+from serving_ops import extension, settings, support
 from serving_ops.version import __version__
 
 PLUGIN_GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
@@ -79,7 +79,7 @@ def _look(part: Callable[[], Finding]) -> Finding:
 def _cpu() -> Finding:
     missing = extension.why_missing()
     if missing is not None:
-        return Finding(False, f"the reference serves CPU tensors: {missing}; {installation.REMEDY}")
+        return Finding(False, f"the reference serves CPU tensors: {missing}; {extension.REMEDY}")
     return Finding(True, f"C++ kernels for {extension.instruction_set()}, {extension.cpp_library()}")
 
 

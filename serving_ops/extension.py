@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from serving_ops.kernels import contract
 from serving_ops.version import __version__
 
 LIBRARY_NAME = "_C.abi3.so"
+REMEDY = (
+    "install serving_ops again beside torch and a C++ compiler, with `SERVING_OPS_BUILD=required pip install .`, "
+    "which shows what goes wrong in the build"
+)
 
 _library: Path | None = None
 _handle: ctypes.CDLL | None = None
@@ -113,6 +119,18 @@ def cpp_library() -> Path | None:
 def why_missing() -> str | None:
     """Why there is no C++ library; None where there is one."""
     return None if _library is not None else _why_missing
+
+
+def warn_without_library() -> None:
+    """Log one warning, with what to do, where the library is missing on a system that it is built for."""
+    missing = why_missing()
+    if missing is None or sys.platform != "linux":
+        return
+    logging.getLogger("serving_ops").warning(
+        "serving_ops runs without its C++ library: %s. The PyTorch reference serves CPU tensors, and Python launches "
+        "the CUDA kernels, at several times the host time. To have the library, %s.",
+        *(missing, REMEDY),
+    )
 
 
 def instruction_set() -> str | None:

@@ -143,11 +143,6 @@ def ops() -> frozenset[str]:
     return frozenset(word for word in _read(CHOICE) or [] if word in OPS) or frozenset(OPS)
 
 
-def names_ops() -> bool:
-    """Whether `SERVING_OPS` names ops at all. Raises as `mode`."""
-    return any(word in OPS for word in _read(CHOICE) or [])
-
-
 def choice() -> str:
     """Mode and ops, for a person: `auto`, or `auto for rms_norm alone`. Raises as `mode`."""
     chosen = [op for op in OPS if op in ops()]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from serving_ops import checks, reference
 from serving_ops.ops import registry
-from serving_ops.schemas import library
+from serving_ops.schemas import TAGS, library, schema_of
 from serving_ops.training import cuda_backward
 
 
@@ -142,7 +142,7 @@ def _register(
     on_cuda: Callable[..., str | None],
     differentiated: tuple[str, ...],
 ) -> None:
-    """Implement the operator of the formula's name, and the fallback of the C++ kernels.
+    """Define and implement the operator of the formula's name, and the fallback of the C++ kernels.
 
     differentiated: the arguments whose gradients it returns. on_cuda: takes the arguments and these, as `d<argument>`,
     by name; writes the gradients, or returns why not.
@@ -177,6 +177,11 @@ def _register(
         for result, gradient in zip(results, run(**dense), strict=True):
             result.copy_(gradient)
 
+    schema = schema_of(formula)
+    given = schema.partition(") ->")[0].replace(" *,", "")
+    written = ", ".join(f"Tensor({letter}!) d{each}" for letter, each in zip("abcd", differentiated, strict=False))
+    library.define(name + schema, tags=TAGS)
+    library.define(f"_{name}_fallback{given}, {written}) -> str")
     library.impl(name, run_on_cuda, "CUDA")
     library.impl(name, formula, "CompositeExplicitAutograd")
     library.impl(f"_{name}_fallback", registry.fallback(take_over), "CompositeExplicitAutograd")

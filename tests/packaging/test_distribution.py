@@ -14,7 +14,7 @@ import matrix
 import pytest
 from cmake import CMAKE_BIN_DIR
 
-from serving_ops import installation
+from serving_ops import extension
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,7 +138,7 @@ def test_without_a_compiler_a_pure_wheel_is_built_that_works(pure_wheel: Path, t
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *site_packages])}
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stderr.count(installation.REMEDY) == 1
+    assert done.stderr.count(extension.REMEDY) == 1
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import serving_ops
-from serving_ops import installation
+from serving_ops import extension
 
 WITHOUT_LIBRARY = (
     "import pathlib; is_file = pathlib.Path.is_file; "
@@ -25,7 +25,7 @@ def said_by(program: str) -> list[str]:
 def test_a_missing_library_is_one_line_with_what_to_do() -> None:
     (line,) = said_by(WITHOUT_LIBRARY.format(before="pass"))
     assert line.startswith("serving_ops runs without its C++ library: ")
-    assert installation.REMEDY in line
+    assert extension.REMEDY in line
 
 
 def test_nothing_is_said_where_the_library_is_not_built() -> None:
