@@ -21,15 +21,13 @@ from torch import Tensor
 
 from serving_ops import NormSpec, QuantFormat, extension, settings
 from serving_ops.integrations.common import guard
+from serving_ops.integrations.common.norm_classes import NORMS
 from serving_ops.integrations.common.norm_layers import prewarm
 from serving_ops.integrations.vllm import installed, linear_kernels
 from serving_ops.ops import registry
 from serving_ops.schemas import TAGS, library
 
 _logger = logging.getLogger("vllm.serving_ops")
-
-NEEDED_OPS = {"rms_norm", "fused_add_rms_norm"}
-"""The ops that SERVING_OPS must allow."""
 
 BLOCK = "vllm_rms_norm_per_block_quant"
 TOKEN = "vllm_rms_norm_dynamic_per_token_quant"
@@ -99,7 +97,7 @@ def can_run() -> bool:
     from vllm.platforms import current_platform
 
     on_device = current_platform.is_cuda() and current_platform.has_device_capability(89)
-    return bool(on_device and extension.cpp_library() is not None and settings.ops() >= NEEDED_OPS)
+    return bool(on_device and extension.cpp_library() is not None and settings.ops().issuperset(NORMS))
 
 
 def is_for(vllm_config: Any) -> bool:
@@ -127,7 +125,7 @@ def specs(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_con
     """
     formats = list(dict.fromkeys(filter(None, map(_wanted, linear_kernels.quantized_linears(models)))))
     hidden_size = vllm_config.model_config.get_hidden_size()
-    rows = [spec for spec in plain if spec.size == hidden_size and spec.heads == 1 and spec.op in NEEDED_OPS]
+    rows = [spec for spec in plain if spec.size == hidden_size and spec.heads == 1 and spec.op in NORMS]
     changes = [{"fmt": fmt, "weight_offset": 0.0} for fmt in formats]
     quantized = (dataclasses.replace(spec, op=f"{spec.op}_quant", **change) for change in changes for spec in rows)
     return list(dict.fromkeys(quantized))

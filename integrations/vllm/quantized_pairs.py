@@ -22,7 +22,7 @@ from serving_ops import NormSpec, QuantFormat, settings
 from serving_ops.integrations.common.calls import alike, rows_fit
 from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
 from serving_ops.integrations.common.norm_layers import prewarm
-from serving_ops.integrations.vllm import features, installed, linear_kernels, priority, quant_fusion, quantization
+from serving_ops.integrations.vllm import features, installed, linear_kernels, priority, quantization
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, why_part
 from serving_ops.integrations.vllm.layers import activations
 
@@ -159,7 +159,7 @@ def _may(vllm_config: Any) -> bool:
     on_one_device = vllm_config.parallel_config.tensor_parallel_size == 1
     left_to_us = not priority.user_chose_any(vllm_config)
     as_measured = on_one_device and vllm_config.lora_config is None and not features.is_batch_invariant()
-    return as_measured and left_to_us and settings.ops() >= quant_fusion.NEEDED_OPS
+    return as_measured and left_to_us and settings.ops().issuperset(NORMS)
 
 
 def switch(pair: Pair) -> None:

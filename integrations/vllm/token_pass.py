@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec
-from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
+from serving_ops.integrations.common.norm_classes import NORMS, WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import linear_kernels, quant_fusion, quantization
 from serving_ops.integrations.vllm.layers import NormLayer
 
@@ -85,7 +85,7 @@ def _quantizes_tokens(models: Sequence[torch.nn.Module]) -> bool:
 def _matches(plain: Iterable[NormSpec], model: Any) -> bool:
     rows = [spec for spec in plain if spec.size == model.get_hidden_size() and spec.heads == 1]
     return bool(rows) and all(
-        spec.op in quant_fusion.NEEDED_OPS
+        spec.op in NORMS
         and spec.dtype == spec.weight_dtype == torch.bfloat16
         and spec.eps in EPS
         and spec.weight_offset == WEIGHT_IN_FP32
