@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -31,22 +32,16 @@ class Report:
     """`kernels` and `engines` by name; `active` if any kernel is. settings: "errors" and "warnings" about variables."""
 
     versions: dict[str, str]
+    settings: dict[str, list[str]]
     kernels: dict[str, Finding]
     engines: dict[str, Finding]
-    settings: dict[str, list[str]]
 
     @property
     def active(self) -> bool:
         return any(finding.active for finding in self.kernels.values())
 
     def as_dict(self) -> dict[str, Any]:
-        parts = {"kernels": self.kernels, "engines": self.engines}
-        return {
-            "active": self.active,
-            "versions": self.versions,
-            "settings": self.settings,
-            **{part: {name: vars(finding) for name, finding in found.items()} for part, found in parts.items()},
-        }
+        return {"active": self.active} | dataclasses.asdict(self)
 
     def as_text(self) -> str:
         lines = ["serving_ops doctor: " + ", ".join(f"{name} {v}" for name, v in self.versions.items())]
@@ -65,7 +60,7 @@ def examine() -> Report:
     kernels = {"cpu": _look(_cpu), "cuda": _look(_cuda)}
     engines = {name: _look(partial(_engine, name, group)) for name, group in PLUGIN_GROUPS.items()}
     wrong = {"errors": settings.errors(), "warnings": settings.unknown()}
-    return Report(versions, kernels, engines, wrong)
+    return Report(versions, wrong, kernels, engines)
 
 
 def _look(part: Callable[[], Finding]) -> Finding:

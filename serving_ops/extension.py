@@ -98,17 +98,13 @@ def _load() -> None:
         torch.ops.load_library(str(path))
         handle = ctypes.CDLL(str(path))
         _declare(handle)
-        _choose_instruction_set(handle)
+        wanted = settings.cpu_isa()
+        if wanted is not None and not handle.serving_ops_cpu_use(ctypes.c_char_p(wanted.encode())):
+            settings.refuse(settings.CPU_ISA, f"is not possible: this processor or build has no {wanted} kernels")
     except (OSError, AttributeError) as error:
         _why_missing = f"the C++ library did not load: {error}"
         return
     _library, _handle = path, handle
-
-
-def _choose_instruction_set(handle: ctypes.CDLL) -> None:
-    wanted = settings.cpu_isa()
-    if wanted is not None and not handle.serving_ops_cpu_use(ctypes.c_char_p(wanted.encode())):
-        settings.refuse(settings.CPU_ISA, f"is not possible: this processor or build has no {wanted} kernels")
 
 
 def cpp_library() -> Path | None:

@@ -29,13 +29,12 @@ class Rows:
 
     read, written: both for a tensor that is overwritten in place.
     may_be: arguments that a written tensor may be, element for element. It shares memory with no other.
-    given: the field of `NormSpec` that says whether a layer passes an optional tensor.
+    given: of an optional tensor, the field of `NormSpec` that says whether a layer passes it.
     token_stride: the field of `NormSpec` that has its layout.
     fp32: the field of `NormSpec` that says whether it is fp32 beside an x of half precision; None: it is as x.
     """
 
     name: str
-    optional: bool = False
     read: bool = True
     written: bool = False
     may_be: tuple[str, ...] = ()
@@ -45,7 +44,7 @@ class Rows:
 
     @property
     def type(self) -> str:
-        return "Tensor?" if self.optional else "Tensor"
+        return "Tensor?" if self.given else "Tensor"
 
     def check(self, value: Any, call: Call) -> None:
         if value is call["x"]:

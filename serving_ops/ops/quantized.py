@@ -21,7 +21,7 @@ def _scales(call: Call) -> Layout:
 
 FORMAT = Format("fmt", scale="scale")
 SCALE = Scalar("scale", given="has_scale")
-NORMED = Rows("normed", optional=True, read=False, written=True, may_be=("x",), given="has_normed")
+NORMED = Rows("normed", read=False, written=True, may_be=("x",), given="has_normed")
 RESULTS = (Result("out", _quantized), Result("scales_out", _scales))
 
 

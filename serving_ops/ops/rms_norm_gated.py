@@ -69,7 +69,7 @@ registry.register(
         reference.rms_norm_gated,
         (
             Rows("x"),
-            Rows("z", optional=True, given="has_gate", token_stride="gate_token_stride"),
+            Rows("z", given="has_gate", token_stride="gate_token_stride"),
             Vector("weight"),
             EPS,
             Vector("bias", given="has_bias"),

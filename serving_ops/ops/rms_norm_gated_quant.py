@@ -70,7 +70,7 @@ registry.register(
         _formula,
         (
             Rows("x"),
-            Rows("z", optional=True, given="has_gate", token_stride="gate_token_stride"),
+            Rows("z", given="has_gate", token_stride="gate_token_stride"),
             Vector("weight"),
             EPS,
             FORMAT,
