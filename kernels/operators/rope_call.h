@@ -39,6 +39,7 @@ struct RopeCall {
     num_kv_heads = arguments.integer(6);
     spec.norm.size = arguments.integer(7);
     if (const Refusal refusal = read_numbers(arguments.number(8), arguments.number(9), &spec.norm)) return refusal;
+    if (arguments.optional_int(10, 0) < 0) return {"rotary_dim", " is negative"};
     spec.rotary_dim = arguments.optional_int(10, kOfTable);
     spec.is_neox = arguments.boolean(11);
     spec.has_sections = !arguments.is_none(12);
