@@ -104,8 +104,9 @@ def norm_route(
 ) -> Route | str:
     """The rows and the plan that run this call, or why the reference does. out: None for x."""
     out = x if out is None else out
-    named = ("x", x), ("residual", residual), ("weight", weight), ("out", x if "fmt" in call else out)
-    rows = why_not_rows(x, *named) or _rows(x, residual, out, **call)
+    quantized = "fmt" in call
+    named = ("x", x), ("residual", residual), ("weight", weight), ("out", x if quantized else out)
+    rows = why_not_rows(x, *named) or (_rows(x, residual, out, **call) if quantized else _rows(x, residual, out))
     return rows if isinstance(rows, str) else (rows, plan.plan_norm(x.shape[-1], x.itemsize, rows.num_rows))
 
 
@@ -147,16 +148,20 @@ def why_not_scales(size: int, group_size: int, fmt: QuantFormat) -> str | None:
 
 
 def _by_name(route: Route, call: dict[str, Any]) -> dict[str, Any]:
-    """What the launches in kernels/triton/ take: a call, and what its route decides."""
+    """What the launches in kernels/triton/ take: a call, which is changed, and what its route decides."""
     if "fmt" in call:
         fmt, scale, scales, normed = (call.pop(name) for name in ("fmt", "scale", "scales_out", "normed"))
         call["quantized"] = Quantized(fmt, _rows_of_scales(scales) if scale is None else scale, normed)
-    return call | {"rows": route[0], "plan": route[1], "pdl": pdl(call["x"].device)}
+    call["rows"], call["plan"] = route
+    call["pdl"] = pdl(call["x"].device)
+    return call
 
 
 def launch_norm(route: Route, **call: Any) -> None:
     """Launch a norm without a gate: without `out`, it writes its result into x."""
-    _modules()[0].run_norm(**_by_name(route, {"residual": None, "out": call["x"], **call}))
+    call.setdefault("residual", None)
+    call.setdefault("out", call["x"])
+    _modules()[0].run_norm(**_by_name(route, call))
 
 
 def launch_gated(route: Route, **call: Any) -> None:
