@@ -26,6 +26,19 @@ def record_logits(model: Any, found: list[Any]) -> None:
     model.compute_logits = compute_and_keep
 
 
+def of_prompt(found: list[Any], num_tokens: int) -> Any:
+    """The logits of every token of the prompt but the last: vLLM computes them at once, or 1024 rows at a time.
+
+    Its newer runners compute the last token's too. Those of the sampled token are a row apart.
+    """
+    import torch
+
+    logits = torch.cat([entry for entry in found if len(entry) > 1])
+    if len(logits) not in (num_tokens - 1, num_tokens):
+        raise RuntimeError(f"vLLM computed logits for {[len(entry) for entry in found]} tokens of {num_tokens}")
+    return logits[: num_tokens - 1]
+
+
 if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model is in this process, where it can be looked at
     import torch
@@ -37,5 +50,4 @@ if __name__ == "__main__":
     # Log-probabilities of the prompt make vLLM compute its logits; it asks for those of the sampled token apart.
     sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     engine.generate([{"prompt_token_ids": asked["tokens"]}], sampling)
-    (logits,) = (entry for entry in found if len(entry) == len(asked["tokens"]) - 1)
-    torch.save(logits, asked["out"])
+    torch.save(of_prompt(found, len(asked["tokens"])), asked["out"])

@@ -22,7 +22,7 @@ def options_text(options: dict[str, Any]) -> str:
     """Return the operator's options as integers, which C++ reads fast: a float as a mantissa and a power of two."""
     integers = (int(options.get(name, 0)) for name in INTEGERS)
     floats = itertools.chain.from_iterable(_mantissa_and_power(options[name]) for name in FLOATS)
-    return " ".join(map(str, (*integers, *floats, *options.get("mrope_section", ()))))
+    return " ".join(map(str, (*integers, *floats, *(options.get("mrope_section") or ()))))
 
 
 def _mantissa_and_power(value: float) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import torch
 
 from serving_ops.bench_e2e import presets
 from serving_ops.bench_e2e.accuracy.accuracy_bench import Served, markdown, measure
-from serving_ops.bench_e2e.accuracy.engine_logits import record_logits
+from serving_ops.bench_e2e.accuracy.engine_logits import of_prompt, record_logits
 from serving_ops.bench_e2e.environment import detect_device
 
 transformers = pytest.importorskip("transformers")
@@ -73,6 +73,23 @@ def test_what_the_model_computes_is_kept_and_returned() -> None:
     hidden = torch.arange(6.0).view(3, 2)
     assert torch.equal(model.compute_logits(hidden, scale=2.0), hidden * 2)
     assert [entry.tolist() for entry in found] == [(hidden * 2).tolist()]
+
+
+@pytest.mark.parametrize("rows", [[6, 1], [1, 4, 3], [4, 2, 1]], ids=str)
+def test_the_logits_of_a_prompt_are_put_together_of_what_vllm_computes_at_a_time(rows: list[int]) -> None:
+    """A prompt of 7 tokens: vLLM leaves out the last one's, or not; those of the sampled token come apart."""
+    whole = torch.arange(14.0).view(7, 2)
+    apart, of_chunks = (
+        torch.full((1, 2), -1.0),
+        iter(whole.split([row for row in rows if row > 1] + [7 - sum(r for r in rows if r > 1)])),
+    )
+    found = [apart if row == 1 else next(of_chunks) for row in rows]
+    assert torch.equal(of_prompt(found, 7), whole[:6])
+
+
+def test_logits_of_another_number_of_tokens_are_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"logits for \[4, 1\] tokens of 7"):
+        of_prompt([torch.zeros(4, 2), torch.zeros(1, 2)], 7)
 
 
 def test_a_line_of_the_table_has_both_engines_and_the_ratio_with_its_interval() -> None:

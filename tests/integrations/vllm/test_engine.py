@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 from answers import LOGPROB_TOLERANCE, assert_tokens, logprobs_apart
 from in_process import FUSED
 
-from serving_ops.integrations.vllm.qk_norm_rope_layer import KIND
+from serving_ops.integrations.vllm.qk_norm_rope_layer import CACHED_KIND, KIND
 from serving_ops.ops import registry
 
 pytestmark = pytest.mark.engine
@@ -34,8 +34,8 @@ LAYERS = {
     "mamba2": {"RMSNorm": 3, "Mixer2RMSNormGated": 2},
 }
 
-IN_ONE_CALL = {"RMSNorm": 5, KIND: 2}
-"""Of the dense model, whose two attention layers norm and rotate q and k."""
+IN_ONE_CALL = {"cpu": KIND, "cuda": CACHED_KIND}
+"""What the line calls the two attention layers of the dense model."""
 
 ON_CUDA = {
     # norms of heads are left to Inductor
@@ -104,7 +104,7 @@ def test_one_line_says_for_how_many_layers_it_is_on(
     lines = run.start_up_lines()
     assert len(lines) == 1, lines
     fused = model in DENSE
-    there = IN_ONE_CALL if fused else LAYERS[model]
+    there = {"RMSNorm": 5, IN_ONE_CALL[run.device()]: 2} if fused else LAYERS[model]
     expected = there if fused or run.device() == "cpu" else ON_CUDA[model, mode]
     assert ("4 norms quantize for the layer behind them" in lines[0]) == _quantizes(model, mode)
     on = lines[0].partition("; ")[0]
@@ -196,7 +196,7 @@ def test_q_and_k_in_one_call_give_native_tokens_whatever_runs_it(
 ) -> None:
     native, ours = (served(model, mode, switch, vllm) for switch in ("off", FUSED))
     (line,) = ours.start_up_lines()
-    assert f"on for 5 of 5 RMSNorm, 2 of 2 {KIND}; " in line
+    assert f"on for 5 of 5 RMSNorm, 2 of 2 {IN_ONE_CALL[ours.device()]}; " in line
     if ours.device() == "cpu":
         _assert_calls_per_step(ours, CALLS_IN_ONE)
     assert_tokens(native.result, ours.result)
