@@ -30,6 +30,22 @@ ATTENTION = ("vllm.model_executor.layers.attention.attention", "Attention")
 BACKEND = ("vllm.v1.attention.backends.flash_attn", "FlashAttentionImpl")
 """Module and name of the classes whose cache and whose write are known."""
 
+STEPS = {
+    *("query_quant", "_q_scale", "supports_quant_query_input", "fp8_dtype", "current_platform", "startswith"),
+    *("calculate_kv_scales", "maybe_calc_kv_scales", "kv_cache_dtype", "kv_sharing_target_layer_name"),
+    *(
+        "attn_backend",
+        "impl",
+        "forward_includes_kv_cache_update",
+        "use_direct_call",
+        "layer_name",
+        "_encode_layer_name",
+    ),
+    *("torch", "ops", "vllm", "unified_kv_cache_update", "unified_attention_with_output"),
+    *("empty", "Size", "shape", "view", "dtype", "device", "head_size", "head_size_v", "num_heads", "num_kv_heads"),
+}
+"""The names that the `forward` of vLLM 0.25 to 0.33 uses. A name beyond them is a step that ours lacks."""
+
 NOT_COMPILED, IN_PIECES = 0, 3
 """vLLM's compilation modes in which the write stays outside of Inductor's graphs."""
 
@@ -39,6 +55,7 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
     return (
         device.type == "cuda"
         and _is(attn, ATTENTION)
+        and STEPS.issuperset(type(attn).forward.__code__.co_names)
         and _is(attn.impl, BACKEND)
         and attn.attn_type == "decoder"
         and attn.kv_sharing_target_layer_name is None

@@ -248,6 +248,14 @@ def test_a_graph_that_vllm_does_not_split_at_its_own_write_is_left_to_vllm(chang
     assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, _of(_compiled_config(), **changes), CUDA)
 
 
+def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.ops.vllm.gated_attention(query, key, value, self.layer_name)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Attention, "forward", forward)
+    assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, _compiled_config(), CUDA)
+
+
 def test_on_cpu_and_in_other_classes_vllm_writes() -> None:
     class OfAnotherPlugin(Attention):
         pass
