@@ -80,14 +80,12 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "accuracy": [
         (("--modes", "fast"), "--modes has fast; allowed: eager, compiled"),
         (("--quantizations", "none,fp8-block"), "--quantizations has fp8-block; allowed: none, int8-token"),
-        (("--engine-args", '{"model": "x"}'), "the bench decides model; allowed: other arguments"),
         (("--name", "a/b"), "'a/b'; allowed: a file's name without folders"),
     ],
     "ops": [(("--regime", "decode"), "choose from rows, variants, gated")],
     "training": [(("--regime", "large"), "choose from rows, gated")],
     "training-steps": [
         (("--rounds", "0"), "argument --rounds"),
-        (("--layers", "-1"), "argument --layers"),
         *((("--batch", text), "argument --batch") for text in ("4", "2x0", "1x2x3")),
     ],
 }
