@@ -64,6 +64,7 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
         and attn.query_quant is None
         and not getattr(attn, "calculate_kv_scales", False)
         and not attn.use_direct_call
+        and vllm_config.parallel_config.world_size == 1  # on several GPUs it has not been tried
         and _stays_outside_of_graphs(vllm_config.compilation_config)
     )
 
@@ -110,9 +111,8 @@ def _norm_rotate_and_write(
     _, attn, cache, slots = attention.get_attention_context(layer_name)
     caches = _caches(cache, k, slots)
     ours = {} if caches is None else {"v": v, "key_cache": caches[0], "value_cache": caches[1], "slot_mapping": slots}
-    torch.ops.serving_ops.qk_norm_rope(
-        q, positions, table, q_weight, k_weight, k=k, **options_of(options), **ours
-    )  # fmt: skip
+    op = torch.ops.serving_ops.qk_norm_rope.default
+    op(q, positions, table, q_weight, k_weight, k=k, **options_of(options), **ours)
     if slots is not None and caches is None:
         attn.impl.do_kv_cache_update(attn, k, v, cache, slots)
     return q.new_empty(0)

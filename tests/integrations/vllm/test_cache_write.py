@@ -82,6 +82,7 @@ def _compiled_config() -> Any:
     config = _config()
     config.compilation_config.mode, config.compilation_config.use_inductor_graph_partition = 3, False
     config.compilation_config.splitting_ops = ["vllm::unified_attention_with_output", cache_write.VLLM_WRITES]
+    config.parallel_config = SimpleNamespace(world_size=1)
     return config
 
 
@@ -254,6 +255,12 @@ def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(monkeypatch: pytest.M
 
     monkeypatch.setattr(Attention, "forward", forward)
     assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, _compiled_config(), CUDA)
+
+
+def test_on_several_gpus_vllm_writes() -> None:
+    config = _compiled_config()
+    config.parallel_config.world_size = 2
+    assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, config, CUDA)
 
 
 def test_on_cpu_and_in_other_classes_vllm_writes() -> None:
