@@ -18,7 +18,7 @@ from serving_ops.bench_e2e.layer_profile import Span, added_times, layer_of
 STEPS = 16  # that a graph must be replayed for, to count as one a step
 WARM_REPLAYS, REPLAYS, SAMPLES = 20, 30, 10  # the median of SAMPLES, each over REPLAYS
 PROFILED_STEPS = 32
-HOST_LOOP = 1_000_000  # turns: 35 ms on a core whose other thread is idle, 60 ms on one where it works
+HOST_LOOP = 1_000_000  # turns, which take 35 to 70 ms in engines beside each other on one host of H200s
 
 Decode = Callable[[int], object]
 """Serves the requests of one batch, with this number of tokens each."""
