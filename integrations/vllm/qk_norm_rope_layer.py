@@ -198,7 +198,7 @@ def define() -> None:
 
 def _by_name(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:
     """What C++ does not take goes to the operator of all calls."""
-    torch.ops.serving_ops.qk_norm_rope(qkv, positions, table, q_weight, k_weight, **options_of(options))
+    torch.ops.serving_ops.qk_norm_rope.default(qkv, positions, table, q_weight, k_weight, **options_of(options))
 
 
 def take(found: Iterable[NormLayer], vllm_config: Any) -> None:

@@ -32,9 +32,13 @@ def _mantissa_and_power(value: float) -> tuple[int, int]:
 
 @functools.cache
 def options_of(text: str) -> dict[str, Any]:
-    """Return the options that have this text."""
+    """Return the options that have this text, without defaults of the rare ones: each costs host time."""
     values = iter(map(int, text.split()))
     integers = {name: next(values) for name in INTEGERS}
     flags = {name: bool(integers[name]) for name in ("is_neox", "mrope_interleaved")}
     floats = {name: math.ldexp(next(values), next(values)) for name in FLOATS}
-    return integers | flags | floats | {"mrope_section": tuple(values) or None}
+    options, section = integers | flags | floats, tuple(values)
+    if section:
+        return options | {"mrope_section": section}
+    del options["mrope_interleaved"]
+    return options
