@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serving_ops import reference
 from serving_ops.bench_e2e.ops.cases import FORWARD, QK_ROPE, Case
-from serving_ops.bench_e2e.ops.contestants import Call, formula, heads, norm_of
+from serving_ops.bench_e2e.ops.contestants import Call, eager, formula
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs, redraw
 from serving_ops.ops import registry
 from serving_ops.ops.description import is_written
@@ -42,9 +42,8 @@ def problem(case: Case, inputs: Inputs, call: Call) -> str | None:
     tokens = places.round().long().to(device)
     expected = list((_exact_gradients if trained else _exact_results)(case, inputs, tokens))
     returned: Any = call()
-    for (name, want, dtype, limit), got in zip(
-        expected, returned if trained else _results(case, inputs, returned), strict=False
-    ):
+    results = returned if trained else _results(case, inputs, returned).values()
+    for (name, want, dtype, limit), got in zip(expected, results, strict=False):
         shape = want.shape if name == "dweight" else (num_tokens, *want.shape[1:])
         if got.shape != shape or got.dtype != dtype:
             return f"wrong: {name} is {tuple(got.shape)} {got.dtype}"
@@ -57,16 +56,16 @@ def problem(case: Case, inputs: Inputs, call: Call) -> str | None:
 
 
 def _exact_results(case: Case, inputs: Inputs, tokens: Tensor) -> Iterator[Expected]:
-    some, wide, norm = inputs.at(tokens), inputs.at(tokens, torch.float64), norm_of(case)
-    offset = {"weight_offset": case.weight_offset} if case.weight_offset else {}
-    result, *residual = _results(replace(case, form=None), wide, norm(*wide.operands, EPS, **offset))
-    dtype, limit = case.torch_dtype, MAX_ROW_ERROR[case.torch_dtype]
-    if case.fmt is None:
-        yield "result", result, dtype, limit
-    else:
-        quantized, *_ = _results(case, some, formula(case)(*some.operands, EPS))
-        yield "result", result, quantized.dtype, QUANT_SLACK * _error(quantized, result)
-    yield from (("residual", total, dtype, limit) for total in residual)
+    """The formula's in float64. A quantized result is compared with that of the same op without quantization."""
+    plain, wide = replace(case, op=case.op.removesuffix("_quant"), form=None), inputs.at(tokens, torch.float64)
+    exact = _results(plain, wide, eager().bind(plain, wide)())
+    for name, value in exact.items():
+        dtype, limit = case.torch_dtype, MAX_ROW_ERROR[case.torch_dtype]
+        if case.fmt is not None and name == "result":
+            some = inputs.at(tokens)
+            quantized = _results(case, some, eager().bind(case, some)())["result"]
+            dtype, limit = quantized.dtype, QUANT_SLACK * _error(quantized, value)
+        yield name, value, dtype, limit
 
 
 def _exact_gradients(case: Case, inputs: Inputs, tokens: Tensor) -> Iterator[Expected]:
@@ -75,7 +74,7 @@ def _exact_gradients(case: Case, inputs: Inputs, tokens: Tensor) -> Iterator[Exp
 
     def of(taken: Any) -> tuple[Tensor, ...]:
         leaves = [tensor.double().requires_grad_() for tensor in (*(row[taken] for row in rows), weight)]
-        return torch.autograd.grad(norm_of(case)(*leaves, EPS), leaves, [dout[taken].double() for dout in inputs.douts])
+        return torch.autograd.grad(formula(case)(*leaves, EPS), leaves, [dout[taken].double() for dout in inputs.douts])
 
     limit, step = MAX_GRADIENT_ERROR[case.torch_dtype], max(1, CHUNK_ELEMENTS // rows[0][0].numel())
     yield from (("dx", gradient, case.torch_dtype, limit) for gradient in of(tokens)[:-1])
@@ -83,22 +82,23 @@ def _exact_gradients(case: Case, inputs: Inputs, tokens: Tensor) -> Iterator[Exp
     yield "dweight", sum(of(chunk)[-1] for chunk in chunks), weight.dtype, limit
 
 
-def _results(case: Case, inputs: Inputs, returned: Any) -> list[Tensor]:
-    """What the call returned, or what it wrote if it returned nothing; a quantized result as it stands for, in fp32."""
-    call = inputs.call
-    if case.op == QK_ROPE:
-        done = heads(inputs)[:2] if returned is None else [x.view(len(x), -1, case.size) for x in returned]
-        caches = [cache.flatten(0, 1) for cache in (call["key_cache"], call["value_cache"]) if cache is not None]
-        return [torch.cat((*done, *(cache[call["slot_mapping"]] for cache in caches)), dim=1)]
-    if returned is None:
-        op = registry.find(case.op)
-        written = [parameter.name for parameter in (*op.results, *op.arguments) if is_written(parameter)]
-        returned = [call[name] for name in written if call[name] is not None]
-    results = list(returned) if isinstance(returned, (tuple, list)) else [returned]
-    if case.fmt is not None:
-        q, scales, *more = results
-        return [reference.dequantize(q, scales, case.fmt) if q.dtype == case.fmt.dtype else q, *more]
-    return [result.view(inputs.x.shape) for result in results if isinstance(result, Tensor)]
+def _results(case: Case, inputs: Inputs, returned: Any) -> dict[str, Tensor]:
+    """What a call made and wrote, each as (tokens, heads, elements); a quantized result as it stands for, in fp32."""
+    op, call = registry.find(case.op), inputs.call
+    names = [result.name for result in op.results]
+    names += [a.name for a in op.arguments if is_written(a) and call[a.name] is not None]
+    made = (returned,) if isinstance(returned, Tensor) else tuple(returned or ())
+    if case.op == QK_ROPE and made:  # q and k apart; v stays where it was
+        rotated = torch.cat([x.flatten(1) for x in made], dim=1)
+        made = (torch.cat((rotated, call["qkv"][:, rotated.shape[1] :]), dim=1),)
+    values = dict(zip(names, (*made, *(call[name] for name in names[len(made) :])), strict=True))
+    if "scales_out" in values and values["out"].dtype == case.fmt.dtype:  # type: ignore[union-attr]
+        values["out"] = reference.dequantize(values["out"], values["scales_out"], case.fmt)  # type: ignore[arg-type]
+    values.pop("scales_out", None)
+    for name in values.keys() & {"key_cache", "value_cache"}:
+        values[name] = values[name].flatten(0, 1)[call["slot_mapping"]]
+    rows = {name: tensor.view(len(op.subject(call)), -1, case.size) for name, tensor in values.items()}
+    return {"result" if name == names[0] else name: tensor for name, tensor in rows.items()}
 
 
 def _error(got: Tensor, exact: Tensor) -> float:

@@ -1,8 +1,8 @@
 """Who is measured: ours, the plain PyTorch formula, and the same formula through Inductor.
 
-A contestant binds a case's tensors into a call without arguments. The call either writes in place, or into the results
-that the inputs have, and returns None, or it returns what it allocated: the results, and then what the op updates in
-place. With gradients it returns those of the operands.
+A contestant binds a case's tensors into a call without arguments. The call returns what it allocated: of the op's
+results, and what it updates in place behind them, the first ones. The rest it has written where the inputs have it.
+With gradients it returns those of the operands.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from inspect import Parameter
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import cuda_rope, reference, rope_reference
+from serving_ops import cuda_rope, rope_reference
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, GATED, QK_ROPE, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, QK_ROPE, Case
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.ops import registry
 from serving_ops.plan import Plan
@@ -79,40 +78,35 @@ def _call_ours(case: Case, inputs: Inputs) -> Call:
 
 
 def eager() -> Contestant:
-    return Contestant("eager", torch.__version__, lambda case, i: partial(formula(case), *i.operands, EPS), formula)
+    return Contestant("eager", torch.__version__, lambda case, i: _call_formula(formula(case), case, i), formula)
 
 
 def inductor() -> Contestant:
-    return Contestant("Inductor", torch.__version__, lambda case, i: partial(_compiled(case), *i.operands, EPS), _both)
-
-
-def _both(case: Case) -> Norm:
-    return _compiled(replace(case, passes=BOTH))
+    version = torch.__version__
+    return Contestant("Inductor", version, lambda case, i: _call_formula(_compiled(case), case, i), _compiled)
 
 
 def peer(
     name: str,
     version: str,
-    calls: Mapping[Any, Callable[[Inputs], Call]] = MappingProxyType({}),
-    norms: Mapping[str, Norm] = MappingProxyType({}),
-    *,
-    overwrites_dout: bool = False,
+    calls: Mapping[Any, Callable[[Inputs], Call]] | None = None,
+    norms: Mapping[str, Norm] | None = None,
+    **options: bool,
 ) -> Contestant:
     """Another project's kernels.
 
     calls: op, or op and form of the result -> binds a call without gradients.
     norms: op -> a function of the operands and eps that is differentiated.
     """
+    call = None if calls is None else lambda case, inputs: _offered(calls, case)(inputs)
+    return Contestant(name, version, call, None if norms is None else partial(_offered, norms), **options)
 
-    def find(offered: Mapping[Any, Any], case: Case) -> Any:
-        key = case.op if case.fmt is None else (case.op, case.form)
-        if key not in offered:
-            raise Unsupported(f"no {case.op}")
-        return offered[key]
 
-    call = (lambda case, inputs: find(calls, case)(inputs)) if calls else None
-    norm = partial(find, norms) if norms else None
-    return Contestant(name, version, call, norm, overwrites_dout=overwrites_dout)
+def _offered(by_op: Mapping[Any, Any], case: Case) -> Any:
+    key = case.op if case.fmt is None else (case.op, case.form)
+    if key not in by_op:
+        raise Unsupported(f"no {case.op}")
+    return by_op[key]
 
 
 def copy() -> Contestant:
@@ -122,7 +116,7 @@ def copy() -> Contestant:
         source = torch.cat(heads(inputs)[:2], dim=1)
         return partial(torch.empty_like(source).copy_, source)
 
-    return replace(peer("copy", torch.__version__, {QK_ROPE: copied}), computes=False)
+    return peer("copy", torch.__version__, {QK_ROPE: copied}, computes=False)
 
 
 VARIATIONS: dict[str, Callable[[Case], Case]] = {
@@ -194,46 +188,37 @@ def heads(inputs: Inputs) -> tuple[Tensor, ...]:
     return rope_reference.heads_of(inputs.qkv, None, None, *sizes)  # type: ignore[return-value]
 
 
-def _rotated(*operands: Any) -> tuple[Tensor, Tensor]:
-    """New q and k; k and v in the caches."""
-    qkv, positions, table, q_weight, k_weight, *sizes, key_cache, value_cache, slots, eps = operands
-    q, k, v = rope_reference.heads_of(qkv, None, None, *sizes)
-    cos, sin = rope_reference.cos_and_sin(positions, table, None, False)
-    normed = reference.rms_norm(q, q_weight, eps), reference.rms_norm(k, k_weight, eps)
-    q, k = (rope_reference.rotated(x, cos, sin, True) for x in normed)
-    for x, cache in ((k, key_cache), (v, value_cache)):
-        if cache is not None:
-            cache.index_put_((slots // cache.shape[1], slots % cache.shape[1]), x)
-    return q, k
-
-
-# Out of place, also where the op is in place: eager PyTorch would copy each result once more.
-FORMULAS: dict[str, Norm] = {
-    FUSED_ADD: reference.add_rms_norm,
-    ADD: reference.add_rms_norm,
-    RMS_NORM: reference.rms_norm,
-    GATED: reference.rms_norm_gated,
-    QK_ROPE: _rotated,
-}
-
-
-def norm_of(case: Case) -> Norm:
-    """The formula of its op, without quantization: of the operands and eps."""
-    return FORMULAS[case.op.removesuffix("_quant")]
-
-
 def formula(case: Case) -> Norm:
-    """The same, with what the case's form adds to it."""
-    norm, fmt = norm_of(case), case.fmt
-    if fmt is None:
+    """The reference. Out of place for an op of norms that is in place: eager PyTorch would copy each result once more.
+
+    Scales come as the case's format has them.
+    """
+    if case.op == QK_ROPE:
+        return _rotated
+    norm = registry.find(ADD if case.op == FUSED_ADD else case.op).formula
+    if case.form != "block":
         return norm
 
-    def quantizing(*arguments: Any) -> tuple[Tensor, ...]:
-        y, *updated = results if isinstance(results := norm(*arguments), tuple) else (results,)
-        q, scales = reference.quantize(y, fmt)
-        return q, scales if fmt.scale_layout == "row_major" else scales.mT.contiguous().mT, *updated
+    def with_columns(**call: Any) -> tuple[Tensor, Tensor]:
+        q, scales = norm(**call)
+        return q, scales.mT.contiguous().mT
 
-    return quantizing
+    return with_columns
+
+
+def _call_formula(norm: Norm, case: Case, inputs: Inputs) -> Call:
+    op = registry.find(case.op)
+    return partial(norm, **op.arguments_of(op.defaults | inputs.call))
+
+
+def _rotated(key_cache: Any, value_cache: Any, slot_mapping: Any, **call: Any) -> None:
+    """Writes to all slots: the reference looks for negative ones, and waits for the device."""
+    rope_reference.qk_norm_rope(**call)
+    sizes = call["num_q_heads"], call["num_kv_heads"], call["head_dim"]
+    _, k, v = rope_reference.heads_of(call["qkv"], None, None, *sizes)
+    for x, cache in ((k, key_cache), (v, value_cache)):
+        if cache is not None:
+            cache.index_put_((slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]), x)
 
 
 @lru_cache(maxsize=1)

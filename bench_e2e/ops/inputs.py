@@ -16,11 +16,7 @@ POSITIONS, THETA = 40960, 1e6  # as in Qwen3's configuration
 ROWS = ("x", "residual", "z", "qkv")
 RESULTS = ("out", "scales_out", "key_cache", "value_cache")
 OF_A_TOKEN = (*ROWS, "positions", "slot_mapping")  # have tokens as their first dimension
-OPERANDS = (  # what an op and its formula take by position before eps
-    *("x", "residual", "z", "weight"),
-    *("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight", "num_q_heads", "num_kv_heads", "head_dim"),
-    *("key_cache", "value_cache", "slot_mapping"),
-)
+OPERANDS = ("x", "residual", "z", "weight")  # of a norm: what is differentiated, and what it takes before eps
 
 
 @dataclass(frozen=True)
@@ -38,15 +34,14 @@ class Inputs:
 
     @property
     def operands(self) -> tuple[Any, ...]:
-        """By position. Those of the norms are what is differentiated."""
         return tuple(self.call[name] for name in OPERANDS if name in self.call)
 
     def at(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Inputs:
-        """The operands of some tokens, in a dtype if one is given."""
-        some = {name: self.call[name] for name in OPERANDS if name in self.call}
+        """Copies of what some tokens need, in a dtype if one is given."""
+        some = {name: v for name, v in self.call.items() if name not in ("out", "scales_out")}
         some |= {name: some[name][tokens] for name in OF_A_TOKEN if some.get(name) is not None}
         floats = {name: v for name, v in some.items() if isinstance(v, Tensor) and v.is_floating_point()}
-        return Inputs(some | {name: tensor.to(dtype or tensor.dtype) for name, tensor in floats.items()})
+        return Inputs(some | {name: tensor.to(dtype or tensor.dtype, copy=True) for name, tensor in floats.items()})
 
     @property
     def bytes(self) -> int:
