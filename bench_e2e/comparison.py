@@ -111,10 +111,8 @@ class Comparison:
         return Block(["ms", *shown, *ratios], lines)
 
     def markdown(self) -> str:
-        """Without how ratios are made, which is the same for all, and which docs/bench.md says once."""
         head = f"**{self.title}**: {self.circumstances}{'' if self.active else f'. **{INACTIVE}.**'}"
-        method = re.split(r"[.;] ratio:", self.run["method"], maxsplit=1, flags=re.IGNORECASE)[0].removesuffix(".")
-        return f"{head}\n\n{self.block().markdown()}\n\n{method}. `{self.run['command']}`"
+        return f"{head}\n\n{self.block().markdown()}\n\n{self.run['method']}. `{self.run['command']}`"
 
     def show(self, console: Console) -> None:
         console.print(Markdown(self.markdown()))

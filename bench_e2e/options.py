@@ -14,6 +14,7 @@ from typing import Any
 
 from serving_ops import settings
 from serving_ops.bench_e2e import environment, presets, result_file, smollm2
+from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
 from serving_ops.bench_e2e.environment import ENGINES, without_secrets
 
@@ -206,11 +207,13 @@ def out(chosen: argparse.Namespace) -> Path:
     return Path(chosen.out / f"{chosen.name}.json")
 
 
-def described(chosen: argparse.Namespace, words: list[str], load: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """What results say of a run beside their figures. load: a dataclass; given: what the engine was built with."""
+def unmeasured(
+    chosen: argparse.Namespace, words: list[str], load: Any, given: dict[str, Any], labels: dict[str, str]
+) -> Comparison:
+    """What a result says of its run, without figures. load: a dataclass; given: what the engine was built with."""
     compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
     command = environment.command_line(f"{COMMAND} {chosen.kind}", words)
-    return result_file.of_run(chosen.kind, command, chosen.device) | {
+    run = result_file.of_run(chosen.kind, command, chosen.device) | {
         "name": chosen.name,
         "engine": chosen.engine,
         "model": chosen.label,
@@ -218,6 +221,7 @@ def described(chosen: argparse.Namespace, words: list[str], load: Any, given: di
         "load": asdict(load),
         "engine_options": without_secrets(given),
     }
+    return Comparison(run, labels, {BASELINE: [], OURS: []}, {BASELINE: [], OURS: []})
 
 
 def model_and_tokenizer(chosen: argparse.Namespace, work: Path) -> tuple[str, str]:

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 STOP_SECONDS = 15.0  # vLLM needs 2 to 4 s to shut its engine core down; after this it is killed
 POLL_SECONDS = 0.25  # seldom, since we share the cores with what is measured
+HEARTBEAT_SECONDS = 15.0  # between lines while one waits
 # What Triton's bindings print as every vLLM process ends: hundreds of lines after the one that matters.
 NOISE = ("nanobind: ", " - leaked ", " - ... skipped", "See https://nanobind")
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -111,9 +112,15 @@ class Child:
         lines = self.log.read_text(errors="replace").splitlines()
         return [line for line in lines if line.strip() and not line.startswith(NOISE)]
 
-    def last_line(self) -> str:
-        return "".join(self.lines()[-1:])
-
-
-def wait_a_little() -> None:
-    time.sleep(POLL_SECONDS)
+    def wait_until(self, ready: Callable[[], bool], name: str, timeout: float) -> None:
+        """Says the last line of the log now and then. Raises ChildFailed: it ended, or was late."""
+        started = said = time.monotonic()
+        while not ready():
+            if self.ended() is not None:
+                raise ChildFailed(f"{name} ended with status {self.ended()}", self)
+            if time.monotonic() - started > timeout:
+                raise ChildFailed(f"{name} was not up after {timeout:.0f} s", self)
+            if time.monotonic() - said > HEARTBEAT_SECONDS:
+                print(f"waiting for {name}: {''.join(self.lines()[-1:])}", flush=True)
+                said = time.monotonic()
+            time.sleep(POLL_SECONDS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from serving_ops.bench_e2e.comparison import BASELINE, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
 from serving_ops.bench_e2e.server import VARIANTS
-from serving_ops.bench_e2e.stats import RATIO_METHOD
 from serving_ops.bench_e2e.turns import say, say_figures
 
 FIRST_SEED = 1000
@@ -37,17 +36,15 @@ Server = tuple[Child, int]  # and its port
 
 @dataclass
 class Serving:
-    """What the run needs and measures. described: what the result says of the run; pairs, lines: by variant."""
+    """What the run needs and fills."""
 
     chosen: argparse.Namespace
     load: ServeLoad
     engine_options: dict[str, Any]
-    described: dict[str, Any]
-    pairs: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {variant: [] for variant in VARIANTS})
-    lines: dict[str, list[str | None]] = field(default_factory=lambda: {variant: [] for variant in VARIANTS})
+    measured: Comparison
 
     def run(self, work: Path) -> None:
-        """Raises ChildFailed; what is whole until then stays."""
+        """Raises ChildFailed; what was measured until then stays."""
         chosen, started = self.chosen, time.monotonic()
         self.work = work
         self.model, self.tokenizer = options.model_and_tokenizer(chosen, work)
@@ -75,34 +72,31 @@ class Serving:
             raise ChildFailed(f"{variant}: {error}", child) from error
         medians = {LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")}
         say_figures(f"pair {number} of {self.chosen.pairs}, {variant}", medians)
-        self.pairs[variant].append(figures)
+        self.keep(variant, figures)
 
     def _start(self, variant: str) -> Server:
         port, chosen = server.free_port(), self.chosen
         command = server.serve_command(chosen.engine, self.model, self.tokenizer, port, self.engine_options)
         environment = server.engine_environment(variant, chosen.device, Path(self.model).is_dir(), chosen.engine)
-        log = self.work / f"{variant}-server-{len(self.lines[variant]) + 1}.log"
+        log = self.work / f"{variant}-server-{len(self.measured.plugin_lines[variant]) + 1}.log"
         return self.children.start(command, environment, log, cwd=self.work), port
 
     def _up(self, variant: str, one: Server) -> Server:
         child, port = one
-        turns.wait_until(partial(server.is_healthy, port), f"the {variant} server", child, self.chosen.start_timeout)
-        self.lines[variant].append(startup_line(child.lines()))
+        child.wait_until(partial(server.is_healthy, port), f"the {variant} server", self.chosen.start_timeout)
+        self.measured.plugin_lines[variant].append(startup_line(child.lines()))
         return one
 
-    def result(self) -> Comparison | None:
-        session.drop_unpaired(self.pairs)
-        count = len(self.pairs[BASELINE])
-        if not count:
-            return None
+    def keep(self, variant: str, figures: dict[str, float]) -> None:
+        self.measured.pairs[variant].append(figures)
+        pairs = min(map(len, self.measured.pairs.values()))
         asked, alive = self.load, "one server alive at a time" if self.chosen.sequential else "both servers alive"
         tokens_in = f"{asked.input_len} tokens" if asked.input_len else "questions of different lengths"
-        method = (
+        self.measured.run["method"] = (
             f"{asked.num_prompts} requests a turn, {tokens_in} in, {asked.output_len} tokens out, "
-            f"{asked.concurrency} in flight; {alive}, in turns: median over {count} turn{'s' if count > 1 else ''} "
-            f"[lowest-highest]; ratio: {RATIO_METHOD}."
+            f"{asked.concurrency} in flight; {alive}, in turns: median over {pairs} turn{'s' if pairs > 1 else ''} "
+            f"[lowest-highest]"
         )
-        return Comparison(self.described | {"method": method}, LABELS, self.pairs, self.lines)
 
 
 def compared(answers: dict[str, str]) -> str:
@@ -123,8 +117,9 @@ def main(words: list[str]) -> int:
     alive = 1 if chosen.sequential else len(VARIANTS)
     arguments = engine_arguments.of(chosen, alive, chosen.input_len + chosen.output_len, chosen.concurrency)
     # The load generator's imports set variables, which the result would record as the user's.
-    serving = Serving(chosen, load, arguments, options.described(chosen, words, load, arguments))
-    return session.run(serving.run, serving.result, options.out(chosen), chosen.keep_logs)
+    measured = options.unmeasured(chosen, words, load, arguments, LABELS)
+    serving = Serving(chosen, load, arguments, measured)
+    return session.run(serving.run, measured, options.out(chosen), chosen.keep_logs)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -19,12 +19,10 @@ from serving_ops.bench_e2e.turns import say
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
 
 
-def run(
-    measure: Callable[[Path], None], result: Callable[[], Comparison | None], out: Path, keep_logs: bool = False
-) -> int:
+def run(measure: Callable[[Path], None], measured: Comparison, out: Path, keep_logs: bool = False) -> int:
     """Measures in a folder for logs, then saves and shows the result; the exit status.
 
-    result: what was measured so far, None before the first whole pair. It is saved however `measure` ended.
+    measured: what `measure` fills. Its whole pairs are saved however that ended; without one there is no result.
     """
     work = Path(tempfile.mkdtemp(prefix="serving-ops-bench-"))
     status = 0
@@ -38,10 +36,12 @@ def run(
         say(f"interrupted; no process is left, the logs are in {work}")
         status = INTERRUPTED
     finally:
-        measured = result()
-        if measured is not None:
+        whole = min(map(len, measured.pairs.values()))
+        for pairs in measured.pairs.values():
+            del pairs[whole:]
+        if whole:
             publish(measured, out)
-    if measured is not None and not measured.active:
+    if whole and not measured.active:
         status = status or INACTIVE
     if status in (0, INACTIVE) and not keep_logs:
         shutil.rmtree(work, ignore_errors=True)
@@ -62,10 +62,3 @@ def end_as_if_interrupted() -> None:
     """Signals that would end us end the processes that we started, too."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-
-
-def drop_unpaired(pairs: dict[str, list[dict[str, float]]]) -> None:
-    """Drops what only some of the variants have."""
-    whole = min(map(len, pairs.values()))
-    for entries in pairs.values():
-        del entries[whole:]

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEAST_PAIRS = 5  # that give an interval: with fewer it is as wide as luck decides
-RATIO_METHOD = "geometric mean of the paired rounds' ratios; 95% interval by Student's t on their logarithms"
 
 # Two-sided 95% quantiles of Student's t by degrees of freedom, from any printed table.
 T_95 = (

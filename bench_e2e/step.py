@@ -15,7 +15,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Engines:
-    """What the run needs and measures. figures: engine, such as `native-1` -> what it measured in each round."""
+    """What the run needs and fills."""
 
     chosen: argparse.Namespace
     load: StepLoad
     engine_options: dict[str, Any]
-    figures: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    lines: dict[str, list[str | None]] = field(default_factory=dict)
-    layer: dict[str, Any] = field(default_factory=dict)
+    measured: Comparison
 
     def run(self, work: Path) -> None:
         """Raises ChildFailed; the whole rounds until then stay."""
@@ -53,14 +51,22 @@ class Engines:
             say(f"{len(names)} engines, all alive at once; logs in {work}")
             running = self._start(names, children, work)
             lines = {name: startup_line(asked.child.lines()) for name, asked in running.items()}
-            self.lines = _by_variant(lines)
+            self.measured.plugin_lines.update(_by_variant(lines))
             measure_alone()
-            self.figures = {name: [] for name in names}
+            figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}
             for number, name in turns.order(names, chosen.rounds):
-                self.figures[name].append(running[name].ask(number))
-                say_figures(f"round {number} of {chosen.rounds}, {name}", self.figures[name][-1])
-            for variant in VARIANTS:
-                self.layer[variant] = running[f"{variant}-1"].ask(LAYER)
+                figures[name].append(running[name].ask(number))
+                say_figures(f"round {number} of {chosen.rounds}, {name}", figures[name][-1])
+                self.keep(figures)
+            self.measured.run["layer"] = {variant: running[f"{variant}-1"].ask(LAYER) for variant in VARIANTS}
+
+    def keep(self, figures: dict[str, list[dict[str, float]]]) -> None:
+        """The whole rounds. figures: engine, such as `native-1` -> what it measured in each round."""
+        whole = min(map(len, figures.values()))
+        rounds = _by_variant({name: of[:whole] for name, of in figures.items()})
+        self.measured.run.update(method=self.load.method(self.chosen.engines, whole), rounds=rounds)
+        if whole:
+            self.measured.pairs.update({variant: list(map(_medians, engines)) for variant, engines in rounds.items()})
 
     def _start(self, names: Sequence[str], children: Children, work: Path) -> dict[str, turns.Asked]:
         """All at once on CUDA. On CPU, where each takes all the cores, one after the other."""
@@ -81,24 +87,15 @@ class Engines:
             asked.start()
         return running
 
-    def result(self, words: list[str]) -> Comparison | None:
-        whole = min(map(len, self.figures.values()), default=0)
-        if not whole:
-            return None
-        rounds = _by_variant({name: figures[:whole] for name, figures in self.figures.items()})
-        pairs = {variant: list(map(_medians, engines)) for variant, engines in rounds.items()}
-        method = self.load.method(self.chosen.engines, whole)
-        run = options.described(self.chosen, words, self.load, self.engine_options)
-        run |= {"method": method, "layer": self.layer, "rounds": rounds}
-        return Comparison(run, self.load.labels, pairs, self.lines)
-
 
 def main(words: list[str]) -> int:
     """Exit status 1 if an engine failed, 3 if serving_ops was not active: the figures are there then."""
     chosen = _parse(words)
     load = _load(chosen)
-    engines = Engines(chosen, load, engine_arguments.of_step(chosen, load))
-    return session.run(engines.run, lambda: engines.result(words), options.out(chosen), chosen.keep_logs)
+    arguments = engine_arguments.of_step(chosen, load)
+    measured = options.unmeasured(chosen, words, load, arguments, load.labels)
+    engines = Engines(chosen, load, arguments, measured)
+    return session.run(engines.run, measured, options.out(chosen), chosen.keep_logs)
 
 
 def _load(chosen: argparse.Namespace) -> StepLoad:

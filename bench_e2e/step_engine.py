@@ -20,10 +20,6 @@ from serving_ops.bench_e2e.turns import answer_all
 
 CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
-RATIO_METHOD = (
-    "geometric mean over pairs of engines of the ratio of their medians over the rounds; "
-    "95% interval by Student's t on the pairs' logarithms"
-)
 HOST = "host_loop_ms"
 LAYER = "layer"
 """What an engine is asked for instead of figures: the kernels of one layer."""
@@ -62,8 +58,7 @@ class StepLoad:
         turns = f"{rounds} round{'s' if rounds > 1 else ''}"
         return (
             f"{of_each}, alive at once, in turns over {turns}: median over engines of their medians over rounds "
-            f"[lowest-highest]. TPOT over {self.decode_steps} steps behind a prompt of {self.decode_prompt_len} "
-            f"tokens. Ratio: {RATIO_METHOD}."
+            f"[lowest-highest]. TPOT over {self.decode_steps} steps behind a prompt of {self.decode_prompt_len} tokens"
         )
 
 

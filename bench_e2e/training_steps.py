@@ -20,7 +20,6 @@ from serving_ops import nn
 from serving_ops.bench_e2e import environment, presets, result_file, session, turns
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
 from serving_ops.bench_e2e.options import at_least_1, check_gpu, check_variables, check_writable
-from serving_ops.bench_e2e.stats import RATIO_METHOD
 
 KIND = "training-steps"
 COMMAND = f"python -m serving_ops.bench_e2e {KIND}"
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     run |= {"model": f"preset {chosen.preset}", "engine": "transformers", "batch": list(chosen.batch)}
     run |= {"mode": "eager, bfloat16", "losses": {BASELINE: [], OURS: []}}
     measured = Comparison(run, {STEP: "step"}, {BASELINE: [], OURS: []}, {})
-    return session.run(lambda work: _measure(chosen, measured), lambda: _described(measured), chosen.out)
+    return session.run(lambda work: _measure(chosen, measured), measured, chosen.out)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -78,21 +77,16 @@ def _measure(chosen: argparse.Namespace, measured: Comparison) -> None:
         measured.run["losses"][name].append(steps[name]())
         if number > WARM_UP:
             measured.pairs[name].append({STEP: 1000 * (perf_counter() - start)})
+            measured.run["method"] = _method(measured.run, min(map(len, measured.pairs.values())))
 
 
-def _described(measured: Comparison) -> Comparison | None:
-    """With how its figures came about; None without a pair."""
-    session.drop_unpaired(measured.pairs)
-    run, pairs = measured.run, len(measured.pairs[OURS])
-    if not pairs:
-        return None
+def _method(run: dict[str, Any], pairs: int) -> str:
     losses, (sequences, tokens) = run["losses"], run["batch"]
-    run["method"] = (
+    return (
         f"{run['layers']} layers, {run['parameters'] / 1e6:.0f} million parameters, {sequences} x {tokens} tokens, "
         f"{sum(run['replaced'].values())} norms replaced; loss of step {len(losses[OURS])} {losses[BASELINE][-1]:.4f} "
-        f"and {losses[OURS][-1]:.4f}; median over {pairs} steps in turns [lowest-highest]; ratio: {RATIO_METHOD}."
+        f"and {losses[OURS][-1]:.4f}; median over {pairs} steps in turns [lowest-highest]"
     )
-    return measured
 
 
 def _build(preset: str, device: str) -> Any:

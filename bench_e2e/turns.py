@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from serving_ops.bench_e2e.process import Child, ChildFailed, wait_a_little
+from serving_ops.bench_e2e.process import Child
 
 POLL_SECONDS = 0.05
-HEARTBEAT_SECONDS = 15.0  # between lines while one waits
 say = partial(print, flush=True)
 
 
@@ -60,22 +59,8 @@ class Asked:
 
     def _answer(self, timeout: float) -> dict[str, Any]:
         path = self.folder / f"answer-{self.turn}"
-        wait_until(path.exists, self.name, self.child, timeout)
+        self.child.wait_until(path.exists, self.name, timeout)
         return dict(json.loads(path.read_text()))
-
-
-def wait_until(ready: Callable[[], bool], name: str, child: Child, timeout: float) -> None:
-    """Says the last line of the child's log now and then. Raises ChildFailed: it ended, or was late."""
-    started = said = time.monotonic()
-    while not ready():
-        if child.ended() is not None:
-            raise ChildFailed(f"{name} ended with status {child.ended()}", child)
-        if time.monotonic() - started > timeout:
-            raise ChildFailed(f"{name} was not up after {timeout:.0f} s", child)
-        if time.monotonic() - said > HEARTBEAT_SECONDS:
-            say(f"waiting for {name}: {child.last_line()}")
-            said = time.monotonic()
-        wait_a_little()
 
 
 def say_figures(whose: str, figures: Mapping[str, float]) -> None:

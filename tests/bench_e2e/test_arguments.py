@@ -172,9 +172,9 @@ def entry(**figures: float) -> dict[str, float]:
 
 def test_whole_pairs_are_saved_though_the_run_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: serve.Serving, work: Path) -> None:
-        self.pairs["native"] += [entry(), entry()]
-        self.pairs["serving_ops"] += [entry()]
-        self.lines["serving_ops"].append(ON)
+        for variant in ("native", "serving_ops", "native"):
+            self.keep(variant, entry())
+        self.measured.plugin_lines["serving_ops"].append(ON)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serve.Serving, "run", interrupted)
@@ -188,7 +188,7 @@ def test_what_was_measured_is_saved_whatever_ends_the_run(result: Comparison) ->
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        session.run(measure, lambda: result, Path("out/sample.json"))
+        session.run(measure, result, Path("out/sample.json"))
     assert Path("out/sample.json").is_file()
 
 
@@ -196,7 +196,8 @@ def test_whole_rounds_are_saved_even_where_a_time_is_0(monkeypatch: pytest.Monke
     figures = {"tpot_ms_batch_1": 5.0, "decode_step_device_ms_batch_1": 0.0}
 
     def interrupted(self: step.Engines, work: Path) -> None:
-        self.figures, self.lines = {"native-1": [figures], "serving_ops-1": [figures, figures]}, {"serving_ops": [ON]}
+        self.measured.plugin_lines["serving_ops"].append(ON)
+        self.keep({"native-1": [figures], "serving_ops-1": [figures, figures]})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(step.Engines, "run", interrupted)

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import process, turns
+from serving_ops.bench_e2e import process
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
-from serving_ops.bench_e2e.turns import wait_until
 
 # Both write to one log, so each line is one write: two prints may mix where Python does not buffer.
 STUBBORN = """
@@ -57,7 +56,7 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log_and_its_path(tmp
         child("print('made of cheese'); raise SystemExit(3)", tmp_path) as server,
         pytest.raises(ChildFailed, match="status 3") as failure,
     ):
-        wait_until(lambda: False, "the server", server, 20)
+        server.wait_until(lambda: False, "the server", 20)
     assert "made of cheese" in str(failure.value)
     assert str(tmp_path / "server.log") in str(failure.value)
 
@@ -65,12 +64,12 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log_and_its_path(tmp
 def test_a_server_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(turns, "HEARTBEAT_SECONDS", 1.0)
+    monkeypatch.setattr(process, "HEARTBEAT_SECONDS", 1.0)
     with (
         child("import time; print('thinking', flush=True); time.sleep(600)", tmp_path) as server,
         pytest.raises(ChildFailed, match="not up after 5 s"),
     ):
-        wait_until(lambda: False, "the server", server, 5)
+        server.wait_until(lambda: False, "the server", 5)
     assert capsys.readouterr().out.endswith(": thinking\n")
     assert server.ended() is not None
 
@@ -159,14 +158,13 @@ def test_a_progress_bar_counts_as_lines(tmp_path: Path) -> None:
     with child(r"print('a\rb\n\n', end='')", tmp_path) as bar:
         wait_for(lambda: bar.ended() is not None)
     assert bar.lines() == ["a", "b"]
-    assert bar.last_line() == "b"
 
 
 def test_the_bindings_farewell_does_not_hide_the_error(tmp_path: Path) -> None:
     farewell = "nanobind: leaked 2 functions!\n" + ' - leaked function "x"\n' * 500 + " - ... skipped remainder"
     with child(f"print('ValueError: cheese'); print({farewell!r})", tmp_path) as server:
         wait_for(lambda: server.ended() is not None)
-    assert server.last_line() == "ValueError: cheese"
+    assert server.lines() == ["ValueError: cheese"]
 
 
 def test_variants_differ_in_serving_ops_alone() -> None:

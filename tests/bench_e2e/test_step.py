@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving_ops.bench_e2e import comparison, sglang_scheduler, step
+from serving_ops.bench_e2e import comparison, options, sglang_scheduler, step
 from serving_ops.bench_e2e.environment import detect_device, engine_version, plugin_installed
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.step_engine import StepLoad
@@ -59,7 +59,8 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> step.Engines:
         "label": "model",
     }
     chosen |= {"kind": "step", "label": "model", "engines": 2, "rounds": 2, "start_timeout": 60, "lock": None}
-    return step.Engines(SimpleNamespace(**chosen), LOAD, {})  # type: ignore[arg-type]
+    made = SimpleNamespace(**chosen)
+    return step.Engines(made, LOAD, {}, options.unmeasured(made, ["--rounds", "2"], LOAD, {}, LOAD.labels))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -70,14 +71,15 @@ def test_every_engine_has_one_turn_a_round_and_the_order_alternates(
     engines.run(tmp_path)
     first = ["native-1", "serving_ops-1", "native-2", "serving_ops-2"]
     assert (tmp_path / "order").read_text().split() == [*first, *reversed(first)]
-    assert [entry["tpot_ms_batch_1"] for entry in engines.figures["native-1"]] == [10.0, 20.0]
+    rounds = engines.measured.run["rounds"]["native"]
+    assert [entry["tpot_ms_batch_1"] for entry in rounds[0]] == [10.0, 20.0]
     told = json.loads((tmp_path / "native-1" / "engine.json").read_text())
     assert (told["model"], told["load"]["prompt_lens"]) == (str(tmp_path), [512])
 
 
 def test_a_pair_of_engines_is_compared_by_the_medians_of_its_rounds(engines: step.Engines, tmp_path: Path) -> None:
     engines.run(tmp_path)
-    result = engines.result(["--rounds", "2"])
+    result = engines.measured
     assert result.pairs == {variant: [{"tpot_ms_batch_1": 15.0}] * 2 for variant in ("native", "serving_ops")}
     assert result.plugin_lines["native"] == [None, None]
     assert "on for 5 of 5 RMSNorm" in result.plugin_lines["serving_ops"][1]
@@ -89,7 +91,7 @@ def test_a_pair_of_engines_is_compared_by_the_medians_of_its_rounds(engines: ste
 def test_the_first_engine_of_each_variant_says_what_a_layer_is_made_of(engines: step.Engines, tmp_path: Path) -> None:
     engines.run(tmp_path)
     kernels = {variant: [{"name": f"norm of {variant}-1", "us": 1.5}] for variant in ("native", "serving_ops")}
-    layer = engines.result([]).to_json()["layer"]
+    layer = engines.measured.to_json()["layer"]
     assert layer == {variant: {"batch_size": 1, "kernels": of} for variant, of in kernels.items()}
 
 
@@ -103,7 +105,7 @@ def test_an_engine_that_dies_ends_the_run_with_its_last_words(engines: step.Engi
     with pytest.raises(ChildFailed, match="made of cheese") as failure:
         engines.run(tmp_path)
     assert "serving_ops-1 ended with status 1" in str(failure.value)
-    assert engines.result([]) is None
+    assert engines.measured.pairs["native"] == []
 
 
 @pytest.mark.parametrize(("chosen", "allowed"), [("serving_ops", f"serving_ops,{sglang_scheduler.NAME}"), ("", "")])

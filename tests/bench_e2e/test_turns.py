@@ -1,14 +1,7 @@
 from __future__ import annotations
 
-from serving_ops.bench_e2e.session import drop_unpaired
 from serving_ops.bench_e2e.turns import order
 
 
 def test_every_round_asks_each_and_who_went_first_goes_last_in_the_next() -> None:
     assert list(order(["a", "b"], 3)) == [(1, "a"), (1, "b"), (2, "b"), (2, "a"), (3, "a"), (3, "b")]
-
-
-def test_only_whole_pairs_are_kept() -> None:
-    pairs: dict[str, list[dict[str, float]]] = {"native": [{}, {}], "serving_ops": [{}]}
-    drop_unpaired(pairs)
-    assert list(map(len, pairs.values())) == [1, 1]
