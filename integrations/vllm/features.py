@@ -99,13 +99,14 @@ def install_for(vllm_config: Any, *, strict: bool) -> None:
     if getattr(vllm_config.model_config, "has_inner_state", False):
         _install_each(STATE_SPACE, strict=strict)
     stay = quantization.why_norms_stay(vllm_config) is not None
-    joined = _joins_norms_to_an_all_reduce(vllm_config)
+    joined = joins_norms_to_an_all_reduce(vllm_config)
     out_of_tree.build_ours(lambda adapter: not stay and not (joined and adapter.asks_ir))
     if not stay:
         fp32_residual.install_for(vllm_config)
 
 
-def _joins_norms_to_an_all_reduce(vllm_config: Any) -> bool:
+def joins_norms_to_an_all_reduce(vllm_config: Any) -> bool:
+    """Return whether a pass of vLLM's replaces an all-reduce and the norm behind it by one kernel."""
     passes = getattr(getattr(vllm_config, "compilation_config", None), "pass_config", None)
     return any(getattr(passes, name, False) for name in ("fuse_allreduce_rms", "enable_sp"))
 

@@ -20,6 +20,7 @@ from serving_ops.integrations.vllm import (
     features,
     installed,
     layers,
+    mixer_output,
     priority,
     qk_norm_rope_layer,
     quantized_pairs,
@@ -79,7 +80,7 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
         found = survey(models, worker.vllm_config, worker.device)
         outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
-    line = describe(found, str(worker.device), outcome.summary, *_quantizing(models, found, worker))
+    line = describe(found, str(worker.device), outcome.summary, *_beside_norms(models, found, worker))
     if strict and any(layer.fell_back() for layer in found):
         raise RuntimeError(f"{guard.STRICT} {line}")
     qk_norm_rope_layer.take(found, worker.vllm_config)
@@ -95,12 +96,14 @@ def survey(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.de
     return [*layers.survey(models, vllm_config, device, without=fused), *attentions]
 
 
-def _quantizing(models: Sequence[Any], found: Sequence[NormLayer], worker: Any) -> Iterator[str]:
-    """Take norms that are fused with a quantization, or might be; yields phrases for the line."""
+def _beside_norms(models: Sequence[Any], found: Sequence[NormLayer], worker: Any) -> Iterator[str]:
+    """Take norms that are fused with a quantization, or might be, and copies before norms; yields phrases for the
+    line."""
     config = worker.vllm_config
     steps = {
         "take its fused norms": lambda: token_pass.take(models, found, config),
         "have its norms quantize": lambda: quantized_pairs.take(models, config, worker.device),
+        "leave out the copies before its norms": lambda: mixer_output.take(models, config),
     }
     for what, take in steps.items():
         with guard.unless_strict("vLLM", what):

@@ -1,0 +1,147 @@
+"""The result of a hybrid's mixer, handed on without a buffer.
+
+The decoder layers of Qwen3-Next and Qwen3.5 in vLLM 0.25 make a tensor, and their mixer copies its last product into
+it. In a compiled graph Inductor makes that copy in its own norm. It cannot in our operator, so each layer has a kernel
+more, as each has in eager mode. Our `forward` gives the mixer an object that keeps the product. Since vLLM 0.32 a mixer
+returns its result.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import settings
+from serving_ops.integrations.vllm import features, installed
+
+LAYERS = {
+    "Qwen3NextDecoderLayer": "vllm.model_executor.models.qwen3_next",
+    "Qwen3_5DecoderLayer": "vllm.model_executor.models.qwen3_5",
+}
+"""The name of a decoder layer's class -> its module."""
+
+MIXERS = {
+    "QwenGatedDeltaNetAttention": "vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn",
+    "Qwen3NextAttention": "vllm.model_executor.models.qwen3_next",
+}
+
+BUFFER = "empty_like"
+STEPS = {
+    *("input_layernorm", "post_attention_layernorm", "layer_type", "linear_attn", "self_attn", "mlp"),
+    *("layer_scale", "attn_layer_scale", "ffn_layer_scale", "len", "shape", "to", "dtype"),
+    *("torch", BUFFER, "ValueError"),
+}
+"""The names that the `forward` of a decoder layer uses which ours may replace."""
+
+MIXER_STEPS = {
+    *("qkv_proj", "_project_qkv_gate", "attn", "sigmoid", "o_proj"),
+    *("_forward_method", "_output_projection", "norm", "out_proj", "prefix", "_encode_layer_name"),
+    *("in_proj_qkvz", "in_proj_ba", "gqa_interleaved_layout", "fix_query_key_value_ordering", "split_ba"),
+    *("key_dim", "value_dim", "head_v_dim", "num_v_heads", "tp_size"),
+    *("torch", "ops", "vllm", "qwen_gdn_attention_core", "cpu_gdn_attention_core"),
+    *("zeros", "dtype", "device", "shape", "size", "cat", "split", "chunk", "reshape", "flatten", "contiguous"),
+    *("map", "hasattr"),
+}
+"""The names that vLLM 0.25's mixers use. They write their output by index, once and whole, and do no more with it."""
+
+FUSED = "fused_add_rms_norm"
+"""The operator behind the mixer, for whose sake the buffer goes."""
+
+WITHOUT = "serving_ops_mixer_output"
+"""The attribute of each layer that is on."""
+
+layers_on: list[str] = []
+"""The classes of the loaded model's layers that are on: compiled graphs depend on them."""
+
+
+class Kept:
+    """Takes the place of a buffer that is written whole: `kept[...] = value`."""
+
+    value: Tensor
+
+    def __setitem__(self, rows: Any, value: Tensor) -> None:
+        self.value = value
+
+
+def take(models: Iterable[torch.nn.Module], vllm_config: Any) -> str | None:
+    """Have the layers of a loaded model go on without the buffer; returns a phrase for the start-up line."""
+    layers = [layer for model in models for layer in model.modules() if _may(vllm_config) and _fits(layer)]
+    for cls in {type(layer) for layer in layers}:
+        installed.wrap(cls, "forward", _with_ours)
+    for layer in layers:
+        setattr(layer, WITHOUT, True)
+        installed.on_undo(functools.partial(_leave, weakref.ref(layer)))  # a model that is gone stays so
+    layers_on[:] = sorted({type(layer).__name__ for layer in layers})
+    installed.on_undo(layers_on.clear)
+    return f"no copy of the result of {len(layers)} mixers" if layers else None
+
+
+def _may(vllm_config: Any) -> bool:
+    """With an all-reduce in the norm, vLLM's passes have a graph of their own to find."""
+    return (
+        FUSED in settings.ops()
+        and features.COMPILE_CACHE not in installed.failures
+        and not features.joins_norms_to_an_all_reduce(vllm_config)
+    )
+
+
+def _fits(layer: Any) -> bool:
+    if not _is_one_of(LAYERS, layer):
+        return False
+    names = _names(type(layer).forward)
+    mixer = getattr(layer, "linear_attn", None) or getattr(layer, "self_attn", None)
+    return BUFFER in names and names <= STEPS and not layer.layer_scale and _only_writes(mixer)
+
+
+def _is_one_of(known: dict[str, str], module: Any) -> bool:
+    return known.get(type(module).__name__) == type(module).__module__
+
+
+def _names(method: Any) -> set[str]:
+    return set(inspect.unwrap(method).__code__.co_names)
+
+
+def _only_writes(mixer: Any) -> bool:
+    """Return whether a mixer's methods that get the buffer have no step beyond those that are known."""
+    methods = (getattr(mixer, name, None) for name in ("forward", "_forward_method", "_output_projection"))
+    return _is_one_of(MIXERS, mixer) and all(_names(method) <= MIXER_STEPS for method in methods if method is not None)
+
+
+def _leave(layer: weakref.ref[Any]) -> None:
+    left = layer()
+    if left is not None:
+        vars(left).pop(WITHOUT, None)
+
+
+def _with_ours(original: Any) -> Any:
+    @functools.wraps(original)
+    def mix_without_a_buffer(
+        self: Any, hidden_states: Tensor, residual: Tensor | None, positions: Any = None, **more: Any
+    ) -> Any:
+        if getattr(self, WITHOUT, False):
+            return forward(self, hidden_states, residual, positions)
+        return original(self, hidden_states, residual, positions, **more)
+
+    return mix_without_a_buffer
+
+
+def forward(layer: Any, hidden_states: Tensor, residual: Tensor | None, positions: Any) -> tuple[Tensor, Tensor]:
+    """`Qwen3NextDecoderLayer.forward` of vLLM 0.25 without layer scales: hidden_states (num_tokens, hidden_size)."""
+    if residual is None:
+        residual = hidden_states
+        hidden_states = layer.input_layernorm(hidden_states)
+    else:
+        hidden_states, residual = layer.input_layernorm(hidden_states, residual)
+    output = Kept()
+    if layer.layer_type == "linear_attention":
+        layer.linear_attn(hidden_states=hidden_states, output=output)
+    else:
+        layer.self_attn(hidden_states=hidden_states, output=output, positions=positions)
+    hidden_states, residual = layer.post_attention_layernorm(output.value, residual)
+    return layer.mlp(hidden_states), residual
