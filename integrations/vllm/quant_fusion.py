@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -105,14 +105,14 @@ def is_for(vllm_config: Any) -> bool:
     return can_run() and bool(getattr(vllm_config.compilation_config.pass_config, "fuse_norm_quant", False))
 
 
-def take(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_config: Any) -> bool:
-    """Prewarm what vLLM's pass may make of a loaded model's norms, and put it into the pass.
+def take(fused: Sequence[NormSpec]) -> bool:
+    """Prewarm what vLLM's pass may make of a loaded model's norms, and put our operators into the pass.
 
     vLLM looks the operators up when it first compiles, which is later. Returns False where the prewarm fails and `_C`'s
     stay.
     """
     _operators()  # also where they are not put into the pass: a graph from vLLM's cache may call them
-    failed = prewarm(specs(models, plain, vllm_config), _logger)
+    failed = prewarm(fused, _logger)
     if not failed:
         install()
     return not failed
@@ -133,7 +133,10 @@ def specs(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_con
 
 def _wanted(linear: Any) -> QuantFormat | None:
     """Return what a linear layer's input becomes, or None where the pass calls none of our operators for it."""
-    config = getattr(linear_kernels.kernel_of(linear), "config", None)
+    kernel = linear_kernels.kernel_of(linear)
+    if not getattr(kernel, "apply_input_quant", True):  # it quantizes inside its product, as FlashInfer's
+        return None
+    config = getattr(kernel, "config", None)
     scale = getattr(getattr(config, "activation_quant_key", None), "scale", None)
     if scale is None or scale.static or scale.group_shape.row != 1:
         return None

@@ -17,7 +17,7 @@ import torch
 
 from serving_ops import NormSpec
 from serving_ops.integrations.common.norm_classes import NORMS, WEIGHT_IN_FP32
-from serving_ops.integrations.vllm import linear_kernels, quant_fusion, quantization
+from serving_ops.integrations.vllm import linear_kernels, quant_fusion
 from serving_ops.integrations.vllm.layers import NormLayer
 
 EPS = (1e-5, 1e-6)
@@ -38,13 +38,12 @@ def take(models: Sequence[torch.nn.Module], found: Iterable[NormLayer], vllm_con
 
     vLLM reads whether the pass runs when it first compiles, after the model was loaded.
     """
-    if quantization.why_norms_stay(vllm_config) is None:
-        return None
     plain = [spec for layer in found for spec in layer.specs]
+    fused = quant_fusion.specs(models, plain, vllm_config)
     turns_on = should_run(models, plain, vllm_config)
-    if not turns_on and not quant_fusion.is_for(vllm_config):
+    if not fused or not (turns_on or quant_fusion.is_for(vllm_config)):
         return None
-    if not quant_fusion.take(models, plain, vllm_config):
+    if not quant_fusion.take(fused):
         return "vLLM's fused norms stay its own: their prewarm failed"
     if turns_on:
         vllm_config.compilation_config.pass_config.fuse_norm_quant = True

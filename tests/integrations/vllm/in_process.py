@@ -47,11 +47,11 @@ def survey(model: torch.nn.Module, quant_config: Any = None) -> list[NormLayer]:
 
 def fp8_linear(kernel: str = "CutlassFP8ScaledMMLinearKernel", key: str = "kFp8DynamicTokenSym") -> Any:
     """A linear layer whose kernel of this class, made without its constructor, has this key for its input."""
-    from vllm.model_executor.kernels.linear.scaled_mm import cutlass, marlin
+    from vllm.model_executor.kernels.linear.scaled_mm import cutlass, flashinfer, marlin
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.quantization.utils import quant_utils
 
-    cls = getattr(cutlass, kernel, None) or getattr(marlin, kernel)
+    cls = next(getattr(module, kernel) for module in (cutlass, flashinfer, marlin) if hasattr(module, kernel))
     made = cls.__new__(cls)
     made.config = SimpleNamespace(activation_quant_key=getattr(quant_utils, key))
     linear = LinearBase.__new__(LinearBase)

@@ -31,16 +31,21 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
+ROW_MAJOR, COLUMN_MAJOR, ALIGNED_FOR_TMA = (2, 1), (1, 5), (1, 8)
+"""Strides of the scales of 5 rows, as vLLM's Triton, CUTLASS and DeepGEMM take them."""
+
+
+@pytest.mark.parametrize("strides", [ROW_MAJOR, COLUMN_MAJOR, ALIGNED_FOR_TMA])
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_block_operator_writes_what_the_public_op_returns(fused: bool, transposed: bool) -> None:
+def test_the_block_operator_writes_what_the_public_op_returns(fused: bool, strides: tuple[int, int]) -> None:
     _, block = quant_fusion._operators()
     x, residual, weight = _inputs()
-    result, scale = torch.empty(x.shape, dtype=FP8), torch.empty(2, 5).t() if transposed else torch.empty(5, 2)
+    memory = torch.full((16,), -1.0)
+    result, scale = torch.empty(x.shape, dtype=FP8), memory.as_strided((5, 2), strides)
     total = residual.clone()
     block(
         result=result, input=x, weight=weight, scale=scale, epsilon=EPS, scale_ub=None,
-        residual=total if fused else None, group_size=128, is_scale_transposed=transposed,
+        residual=total if fused else None, group_size=128, is_scale_transposed=strides[0] == 1,
     )  # fmt: skip
     if fused:
         q, scales = serving_ops.fused_add_rms_norm_quant(x, residual, weight, EPS, fmt=QuantFormat())
@@ -49,6 +54,7 @@ def test_the_block_operator_writes_what_the_public_op_returns(fused: bool, trans
         q, scales = serving_ops.rms_norm_quant(x, weight, EPS, fmt=QuantFormat())
     assert torch.equal(_bytes(result), _bytes(q))
     assert torch.equal(scale, scales)
+    assert (memory == -1).sum() == memory.numel() - scale.numel()
 
 
 def test_the_token_operator_writes_what_the_public_op_returns() -> None:
@@ -182,6 +188,17 @@ def test_whole_rows_are_prewarmed_in_the_form_that_linear_layers_want_and_heads_
     ]
 
 
+OPAQUE = ("FlashInferFp8DeepGEMMDynamicBlockScaledKernel", "FlashInferFp8BlockScaledMMKernel")
+
+
+@pytest.mark.parametrize("kernel", OPAQUE)
+def test_nothing_is_fused_with_a_product_that_takes_rows_as_they_are_and_quantizes_inside(kernel: str) -> None:
+    model = torch.nn.ModuleList([fp8_linear(kernel, "kFp8Dynamic128Sym")])
+    assert quant_fusion.specs([model], PLAIN, CONFIG) == []
+    model.append(fp8_linear(key="kFp8Dynamic128Sym"))
+    assert {spec.fmt for spec in quant_fusion.specs([model], PLAIN, CONFIG)} == {QuantFormat()}
+
+
 def test_the_kernel_that_is_prewarmed_rounds_as_the_operators_that_vllm_calls() -> None:
     plain = [dataclasses.replace(spec, weight_offset=WEIGHT_IN_FP32) for spec in PLAIN]
     found = quant_fusion.specs([torch.nn.ModuleList([fp8_linear()])], plain, CONFIG)
@@ -196,7 +213,7 @@ def test_the_users_switch_holds_for_the_prewarm_of_fused_norms_too(
     monkeypatch.setenv("SERVING_OPS_PREWARM", switch)
     monkeypatch.setattr(quant_fusion, "install", lambda: None)
     monkeypatch.setattr(serving_ops, "prewarm", lambda norms: asked.extend(norms) or serving_ops.PrewarmReport())
-    assert quant_fusion.take([fp8_linear()], PLAIN[:1], CONFIG)
+    assert quant_fusion.take(quant_fusion.specs([fp8_linear()], PLAIN[:1], CONFIG))
     assert len(asked) == warmed
 
 

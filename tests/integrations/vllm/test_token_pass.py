@@ -94,9 +94,27 @@ def test_it_stays_off_where_the_pass_does_not_match_a_norm(other: dict[str, Any]
     assert not _should_run(norms=(NORM, dataclasses.replace(NORM, **other)))
 
 
+BLOCK = "kFp8Dynamic128Sym"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "fuses"),
+    [("CutlassFp8BlockScaledMMKernel", True), ("FlashInferFp8DeepGEMMDynamicBlockScaledKernel", False)],
+)
+def test_our_operators_are_in_a_pass_that_runs_where_a_layer_quantizes_before_its_product(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, fuses: bool
+) -> None:
+    """Whether the norms that the pass leaves are ours or not."""
+    taken: list[NormSpec] = []
+    monkeypatch.setattr(quant_fusion, "take", lambda fused: not taken.extend(fused))
+    monkeypatch.setattr(quantization, "why_norms_stay", lambda config: None)
+    models = [torch.nn.ModuleList([fp8_linear(kernel, BLOCK)])]
+    phrase = token_pass.take(models, [SimpleNamespace(specs=(NORM,))], _config(True))
+    assert (phrase is not None, bool(taken)) == (fuses, fuses)
+
+
 @pytest.fixture
-def of_a_token_model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(quantization, "why_norms_stay", lambda config: "its consumer quantizes to FP8")
+def of_a_token_model() -> Any:
     return _config(), [torch.nn.ModuleList([fp8_linear()])], [SimpleNamespace(specs=(NORM,))]
 
 
@@ -105,7 +123,7 @@ def test_it_is_turned_on_once_our_kernels_are_in_it_and_not_where_they_cannot_be
     monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any, warmed: bool
 ) -> None:
     config, models, found = of_a_token_model
-    monkeypatch.setattr(quant_fusion, "take", lambda models, norms, config: warmed)
+    monkeypatch.setattr(quant_fusion, "take", lambda fused: warmed)
     phrase = token_pass.take(models, found, config) or ""
     assert config.compilation_config.pass_config.fuse_norm_quant == warmed
     assert ("our kernels run" in phrase) == warmed
@@ -114,7 +132,7 @@ def test_it_is_turned_on_once_our_kernels_are_in_it_and_not_where_they_cannot_be
 def test_an_error_of_ours_leaves_it_off(monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any) -> None:
     config, models, found = of_a_token_model
     monkeypatch.setenv("SERVING_OPS", "auto")
-    monkeypatch.setattr(quant_fusion, "take", lambda models, norms, config: 1 / 0)
+    monkeypatch.setattr(quant_fusion, "take", lambda fused: 1 / 0)
     worker = SimpleNamespace(vllm_config=config, device=DEVICE)
     assert list(startup._quantizing(models, found, worker)) == []
     assert not config.compilation_config.pass_config.fuse_norm_quant
