@@ -4,6 +4,10 @@ vLLM computes such a norm and the quantization in one kernel, from Inductor or f
 kernel: on an H200 (vLLM 0.25.1, Qwen3-0.6B, FP8 per token) a decode step took 1.04 of vLLM's time, and a prompt of 8192
 tokens 1.17. An unknown quantization counts as one that quantizes activations.
 
+FP8 in blocks is different: compiled, vLLM quantizes in an operator, either before the product or inside its operator,
+as with FlashInfer. Inductor cannot join a norm to it. vLLM's pass can, and does so before the norms are given to
+providers, so the norms that are left over are plain.
+
 On CPU vLLM quantizes to INT8 in an operator of its own, or within the product, so a norm of ours adds no kernel. Eager
 norms are ours there (`quantized_pairs.CONSUMERS` has a measurement). Compiled ones were not seen to gain.
 """
@@ -56,12 +60,23 @@ def why_norms_stay(vllm_config: Any) -> str | None:
     known = _compressed_inputs(config) if name == "compressed-tensors" else _named(asked)
     if known == ["INT8"] and current_platform.is_cpu() and is_eager(vllm_config):
         return None
+    if known == ["FP8"] and current_platform.is_cuda() and _quantizes_in_operators(vllm_config.compilation_config):
+        return None
     return f"{CONSUMER}quantizes to {' and '.join(known)}" if known else f"{CONSUMER}may quantize: {name}"
 
 
 def is_eager(vllm_config: Any) -> bool:
     """Return whether a configuration whose defaults are set compiles nothing."""
     return getattr(vllm_config.compilation_config.mode, "name", None) == "NONE"
+
+
+def _quantizes_in_operators(compilation: Any) -> bool:
+    """Return whether graphs quantize to FP8 in operators, and norms are calls of vLLM's IR until its passes ran.
+
+    vLLM chooses so for weights in blocks.
+    """
+    by_vllm = getattr(compilation.mode, "name", None) == "VLLM_COMPILE" and compilation.backend == "inductor"
+    return bool(by_vllm and compilation.ir_enable_torch_wrap and compilation.is_custom_op_enabled("quant_fp8"))
 
 
 def _named(name: str) -> list[str]:

@@ -38,7 +38,8 @@ def model_config(**more: Any) -> Any:
 
 def vllm_config(quant_config: Any = None, **more: Any) -> Any:
     """What the plugin reads of a VllmConfig."""
-    return SimpleNamespace(model_config=model_config(**more), quant_config=quant_config)
+    eager = SimpleNamespace(mode=SimpleNamespace(name="NONE"))
+    return SimpleNamespace(model_config=model_config(**more), quant_config=quant_config, compilation_config=eager)
 
 
 def survey(model: torch.nn.Module, quant_config: Any = None) -> list[NormLayer]:

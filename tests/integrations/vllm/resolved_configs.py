@@ -140,6 +140,8 @@ CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
         )
         for on in (True, False)
     },
+    "fp8 block, quantized by Inductor": (FP8_BLOCK, {"compilation_config": {"custom_ops": ["-quant_fp8"]}}),
+    "fp8 block, level 0": (FP8_BLOCK, {"optimization_level": 0}),
     "compressed fp8 token, level 0": (CHECKPOINTS["compressed fp8 token"], {"optimization_level": 0}),
     **{f"online {name}": (None, {"quantization": name}) for name in ON_THE_COMMAND_LINE},
     "moe_wna16": (GPTQ, {"quantization": "moe_wna16"}),

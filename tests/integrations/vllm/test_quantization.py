@@ -49,6 +49,12 @@ ACTIVATIONS_AS_THEY_ARE = {
 }
 """Cases in which nothing quantizes what a norm computes."""
 
+QUANTIZED_IN_OPERATORS = {"fp8 block", "compressed fp8 block", "deepseek_v4_fp8"}
+"""Cases in which vLLM quantizes in an operator where it compiles the model."""
+
+SINCE_0_32 = {"modelopt fp8 block"}
+"""More of these."""
+
 UNKNOWN_TO_SOME = {"bitsandbytes", "bitsandbytes int8", "online nvfp4_per_token"}
 """Cases that not every version has."""
 
@@ -56,7 +62,8 @@ NOT_MADE = {"TorchAOConfig", "FPQuantConfig"}
 """Classes of configurations that vLLM makes with a package that may be missing, or for a Blackwell alone."""
 
 REASONS = {
-    "fp8 block": "its consumer quantizes to FP8",
+    "fp8 block, quantized by Inductor": "its consumer quantizes to FP8",
+    "online fp8_per_block": "its consumer quantizes to FP8",
     "compressed int8 token": "its consumer quantizes to INT8",
     "compressed int4 fp8": "its consumer quantizes to FP8",
     "modelopt_fp4": "its consumer quantizes to NVFP4",
@@ -86,13 +93,18 @@ def resolved() -> Callable[[str], dict[str, Any]]:
     return look
 
 
-def _pairs(found: dict[str, Any], *, ours: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+def _norms_are_ours(case: str, mode: str, vllm: str) -> bool:
+    in_operators = QUANTIZED_IN_OPERATORS | (set() if vllm == "0.25.1" else SINCE_0_32)
+    return case in ACTIVATIONS_AS_THEY_ARE or (mode == "compiled" and case in in_operators)
+
+
+def _pairs(found: dict[str, Any], vllm: str, *, ours: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """What vLLM resolved without the plugin and with it, of the cases in which norms are or are not ours."""
-    cases = [case for case in found["off"] if (case in ACTIVATIONS_AS_THEY_ARE) == ours]
     pairs = {
-        f"{case}, {mode}": (found["off"][case][mode], found["auto"][case][mode])
-        for case in cases
-        for mode in found["off"][case]
+        f"{case}, {mode}": (off, found["auto"][case][mode])
+        for case, modes in found["off"].items()
+        for mode, off in modes.items()
+        if _norms_are_ours(case, mode, vllm) == ours
     }
     return {case: pair for case, pair in pairs.items() if "refused" not in pair[0]}
 
@@ -106,7 +118,7 @@ def _differing(pairs: dict[str, tuple[dict[str, Any], dict[str, Any]]], *names: 
 def test_a_quantized_model_is_configured_and_built_as_without_the_plugin(
     vllm: str, resolved: Callable[[str], dict[str, Any]]
 ) -> None:
-    pairs = _pairs(resolved(vllm), ours=False)
+    pairs = _pairs(resolved(vllm), vllm, ours=False)
     assert _differing(pairs, "pass_config", "custom_ops", "ir_op_priority", "classes") == {}
     assert {case for case, (_, on) in pairs.items() if on["why"] is None} == set()
 
@@ -115,7 +127,7 @@ def test_a_quantized_model_is_configured_and_built_as_without_the_plugin(
 def test_where_norms_are_ours_vllm_chooses_its_passes_as_without_the_plugin(
     vllm: str, resolved: Callable[[str], dict[str, Any]]
 ) -> None:
-    pairs = _pairs(resolved(vllm), ours=True)
+    pairs = _pairs(resolved(vllm), vllm, ours=True)
     assert _differing(pairs, "pass_config", "custom_ops") == {}
     assert all(on["why"] is None for _, on in pairs.values())
     first = {on["ir_op_priority"][op][0] for _, on in pairs.values() for op in priority.OPS}
@@ -259,7 +271,35 @@ def test_int8_on_cpu_is_quantized_behind_the_norm_which_is_ours_in_eager_mode(
     assert quantization.why_norms_stay(config) == reason
 
 
+IN_OPERATORS: dict[str, Any] = {
+    "mode": SimpleNamespace(name="VLLM_COMPILE"),
+    "backend": "inductor",
+    "ir_enable_torch_wrap": True,
+    "is_custom_op_enabled": lambda op: op == "quant_fp8",
+}
 FP8 = _quantized("fp8")
+
+
+@pytest.mark.parametrize(
+    ("more", "ours"),
+    [
+        ({}, True),
+        ({"mode": SimpleNamespace(name="STOCK_TORCH_COMPILE")}, False),
+        ({"mode": None}, False),
+        ({"backend": "eager"}, False),
+        ({"ir_enable_torch_wrap": False}, False),
+        ({"is_custom_op_enabled": lambda op: False}, False),
+    ],
+)
+def test_fp8_that_is_quantized_in_an_operator_behind_vllms_pass_leaves_norms_plain(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], ours: bool
+) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cuda", lambda self: True)
+    config = vllm_config(FP8)
+    config.compilation_config = SimpleNamespace(**IN_OPERATORS | more)
+    assert quantization.why_norms_stay(config) == (None if ours else "its consumer quantizes to FP8")
 
 
 def _norms() -> torch.nn.Module:
