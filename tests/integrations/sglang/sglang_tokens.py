@@ -1,6 +1,7 @@
 """Run by path, in a process of its own: serve prompts with SGLang on CPU and write what came out as JSON.
 
 Usage: sglang_tokens.py MODEL OUT
+ENGINE_ARGS in the environment: more arguments of SGLang's, as JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main() -> None:
     model, out = sys.argv[1], Path(sys.argv[2])
     import sglang
 
-    engine = sglang.Engine(model_path=model, **ENGINE)
+    more = json.loads(os.environ.get("ENGINE_ARGS", "{}"))
+    engine = sglang.Engine(model_path=model, **ENGINE, **more)
     sampling = {"temperature": 0.0, "max_new_tokens": NUM_TOKENS, "ignore_eos": True}
     outputs = engine.generate(input_ids=prompts(), sampling_params=sampling)
     result = {"pid": os.getpid(), "tokens": [output["output_ids"] for output in outputs]}

@@ -42,6 +42,11 @@ def environment(version: str) -> dict[str, str]:
     }
 
 
+def on_ranks(ranks: int) -> dict[str, str]:
+    """What lets an engine with so many ranks start on a CPU whose cores are all of one NUMA node: a core for each."""
+    return {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks)))}
+
+
 def needs(version: str) -> pytest.MarkDecorator:
     """Skips a test, with the reason, where that version was not fetched."""
     return fetched.needs("SGLang", version, folder(version).is_dir())

@@ -32,15 +32,18 @@ on_one = pytest.mark.parametrize(
 
 
 @on_each
-def test_the_scheduler_answers_the_bench_from_its_own_process(
-    version: str, tmp_path: Path, written_model: Callable[[str], Path]
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_scheduler_of_every_rank_answers_the_bench_from_its_own_process(
+    version: str, ranks: int, tmp_path: Path, written_model: Callable[[str], Path]
 ) -> None:
-    environment = sglang_versions.environment(version) | {"SERVING_OPS": "auto"}
+    environment = sglang_versions.environment(version) | sglang_versions.on_ranks(ranks) | {"SERVING_OPS": "auto"}
     names = sglang_scheduler.write_entry_point(tmp_path / "names")
     environment["PYTHONPATH"] = os.pathsep.join([str(names), environment["PYTHONPATH"]])
-    done = run([str(HERE / "run_step_engine.py"), str(written_model("dense")), str(tmp_path)], environment)
+    command = [str(HERE / "run_step_engine.py"), str(written_model("dense")), str(tmp_path)]
+    done = run([*command, json.dumps({"tp_size": ranks})], environment)
     assert done.returncode == 0, done.stdout[-6000:]
     result = json.loads((tmp_path / "result.json").read_text())
+    assert result["asked"] == ranks
     assert result["ms"] > 0
     assert result["replays"] == 0
 

@@ -339,6 +339,29 @@ def test_switched_off_a_layer_is_sglangs_again() -> None:
     assert calls_of(lambda: layer(rows(4, HIDDEN))) == {}
 
 
+@pytest.mark.parametrize("build", [rms_norm, gemma])
+def test_a_norm_that_sglang_joins_to_the_all_reduce_stays_sglangs(
+    build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt import distributed
+    from sglang.srt.layers import flashinfer_comm_fusion, layernorm
+
+    joined = rows(4, HIDDEN), rows(4, HIDDEN)
+    monkeypatch.setattr(flashinfer_comm_fusion, "flashinfer_allreduce_residual_rmsnorm", lambda **_: joined)
+    two_ranks = {
+        (layernorm, "get_parallel"): lambda: SimpleNamespace(attn_tp_size=2),
+        (distributed, "get_attn_tensor_model_parallel_world_size"): lambda: 2,  # asked in 0.5.11
+    }
+    for (module, name), value in two_ranks.items():
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, value)
+    layer = switched(build())
+    x, residual = rows(4, HIDDEN), rows(4, HIDDEN, seed=2)
+    assert calls_of(lambda: layer.forward_with_allreduce_fusion(x, residual)) == {}
+    assert layer.forward_with_allreduce_fusion(x, residual) is joined
+    assert calls_of(lambda: layer.forward_with_allreduce_fusion(x)) == {"rms_norm": 1}
+
+
 def test_a_forced_backend_is_left_to_the_user(caplog: pytest.LogCaptureFixture) -> None:
     fused_op = pytest.importorskip("sglang.kernels.fused_op", reason="this SGLang cannot force a backend")
     if not hasattr(rms_norm(), "available_backends"):
