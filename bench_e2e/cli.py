@@ -1,4 +1,4 @@
-"""`python -m serving_ops.bench_e2e SUBCOMMAND`: each subcommand has a module with `main`, and options of its own."""
+"""`python -m serving_ops.bench_e2e SUBCOMMAND`: each subcommand has a function, with options of its own."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "serve": ("serve", "serve a model with and without serving_ops in turns: TTFT and TPOT over HTTP"),
-    "step": ("step", "engines side by side, no server: differences of a percent, the device time of a step"),
-    "ops": ("ops.ops_bench", "the ops alone, against eager, Inductor and installed engines' kernels"),
-    "training": ("ops.ops_bench", "the same, forward and backward"),
-    "training-steps": ("training_steps", "training steps of a Hugging Face model, its own norms and ours"),
-    "accuracy": ("accuracy.accuracy_bench", "perplexity of a real model, and its divergence from fp32"),
-    "table": ("table", "Markdown tables from result files"),
-    "plot": ("plot", "pictures from result files"),
-    "compare": ("compare", "two result files beside each other"),
+    "serve": ("serve.main", "serve a model with and without serving_ops in turns: TTFT and TPOT over HTTP"),
+    "step": ("step.main", "engines side by side, no server: differences of a percent, the device time of a step"),
+    "ops": ("ops.ops_bench.ops", "the ops alone, against eager, Inductor and installed engines' kernels"),
+    "training": ("ops.ops_bench.training", "the same, forward and backward"),
+    "training-steps": ("training_steps.main", "training steps of a Hugging Face model, its own norms and ours"),
+    "accuracy": ("accuracy.accuracy_bench.main", "perplexity of a real model, and its divergence from fp32"),
+    "table": ("table.main", "Markdown tables from result files"),
+    "plot": ("plot.main", "pictures from result files"),
+    "compare": ("table.compare", "two result files beside each other"),
 }
-"""Subcommand -> its module, and what it does. A module is imported when it is asked for: some need torch."""
-SHARED = ("ops", "training")  # have one module, which is told which of them it is
+"""Subcommand -> its function, and what it does. A module is imported when it is asked for: some need torch."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +28,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = [f"  {command:15} {what}" for command, (_, what) in COMMANDS.items()]
         print("python -m serving_ops.bench_e2e SUBCOMMAND [--help]", *lines, sep="\n", file=stream)
         return 0 if stream is sys.stdout else 2
-    module = importlib.import_module(f"serving_ops.bench_e2e.{COMMANDS[name][0]}")
-    words = [*([name] if name in SHARED else []), *words[:-1]]
-    return int(module.main(words))
+    module, _, function = COMMANDS[name][0].rpartition(".")
+    return int(getattr(importlib.import_module(f"serving_ops.bench_e2e.{module}"), function)(words[:-1]))

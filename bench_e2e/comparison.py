@@ -141,6 +141,19 @@ def markdown(plain: dict[str, Any]) -> str:
     return of(plain).markdown()
 
 
+def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
+    """A line a figure: what changed on the machine between the runs is in B / A."""
+    first, second = of(a), of(b)
+    lines = []
+    for figure in (figure for figure in first.figures if figure in second.figures):
+        spreads = {variant: [run.spread(variant, figure) for run in (first, second)] for variant in (OURS, BASELINE)}
+        changes = [f"{after.median / before.median:.3f}" for before, after in spreads.values()]
+        ratios = [str(run.ratio(figure) or "none") for run in (first, second)]
+        lines.append([first.figures[figure], *map(str, spreads[OURS]), *changes, *ratios])
+    ratios = [f"{OURS} / {BASELINE} {name}" for name in "AB"]
+    return Block(["ms", f"{OURS} A", f"{OURS} B", "B / A", f"{BASELINE} B / A", *ratios], lines)
+
+
 def summary(plains: Sequence[dict[str, Any]]) -> str:
     """A line a result, a column a figure: serving_ops over native. Of several engines each line has its name."""
     results = [of(plain) for plain in plains]

@@ -50,17 +50,6 @@ class Ratio:
         return f"{self.ratio:.3f} [{self.low:.3f}-{self.high:.3f}]"
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One figure of an op over its rounds."""
-
-    median: float
-    p25: float
-    p75: float
-    best: float
-    rounds: int
-
-
 def paired_ratio(baseline: Sequence[float], other: Sequence[float], least: int = LEAST_PAIRS) -> Ratio | None:
     """`other / baseline`, pair by pair: what a slow minute of the machine does to both cancels.
 
@@ -80,14 +69,13 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float], least: int =
     return Ratio(math.exp(centre), math.exp(centre - reach), math.exp(centre + reach), len(logs))
 
 
-def summarize(values: Sequence[float]) -> Summary:
-    if len(values) == 1:
-        return Summary(values[0], values[0], values[0], values[0], 1)
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The first, the median and the third, of at least two."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Summary(median, low, high, min(values), len(values))
+    return low, median, high
 
 
-def ratio_to(ours: Sequence[float], other: Sequence[float]) -> Summary | None:
-    """`other / ours`, over the rounds that both ran: above 1 ours is faster. None without a positive pair."""
-    ratios = [b / a for a, b in zip(ours, other, strict=False) if a > 0]
-    return summarize(ratios) if ratios else None
+def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float | None:
+    """`other / ours`, round by round: above 1 ours is faster. None without a positive time of ours."""
+    ratios = [b / a for a, b in zip(ours, other, strict=True) if a > 0]
+    return statistics.median(ratios) if ratios else None

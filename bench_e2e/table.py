@@ -1,6 +1,6 @@
-"""`python -m serving_ops.bench_e2e table`: Markdown tables from the result files of every bench.
+"""`python -m serving_ops.bench_e2e table` and `compare`: Markdown tables from the result files of every bench.
 
-They go to standard output, or between a page's markers, where NAME is the result file's name without `.json`:
+Tables go to standard output, or between a page's markers, where NAME is the result file's name without `.json`:
 
     <!-- table:NAME -->
     <!-- /table -->
@@ -12,18 +12,14 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-from rich.console import Console
-from rich.markdown import Markdown
 
 from serving_ops.bench_e2e import result_file
 
-COMMAND = "python -m serving_ops.bench_e2e table"
+COMMAND = "python -m serving_ops.bench_e2e"
 RENDERERS = {"ops": "ops.ops_table", "training": "ops.ops_table", "accuracy": "accuracy.accuracy_bench"}
 
 
@@ -43,13 +39,10 @@ class Block:
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
         return f"{self.title}\n\n{table}" if self.title else table
 
-    def print(self, console: Console) -> None:
-        console.print(Markdown(self.markdown()))
-
 
 def main(argv: Sequence[str]) -> int:
     """Exit status 1, with a sentence, for a file that is no result, and for a page without its marker."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Render result files as Markdown tables.")
+    parser = argparse.ArgumentParser(prog=f"{COMMAND} table", description="Render result files as Markdown tables.")
     add = parser.add_argument
     add("files", nargs="+", type=Path, metavar="FILE", help="result JSON of any bench")
     add("--readme", type=Path, help="write the tables between this file's markers instead")
@@ -68,6 +61,23 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Exit status 1, with a sentence, for files that cannot be compared."""
+    description = "Two results of one kind beside each other. They were not measured in turns: B / A has no interval."
+    parser = argparse.ArgumentParser(prog=f"{COMMAND} compare", description=description)
+    parser.add_argument("files", nargs=2, type=Path, metavar="FILE", help="results of one kind")
+    try:
+        a, b = (result_file.read(path) for path in parser.parse_args(argv).files)
+        block = _renderer(a["kind"], "compared")(a, b) if a["kind"] == b["kind"] else None
+        if not block or not block.lines:
+            raise ValueError(f"results of {a['kind']} and of {b['kind']}: they have no figures in common")
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(block.markdown())
+    return 0
+
+
 def _tables(chosen: argparse.Namespace, results: dict[Path, dict[str, Any]]) -> dict[str, str]:
     """By the names of their markers."""
     if chosen.gains:
@@ -79,19 +89,20 @@ def _tables(chosen: argparse.Namespace, results: dict[Path, dict[str, Any]]) -> 
     kinds = {result["kind"] for result in results.values()}
     if kinds not in ({"step"}, {"ops"}):
         raise ValueError("--summary is for results of step, or for results of ops")
-    return {f"{chosen.summary}-summary": str(_renderer(*kinds).summary(list(results.values())))}
+    return {f"{chosen.summary}-summary": _renderer(*kinds, "summary")(list(results.values()))}
 
 
 def _rendered(path: Path, result: dict[str, Any]) -> str:
     try:
-        return str(_renderer(result["kind"]).markdown(result))
+        return str(_renderer(result["kind"], "markdown")(result))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no result of this bench: {error!r}") from error
 
 
-def _renderer(kind: str) -> ModuleType:
-    """The module with `markdown` and `summary`."""
-    return importlib.import_module(f"serving_ops.bench_e2e.{RENDERERS.get(kind, 'comparison')}")
+def _renderer(kind: str, function: str) -> Callable[..., Any]:
+    """The kind's `markdown` of a result, `summary` of several, or `compared` of two."""
+    module = importlib.import_module(f"serving_ops.bench_e2e.{RENDERERS.get(kind, 'comparison')}")
+    return getattr(module, function)  # type: ignore[no-any-return]
 
 
 def fill(text: str, tables: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from serving_ops.bench_e2e.options import COMMAND, check_gpu, check_variables, c
 from serving_ops.bench_e2e.session import FAILED
 
 
-def main(words: Sequence[str]) -> int:
-    """words: "ops" or "training", and its options. The exit status is 1 if ours failed or was wrong at any size."""
-    bench, *argv = words
+def main(bench: str, argv: Sequence[str]) -> int:
+    """bench: "ops" or "training". The exit status is 1 if ours failed or was wrong at any size."""
     parser, chosen = _parse(bench, argv)
     others, absent = peers.load(peers.adapters_for(bench, chosen.device, libraries=chosen.peers))
     known = (ours(), eager(), inductor(), *others, copy())
@@ -44,6 +44,9 @@ def main(words: Sequence[str]) -> int:
     run |= {"copy_tb_s": timing.copy_tb_s() if chosen.device == "cuda" else None, "results": []}
     _measure(planned, entrants, run, chosen.out)
     return FAILED if any(OURS in result["problems"] for result in run["results"]) else 0
+
+
+ops, training = partial(main, "ops"), partial(main, "training")
 
 
 def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

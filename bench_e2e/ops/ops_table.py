@@ -74,6 +74,25 @@ def line(result: Result) -> str:
     return f"{_shape(result)} {_title(result)}: {times}{problems}"
 
 
+def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
+    """A line a case that ours ran in both."""
+    before, after = (
+        {_case(result): result["times"][OURS]["median_us"] for result in report["results"] if OURS in result["times"]}
+        for report in (a, b)
+    )
+    times = {case: (time, after[case]) for case, time in before.items() if case in after}
+    lines = [[case, f"{one:.2f}", f"{other:.2f}", f"{other / one:.3f}"] for case, (one, other) in times.items()]
+    if times:
+        mean = statistics.geometric_mean(other / one for one, other in times.values())
+        sums = [f"{sum(column):.1f}" for column in zip(*times.values(), strict=True)]
+        lines.append(["sum; geometric mean of the ratios", *sums, f"{mean:.3f}"])
+    return Block([f"us of {OURS}", "A", "B", "B / A"], lines)
+
+
+def _case(result: Result) -> str:
+    return f"{result['regime']}: {_shape(result)} {_title(result).partition(':')[0]}"
+
+
 def _grouped(results: Iterable[Result], key: Callable[[Result], str]) -> Iterable[tuple[str, list[Result]]]:
     groups: dict[str, list[Result]] = {}
     for result in results:

@@ -18,7 +18,7 @@ from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported,
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 from serving_ops.bench_e2e.ops.peers import first_line
 from serving_ops.bench_e2e.ops.timing import Samples
-from serving_ops.bench_e2e.stats import Summary, ratio_to, summarize
+from serving_ops.bench_e2e.stats import median_ratio, quartiles
 
 OF_OURS = {"variants": variants, "calls": calls, "rope-plans": plans}
 """Regime -> who takes part, where ours is compared with itself."""
@@ -43,22 +43,22 @@ def measure(case: Case, contestants: Sequence[Contestant], device: str) -> dict[
         samples = _timed(case, calls, present, device, problems)
         explained = case.passes == FORWARD and OURS in calls
         path = serving_ops.explain(case.op, **sets(case)[0].call).path if explained else None
-    ours = samples.get(OURS, [])
-    ratios = {name: ratio_to(ours, values) for name, values in samples.items() if name != OURS}
+    ours = samples.get(OURS)
+    ratios = {name: median_ratio(ours, values) for name, values in samples.items() if ours and name != OURS}
     return {
         **asdict(case),
         "bytes_moved": case.bytes_moved,
         "path": path,  # how ours ran it: "cpu", "triton.row", "reference", ...
         "contestants": list(present),  # in the order in which the tables show them
-        "times": {name: _rounded(summarize(values), "_us") for name, values in samples.items()},
-        "ratios": {name: _rounded(ratio) for name, ratio in ratios.items() if ratio is not None},
+        "times": {name: _times(values) for name, values in samples.items()},
+        "ratios": {name: {"median": round(ratio, 4)} for name, ratio in ratios.items() if ratio},
         "problems": problems,
     }
 
 
-def _rounded(summary: Summary, unit: str = "") -> dict[str, float]:
-    values = {key: round(value, 4) for key, value in asdict(summary).items()}
-    return {key if key == "rounds" else f"{key}{unit}": value for key, value in values.items()}
+def _times(values: Sequence[float]) -> dict[str, float]:
+    low, median, high = (round(value, 4) for value in quartiles(values))
+    return {"median_us": median, "p25_us": low, "p75_us": high, "rounds": len(values)}
 
 
 def _enter(contestant: Contestant, case: Case, sets: Callable[[Case], list[Inputs]]) -> list[Call] | str:

@@ -159,7 +159,7 @@ def test_two_runs_of_ops_are_compared_case_by_case(tmp_path: Path, capsys: pytes
     assert cli.main(["compare", str(RESULTS / "ops-cpu.json"), str(tmp_path / "b.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(plain["results"]) + 1
-    assert "| rows fused_add_rms_norm 1 x 896 bfloat16 1 | 1.49 | 2.24 | 1.500 |" in lines
+    assert "| rows: 1 x 896 fused_add_rms_norm, bfloat16, 1 thread | 1.49 | 2.24 | 1.500 |" in lines
     assert lines[-1].endswith("| 1.500 |")
 
 
