@@ -44,11 +44,16 @@ def at_least(least: int) -> Callable[[str], int]:
 at_least_1, at_least_2 = at_least(1), at_least(2)
 
 
-def names(text: str) -> tuple[str, ...]:
-    found = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not found:
-        raise refusal(text, "names, separated by commas")
-    return found
+def names(*allowed: str) -> Callable[[str], tuple[str, ...]]:
+    """Several, of those that are allowed, or of any."""
+
+    def several(text: str) -> tuple[str, ...]:
+        found = tuple(name.strip() for name in text.split(",") if name.strip())
+        if not found or (allowed and not {*found} <= {*allowed}):
+            raise refusal(text, f"{', '.join(allowed) or 'names'}, separated by commas")
+        return found
+
+    return several
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -57,7 +62,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def shapes(text: str) -> tuple[tuple[int, ...], ...]:
     """Of two to four extents each."""
-    found = tuple(tuple(at_least_1(extent) for extent in shape.split("x")) for shape in names(text))
+    found = tuple(tuple(at_least_1(extent) for extent in shape.split("x")) for shape in names()(text))
     if not {len(shape) for shape in found} <= {2, 3, 4}:
         raise refusal(text, "sizes such as 1x4096 or 1x16x8x128, separated by commas")
     return found

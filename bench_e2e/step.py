@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, options, session, sglang_scheduler, turns
+from serving_ops.bench_e2e import engine_arguments, options, session, turns
 from serving_ops.bench_e2e.comparison import Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, numbers
 from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.server import VARIANTS, engine_environment
-from serving_ops.bench_e2e.step_engine import LAYER, StepLoad
+from serving_ops.bench_e2e.step_engine import LAYER, PLUGIN, StepLoad, write_plugin
 from serving_ops.bench_e2e.turns import say, say_figures
 
 ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
@@ -134,10 +134,9 @@ def _variables(variant: str, chosen: argparse.Namespace, model: str, work: Path)
     found = engine_environment(variant, chosen.device, offline=Path(model).is_dir(), engine=chosen.engine)
     if chosen.engine == "vllm":
         return found | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the scheduler in the same process: less noise
-    beside_ours = sglang_scheduler.write_entry_point(work / "names")
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(beside_ours), found["PYTHONPATH"]]))
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(write_plugin(work / "names")), found["PYTHONPATH"]]))
     if found.get("SGLANG_PLUGINS"):  # the user's choice, beside which this one is to load; empty means all
-        found["SGLANG_PLUGINS"] += f",{sglang_scheduler.NAME}"
+        found["SGLANG_PLUGINS"] += f",{PLUGIN}"
     return found
 
 

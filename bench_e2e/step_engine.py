@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e.device_time import PROFILED_STEPS, Decode, ask_own_gpu, decode_step_ms, layer, slowest
-from serving_ops.bench_e2e.sglang_scheduler import METHOD
 from serving_ops.bench_e2e.turns import answer_all
 
 CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
 HOST = "host_loop_ms"
+PLUGIN = "serving_ops_bench"
+"""The name of a plugin of SGLang's through which the bench asks schedulers, and of the method that it gives them."""
 LAYER = "layer"
 """What an engine is asked for instead of figures: the kernels of one layer."""
 
@@ -96,7 +98,7 @@ class VllmEngine:
 
 
 class SglangEngine:
-    """`sglang.Engine`. Its schedulers, one for each GPU, are processes; see `sglang_scheduler`."""
+    """`sglang.Engine`. Its schedulers, one for each GPU, are processes, in which it loads PLUGIN."""
 
     def __init__(self, model: str, options: dict[str, Any], folder: Path) -> None:
         import sglang
@@ -107,12 +109,33 @@ class SglangEngine:
 
     def ask(self, question: str) -> Any:
         """SGLang's remote calls answer nothing, so files do: one of each scheduler, all there when the call is over."""
-        self.engine.collective_rpc(METHOD, question=question, answers=str(self.answers))
+        self.engine.collective_rpc(PLUGIN, question=question, answers=str(self.answers))
         return slowest([json.loads(answer.read_text()) for answer in self.answers.iterdir()])
 
     def generate(self, prompts: list[list[int]], output_len: int) -> None:
         asked = {"temperature": 0.0, "max_new_tokens": output_len, "ignore_eos": True}
         self.engine.generate(input_ids=prompts, sampling_params=asked)
+
+
+def write_plugin(folder: Path) -> Path:
+    """A folder that makes SGLang find PLUGIN once it is on PYTHONPATH."""
+    information = folder / f"{PLUGIN}-1.0.dist-info"
+    information.mkdir(parents=True, exist_ok=True)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 1.0\n")
+    point = f"{PLUGIN} = serving_ops.bench_e2e.step_engine:register_plugin\n"
+    (information / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{point}")
+    return folder
+
+
+def register_plugin() -> None:
+    """SGLang calls this in each of its processes."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    setattr(Scheduler, PLUGIN, answer_from_scheduler)
+
+
+def answer_from_scheduler(scheduler: Any, question: str, answers: str) -> None:
+    Path(answers, str(os.getpid())).write_text(json.dumps(ask_own_gpu(scheduler, question)))
 
 
 ENGINES = {"vllm": VllmEngine, "sglang": SglangEngine}

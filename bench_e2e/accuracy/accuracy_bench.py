@@ -17,8 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional
+
 from serving_ops.bench_e2e import environment, options, result_file, smollm2
-from serving_ops.bench_e2e.accuracy.figures import figures, ratio
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_line
 from serving_ops.bench_e2e.options import file_name, names
 from serving_ops.bench_e2e.process import ChildFailed, Children
@@ -32,6 +35,7 @@ NOT_QUANTIZED = "none"
 QUANTIZATIONS = (NOT_QUANTIZED, *smollm2.QUANTIZED)
 WORKER = [sys.executable, "-m", "serving_ops.bench_e2e.accuracy.engine_logits"]
 SPARE_TOKENS = 64
+ROWS_AT_ONCE = 256  # bounds the memory: a row has as many values as the vocabulary
 HEADER = ("weights, mode", "perplexity", "with serving_ops", "KL from fp32", "with serving_ops", "ratio of KL [95%]")
 
 
@@ -42,10 +46,6 @@ class Served:
     quantization: str | None
     mode: str
     arguments: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        return f"{self.quantization or 'bf16'}, {self.mode}"
 
 
 def main(words: Sequence[str]) -> int:
@@ -73,14 +73,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     description = "Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours."
     parser = argparse.ArgumentParser(prog=f"{options.COMMAND} {KIND}", description=description)
     add = parser.add_argument
-    add("--quantizations", type=names, default=(NOT_QUANTIZED,), help=f"of {', '.join(QUANTIZATIONS)} (default: none)")
-    add("--modes", type=names, default=MODES, help=f"of {', '.join(MODES)} (default: both)")
+    several = {"type": names(*QUANTIZATIONS), "default": (NOT_QUANTIZED,)}
+    add("--quantizations", **several, help=f"of {', '.join(QUANTIZATIONS)} (default: none)")
+    add("--modes", type=names(*MODES), default=MODES, help=f"of {', '.join(MODES)} (default: both)")
     add("--out", type=Path, default=Path("bench_results"), help="for the JSON (default: %(default)s)")
     add("--name", type=file_name, default=f"{datetime.now(UTC):%Y%m%d-%H%M}-accuracy", help="of the file")
     chosen = parser.parse_args(words)
-    for option, allowed in (("quantizations", QUANTIZATIONS), ("modes", MODES)):
-        if wrong := [name for name in getattr(chosen, option) if name not in allowed]:
-            parser.error(f"--{option} has {', '.join(wrong)}; allowed: {', '.join(allowed)}")
     options.check_variables(parser)
     options.check_installed(parser, "vllm")
     options.check_writable(parser, chosen.out / f"{chosen.name}.json")
@@ -89,7 +87,6 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 def measure(model: Path, text: str, served: Iterable[Served], device: str, work: Path) -> dict[str, Any]:
     """The figures of each. model: the bf16 checkpoint, computed in fp32 for the reference. Raises ChildFailed."""
-    import torch
     import transformers
 
     tokens: list[int] = transformers.AutoTokenizer.from_pretrained(model)(text).input_ids
@@ -101,7 +98,7 @@ def measure(model: Path, text: str, served: Iterable[Served], device: str, work:
     for one in served:
         perplexity, divergences, line = {}, {}, ""
         for variant in (BASELINE, OURS):
-            print(f"{one.label}, {variant}", flush=True)
+            print(f"{one.quantization or 'bf16'}, {one.mode}, {variant}", flush=True)
             logits, line = _engine_logits(one, variant, tokens, device, work)
             perplexity[variant], divergences[variant] = figures(logits, reference, following)
         row = {"quantization": one.quantization, "mode": one.mode, "startup": line, "active": is_active(line)}
@@ -113,8 +110,6 @@ def measure(model: Path, text: str, served: Iterable[Served], device: str, work:
 
 def _engine_logits(served: Served, variant: str, tokens: list[int], device: str, work: Path) -> tuple[Any, str]:
     """The logits, and what serving_ops said at start-up."""
-    import torch
-
     room = len(tokens) + SPARE_TOKENS
     arguments = {
         "enforce_eager": served.mode == "eager",
@@ -129,8 +124,30 @@ def _engine_logits(served: Served, variant: str, tokens: list[int], device: str,
     with Children() as children:
         child = children.start([*WORKER, str(job)], engine_environment(variant, device, True), log, cwd=work)
         if status := child.process.wait():
-            raise ChildFailed(f"vLLM ended with status {status} ({served.label}, {variant})", child)
+            raise ChildFailed(f"vLLM ended with status {status} ({served.mode}, {variant})", child)
     return torch.load(out), startup_line(child.lines()) or ""
+
+
+def figures(logits: Tensor, reference: Tensor, tokens: Tensor) -> tuple[float, Tensor]:
+    """The perplexity, and of each position the Kullback-Leibler divergence of the engine from the reference, in nats.
+
+    logits, reference: (positions, vocabulary) in any floating dtype; tokens: (positions,), the text's next ones.
+    """
+    divergences, surprise = [], torch.zeros((), dtype=torch.float64)
+    for *rows, following in zip(*(tensor.split(ROWS_AT_ONCE) for tensor in (logits, reference, tokens)), strict=True):
+        ours, exact = (part.double().log_softmax(-1) for part in rows)
+        divergences.append(functional.kl_div(ours, exact, reduction="none", log_target=True).sum(-1))
+        surprise += functional.nll_loss(ours, following, reduction="sum")
+    return float((surprise / len(tokens)).exp()), torch.cat(divergences)
+
+
+def ratio(ours: Tensor, engine: Tensor) -> tuple[float, float, float]:
+    """Our mean divergence over the engine's, with its 95% interval. Both have the same positions, in pairs."""
+    quotient = float(ours.mean() / engine.mean())
+    # The delta method: the quotient of two means varies as the mean of these residuals does.
+    residuals = (ours - quotient * engine) / engine.mean()
+    margin = 1.96 * float(residuals.std()) / len(residuals) ** 0.5
+    return quotient, quotient - margin, quotient + margin
 
 
 def markdown(result: dict[str, Any]) -> str:

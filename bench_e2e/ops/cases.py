@@ -152,8 +152,8 @@ class Case:
         return backward + (forward if self.passes == BOTH else 0)
 
 
-def regimes_for(bench: str, device: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(sizes.regime for sizes in SIZES[bench, device]))
+def regimes_for(bench: str, *devices: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(sizes.regime for device in devices for sizes in SIZES[bench, device]))
 
 
 def ops_of(bench: str) -> tuple[str, ...]:

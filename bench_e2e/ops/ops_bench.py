@@ -38,7 +38,8 @@ def main(bench: str, argv: Sequence[str]) -> int:
     given = {"ops": chosen.op, "shapes": chosen.sizes, "dtypes": chosen.dtype, "threads": chosen.threads}
     planned = cases.plan(bench, chosen.device, chosen.regime, **given)
     if not planned:
-        parser.error("no such size here")
+        there = ", ".join(cases.regimes_for(bench, chosen.device))
+        parser.error(f"no such size here: on {chosen.device} there are {there}")
     run = result_file.of_run(bench, environment.command_line(f"{COMMAND} {bench}", argv), chosen.device)
     run |= {"contestants": {entrant.name: entrant.version for entrant in entrants}, "absent": absent}
     run |= {"copy_tb_s": timing.copy_tb_s() if chosen.device == "cuda" else None, "results": []}
@@ -53,23 +54,19 @@ def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, ar
     """The options, and their parser. Exits with status 2 and a sentence for what cannot work."""
     parser = argparse.ArgumentParser(prog=f"{COMMAND} {bench}", description=__doc__)
     add = parser.add_argument
-    regimes = dict.fromkeys(name for device in ("cpu", "cuda") for name in cases.regimes_for(bench, device))
+    regimes, by_op = cases.regimes_for(bench, "cpu", "cuda"), cases.ops_of(bench)
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--regime", type=names, default=(), help=f"of {', '.join(regimes)}")
-    add("--op", type=names, default=(), help=f"of {', '.join(cases.ops_of(bench))}")
+    add("--regime", type=names(*regimes), default=(), help=f"of {', '.join(regimes)}")
+    add("--op", type=names(*by_op), default=(), help=f"of {', '.join(by_op)}")
+    add("--dtype", type=names(*cases.DTYPES), default=("bfloat16",), help=f"of {', '.join(cases.DTYPES)}")
     add("--sizes", type=shapes, default=(), help="1x4096,8x16x128 (tokens x heads x head_dim), instead of the regimes'")
-    add("--dtype", type=names, default=("bfloat16",), help=f"of {', '.join(cases.DTYPES)}")
     add("--threads", type=numbers, default=(1, 2), help="on the CPU; default 1,2")
-    add("--contestants", type=names, help="only these, e.g. eager,'vLLM C'; ours always runs")
+    add("--contestants", type=names(), help="only these, e.g. eager,'vLLM C'; ours always runs")
     add("--peers", action="store_true", help="not only engines' kernels: Quack, FlashInfer, Liger, FLA")
     add("--out", type=Path, help=f"the JSON; default bench_results/{bench}-<device>.json")
     chosen = parser.parse_args(argv)
     check_variables(parser)
     check_gpu(parser, chosen.device)
-    known = {"op": cases.ops_of(bench), "regime": cases.regimes_for(bench, chosen.device), "dtype": tuple(cases.DTYPES)}
-    for option, allowed in known.items():
-        if unknown := [name for name in getattr(chosen, option) if name not in allowed]:
-            parser.error(f"{', '.join(unknown)}: on {chosen.device} choose from {', '.join(allowed)}")
     chosen.out = chosen.out or Path("bench_results") / f"{bench}-{chosen.device}.json"
     check_writable(parser, chosen.out)
     return parser, chosen

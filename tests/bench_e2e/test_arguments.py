@@ -78,12 +78,12 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--rounds", "0"), "'0'; allowed: whole numbers from 1"),
     ],
     "accuracy": [
-        (("--modes", "fast"), "--modes has fast; allowed: eager, compiled"),
-        (("--quantizations", "none,fp8-block"), "--quantizations has fp8-block; allowed: none, int8-token"),
+        (("--modes", "fast"), "'fast'; allowed: eager, compiled"),
+        (("--quantizations", "none,fp8-block"), "'none,fp8-block'; allowed: none, int8-token"),
         (("--name", "a/b"), "'a/b'; allowed: a file's name without folders"),
     ],
-    "ops": [(("--regime", "decode"), "choose from rows, variants, gated")],
-    "training": [(("--regime", "large"), "choose from rows, gated")],
+    "ops": [(("--regime", "decode"), "no such size here: on cpu there are rows, variants, gated")],
+    "training": [(("--regime", "large"), "no such size here: on cpu there are rows, gated")],
     "training-steps": [
         (("--rounds", "0"), "argument --rounds"),
         *((("--batch", text), "argument --batch") for text in ("4", "2x0", "1x2x3")),
@@ -117,7 +117,7 @@ for _bench in ("ops", "training"):
         (("--sizes", "64"), "'64'; allowed: sizes such as 1x4096"),
         (("--sizes", "0x64"), "'0'; allowed: whole numbers from 1"),
         (("--sizes", ","), "','; allowed: names, separated by commas"),
-        (("--op", "softmax"), "softmax: on cpu choose from"),
+        (("--op", "softmax"), "'softmax'; allowed: "),
     ]
 ALL_REFUSED = [(bench, *case) for bench, cases in REFUSED.items() for case in cases]
 

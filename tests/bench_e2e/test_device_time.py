@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from serving_ops.bench_e2e import device_time, sglang_scheduler, step_engine
+from serving_ops.bench_e2e import device_time, step_engine
 from serving_ops.bench_e2e.device_time import Gpu, decode_step_ms, layer, slowest
 
 
@@ -169,7 +169,7 @@ def test_every_scheduler_of_sglangs_answers(tmp_path: Path, monkeypatch: pytest.
             for pid, ms in ((11, 2.0), (12, 3.0)):
                 monkeypatch.setattr(device_time, "_own", SimpleNamespace(busy_ms=lambda ms=ms: ms))
                 monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-                sglang_scheduler._answer(None, question, answers)
+                step_engine.answer_from_scheduler(None, question, answers)
 
     monkeypatch.setitem(sys.modules, "sglang", SimpleNamespace(Engine=Engine))
     assert step_engine.SglangEngine("model", {}, tmp_path).ask("busy_ms") == 3.0

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving_ops.bench_e2e import comparison, options, sglang_scheduler, step
+from serving_ops.bench_e2e import comparison, options, step, step_engine
 from serving_ops.bench_e2e.environment import detect_device, engine_version, plugin_installed
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.step_engine import StepLoad
@@ -108,7 +108,7 @@ def test_an_engine_that_dies_ends_the_run_with_its_last_words(engines: step.Engi
     assert engines.measured.pairs["native"] == []
 
 
-@pytest.mark.parametrize(("chosen", "allowed"), [("serving_ops", f"serving_ops,{sglang_scheduler.NAME}"), ("", "")])
+@pytest.mark.parametrize(("chosen", "allowed"), [("serving_ops", f"serving_ops,{step_engine.PLUGIN}"), ("", "")])
 def test_a_sglang_engine_finds_the_plugin_that_its_scheduler_is_asked_through(
     engines: step.Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, allowed: str
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_sglang_engine_finds_the_plugin_that_its_scheduler_is_asked_through(
     monkeypatch.setenv("SGLANG_PLUGINS", chosen)
     engines.chosen.engine, engines.chosen.engines = "sglang", 1
     engines.run(tmp_path)
-    assert sglang_scheduler.NAME in (tmp_path / "native-1" / "plugins").read_text().split()
+    assert step_engine.PLUGIN in (tmp_path / "native-1" / "plugins").read_text().split()
     assert (tmp_path / "native-1" / "allowed").read_text() == allowed
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from serving_ops.bench_e2e.accuracy.figures import figures, ratio
+from serving_ops.bench_e2e.accuracy.accuracy_bench import figures, ratio
 
 
 def test_the_reference_has_no_divergence_from_itself_and_its_own_perplexity() -> None:

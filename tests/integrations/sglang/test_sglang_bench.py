@@ -12,7 +12,7 @@ import sglang_versions
 import torch
 from sglang_versions import run
 
-from serving_ops.bench_e2e import comparison, sglang_scheduler
+from serving_ops.bench_e2e import comparison, step_engine
 from serving_ops.bench_e2e.step_engine import tpot, ttft
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def test_the_scheduler_of_every_rank_answers_the_bench_from_its_own_process(
     version: str, ranks: int, tmp_path: Path, written_model: Callable[[str], Path]
 ) -> None:
     environment = sglang_versions.environment(version) | sglang_versions.on_ranks(ranks) | {"SERVING_OPS": "auto"}
-    names = sglang_scheduler.write_entry_point(tmp_path / "names")
+    names = step_engine.write_plugin(tmp_path / "names")
     environment["PYTHONPATH"] = os.pathsep.join([str(names), environment["PYTHONPATH"]])
     command = [str(HERE / "run_step_engine.py"), str(written_model("dense")), str(tmp_path)]
     done = run([*command, json.dumps({"tp_size": ranks})], environment)
