@@ -95,7 +95,7 @@ class Comparison:
         own = {"labels": self.labels, "pairs": self.pairs, "plugin_lines": self.plugin_lines}
         return {**self.run, "plugin_active": self.active, "ratios": ratios, **own}
 
-    def block(self) -> Block:
+    def markdown(self) -> str:
         """A line a figure. Older results have variants that are shown by their ratio alone."""
         shown = [variant for variant in (BASELINE, OURS) if variant in self.pairs]
         compared = [variant for variant in self.pairs if variant != BASELINE and BASELINE in self.pairs]
@@ -108,11 +108,9 @@ class Comparison:
             ]
             for figure, label in self.figures.items()
         ]
-        return Block(["ms", *shown, *ratios], lines)
-
-    def markdown(self) -> str:
+        table = Block(["ms", *shown, *ratios], lines).markdown()
         head = f"**{self.title}**: {self.circumstances}{'' if self.active else f'. **{INACTIVE}.**'}"
-        return f"{head}\n\n{self.block().markdown()}\n\n{self.run['method']}. `{self.run['command']}`"
+        return f"{head}\n\n{table}\n\n{self.run['method']}. `{self.run['command']}`"
 
     def show(self, console: Console) -> None:
         console.print(Markdown(self.markdown()))

@@ -34,41 +34,17 @@ LINE_LENGTH = 120
 
 @dataclass(frozen=True)
 class Row:
-    """ratios: figure -> its ratio, where an interval excludes 1."""
+    """columns: column -> a ratio whose interval excludes 1, and its cell. slower: figures, each with its ratio."""
 
     path: Path
-    result: Comparison
-    ratios: dict[str, Ratio]
-
-    @property
-    def engine(self) -> str:
-        run = self.result.run
-        machine = f"{run['hardware']['cores']} CPU cores"
-        if run["device"] == "cuda":
-            machine = str(run["hardware"]["gpu"]).removeprefix("NVIDIA ")
-        version = run["versions"][run["engine"]].removesuffix("+cpu")
-        return f"{ENGINES[run['engine']].title} {version}, {machine}, {self.result.mode}"
-
-    @property
-    def model(self) -> str:
-        return presets.said(self.result.run["model"])
-
-    @property
-    def columns(self) -> dict[str, tuple[str, Ratio]]:
-        """Column -> the figure and its ratio."""
-        found = {}
-        for figure, ratio in self.ratios.items():  # prompts grow
-            found |= {column: (figure, ratio) for column, shown in COLUMNS.items() if re.fullmatch(shown, figure)}
-        return found
+    engine: str
+    model: str
+    columns: dict[str, tuple[Ratio, str]]
+    slower: list[str]
 
     @property
     def best(self) -> float:
-        return min((ratio.ratio for _, ratio in self.columns.values()), default=1.0)
-
-    @property
-    def slower(self) -> list[str]:
-        named = ((self.result.figures[figure], ratio) for figure, ratio in self.ratios.items())
-        return [f"{label}: {ratio}" for label, ratio in named if ratio.ratio > 1]
+        return min((ratio.ratio for ratio, _ in self.columns.values()), default=1.0)
 
 
 def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
@@ -76,7 +52,10 @@ def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
     rows = _rows(results)
     gaining = sorted((row for row in rows if row.best < 1), key=lambda row: row.best)
     lines = [
-        [f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})", *(_cell(row, name) for name in COLUMNS)]
+        [
+            f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})",
+            *(row.columns.get(column, ("", ""))[1] for column in COLUMNS),
+        ]
         for row in gaining[:MOST_LINES]
     ]
     texts = {
@@ -98,20 +77,29 @@ def _listed(said: Sequence[tuple[Row, str]]) -> str:
 def _rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
     """In the order of their dates."""
     compared = [(path, comparison.of(plain)) for path, plain in results.items() if plain["kind"] in KINDS]
-    found: dict[tuple[str, str], Row] = {}
-    for path, result in sorted(compared, key=_pairs_and_date):
-        ratios = {figure: result.ratio(figure) for figure in result.figures if figure != HOST}
-        known = {figure: ratio for figure, ratio in ratios.items() if ratio and ratio.low is not None and ratio.high}
-        if result.active and known:
-            row = Row(path, result, {figure: of for figure, of in known.items() if not of.low <= 1 <= of.high})
-            found[row.engine, result.run["model"]] = row
-    return list(found.values())
+    rows = (_row(path, result) for path, result in sorted(compared, key=_pairs_and_date) if result.active)
+    return list({(row.engine, row.model): row for row in rows if row}.values())
 
 
 def _pairs_and_date(entry: tuple[Path, Comparison]) -> tuple[int, str]:
     return min(LEAST_PAIRS, *map(len, entry[1].pairs.values())), entry[1].run["date"]
 
 
-def _cell(row: Row, column: str) -> str:
-    figure, ratio = row.columns.get(column, ("", ""))
-    return ", ".join([str(ratio), *(f"{count} tokens" for count in re.findall(r"prompt_(\d+)", figure))])
+def _row(path: Path, result: Comparison) -> Row | None:
+    """None without an interval. Where several figures fit a column, the last one is there: prompts grow."""
+    ratios = {figure: result.ratio(figure) for figure in result.figures if figure != HOST}
+    known = {figure: ratio for figure, ratio in ratios.items() if ratio and ratio.low is not None and ratio.high}
+    if not known:
+        return None
+    sure = {figure: ratio for figure, ratio in known.items() if not ratio.low <= 1 <= ratio.high}
+    columns = {}
+    for figure, ratio in sure.items():
+        tokens = [f"{count} tokens" for count in re.findall(r"prompt_(\d+)", figure)]
+        shown = ratio, ", ".join([str(ratio), *tokens])
+        columns |= {column: shown for column, pattern in COLUMNS.items() if re.fullmatch(pattern, figure)}
+    slower = [f"{result.figures[figure]}: {ratio}" for figure, ratio in sure.items() if ratio.ratio > 1]
+    run = result.run
+    on_cuda, version = run["device"] == "cuda", run["versions"][run["engine"]].removesuffix("+cpu")
+    machine = run["hardware"]["gpu"].removeprefix("NVIDIA ") if on_cuda else f"{run['hardware']['cores']} CPU cores"
+    engine = f"{ENGINES[run['engine']].title} {version}, {machine}, {result.mode}"
+    return Row(path, engine, presets.said(run["model"]), columns, slower)

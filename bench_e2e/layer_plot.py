@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving_ops.bench_e2e import presets
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
@@ -41,8 +40,7 @@ BAR = 0.62  # height of a bar, of a row's
 LEAST_NAMED, LEAST_LABELLED = 0.032, 0.018  # of the picture: narrower kernels have their us alone, or nothing
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A kernel of the layer, or a block of several. role: a key of ROLES, or empty."""
 
     role: str
@@ -59,7 +57,7 @@ def parts_of(kernels: Sequence[dict[str, Any]]) -> list[Part]:
 
     A product is one block with the sum of its parts behind it.
     """
-    parts = [_part(kernel) for kernel in kernels]
+    parts = [_part(str(kernel["name"]), float(kernel["us"])) for kernel in kernels]
     parts = [part for place, part in enumerate(parts) if not (part.block and parts[place - 1].role == part.role)]
     blocks = [place for place, part in enumerate(parts) if part.block]
     if not blocks:
@@ -74,12 +72,10 @@ def between(parts: Sequence[Part]) -> float:
     return sum(part.us for part in parts if not part.block)
 
 
-def _part(kernel: dict[str, Any]) -> Part:
-    name = str(kernel["name"])
-    inductor = name.startswith("triton_")
-    fitting = (role for role, pattern in ROLES.items() if re.search(pattern, name, re.IGNORECASE))
-    role = next((role for role in fitting if not (inductor and role in NEVER_INDUCTOR)), "")
-    return Part(role, float(kernel["us"]), bool(OUR_KERNEL.search(name)))
+def _part(name: str, us: float) -> Part:
+    roles = [role for role in ROLES if not (name.startswith("triton_") and role in NEVER_INDUCTOR)]
+    role = next((role for role in roles if re.search(ROLES[role], name, re.IGNORECASE)), "")
+    return Part(role, us, bool(OUR_KERNEL.search(name)))
 
 
 def write_layers(results: dict[Path, Comparison], out: Path) -> None:
@@ -87,32 +83,33 @@ def write_layers(results: dict[Path, Comparison], out: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = []
+    rows: list[tuple[str, str, list[Part]]] = []  # a heading where one stands above, a label, and what is drawn
     for path, result in results.items():
-        layers = [result.run.get("layer", {}).get(variant, {}).get("kernels") for variant in (BASELINE, OURS)]
-        if not all(layers):
-            raise ValueError(f"{path} says of no layer which kernels it runs: `step` of this version records them")
-        rows.append([parts_of(kernels) for kernels in layers])
-    figure = Figure(figsize=(WIDTH_INCHES, HEADER_INCHES + GROUP_INCHES * len(rows)))
+        engine, layer = ENGINES[result.run["engine"]].title, result.run.get("layer", {})
+        for variant, label in ((BASELINE, engine), (OURS, "with serving_ops")):
+            if not layer.get(variant, {}).get("kernels"):
+                raise ValueError(f"{path} says of no layer which kernels it runs: `step` of this version records them")
+            heading = _heading(engine, result) if variant == BASELINE else ""
+            rows.append((heading, label, parts_of(layer[variant]["kernels"])))
+    figure = Figure(figsize=(WIDTH_INCHES, HEADER_INCHES + GROUP_INCHES * len(results)))
     figure.patch.set_alpha(0)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, 1)
-    axes.set_ylim(0.4 - 3 * len(rows), 0.6)
+    axes.set_ylim(0.4 - 3 * len(results), 0.6)
     write = partial(axes.text, va="center", color=TEXT, linespacing=1.05)
-    every = [parts for pair in rows for parts in pair]
-    most_blocks = max(sum(part.block for part in parts) for parts in every)
-    scale = (1 - LABEL_WIDTH - SUM_WIDTH - BLOCK_WIDTH * most_blocks) / max(map(between, every))
-    for place, (result, pair) in enumerate(zip(results.values(), rows, strict=True)):
-        engine = ENGINES[result.run["engine"]].title
-        write(0.005, -3.0 * place - 0.15, _heading(engine, result), fontsize=9.5, weight="bold")
-        for row, (parts, label, colour) in enumerate(
-            zip(pair, (engine, "with serving_ops"), (TEXT, GREEN), strict=True)
-        ):
-            y = -3.0 * place - 1.0 - row
-            write(0.005, y, label, fontsize=9)
-            end = _draw_row(axes, write, y, parts, scale)
-            write(end + 0.012, y, f"{between(parts):.1f} us", fontsize=10, weight="bold", color=colour)
+    most_blocks = max(sum(part.block for part in parts) for _, _, parts in rows)
+    room = 1 - LABEL_WIDTH - SUM_WIDTH - BLOCK_WIDTH * most_blocks
+    scale = room / max(between(parts) for _, _, parts in rows)
+    y = 0.0
+    for heading, label, parts in rows:
+        if heading:
+            write(0.005, y - 0.15, heading, fontsize=9.5, weight="bold")
+            y -= 1.0
+        write(0.005, y, label, fontsize=9)
+        end, colour = _draw_row(axes, write, y, parts, scale), TEXT if heading else GREEN
+        write(end + 0.012, y, f"{between(parts):.1f} us", fontsize=10, weight="bold", color=colour)
+        y -= 1.0
     note = "us of each kernel in a decode step; green: serving_ops. Products and attention are not to scale."
     write(0.005, 0.3, f"Between the products of one layer: {note}", fontsize=8)
     with matplotlib.rc_context({"svg.hashsalt": "serving_ops", "svg.fonttype": "none"}):
@@ -130,8 +127,9 @@ def _draw_row(axes: Any, write: Any, y: float, parts: Sequence[Part], scale: flo
     x = LABEL_WIDTH
     for part in parts:
         width = BLOCK_WIDTH if part.block else part.us * scale
-        filled = GREEN if part.ours else GREY
-        look = {"fill": False, "ec": TEXT, "lw": 0.6} if part.block else {"color": filled, "lw": 0}
+        look: dict[str, Any] = {"color": GREEN if part.ours else GREY, "lw": 0}
+        if part.block:
+            look = {"fill": False, "ec": TEXT, "lw": 0.6}
         axes.barh(y, max(width - 0.002, 0.001), BAR, left=x + 0.001, **look)
         named = part.role.split(", ") if width >= LEAST_NAMED and part.role else []
         text = part.role if part.block else "\n".join([*named, f"{part.us:.1f}"])

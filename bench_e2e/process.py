@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 STOP_SECONDS = 15.0  # vLLM needs 2 to 4 s to shut its engine core down; after this it is killed
 POLL_SECONDS = 0.25  # seldom, since we share the cores with what is measured
@@ -29,6 +28,41 @@ class ChildFailed(RuntimeError):
         super().__init__(f"{what}\n\nlast lines of {child.log}:\n{end}")
 
 
+class Child(subprocess.Popen[bytes]):
+    """A command that runs or ran."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> None:
+        self.log = log
+        silent, merged = subprocess.DEVNULL, subprocess.STDOUT
+        with log.open("wb") as out:  # its process group is its pid
+            super().__init__(
+                command, env=environment, cwd=cwd, stdin=silent, stdout=out, stderr=merged, start_new_session=True
+            )
+
+    def send(self, number: int) -> None:
+        """Sends it to the whole process group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def lines(self) -> list[str]:
+        """The log; a progress bar's carriage returns count as line ends."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if line.strip() and not line.startswith(NOISE)]
+
+    def wait_until(self, ready: Callable[[], bool], name: str, timeout: float) -> None:
+        """Says the last line of the log now and then. Raises ChildFailed: it ended, or was late."""
+        started = said = time.monotonic()
+        while not ready():
+            if self.poll() is not None:
+                raise ChildFailed(f"{name} ended with status {self.poll()}", self)
+            if time.monotonic() - started > timeout:
+                raise ChildFailed(f"{name} was not up after {timeout:.0f} s", self)
+            if time.monotonic() - said > HEARTBEAT_SECONDS:
+                print(f"waiting for {name}: {''.join(self.lines()[-1:])}", flush=True)
+                said = time.monotonic()
+            time.sleep(POLL_SECONDS)
+
+
 class Children:
     """On exit every command that was started here is stopped, workers included, whatever happened."""
 
@@ -36,14 +70,23 @@ class Children:
         self.started: list[Child] = []
 
     def __enter__(self) -> Children:
-        silent: dict[str, Any] = {"stderr": subprocess.DEVNULL, "start_new_session": True}
-        self.watch = subprocess.Popen(["sh", "-c", WATCH], stdin=subprocess.PIPE, **silent)
+        watch = ["sh", "-c", WATCH]
+        self.watch = subprocess.Popen(
+            watch, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, bufsize=0
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop(*self.started)
         self.watch.kill()  # not the end of its input: a group that is gone may have its number given to another
         self.watch.communicate()
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> Child:
+        assert self.watch.stdin
+        with _interrupts_held():  # one that came now would leave a process unknown to us
+            self.started.append(Child(command, environment, log, cwd))
+            self.watch.stdin.write(b"-%d\n" % self.started[-1].pid)
+        return self.started[-1]
 
     def stop(self, *stopped: Child) -> None:
         """Together: none waits for another's end."""
@@ -53,29 +96,12 @@ class Children:
             deadline = time.monotonic() + STOP_SECONDS
             for child in stopped:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.process.wait(max(0.0, deadline - time.monotonic()))
+                    child.wait(max(0.0, deadline - time.monotonic()))
         finally:
             for child in stopped:
                 child.send(signal.SIGKILL)  # also workers that outlived their parent
             for child in stopped:
-                child.process.wait()
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> Child:
-        assert self.watch.stdin
-        with log.open("wb") as output, _interrupts_held():  # one that came now would leave a process unknown to us
-            process = subprocess.Popen(
-                command,
-                env=dict(environment),
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # its process group is its pid
-            )
-            self.started.append(Child(process, log))
-            self.watch.stdin.write(b"-%d\n" % process.pid)
-            self.watch.stdin.flush()
-        return self.started[-1]
+                child.wait()
 
 
 @contextlib.contextmanager
@@ -90,37 +116,3 @@ def _interrupts_held() -> Iterator[None]:
             signal.signal(number, handler)
     for number in arrived:
         signal.raise_signal(number)
-
-
-class Child:
-    """A command that runs or ran."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process, self.log = process, log
-
-    def send(self, number: int) -> None:
-        """Sends it to the whole process group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-    def ended(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
-        return self.process.poll()
-
-    def lines(self) -> list[str]:
-        """The log; a progress bar's carriage returns count as line ends."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return [line for line in lines if line.strip() and not line.startswith(NOISE)]
-
-    def wait_until(self, ready: Callable[[], bool], name: str, timeout: float) -> None:
-        """Says the last line of the log now and then. Raises ChildFailed: it ended, or was late."""
-        started = said = time.monotonic()
-        while not ready():
-            if self.ended() is not None:
-                raise ChildFailed(f"{name} ended with status {self.ended()}", self)
-            if time.monotonic() - started > timeout:
-                raise ChildFailed(f"{name} was not up after {timeout:.0f} s", self)
-            if time.monotonic() - said > HEARTBEAT_SECONDS:
-                print(f"waiting for {name}: {''.join(self.lines()[-1:])}", flush=True)
-                said = time.monotonic()
-            time.sleep(POLL_SECONDS)

@@ -123,7 +123,7 @@ def _engine_logits(served: Served, variant: str, tokens: list[int], device: str,
     job.write_text(json.dumps({"engine_arguments": arguments, "tokens": tokens, "out": str(out)}))
     with Children() as children:
         child = children.start([*WORKER, str(job)], engine_environment(variant, device, True), log, cwd=work)
-        if status := child.process.wait():
+        if status := child.wait():
             raise ChildFailed(f"vLLM ended with status {status} ({served.mode}, {variant})", child)
     return torch.load(out), startup_line(child.lines()) or ""
 

@@ -127,29 +127,29 @@ def _block(title: str, results: Sequence[Result], copy_rate: float | None) -> Bl
     found = ((name, str(result["problems"].get(name, ""))) for result in results for name in result["contestants"])
     names = dict.fromkeys(name for name, problem in found if not problem.startswith("unsupported"))
     lines = [_cells(result, list(names), copy_rate) for result in results]
-    marked = [None if result["regime"] in OF_OURS else _fastest(result, list(lines[0])) for result in results]
-    return Block(list(lines[0]), [list(cells.values()) for cells in lines], title, marked)
+    header, marked = list(lines[0]), []
+    for result in results:
+        times = {name: of["median_us"] for name, of in result["times"].items() if name != "copy"}
+        shown = times and result["regime"] not in OF_OURS
+        marked.append(header.index(min(times, key=times.__getitem__)) if shown else None)
+    return Block(header, [list(cells.values()) for cells in lines], title, marked)
 
 
 def _cells(result: Result, names: Sequence[str], copy_rate: float | None) -> dict[str, str]:
-    of_ours, rate = result["regime"] in OF_OURS, tb_s(result, OURS) if OURS in result["times"] else None
-    cells = {"shape": _shape(result)}
-    cells |= {name: _time_cell(result, name, with_ratio=of_ours) for name in names}
+    of_ours, cells = result["regime"] in OF_OURS, {"shape": _shape(result)}
+    for name in names:
+        cells[name] = str(result["problems"].get(name, "-")).partition(":")[0]
+        if name in result["times"]:
+            ratio = result["ratios"].get(name) if of_ours else None
+            times = f" ({ratio['median']:.2f})" if ratio else ""
+            cells[name] = format_us(result["times"][name]["median_us"]) + times
     if not of_ours:
         peer = best_peer(result)
         cells["best peer / ours"] = f"{peer[1]:.2f} ({peer[0]})" if peer else "-"
     if copy_rate and result["regime"] in BANDWIDTH_REGIMES:
-        cells["TB/s"] = f"{rate:.2f}" if rate else "-"
-        cells["of copy rate"] = f"{rate / copy_rate:.0%}" if rate else "-"
+        rate = tb_s(result, OURS) if OURS in result["times"] else None
+        cells |= {"TB/s": f"{rate:.2f}" if rate else "-", "of copy rate": f"{rate / copy_rate:.0%}" if rate else "-"}
     return cells
-
-
-def _time_cell(result: Result, name: str, *, with_ratio: bool) -> str:
-    if name in result["times"]:
-        time = format_us(result["times"][name]["median_us"])
-        ratio = result["ratios"].get(name) if with_ratio else None
-        return f"{time} ({ratio['median']:.2f})" if ratio else time
-    return str(result["problems"].get(name, "-")).partition(":")[0]
 
 
 def _shape(result: Result) -> str:
@@ -159,12 +159,6 @@ def _shape(result: Result) -> str:
 def format_us(us: float) -> str:
     """Three digits or so: 1.27, 43.4, 2309."""
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 1000 else f"{us:.0f}"
-
-
-def _fastest(result: Result, header: Sequence[str]) -> int | None:
-    """The place of the fastest in a line."""
-    times = {name: entry["median_us"] for name, entry in result["times"].items() if name != "copy"}
-    return header.index(min(times, key=lambda name: times[name])) if times else None
 
 
 def _summary_line(what: str, results: list[Result], copy_rate: float | None) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def test_a_server_that_never_answers_is_given_up(
     ):
         server.wait_until(lambda: False, "the server", 5)
     assert capsys.readouterr().out.endswith(": thinking\n")
-    assert server.ended() is not None
+    assert server.poll() is not None
 
 
 def test_workers_that_ignore_the_signal_are_gone_too(tmp_path: Path) -> None:
@@ -107,16 +107,15 @@ def test_a_bench_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
 def test_a_signal_that_comes_while_a_command_starts_finds_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Child] = []
+    start_child = Child.__init__
 
-    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, *args: object, **options: object) -> None:
-            super().__init__(*args, **options)  # type: ignore[call-overload]
-            if options["stdin"] == subprocess.DEVNULL:  # and not the one that watches
-                started.append(self)
-                signal.raise_signal(signal.SIGINT)
+    def interrupted(self: Child, *args: object) -> None:
+        start_child(self, *args)  # type: ignore[arg-type]
+        started.append(self)
+        signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(process.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(Child, "__init__", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), child("import time; time.sleep(600)", tmp_path):
@@ -141,8 +140,8 @@ def test_commands_are_stopped_together(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_status_of_a_command_is_told(tmp_path: Path) -> None:
     for code, status in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", -9)):
         with child(code, tmp_path) as server:
-            wait_for(lambda server=server: server.ended() is not None)
-        assert server.ended() == status
+            wait_for(lambda server=server: server.poll() is not None)
+        assert server.poll() == status
 
 
 def test_keys_for_apis_stay_out_of_a_servers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +155,14 @@ def test_keys_for_apis_stay_out_of_a_servers_environment(monkeypatch: pytest.Mon
 
 def test_a_progress_bar_counts_as_lines(tmp_path: Path) -> None:
     with child(r"print('a\rb\n\n', end='')", tmp_path) as bar:
-        wait_for(lambda: bar.ended() is not None)
+        wait_for(lambda: bar.poll() is not None)
     assert bar.lines() == ["a", "b"]
 
 
 def test_the_bindings_farewell_does_not_hide_the_error(tmp_path: Path) -> None:
     farewell = "nanobind: leaked 2 functions!\n" + ' - leaked function "x"\n' * 500 + " - ... skipped remainder"
     with child(f"print('ValueError: cheese'); print({farewell!r})", tmp_path) as server:
-        wait_for(lambda: server.ended() is not None)
+        wait_for(lambda: server.poll() is not None)
     assert server.lines() == ["ValueError: cheese"]
 
 
