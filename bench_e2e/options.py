@@ -191,7 +191,7 @@ def _choose_model(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
         try:
             chosen.model, chosen.preset = str(smollm2.checkpoint(quantized)), smollm2.NAME
             chosen.label = "-".join(filter(None, (smollm2.TITLE, quantized)))
-            chosen.positions, chosen.model_args = smollm2.MAX_POSITIONS, smollm2.engine_args(quantized)
+            chosen.positions, chosen.model_args = smollm2.MAX_POSITIONS, presets.loading_args(quantized)
             return
         except smollm2.Unavailable as error:
             if preset:

