@@ -16,7 +16,7 @@ from serving_ops.bench_e2e.result_file import machine, read
 from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio
 from serving_ops.bench_e2e.table import Block
 
-BASELINE, OURS = "native", "serving_ops"
+VARIANTS = BASELINE, OURS = "native", "serving_ops"
 INVARIANT = {"VLLM_BATCH_INVARIANT=1": "VLLM_BATCH_INVARIANT=1", "enable_deterministic_inference": "deterministic"}
 """Settings of engines, as a command has them and as a title: they change what every figure is compared with."""
 INACTIVE = "serving_ops was not active: this compares native with itself"

@@ -14,7 +14,7 @@ from typing import Any
 
 from serving_ops import settings
 from serving_ops.bench_e2e import environment, presets, result_file, smollm2
-from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
+from serving_ops.bench_e2e.comparison import VARIANTS, Comparison
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
 from serving_ops.bench_e2e.environment import ENGINES, without_secrets
 
@@ -226,7 +226,7 @@ def unmeasured(
         "load": asdict(load),
         "engine_options": without_secrets(given),
     }
-    return Comparison(run, labels, {BASELINE: [], OURS: []}, {BASELINE: [], OURS: []})
+    return Comparison(run, labels, {name: [] for name in VARIANTS}, {name: [] for name in VARIANTS})
 
 
 def model_and_tokenizer(chosen: argparse.Namespace, work: Path) -> tuple[str, str]:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, server, session, smollm2, turns
-from serving_ops.bench_e2e.client import LABELS, MOST_CHAT_TOKENS, Generator, ServeLoad
-from serving_ops.bench_e2e.comparison import BASELINE, Comparison, startup_line
+from serving_ops.bench_e2e.comparison import BASELINE, VARIANTS, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
-from serving_ops.bench_e2e.server import VARIANTS
+from serving_ops.bench_e2e.server import LABELS, MOST_CHAT_TOKENS, Generator, ServeLoad
 from serving_ops.bench_e2e.turns import say, say_figures
 
 FIRST_SEED = 1000
@@ -77,7 +76,7 @@ class Serving:
     def _start(self, variant: str) -> Server:
         port, chosen = server.free_port(), self.chosen
         command = server.serve_command(chosen.engine, self.model, self.tokenizer, port, self.engine_options)
-        environment = server.engine_environment(variant, chosen.device, Path(self.model).is_dir(), chosen.engine)
+        environment = engine_arguments.environment_of(variant, chosen.device, Path(self.model).is_dir(), chosen.engine)
         log = self.work / f"{variant}-server-{len(self.measured.plugin_lines[variant]) + 1}.log"
         return self.children.start(command, environment, log, cwd=self.work), port
 

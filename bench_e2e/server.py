@@ -1,32 +1,58 @@
-"""The engine's own server, a process for each variant."""
+"""The engine's own server, a process for each variant, and its own load generator, called in this process.
+
+A process for each turn of `vllm bench serve` or SGLang's would spend 8 s on imports, on cores that the servers need.
+"""
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
 import socket
 import sys
+import tempfile
 import urllib.error
 import urllib.request
-from typing import Any
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
 
-from serving_ops.bench_e2e.comparison import BASELINE, OURS
-from serving_ops.bench_e2e.engine_arguments import as_words
+from serving_ops.bench_e2e.comparison import BASELINE
+from serving_ops.bench_e2e.engine_arguments import HOST, as_words, environment_of
 
-HOST = "127.0.0.1"
 NAME = "bench"  # of the model
-VARIANTS = (BASELINE, OURS)
 HEALTH_SECONDS, ANSWER_SECONDS = 2.0, 120.0  # that a request may take
 QUESTION = "Why is the sky blue? Answer in two sentences."
 ANSWER_TOKENS = 60
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-ENGINE_DEFAULTS = {"vllm": {"VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": HOST}, "sglang": {}}
-# Threads stay with vLLM's own choice, which spares a core for its server: on 2 cores TPOT is the same as with both
-# bound and its p99 is 14% above the median instead of 18 to 30%; TTFT is nearly twice as long.
-CPU_DEFAULTS = {
-    "vllm": {"VLLM_CPU_KVCACHE_SPACE": "1"},  # GiB
-    "sglang": {"SGLANG_USE_CPU_ENGINE": "1"},
+LABELS = {
+    f"{figure}_{metric}_ms": f"{metric.upper()} {figure}"
+    for metric in ("ttft", "tpot")
+    for figure in ("median", "p90", "p99")
+}
+"""Figures by the names that the generators give them."""
+CHATS = Path(__file__).with_name("chats.json")
+"""Questions of 7 to 370 tokens of SmolLM2, about small things and about `accuracy/text.txt`, as vLLM's generator reads
+them. The first few are short, long and between."""
+MOST_CHAT_TOKENS = 512  # of a question, with its chat template
+CHAT = (  # every turn has the same questions
+    *("--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
+    *("--dataset-name", "sharegpt", "--disable-shuffle", "--dataset-path", str(CHATS)),
+)
+RANDOM = {
+    "vllm": ("--dataset-name", "random"),
+    # Prompts go as tokens, of exact lengths.
+    "sglang": ("--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1"),
+}
+WORDS = {
+    "vllm": (
+        *("--ignore-eos", "--temperature", "0"),
+        *("--percentile-metrics", "ttft,tpot", "--metric-percentiles", "90,99", "--num-warmups"),
+    ),
+    "sglang": ("--backend", "sglang", "--warmup-requests"),
 }
 
 
@@ -76,22 +102,72 @@ def _fetch(port: int, path: str, timeout: float, asked: dict[str, Any] | None = 
         return bytes(response.read())
 
 
-def engine_environment(variant: str, device: str, offline: bool, engine: str = "vllm") -> dict[str, str]:
-    """The caller's environment, made local and quiet; what the caller set wins, for our variant also SERVING_OPS.
+@dataclass(frozen=True)
+class ServeLoad:
+    """What a server is asked in one turn, greedily and without an early end.
 
-    Keys for APIs are left out: with one in its environment, the server would refuse the bench's own client.
+    input_len: exactly, of random prompts; None for the questions of CHATS, which only vLLM's generator asks.
     """
-    defaults = {"HF_HUB_OFFLINE": "1" if offline else "0", **ENGINE_DEFAULTS[engine]}
-    if device == "cpu":
-        defaults |= CPU_DEFAULTS[engine]
-    inherited = {name: value for name, value in {**defaults, **os.environ}.items() if not name.endswith("API_KEY")}
-    python_path = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    return {
-        **inherited,
-        "SERVING_OPS": "off" if variant == BASELINE else os.environ.get("SERVING_OPS", "auto"),
-        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, python_path)),
-        "PYTHONSAFEPATH": "1",  # a checkout in the working directory shadows nothing
-        "PYTHONUNBUFFERED": "1",
-        "NO_PROXY": f"{HOST},localhost",
-        "no_proxy": f"{HOST},localhost",
-    }
+
+    num_prompts: int
+    input_len: int | None  # tokens
+    output_len: int  # tokens
+    concurrency: int  # requests in flight
+
+    def words(self, engine: str, port: int, tokenizer: str, seed: int, warmups: int) -> list[str]:
+        """Of the generator's command line. warmups: requests before the measured ones."""
+        if self.input_len is None:
+            prompts = [*CHAT, "--sharegpt-output-len", str(self.output_len)]
+        else:
+            lengths = ("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len))
+            prompts = [*RANDOM[engine], *lengths]
+        return [
+            *("--host", HOST, "--port", str(port), "--model", NAME, "--tokenizer", tokenizer),
+            *("--seed", str(seed), *prompts, "--num-prompts", str(self.num_prompts)),
+            *("--max-concurrency", str(self.concurrency), "--ready-check-timeout-sec", "0"),
+            *(*WORDS[engine], str(warmups)),
+        ]
+
+
+class Generator:
+    """The load generator of an engine, which prints into `log`. offline: asks no model hub."""
+
+    def __init__(self, engine: str, log: TextIO, offline: bool) -> None:
+        self.log = log
+        local = environment_of(BASELINE, "cpu", offline, engine)
+        os.environ.update({name: local[name] for name in ("HF_HUB_OFFLINE", "NO_PROXY", "no_proxy")})
+        with redirect_stdout(log), redirect_stderr(log):
+            self.run = {"vllm": _vllm, "sglang": _sglang}[engine]()
+
+    def ask(self, words: list[str], requests: int) -> dict[str, float]:
+        """The figures of LABELS. Raises RuntimeError where the generator or one of its requests fails."""
+        try:
+            with redirect_stdout(self.log), redirect_stderr(self.log):
+                found = self.run(words)
+        except (Exception, SystemExit) as error:
+            raise RuntimeError(f"the load generator failed, see {self.log.name}: {error!r}") from error
+        if found["completed"] != requests:
+            raise RuntimeError(f"{found['completed']:.0f} of {requests} requests succeeded, see {self.log.name}")
+        return {name: float(found[name]) for name in LABELS}
+
+
+def _vllm() -> Callable[[list[str]], dict[str, float]]:
+    from vllm.benchmarks import serve
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    serve.get_tokenizer = functools.cache(serve.get_tokenizer)  # once for all turns: a load takes 0.3 s
+    parser = FlexibleArgumentParser()
+    serve.add_cli_args(parser)
+    return lambda words: serve.main(parser.parse_args(words))  # type: ignore[no-any-return]
+
+
+def _sglang() -> Callable[[list[str]], dict[str, float]]:
+    from sglang.benchmark import serving
+
+    def ask(words: list[str]) -> dict[str, float]:
+        with tempfile.NamedTemporaryFile("r", suffix=".jsonl") as saved:
+            sys.argv = ["serving", *words, "--output-file", saved.name]
+            serving.cli_main()
+            return dict(json.loads(saved.read()))
+
+    return ask

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, session, turns
-from serving_ops.bench_e2e.comparison import Comparison, startup_line
+from serving_ops.bench_e2e.comparison import VARIANTS, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, numbers
 from serving_ops.bench_e2e.process import Children
-from serving_ops.bench_e2e.server import VARIANTS, engine_environment
 from serving_ops.bench_e2e.step_engine import LAYER, PLUGIN, StepLoad, write_plugin
 from serving_ops.bench_e2e.turns import say, say_figures
 
@@ -131,7 +130,7 @@ def starting(lock: Path | None) -> Iterator[Callable[[], None]]:
 
 def _variables(variant: str, chosen: argparse.Namespace, model: str, work: Path) -> dict[str, str]:
     """The environment of an engine."""
-    found = engine_environment(variant, chosen.device, offline=Path(model).is_dir(), engine=chosen.engine)
+    found = engine_arguments.environment_of(variant, chosen.device, offline=Path(model).is_dir(), engine=chosen.engine)
     if chosen.engine == "vllm":
         return found | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the scheduler in the same process: less noise
     found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(write_plugin(work / "names")), found["PYTHONPATH"]]))

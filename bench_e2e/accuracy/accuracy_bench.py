@@ -23,9 +23,9 @@ from torch.nn import functional
 
 from serving_ops.bench_e2e import environment, options, presets, result_file, smollm2
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_line
+from serving_ops.bench_e2e.engine_arguments import environment_of
 from serving_ops.bench_e2e.options import file_name, names
 from serving_ops.bench_e2e.process import ChildFailed, Children
-from serving_ops.bench_e2e.server import engine_environment
 from serving_ops.bench_e2e.table import Block
 
 KIND = "accuracy"
@@ -122,7 +122,7 @@ def _engine_logits(served: Served, variant: str, tokens: list[int], device: str,
     job, out, log = (work / f"{variant}.{ending}" for ending in ("json", "pt", "log"))
     job.write_text(json.dumps({"engine_arguments": arguments, "tokens": tokens, "out": str(out)}))
     with Children() as children:
-        child = children.start([*WORKER, str(job)], engine_environment(variant, device, True), log, cwd=work)
+        child = children.start([*WORKER, str(job)], environment_of(variant, device, True), log, cwd=work)
         if status := child.wait():
             raise ChildFailed(f"vLLM ended with status {status} ({served.mode}, {variant})", child)
     return torch.load(out), startup_line(child.lines()) or ""

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import serving_ops
-from serving_ops.bench_e2e.client import LABELS
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.environment import RECORDED
+from serving_ops.bench_e2e.server import LABELS
 
 STAND_IN = """
 import http.server, json, os, pathlib, sys, time

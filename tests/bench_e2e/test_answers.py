@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from serving_ops.bench_e2e.client import CHATS
+from serving_ops.bench_e2e.engine_arguments import HOST
 from serving_ops.bench_e2e.serve import compared
-from serving_ops.bench_e2e.server import HOST, NAME, QUESTION, answer, free_port, is_healthy
+from serving_ops.bench_e2e.server import CHATS, NAME, QUESTION, answer, free_port, is_healthy
 
 
 @pytest.fixture

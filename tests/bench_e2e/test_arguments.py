@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from serving_ops.bench_e2e import cli, environment, serve, session, smollm2, step
-from serving_ops.bench_e2e.client import LABELS
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.result_file import save
+from serving_ops.bench_e2e.server import LABELS
 
 ON = "serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm"
 BENCHES = ("serve", "step", "ops", "training", "training-steps", "accuracy")

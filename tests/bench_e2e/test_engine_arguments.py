@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from serving_ops.bench_e2e import engine_arguments
-from serving_ops.bench_e2e.client import CHATS, ServeLoad
 from serving_ops.bench_e2e.engine_arguments import as_words
-from serving_ops.bench_e2e.server import serve_command
+from serving_ops.bench_e2e.server import CHATS, ServeLoad, serve_command
 from serving_ops.bench_e2e.step_engine import StepLoad
 
 LOAD = StepLoad(batch_sizes=(1, 16), prompt_lens=(512, 8192), decode_steps=96)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from serving_ops.bench_e2e import process
+from serving_ops.bench_e2e.comparison import VARIANTS
+from serving_ops.bench_e2e.engine_arguments import environment_of
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
-from serving_ops.bench_e2e.server import VARIANTS, engine_environment
 
 # Both write to one log, so each line is one write: two prints may mix where Python does not buffer.
 STUBBORN = """
@@ -148,7 +149,7 @@ def test_keys_for_apis_stay_out_of_a_servers_environment(monkeypatch: pytest.Mon
     keys = ("VLLM_API_KEY", "SGLANG_API_KEY", "OPENAI_API_KEY")
     for name in (*keys, "HF_TOKEN"):
         monkeypatch.setenv(name, "secret")
-    found = engine_environment("native", "cpu", offline=True)
+    found = environment_of("native", "cpu", offline=True)
     assert not set(keys) & set(found)
     assert found["HF_TOKEN"] == "secret"  # hidden models are loaded with it
 
@@ -167,8 +168,8 @@ def test_the_bindings_farewell_does_not_hide_the_error(tmp_path: Path) -> None:
 
 
 def test_variants_differ_in_serving_ops_alone() -> None:
-    native = engine_environment("native", "cpu", offline=True)
-    ours = engine_environment("serving_ops", "cpu", offline=True)
+    native = environment_of("native", "cpu", offline=True)
+    ours = environment_of("serving_ops", "cpu", offline=True)
     assert {key: (native[key], ours[key]) for key in native if native[key] != ours[key]} == {
         "SERVING_OPS": ("off", "auto")
     }
@@ -177,7 +178,7 @@ def test_variants_differ_in_serving_ops_alone() -> None:
 def test_what_the_caller_set_for_the_engine_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     monkeypatch.setenv("SERVING_OPS", "strict")
-    found = engine_environment("native", "cpu", offline=True)
+    found = environment_of("native", "cpu", offline=True)
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert found["SERVING_OPS"] == "off"
 
@@ -187,4 +188,4 @@ def test_what_the_caller_switches_on_is_the_variant_that_is_measured(
     switch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVING_OPS", switch)
-    assert [engine_environment(variant, "cpu", offline=True)["SERVING_OPS"] for variant in VARIANTS] == ["off", switch]
+    assert [environment_of(variant, "cpu", offline=True)["SERVING_OPS"] for variant in VARIANTS] == ["off", switch]

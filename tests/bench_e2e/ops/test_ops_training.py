@@ -19,7 +19,6 @@ from serving_ops.bench_e2e.ops import cases, check, peers, timing
 from serving_ops.bench_e2e.ops.cases import ADD, BACKWARD, BOTH, GATED, PASSES, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported, eager, inductor, ours, peer
 from serving_ops.bench_e2e.ops.inputs import make_inputs
-from serving_ops.bench_e2e.ops.peers import libraries
 from serving_ops.bench_e2e.ops.runner import measure
 from serving_ops.bench_e2e.ops.timing import MOST_SETS, sets_for
 
@@ -196,9 +195,9 @@ def test_quack_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
         return (out, total) if prenorm else out
 
     _stand_in(monkeypatch, "quack.rmsnorm", rmsnorm=rmsnorm, _rmsnorm_fwd=None)
-    assert _right(libraries.quack(), RMS_NORM) == {"Quack": None}
-    assert _right(libraries.quack(), ADD) == {"Quack": None}
-    assert _right(libraries.quack(), GATED) == {"Quack": "unsupported: no rms_norm_gated"}
+    assert _right(peers.quack(), RMS_NORM) == {"Quack": None}
+    assert _right(peers.quack(), ADD) == {"Quack": None}
+    assert _right(peers.quack(), GATED) == {"Quack": "unsupported: no rms_norm_gated"}
 
 
 def test_liger_is_called_as_it_wants_and_by_its_row_path_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,9 +218,9 @@ def test_liger_is_called_as_it_wants_and_by_its_row_path_too(monkeypatch: pytest
     module = ModuleType("liger_kernel.ops.fused_add_rms_norm")
     module.LigerFusedAddRMSNormFunction = LigerFusedAddRMSNormFunction  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert _right(libraries.liger(), RMS_NORM) == {"Liger": None, "Liger rows": None}
+    assert _right(peers.liger(), RMS_NORM) == {"Liger": None, "Liger rows": None}
     assert seen == [(), (0.0, "llama", True, True)]  # offset, casting_mode, in_place, row_mode
-    assert _right(libraries.liger(), ADD) == {"Liger": None, "Liger rows": "unsupported: no add_rms_norm"}
+    assert _right(peers.liger(), ADD) == {"Liger": None, "Liger rows": "unsupported: no add_rms_norm"}
 
 
 def test_fla_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,13 +236,12 @@ def test_fla_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("fla.modules.fused_norm_gate")
     module.rms_norm_gated = rms_norm_gated  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert _right(libraries.fla(), GATED) == {"FLA layernorm_gated": None, "FLA fused_norm_gate": None}
+    assert _right(peers.fla(), GATED) == {"FLA layernorm_gated": None, "FLA fused_norm_gate": None}
 
 
 def test_a_project_that_is_not_installed_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     quack = _peer(lambda x, weight: x)
-    monkeypatch.setattr(libraries, "quack", lambda: [quack])
     monkeypatch.setitem(sys.modules, "liger_kernel.ops.fused_add_rms_norm", None)
-    found, absent = peers.load({name: peers.LIBRARIES[name] for name in ("Quack", "Liger")})
+    found, absent = peers.load({"Quack": lambda: [quack], "Liger": peers.liger})
     assert (found, list(absent)) == ([quack], ["Liger"])
     assert peers.adapters_for("training", "cpu", libraries=True) == {}
