@@ -76,23 +76,44 @@ def split_rows(rows, inner, FLAT: tl.constexpr):
 
 @triton.jit
 def columns_at(start_ptr, columns, ALIGNED: tl.constexpr, BYTES: tl.constexpr = 16):
-    """Pointers to the columns of a row, or of a parameter, that starts at `start_ptr`.
+    """Pointers to the columns of a row, or of a parameter, that starts at `start_ptr`; None for None.
 
     BYTES: the alignment. For results of one byte it is the number of elements that a thread reads at a time. Elements
     then lie in registers as in a plain norm, and are summed in the same order.
     """
-    ptrs = start_ptr + columns
-    if ALIGNED:
-        ptrs = tl.multiple_of(ptrs, BYTES)
+    ptrs = None
+    if start_ptr is not None:
+        ptrs = start_ptr + columns
+        if ALIGNED:
+            ptrs = tl.multiple_of(ptrs, BYTES)
     return ptrs
 
 
 @triton.jit
-def tile_at(ptr, outer, outer_stride, rows, row_stride, columns, ALIGNED: tl.constexpr, BYTES: tl.constexpr = 16):
-    """Pointers to the columns of several rows."""
-    ptrs = ptr + (outer * outer_stride + rows * row_stride)[:, None] + columns[None, :]
-    if ALIGNED:
-        ptrs = tl.multiple_of(ptrs, [1, BYTES])
+def row_start(rows, outer, row):
+    """The pointer to a row; None for None. rows: a pointer, and the strides of outer and of inner rows."""
+    start = None
+    if rows is not None:
+        ptr, outer_stride, row_stride = rows
+        start = ptr + outer * outer_stride + row * row_stride
+    return start
+
+
+@triton.jit
+def row_at(rows, outer, row, columns, ALIGNED: tl.constexpr, BYTES: tl.constexpr = 16):
+    """Pointers to the columns of one row; None for None. rows: as for `row_start`."""
+    return columns_at(row_start(rows, outer, row), columns, ALIGNED, BYTES)
+
+
+@triton.jit
+def tile_at(rows, outer, row, columns, ALIGNED: tl.constexpr, BYTES: tl.constexpr = 16):
+    """The same for several rows, whose places are vectors."""
+    ptrs = None
+    if rows is not None:
+        ptr, outer_stride, row_stride = rows
+        ptrs = ptr + (outer * outer_stride + row * row_stride)[:, None] + columns[None, :]
+        if ALIGNED:
+            ptrs = tl.multiple_of(ptrs, [1, BYTES])
     return ptrs
 
 

@@ -128,29 +128,28 @@ def _exponent(scale):
 
 @triton.jit
 def put_scales(
-    scales_ptr,
-    scales,  # (ROWS * GROUPS,)
+    scales,  # a pointer, and the strides of rows and of groups
+    values,  # (ROWS * GROUPS,)
     first_row,
     num_rows,
-    row_stride,
-    group_stride,
     num_groups,  # of a row; the rest of GROUPS are padding
     GROUPS: tl.constexpr,
     FORM: tl.constexpr,
 ):
     """Write the scales of rows. For UE8M0 a word holds four groups and the strides count words; bytes of a row's last
     word that have no group are zero."""
+    scales_ptr, row_stride, group_stride = scales
     LANES: tl.constexpr = min(GROUPS, 4) if FORM == UE8M0 else 1
     WORDS: tl.constexpr = GROUPS // LANES
     if FORM == UE8M0:
-        group = tl.arange(0, scales.shape[0]) % GROUPS
-        exponents = tl.where(group < num_groups, _exponent(scales), 0) << (group % LANES * 8)
-        scales = tl.sum(tl.reshape(exponents, (scales.shape[0] // LANES, LANES)), axis=1)
-    place = tl.arange(0, scales.shape[0])
+        group = tl.arange(0, values.shape[0]) % GROUPS
+        exponents = tl.where(group < num_groups, _exponent(values), 0) << (group % LANES * 8)
+        values = tl.sum(tl.reshape(exponents, (values.shape[0] // LANES, LANES)), axis=1)
+    place = tl.arange(0, values.shape[0])
     row = first_row + place // WORDS
     word = place % WORDS
     mask = (row < num_rows) & (word * LANES < num_groups)
-    tl.store(scales_ptr + row * row_stride + word * group_stride, scales, mask=mask)
+    tl.store(scales_ptr + row * row_stride + word * group_stride, values, mask=mask)
 
 
 @triton.jit
@@ -160,9 +159,7 @@ def quantize_groups(
     mask,  # like values
     first_row,  # int64
     num_rows,
-    scales_ptr,
-    scales_row_stride,
-    scales_group_stride,
+    scales,  # as for `put_scales`
     num_columns,  # of values that are more than padding
     SCALED: tl.constexpr,
     FORM: tl.constexpr,
@@ -174,14 +171,11 @@ def quantize_groups(
     parts = tl.reshape(values, (values.numel // WIDTH, WIDTH))
     dtype: tl.constexpr = q_ptrs.dtype.element_ty
     amax = largest(parts, 1)
-    scales = scale_of(amax, dtype, SCALED, FORM)
-    quotients = scaled(parts, amax[:, None], scales[:, None], dtype, SCALED, FORM)
+    of_groups = scale_of(amax, dtype, SCALED, FORM)
+    quotients = scaled(parts, amax[:, None], of_groups[:, None], dtype, SCALED, FORM)
     put_quantized(q_ptrs, tl.reshape(quotients, values.shape), mask, False, CACHE)
     num_scales = 1 if SCALED == WHOLE_ROW else num_columns // SCALED
-    put_scales(
-        scales_ptr, scales, first_row, num_rows, scales_row_stride, scales_group_stride,
-        num_scales, BLOCK_N // WIDTH, FORM,
-    )  # fmt: skip
+    put_scales(scales, of_groups, first_row, num_rows, num_scales, BLOCK_N // WIDTH, FORM)
 
 
 @triton.jit
@@ -192,22 +186,20 @@ def put_scale(scale_ptr, scale, FORM: tl.constexpr):
 
 @triton.jit
 def put_quantized_rows(
-    normed_ptrs,  # like values, if HAS_NORMED
+    normed_ptrs,  # like values, or None
     q_ptrs,  # like values
     values,  # (BLOCK_N,) or (ROWS, BLOCK_N), rounded to x's dtype; zero or NaN outside the mask
     mask,  # like values
     first_row,  # int64
     num_rows,
-    scales_ptr,  # one, read, if SCALED is GIVEN
-    scales_row_stride,
-    scales_group_stride,
+    scales,  # as for `put_scales`; a pointer to one, read, if SCALED is GIVEN
     num_columns,  # of values that are more than padding
     SCALED: tl.constexpr,
     FORM: tl.constexpr,
-    HAS_NORMED: tl.constexpr,
 ):
     """Write whole rows, or one group of each: as they are, quantized, and their scales unless one is given."""
-    if HAS_NORMED:
+    scales_ptr, scales_row_stride, _scales_group_stride = scales
+    if normed_ptrs is not None:
         tl.store(normed_ptrs, values, mask=mask)
     dtype: tl.constexpr = q_ptrs.dtype.element_ty
     if SCALED == GIVEN:
@@ -218,7 +210,4 @@ def put_quantized_rows(
         put_quantized(q_ptrs, scaled(values, amax, scale, dtype, WHOLE_ROW, FORM), mask, False)
         put_scale(scales_ptr + first_row * scales_row_stride, scale, FORM)
     else:
-        quantize_groups(
-            q_ptrs, values, mask, first_row, num_rows,
-            scales_ptr, scales_row_stride, scales_group_stride, num_columns, SCALED, FORM,
-        )  # fmt: skip
+        quantize_groups(q_ptrs, values, mask, first_row, num_rows, scales, num_columns, SCALED, FORM)

@@ -18,12 +18,9 @@ def gate_of(z, SIGMOID: tl.constexpr):
 @triton.jit
 def finish(normed, weight, weight_offset, WEIGHT_IN_FP32: tl.constexpr, dtype: tl.constexpr):
     """Apply the weight of the plain norms: in fp32, or, for a weight of x's dtype, after rounding to that dtype."""
-    if weight is not None:
-        if WEIGHT_IN_FP32:
-            normed *= weight.to(tl.float32) + weight_offset
-        else:
-            normed = normed.to(dtype).to(tl.float32) * weight.to(tl.float32)
-    return normed
+    if WEIGHT_IN_FP32:
+        return normed * (weight.to(tl.float32) + weight_offset)
+    return normed.to(dtype).to(tl.float32) * weight.to(tl.float32)
 
 
 @triton.jit

@@ -32,16 +32,12 @@ from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
 
 @triton.jit
 def gated_tile(
-    x_ptr,
-    z_ptr,
-    weight_ptr,
-    bias_ptr,
+    x,  # rows, as for `row_start`
+    z,  # likewise, or None
+    weight_ptr,  # or None
+    bias_ptr,  # or None
     num_rows,
     inner,
-    x_outer_stride,
-    x_row_stride,
-    z_outer_stride,
-    z_row_stride,
     eps,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -50,9 +46,6 @@ def gated_tile(
     FLAT: tl.constexpr,
     ALIGNED: tl.constexpr,
     PAIRWISE: tl.constexpr,
-    HAS_GATE: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     GATE_FIRST: tl.constexpr,
     SIGMOID: tl.constexpr,
     PDL: tl.constexpr,
@@ -67,24 +60,22 @@ def gated_tile(
     outer, row = split_rows(rows, inner, FLAT)
     weight_columns = columns_at(weight_ptr, group, ALIGNED)
     wait_for_kernel_before(PDL, OVERLAP)
-    x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, group, ALIGNED), mask=mask, other=0.0)
-    y = x.to(tl.float32)
+    y = tl.load(tile_at(x, outer, row, group, ALIGNED), mask=mask, other=0.0).to(tl.float32)
     gate = None
-    if HAS_GATE:
-        z_rows = tile_at(z_ptr, outer, z_outer_stride, row, z_row_stride, group, ALIGNED)
-        gate = gate_of(tl.load(z_rows, mask=mask, other=0.0), SIGMOID)
+    if z is not None:
+        gate = gate_of(tl.load(tile_at(z, outer, row, group, ALIGNED), mask=mask, other=0.0), SIGMOID)
         if GATE_FIRST:
             y *= gate
             gate = None
     weight = None
-    if HAS_WEIGHT:
+    if weight_ptr is not None:
         weight = tl.load(weight_columns, mask=in_group, other=0.0).to(tl.float32)
     if PAIRWISE:
         squares = pairwise_sum(y * y, ROWS, BLOCK_N, LOG2_BLOCK_N)
     else:
         squares = tl.sum(y * y, axis=1)
     y *= tl.rsqrt(squares / GROUP + eps)[:, None]
-    y = finish_gated(y, weight, bias_ptr if HAS_BIAS else None, group, in_group, gate, ALIGNED)
+    y = finish_gated(y, weight, bias_ptr, group, in_group, gate, ALIGNED)
     return y, outer, row, group, mask
 
 
@@ -119,13 +110,15 @@ def gated_kernel(
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
+    z = None
+    if HAS_GATE:
+        z = (z_ptr, z_outer_stride, z_row_stride)
     y, outer, row, group, mask = gated_tile(
-        x_ptr, z_ptr, weight_ptr, bias_ptr, num_rows, inner,
-        x_outer_stride, x_row_stride, z_outer_stride, z_row_stride, eps,
-        GROUP, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PAIRWISE,
-        HAS_GATE, HAS_WEIGHT, HAS_BIAS, GATE_FIRST, SIGMOID, PDL, OVERLAP,
+        (x_ptr, x_outer_stride, x_row_stride), z, weight_ptr if HAS_WEIGHT else None, bias_ptr if HAS_BIAS else None,
+        num_rows, inner, eps, GROUP, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PAIRWISE,
+        GATE_FIRST, SIGMOID, PDL, OVERLAP,
     )  # fmt: skip
-    put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, group, ALIGNED), y, mask)
+    put_rounded(tile_at((out_ptr, out_outer_stride, out_row_stride), outer, row, group, ALIGNED), y, mask)
 
 
 @unspecialized
@@ -168,24 +161,28 @@ def gated_quant_kernel(
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
+    z, normed = None, None
+    if HAS_GATE:
+        z = (z_ptr, z_outer_stride, z_row_stride)
+    if HAS_NORMED:
+        normed = (normed_ptr, normed_outer_stride, normed_row_stride)
     y, outer, row, group, mask = gated_tile(
-        x_ptr, z_ptr, weight_ptr, bias_ptr, num_rows, inner,
-        x_outer_stride, x_row_stride, z_outer_stride, z_row_stride, eps,
-        GROUP, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PAIRWISE,
-        HAS_GATE, HAS_WEIGHT, HAS_BIAS, GATE_FIRST, SIGMOID, PDL, OVERLAP,
+        (x_ptr, x_outer_stride, x_row_stride), z, weight_ptr if HAS_WEIGHT else None, bias_ptr if HAS_BIAS else None,
+        num_rows, inner, eps, GROUP, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PAIRWISE,
+        GATE_FIRST, SIGMOID, PDL, OVERLAP,
     )  # fmt: skip
     values = y.to(x_ptr.dtype.element_ty)
-    normed_tile = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, group, ALIGNED)
+    before = tile_at(normed, outer, row, group, ALIGNED)
     Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    q_tile = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, group, ALIGNED, Q_BYTES)
+    q_ptrs = tile_at((q_ptr, q_outer_stride, q_row_stride), outer, row, group, ALIGNED, Q_BYTES)
     if SCALED > 0:
         first = tl.program_id(1).to(tl.int64) * (GROUP // SCALED)
         if FORM == UE8M0:
             first = first // 4
         scales_ptr += first * scales_group_stride
     put_quantized_rows(
-        normed_tile, q_tile, values, mask, tl.program_id(0).to(tl.int64) * ROWS, num_rows,
-        scales_ptr, scales_row_stride, scales_group_stride, GROUP, SCALED, FORM, HAS_NORMED,
+        before, q_ptrs, values, mask, tl.program_id(0).to(tl.int64) * ROWS, num_rows,
+        (scales_ptr, scales_row_stride, scales_group_stride), GROUP, SCALED, FORM,
     )  # fmt: skip
 
 

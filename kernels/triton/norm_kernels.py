@@ -1,14 +1,16 @@
 """The kernels of `rms_norm` and `fused_add_rms_norm`, plain and quantized, for rows of any size.
 
-KERNEL says how rows are loaded and summed, and so which of `norm_tile`, `norm_row` and `norm_wide` is compiled.
+KERNEL says how rows are loaded and summed, and so which of `norm_tile`, `norm_row` and `norm_wide` is compiled. These
+take the rows of a tensor as `row_start` does, and a weight as its pointer, its offset and WEIGHT_IN_FP32; what is
+absent is None.
 """
 
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import columns_at, tile_at
+from serving_ops.kernels.triton.arithmetic import row_at, tile_at
 from serving_ops.kernels.triton.epilogue import put_quantized_rows, put_rounded
 from serving_ops.kernels.triton.norm_row import normed_row
 from serving_ops.kernels.triton.norm_tile import normed_tile
-from serving_ops.kernels.triton.norm_wide import norm_wide, norm_wide_quant
+from serving_ops.kernels.triton.norm_wide import norm_wide
 from serving_ops.kernels.triton.variant import unspecialized
 
 
@@ -43,26 +45,29 @@ def norm_rows_kernel(
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
+    x, out = (x_ptr, x_outer_stride, x_row_stride), (out_ptr, out_outer_stride, out_row_stride)
+    residual, total, weight = None, None, None
+    if HAS_RESIDUAL:
+        residual = (residual_ptr, residual_outer_stride, residual_row_stride)
+        total = (total_ptr, residual_outer_stride, residual_row_stride)
+    if HAS_WEIGHT:
+        weight = (weight_ptr, weight_offset, WEIGHT_IN_FP32)
     if KERNEL == "tile":
         normed, outer, row, columns, mask = normed_tile(
-            x_ptr, residual_ptr, weight_ptr, total_ptr, num_rows, inner,
-            x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, eps, weight_offset,
-            N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
+            x, residual, total, weight, num_rows, inner, eps,
+            N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PDL, OVERLAP,
         )  # fmt: skip
-        put_rounded(tile_at(out_ptr, outer, out_outer_stride, row, out_row_stride, columns, ALIGNED), normed, mask)
+        put_rounded(tile_at(out, outer, row, columns, ALIGNED), normed, mask)
     elif KERNEL == "row":
         normed, outer, row, columns, mask = normed_row(
-            x_ptr, residual_ptr, weight_ptr, total_ptr, inner,
-            x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, eps, weight_offset,
-            N, BLOCK_N, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
+            x, residual, total, weight, inner, eps,
+            N, BLOCK_N, FLAT, ALIGNED, PDL, OVERLAP,
         )  # fmt: skip
-        out_row = out_ptr + outer * out_outer_stride + row * out_row_stride
-        put_rounded(columns_at(out_row, columns, ALIGNED), normed, mask)
+        put_rounded(row_at(out, outer, row, columns, ALIGNED), normed, mask)
     else:
         norm_wide(
-            x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, inner, x_outer_stride, x_row_stride,
-            residual_outer_stride, residual_row_stride, out_outer_stride, out_row_stride, eps, weight_offset,
-            N, BLOCK_N, KEPT_N, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
+            x, residual, total, weight, out, None, None, inner, eps,
+            N, BLOCK_N, KEPT_N, None, None, FLAT, ALIGNED, PDL, OVERLAP,
         )  # fmt: skip
 
 
@@ -105,35 +110,36 @@ def norm_rows_quant_kernel(
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,  # the grid leaves room for the next
 ):
+    x, q = (x_ptr, x_outer_stride, x_row_stride), (q_ptr, q_outer_stride, q_row_stride)
+    residual, normed, weight = None, None, None
+    if HAS_RESIDUAL:
+        residual = (residual_ptr, residual_outer_stride, residual_row_stride)
+    if HAS_NORMED:
+        normed = (normed_ptr, normed_outer_stride, normed_row_stride)
+    if HAS_WEIGHT:
+        weight = (weight_ptr, weight_offset, WEIGHT_IN_FP32)
+    scales = (scales_ptr, scales_row_stride, scales_group_stride)
     Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     if KERNEL == "wide":
-        norm_wide_quant(
-            x_ptr, residual_ptr, weight_ptr, normed_ptr, q_ptr, scales_ptr, inner, x_outer_stride, x_row_stride,
-            residual_outer_stride, residual_row_stride, normed_outer_stride, normed_row_stride, q_outer_stride,
-            q_row_stride, scales_row_stride, scales_group_stride, eps, weight_offset, N, BLOCK_N, KEPT_N, SCALED, FORM,
-            FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, HAS_NORMED, WEIGHT_IN_FP32, PDL, OVERLAP, Q_BYTES,
+        norm_wide(
+            x, residual, residual, weight, normed, q, scales, inner, eps,
+            N, BLOCK_N, KEPT_N, SCALED, FORM, FLAT, ALIGNED, PDL, OVERLAP,
         )  # fmt: skip
     else:
         if KERNEL == "tile":
-            normed, outer, row, columns, mask = normed_tile(
-                x_ptr, residual_ptr, weight_ptr, residual_ptr, num_rows, inner,
-                x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, eps, weight_offset,
-                N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
+            y, outer, row, columns, mask = normed_tile(
+                x, residual, residual, weight, num_rows, inner, eps,
+                N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PDL, OVERLAP,
             )  # fmt: skip
-            values = normed.to(x_ptr.dtype.element_ty)
-            before = tile_at(normed_ptr, outer, normed_outer_stride, row, normed_row_stride, columns, ALIGNED)
-            q = tile_at(q_ptr, outer, q_outer_stride, row, q_row_stride, columns, ALIGNED, Q_BYTES)
+            values = y.to(x_ptr.dtype.element_ty)
+            normed_ptrs = tile_at(normed, outer, row, columns, ALIGNED)
+            q_ptrs = tile_at(q, outer, row, columns, ALIGNED, Q_BYTES)
         else:
-            normed, outer, row, columns, mask = normed_row(
-                x_ptr, residual_ptr, weight_ptr, residual_ptr, inner,
-                x_outer_stride, x_row_stride, residual_outer_stride, residual_row_stride, eps, weight_offset,
-                N, BLOCK_N, FLAT, ALIGNED, HAS_RESIDUAL, HAS_WEIGHT, WEIGHT_IN_FP32, PDL, OVERLAP,
+            y, outer, row, columns, mask = normed_row(
+                x, residual, residual, weight, inner, eps, N, BLOCK_N, FLAT, ALIGNED, PDL, OVERLAP
             )  # fmt: skip
-            values = normed.to(x_ptr.dtype.element_ty)
-            before = columns_at(normed_ptr + outer * normed_outer_stride + row * normed_row_stride, columns, ALIGNED)
-            q = columns_at(q_ptr + outer * q_outer_stride + row * q_row_stride, columns, ALIGNED, Q_BYTES)
+            values = y.to(x_ptr.dtype.element_ty)
+            normed_ptrs = row_at(normed, outer, row, columns, ALIGNED)
+            q_ptrs = row_at(q, outer, row, columns, ALIGNED, Q_BYTES)
         first_row = tl.program_id(0).to(tl.int64) * ROWS
-        put_quantized_rows(
-            before, q, values, mask, first_row, num_rows,
-            scales_ptr, scales_row_stride, scales_group_stride, N, SCALED, FORM, HAS_NORMED,
-        )  # fmt: skip
+        put_quantized_rows(normed_ptrs, q_ptrs, values, mask, first_row, num_rows, scales, N, SCALED, FORM)

@@ -15,27 +15,19 @@ from serving_ops.kernels.triton.finish import finish
 
 @triton.jit
 def normed_tile(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    total_ptr,
+    x,  # rows, as the next two
+    residual,
+    total,
+    weight,  # pointer, offset, WEIGHT_IN_FP32
     num_rows,
     inner,
-    x_outer_stride,
-    x_row_stride,
-    residual_outer_stride,
-    residual_row_stride,
     eps,
-    weight_offset,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LOG2_BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
     FLAT: tl.constexpr,
     ALIGNED: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    WEIGHT_IN_FP32: tl.constexpr,
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -44,20 +36,20 @@ def normed_tile(
     columns = tl.arange(0, BLOCK_N)
     mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
     outer, row = split_rows(rows, inner, FLAT)
-    weight_columns = columns_at(weight_ptr, columns, ALIGNED)
+    if weight is not None:
+        weight_ptr, weight_offset, IN_FP32 = weight
+        weight_columns = columns_at(weight_ptr, columns, ALIGNED)
     wait_for_kernel_before(PDL, OVERLAP)
-    x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, columns, ALIGNED), mask=mask, other=0.0)
-    s = x.to(tl.float32)
-    if HAS_RESIDUAL:
-        residual_tile = tile_at(residual_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
-        residual = tl.load(residual_tile, mask=mask, other=0.0)
-        s += residual.to(tl.float32)
-    weight = None
-    if HAS_WEIGHT:
-        weight = tl.load(weight_columns, mask=columns < N, other=0.0)[None, :]
+    x_tile = tl.load(tile_at(x, outer, row, columns, ALIGNED), mask=mask, other=0.0)
+    s = x_tile.to(tl.float32)
+    if residual is not None:
+        s += tl.load(tile_at(residual, outer, row, columns, ALIGNED), mask=mask, other=0.0).to(tl.float32)
+    if weight is not None:
+        weights = tl.load(weight_columns, mask=columns < N, other=0.0)[None, :]
     rstd = tl.rsqrt(pairwise_sum(s * s, ROWS, BLOCK_N, LOG2_BLOCK_N) / N + eps)
     normed = s * rstd[:, None]
-    if HAS_RESIDUAL:
-        total_tile = tile_at(total_ptr, outer, residual_outer_stride, row, residual_row_stride, columns, ALIGNED)
-        put_rounded(total_tile, s, mask)
-    return finish(normed, weight, weight_offset, WEIGHT_IN_FP32, x.dtype), outer, row, columns, mask
+    if total is not None:
+        put_rounded(tile_at(total, outer, row, columns, ALIGNED), s, mask)
+    if weight is not None:
+        normed = finish(normed, weights, weight_offset, IN_FP32, x_tile.dtype)
+    return normed, outer, row, columns, mask

@@ -20,7 +20,7 @@ from serving_ops.kernels.triton.variant import unspecialized
 def _for_each_head(row_ptr, columns, mask, HEADS: tl.constexpr, ALIGNED: tl.constexpr):
     """A row of the table, or a weight, once for each head: then every thread loads what it needs, in whole vectors, and
     nothing goes through shared memory."""
-    ptrs = tile_at(row_ptr, 0, 0, tl.arange(0, HEADS), 0, columns, ALIGNED)
+    ptrs = tile_at((row_ptr, 0, 0), 0, tl.arange(0, HEADS), columns, ALIGNED)
     return tl.load(ptrs, mask=mask[None, :], other=0.0)
 
 
@@ -81,7 +81,7 @@ def _cos_and_sin(
 def _put_cached(cache_ptr, heads, head_stride, columns, values, mask, scale_ptr, ALIGNED: tl.constexpr):
     """Write heads to their slot, which starts at `cache_ptr`. FP8's conversion saturates."""
     BYTES: tl.constexpr = 16 * cache_ptr.dtype.element_ty.primitive_bitwidth // values.dtype.primitive_bitwidth
-    ptrs = tile_at(cache_ptr, 0, 0, heads, head_stride, columns, ALIGNED, BYTES)
+    ptrs = tile_at((cache_ptr, 0, head_stride), 0, heads, columns, ALIGNED, BYTES)
     if scale_ptr is not None:
         values = tl.math.div_rn(values.to(tl.float32), tl.zeros_like(values).to(tl.float32) + tl.load(scale_ptr))
     tl.store(ptrs, values.to(cache_ptr.dtype.element_ty), mask=mask)
@@ -158,7 +158,7 @@ def qk_norm_rope_kernel(
             columns = tl.arange(0, BLOCK_SIZE)
             mask = (heads < tl.where(slot < 0, 0, num_kv_heads))[:, None] & (columns < SIZE)[None, :]
             heads = heads.to(tl.int64)
-            v_tile = tile_at(v_ptr, token.to(tl.int64), v_outer_stride, heads, v_row_stride, columns, ALIGNED)
+            v_tile = tile_at((v_ptr, v_outer_stride, v_row_stride), token.to(tl.int64), heads, columns, ALIGNED)
             v = tl.load(v_tile, mask=mask, other=0.0)
             scale_ptr = v_scale_ptr if SCALED else None
             _put_cached(value_cache_ptr + place, heads, cache_head_stride, columns, v, mask, scale_ptr, ALIGNED)
@@ -176,20 +176,20 @@ def qk_norm_rope_kernel(
     is_pair = pairs < HALF
     mask = is_head & is_pair[None, :]
     if NEOX:
-        a_tile = tile_at(x_ptr, 0, 0, heads, head_stride, pairs, ALIGNED)
-        b_tile = tile_at(x_ptr + HALF, 0, 0, heads, head_stride, pairs, ALIGNED)
+        a_tile = tile_at((x_ptr, 0, head_stride), 0, heads, pairs, ALIGNED)
+        b_tile = tile_at((x_ptr + HALF, 0, head_stride), 0, heads, pairs, ALIGNED)
         a = tl.load(a_tile, mask=mask, other=0.0)
         b = tl.load(b_tile, mask=mask, other=0.0)
     else:
         both = tl.arange(0, 2 * BLOCK_HALF)
-        both_tile = tile_at(x_ptr, 0, 0, heads, head_stride, both, ALIGNED)
+        both_tile = tile_at((x_ptr, 0, head_stride), 0, heads, both, ALIGNED)
         both_mask = is_head & (both < 2 * HALF)[None, :]
         ab = tl.load(both_tile, mask=both_mask, other=0.0)
     if BLOCK_REST > 0:
         rest = tl.arange(0, BLOCK_REST)
         is_rest = rest < SIZE - 2 * HALF
         rest_mask = is_head & is_rest[None, :]
-        rest_tile = tile_at(x_ptr + 2 * HALF, 0, 0, heads, head_stride, rest, ALIGNED)
+        rest_tile = tile_at((x_ptr + 2 * HALF, 0, head_stride), 0, heads, rest, ALIGNED)
         c = tl.load(rest_tile, mask=rest_mask, other=0.0)
     cos, sin = _cos_and_sin(
         positions_ptr + token.to(tl.int64) * positions_token_stride, positions_axis_stride,

@@ -66,21 +66,23 @@ def gated_backward_kernel(
         weight = tl.load(columns_at(weight_ptr, group, ALIGNED), mask=in_group, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
         bias = tl.load(columns_at(bias_ptr, group, ALIGNED), mask=in_group, other=0.0).to(tl.float32)[None, :]
+    new_outer_stride = inner.to(tl.int64) * N
+    x_rows, dout_rows = (x_ptr, x_outer_stride, x_row_stride), (dout_ptr, dout_outer_stride, dout_row_stride)
+    z_rows = (z_ptr, z_outer_stride, z_row_stride)
+    dx_rows, dz_rows = (dx_ptr, new_outer_stride, N), (dz_ptr, new_outer_stride, N)
     step = tl.num_programs(0) * ROWS
     for first in tl.range(tl.program_id(0) * ROWS, num_rows, step, num_stages=STAGES):
         rows = first + tl.arange(0, ROWS)
         mask = (rows < num_rows)[:, None] & in_group[None, :]
         outer, row = split_rows(rows, inner, FLAT)
-        new_outer_stride = inner.to(tl.int64) * N
-        x = tl.load(tile_at(x_ptr, outer, x_outer_stride, row, x_row_stride, group, ALIGNED), mask=mask, other=0.0)
-        dout_rows = tile_at(dout_ptr, outer, dout_outer_stride, row, dout_row_stride, group, ALIGNED)
-        dout = tl.load(dout_rows, mask=mask, other=0.0)
+        x = tl.load(tile_at(x_rows, outer, row, group, ALIGNED), mask=mask, other=0.0)
+        dout = tl.load(tile_at(dout_rows, outer, row, group, ALIGNED), mask=mask, other=0.0)
         dtype = x.dtype
         x = x.to(tl.float32)
         dy = dout.to(tl.float32)
         s = x
         if HAS_GATE:
-            z = tl.load(tile_at(z_ptr, outer, z_outer_stride, row, z_row_stride, group, ALIGNED), mask=mask, other=0.0)
+            z = tl.load(tile_at(z_rows, outer, row, group, ALIGNED), mask=mask, other=0.0)
             gate, slope = _gate_and_slope(z.to(tl.float32), SIGMOID)
             if GATE_FIRST:
                 s = x * gate
@@ -112,8 +114,8 @@ def gated_backward_kernel(
                     y += bias
                 dgate *= y
             dz = (dgate * slope).to(dtype)
-            tl.store(tile_at(dz_ptr, outer, new_outer_stride, row, N, group, ALIGNED), dz, mask=mask)
-        tl.store(tile_at(dx_ptr, outer, new_outer_stride, row, N, group, ALIGNED), ds.to(dtype), mask=mask)
+            tl.store(tile_at(dz_rows, outer, row, group, ALIGNED), dz, mask=mask)
+        tl.store(tile_at(dx_rows, outer, row, group, ALIGNED), ds.to(dtype), mask=mask)
     partial = partial_ptr + tl.program_id(0).to(tl.int64) * N
     if HAS_WEIGHT:
         tl.store(columns_at(partial, group, ALIGNED), tl.sum(dweight, axis=0), mask=in_group)

@@ -51,17 +51,17 @@ def norm_backward_kernel(
     dweight = tl.zeros((ROWS, BLOCK_N), tl.float32)
     if HAS_WEIGHT:
         weight = tl.load(columns_at(weight_ptr, columns, ALIGNED), mask=in_row, other=0.0)[None, :]
+    s_rows, dout_rows = (s_ptr, s_outer_stride, s_row_stride), (dout_ptr, dout_outer_stride, dout_row_stride)
+    more_rows, ds_rows = (more_ptr, more_outer_stride, more_row_stride), (ds_ptr, inner.to(tl.int64) * N, N)
     step = tl.num_programs(0) * ROWS
     for first in tl.range(tl.program_id(0) * ROWS, num_rows, step, num_stages=STAGES):
         rows = first + tl.arange(0, ROWS)
         mask = (rows < num_rows)[:, None] & in_row[None, :]
         outer, row = split_rows(rows, inner, FLAT)
-        s = tl.load(tile_at(s_ptr, outer, s_outer_stride, row, s_row_stride, columns, ALIGNED), mask=mask, other=0.0)
-        dout_rows = tile_at(dout_ptr, outer, dout_outer_stride, row, dout_row_stride, columns, ALIGNED)
-        dout = tl.load(dout_rows, mask=mask, other=0.0)
+        s = tl.load(tile_at(s_rows, outer, row, columns, ALIGNED), mask=mask, other=0.0)
+        dout = tl.load(tile_at(dout_rows, outer, row, columns, ALIGNED), mask=mask, other=0.0)
         if HAS_MORE:
-            more_rows = tile_at(more_ptr, outer, more_outer_stride, row, more_row_stride, columns, ALIGNED)
-            more = tl.load(more_rows, mask=mask, other=0.0)
+            more = tl.load(tile_at(more_rows, outer, row, columns, ALIGNED), mask=mask, other=0.0)
         dtype = s.dtype
         s = s.to(tl.float32)
         dout = dout.to(tl.float32)
@@ -76,7 +76,7 @@ def norm_backward_kernel(
             ds += more.to(tl.float32)
         if HAS_WEIGHT:
             dweight += dout * n
-        tl.store(tile_at(ds_ptr, outer, inner.to(tl.int64) * N, row, N, columns, ALIGNED), ds.to(dtype), mask=mask)
+        tl.store(tile_at(ds_rows, outer, row, columns, ALIGNED), ds.to(dtype), mask=mask)
     if HAS_WEIGHT:
         partial = partial_ptr + tl.program_id(0).to(tl.int64) * N
         tl.store(columns_at(partial, columns, ALIGNED), tl.sum(dweight, axis=0), mask=in_row)
