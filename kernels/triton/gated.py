@@ -20,7 +20,6 @@ from serving_ops.kernels.triton.epilogue import UE8M0, put_quantized_rows, put_r
 from serving_ops.kernels.triton.finish import finish_gated, gate_of
 from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.norm import (
-    columns_of_a_scale,
     constants_of,
     fields_of,
     quant_fields,
@@ -202,9 +201,10 @@ def gated_call(
     *,
     flat: bool,
     aligned: bool,
-) -> tuple[int, dict[str, Any]]:
-    """Return the flags, and by parameter name the arguments, that all kernels of gated norms share."""
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Return by name the flags and the arguments that all kernels of gated norms share."""
     flags = {
+        "gated": 1,
         "second": z is not None,
         "gate_first": z is not None and not norm_before_gate,
         "sigmoid": z is not None and sigmoid,
@@ -223,7 +223,7 @@ def gated_call(
         "GATE_FIRST": flags["gate_first"],
         "SIGMOID": flags["sigmoid"],
     }
-    return flags_of(x, weight, bias, gated=True, **flags), arguments
+    return flags, arguments
 
 
 def run_gated(
@@ -255,8 +255,8 @@ def run_gated(
     grid = (-(-rows.num_rows // plan.rows_per_program), size // group_size, 1)
     if quantized is None:
         arguments |= fields_of(rows, **tensors, out=out)
-        _launcher(Variant(flags, size, group_size), plan, grid, arguments, pdl)
+        _launcher(Variant(flags_of(x, weight, bias, **flags), size, group_size), plan, grid, arguments, pdl)
         return
     arguments |= fields_of(rows, **tensors, normed=x if normed is None else normed, q=out) | quant_fields(quantized)
-    flags |= quant_flags(quantized.fmt, normed=normed is not None)
-    _quantizing(Variant(flags, group_size, columns_of_a_scale(quantized.fmt)), plan, grid, arguments, pdl)
+    variant = Variant(flags_of(x, weight, bias, **flags, **quant_flags(quantized)), group_size, arguments["SCALED"])
+    _quantizing(variant, plan, grid, arguments, pdl)

@@ -12,7 +12,7 @@ from serving_ops.kernels.launches import Plan, Quantized, RowGrid
 from serving_ops.kernels.triton import epilogue
 from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.norm_kernels import norm_rows_kernel, norm_rows_quant_kernel
-from serving_ops.kernels.triton.variant import ALIGNMENT, BIT, Variant, flags_of, starts_aligned
+from serving_ops.kernels.triton.variant import ALIGNMENT, Variant, flags_of, starts_aligned
 
 # In tiles, a fused multiply-add would tie bits to the layout.
 _FUSED = {"row": True, "tile": False, "wide": True}
@@ -48,35 +48,30 @@ def constants_of(plan: Plan, pdl: bool) -> dict[str, Any]:
     }
 
 
-def columns_of_a_scale(fmt: Any) -> int:
-    """The kernels' SCALED, for a `serving_ops.QuantFormat`."""
-    if fmt.granularity == "group":
-        return int(fmt.group_size)
-    return epilogue.GIVEN.value if fmt.granularity == "tensor" else epilogue.WHOLE_ROW.value
-
-
 def quant_fields(quantized: Quantized) -> dict[str, Any]:
     """Return what kernels are passed of a format, its scales and `normed`'s presence, by parameter name."""
     fmt, scales, normed = quantized
     row_stride, group_stride = (0, 0) if fmt.granularity == "tensor" else scales.stride()
+    columns = {"tensor": epilogue.GIVEN.value, "token": epilogue.WHOLE_ROW.value, "group": fmt.group_size}
     return {
         "scales_ptr": scales,
         "scales_row_stride": row_stride,
         "scales_group_stride": group_stride,
-        "SCALED": columns_of_a_scale(fmt),
+        "SCALED": columns[fmt.granularity],
         "FORM": FORMS[fmt.scale_format],
         "HAS_NORMED": normed is not None,
     }
 
 
-def quant_flags(fmt: Any, *, normed: bool) -> int:
-    """The bits of a variant that plain norms do not have."""
-    return (
-        1 << BIT.quantized
-        | (fmt.dtype == torch.int8) << BIT.int8
-        | FORMS[fmt.scale_format] << BIT.scale_form
-        | normed << BIT.normed
-    )
+def quant_flags(quantized: Quantized) -> dict[str, int]:
+    """Return the flags of a variant that plain norms do not have."""
+    fmt = quantized.fmt
+    return {
+        "quantized": 1,
+        "int8": fmt.dtype == torch.int8,
+        "scale_form": FORMS[fmt.scale_format],
+        "normed": quantized.normed is not None,
+    }
 
 
 def starts_like(q: Tensor, x: Tensor, group_size: int) -> bool:
@@ -105,21 +100,25 @@ def run_norm(
     A quantized result has the bits of a quantization that follows the plain norm with the same plan.
     """
     size = x.shape[-1]
-    flat = rows.inner == rows.num_rows
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
     tensors = {"x": x, "residual": x if residual is None else residual}
     if quantized is None:
         aligned = starts_aligned((x, residual, out, total), (weight,), size)
         arguments = fields_of(rows, **tensors, out=out)
-        launchers, columns, flags = _LAUNCHERS, size, 0
+        launchers, columns, flags = _LAUNCHERS, size, {}
     else:
-        fmt, _, normed = quantized
+        normed = quantized.normed
         aligned = starts_aligned((x, residual, normed), (weight,), size) and starts_like(out, x, size)
         arguments = fields_of(rows, **tensors, normed=x if normed is None else normed, q=out)
         arguments |= quant_fields(quantized)
-        launchers, columns, flags = _QUANTIZING, columns_of_a_scale(fmt), quant_flags(fmt, normed=normed is not None)
-    flags |= flags_of(x, weight, second=residual is not None, weight_in_fp32=in_fp32, flat=flat, aligned=aligned)
-    flags |= (residual is not None and residual.dtype != x.dtype) << BIT.residual_in_fp32
+        launchers, columns, flags = _QUANTIZING, arguments["SCALED"], quant_flags(quantized)
+    flags |= {
+        "second": residual is not None,
+        "weight_in_fp32": in_fp32,
+        "flat": rows.inner == rows.num_rows,
+        "aligned": aligned,
+        "residual_in_fp32": residual is not None and residual.dtype != x.dtype,
+    }
     arguments |= {
         "total_ptr": tensors["residual"] if total is None else total,
         "weight_ptr": x if weight is None else weight,
@@ -133,4 +132,5 @@ def run_norm(
         **constants_of(plan, pdl),
     }
     grid = (-(-rows.num_rows // plan.rows_per_program), 1, 1)
-    launchers[plan.kernel](Variant(flags, size, columns), plan, grid, arguments, pdl)
+    variant = Variant(flags_of(x, weight, **flags), size, columns)
+    launchers[plan.kernel](variant, plan, grid, arguments, pdl)

@@ -12,7 +12,7 @@ import triton
 from serving_ops.kernels.launches import Plan
 from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.rope import qk_norm_rope_kernel
-from serving_ops.kernels.triton.variant import ALIGNMENT, BIT, Variant, flags_of
+from serving_ops.kernels.triton.variant import ALIGNMENT, Variant, flags_of
 
 _launcher = Launcher(qk_norm_rope_kernel, enable_fp_fusion=False)  # as norm_tile
 
@@ -95,22 +95,24 @@ def run_qk_norm_rope(
         "eps": eps,
         "weight_offset": weight_offset,
     }
-    flags = (
-        flags_of(q, q_weight, second=False, weight_in_fp32=in_fp32, flat=False, aligned=aligned)
-        | 1 << BIT.rope
-        | (not is_neox) << BIT.interleaved
-        | taking_turns << BIT.taking_turns
-        | (cos_sin_cache.dtype != q.dtype) << BIT.table_in_fp32
-        | (positions.dtype == torch.int64) << BIT.long_positions
-        | (k_scale is not None) << BIT.scaled
-    )
-    if key_cache is not None and slot_mapping is not None:
-        flags |= 1 << BIT.cached | (slot_mapping.dtype == torch.int64) << BIT.long_slots
-        flags |= (key_cache.dtype == torch.float8_e4m3fn) << BIT.cache_in_fp8
+    flags = {
+        "rope": 1,
+        "weight_in_fp32": in_fp32,
+        "aligned": aligned,
+        "interleaved": not is_neox,
+        "taking_turns": taking_turns,
+        "table_in_fp32": cos_sin_cache.dtype != q.dtype,
+        "long_positions": positions.dtype == torch.int64,
+        "scaled": k_scale is not None,
+        "cached": key_cache is not None,
+        "long_slots": slot_mapping is not None and slot_mapping.dtype == torch.int64,
+        "cache_in_fp8": key_cache is not None and key_cache.dtype == torch.float8_e4m3fn,
+    }
     pairs = half if sections is None else half | (sections[1] + 1) << 16 | (sections[2] + 1) << 32
     programs = sum(-(-x.shape[1] // plan.rows_per_program) for x in heads.values() if x is not None)
     arguments = {name: q if tensor is None else tensor for name, tensor in tensors.items()} | numbers | constants
-    _launcher(Variant(flags, size, pairs), plan, (q.shape[0], programs, 1), arguments, pdl)
+    variant = Variant(flags_of(q, q_weight, **flags), size, pairs)
+    _launcher(variant, plan, (q.shape[0], programs, 1), arguments, pdl)
 
 
 def _starts_aligned(rows: tuple[Tensor | None, ...], caches: tuple[Tensor | None, ...], half: int) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,6 @@ ALIGNMENT = 16
 
 _DTYPES = {getattr(torch, name): place for place, name in enumerate(contract.DTYPES)}
 _ABSENT, _DTYPE_OF_X, _FLOAT32 = map(contract.PARAMETERS.index, ("absent", "dtype_of_x", "float32"))
-BIT = SimpleNamespace(**contract.FLAGS)
 
 
 class Variant(NamedTuple):
@@ -70,30 +68,12 @@ def starts_aligned(rows: Iterable[Tensor | None], parameters: Iterable[Tensor | 
     return starts % ALIGNMENT == 0
 
 
-def flags_of(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None = None,
-    *,
-    gated: bool = False,
-    second: bool,  # a residual, or a gate
-    weight_in_fp32: bool = False,
-    gate_first: bool = False,
-    sigmoid: bool = False,
-    flat: bool,
-    aligned: bool,
-) -> int:
-    """The flags of `kernels/contract.def`, packed."""
-    return (
-        gated << BIT.gated
-        | _DTYPES[x.dtype] << BIT.x_dtype
-        | _parameter(weight, x) << BIT.weight
-        | _parameter(bias, x) << BIT.bias
-        | second << BIT.second
-        | weight_in_fp32 << BIT.weight_in_fp32
-        | gate_first << BIT.gate_first
-        | sigmoid << BIT.sigmoid
-        | flat << BIT.flat
-        | aligned << BIT.aligned
-        | max(0, x.get_device()) << BIT.device
-    )
+def flags_of(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, **others: int) -> int:
+    """The flags of `kernels/contract.def`, packed. others: those that the tensors do not decide, by name, unless 0."""
+    flags = others | {
+        "x_dtype": _DTYPES[x.dtype],
+        "weight": _parameter(weight, x),
+        "bias": _parameter(bias, x),
+        "device": max(0, x.get_device()),
+    }
+    return sum(value << contract.FLAGS[name] for name, value in flags.items())

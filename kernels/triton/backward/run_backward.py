@@ -43,9 +43,9 @@ def run_norm_backward(
     pdl: bool,
 ) -> None:
     """Launch on s's device and its current stream. The caller has checked the input; num_rows is at least 1."""
-    size, flat = s.shape[-1], rows.inner == rows.num_rows
+    size = s.shape[-1]
     aligned = starts_aligned((dout, s, more), (ds, weight), size)
-    flags = flags_of(s, weight, second=more is not None, flat=flat, aligned=aligned)
+    flags = {"second": more is not None, "flat": rows.inner == rows.num_rows, "aligned": aligned}
     partial = ds if weight is None else s.new_empty((num_programs, size), dtype=torch.float32)
     arguments = {
         **fields_of(rows, dout=dout, s=s, more=s if more is None else more),
@@ -61,7 +61,7 @@ def run_norm_backward(
         "PDL": pdl,
         **_constants_of(plan, aligned),
     }
-    variant = Variant(flags, size, size)
+    variant = Variant(flags_of(s, weight, **flags), size, size)
     if plan.kernel == "tile":
         _tile(variant, plan, (num_programs, 1, 1), arguments, pdl)
     elif plan.kernel == "wide":
@@ -90,7 +90,7 @@ def _constants_of(plan: BackwardPlan, aligned: bool) -> dict[str, Any]:
 
 def sum_variant(out: Tensor, pdl: bool) -> Variant:
     """The key of the sum that ends in `out`: its dtype and device, and how it is launched, decide the compiled code."""
-    return Variant(flags_of(out, None, second=pdl, flat=True, aligned=False), 0, 0)
+    return Variant(flags_of(out, None, second=pdl, flat=True), 0, 0)
 
 
 def _add_up(partial: Tensor, out: Tensor, block: Block, pdl: bool) -> None:
@@ -145,7 +145,8 @@ def run_gated_backward(
         **_constants_of(plan, aligned),
     }
     grid = (num_programs, size // group_size, 1)
-    _gated(Variant(flags, size, group_size), plan, grid, arguments, dependent)
+    variant = Variant(flags_of(x, weight, bias, **flags), size, group_size)
+    _gated(variant, plan, grid, arguments, dependent)
     for part, gradient in zip(partial, (dweight, dbias), strict=True):
         if gradient is not None:
             _add_up(part, gradient, sum_block, pdl)

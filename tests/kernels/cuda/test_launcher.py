@@ -17,6 +17,7 @@ import torch
 import serving_ops
 from serving_ops import QuantFormat, extension
 from serving_ops.kernels import contract
+from serving_ops.kernels.launches import Quantized
 from serving_ops.kernels.triton import epilogue, gated, norm
 from serving_ops.kernels.triton.backward import run_backward
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
@@ -150,27 +151,27 @@ def test_python_and_cpp_pack_the_same_flags(tmp_path: Path) -> None:
         pytest.skip("needs a C++ compiler")
     x = torch.zeros(2, 64, dtype=BF16)
     python = {
-        "1 << kGated": flags_of(x, None, gated=True, second=False, flat=False, aligned=False),
-        "1 << kSecond": flags_of(x, None, second=True, flat=False, aligned=False),
-        "1 << kWeightInFp32": flags_of(x, None, second=False, weight_in_fp32=True, flat=False, aligned=False),
-        "1 << kGateFirst": flags_of(x, None, second=False, gate_first=True, flat=False, aligned=False),
-        "1 << kSigmoid": flags_of(x, None, second=False, sigmoid=True, flat=False, aligned=False),
-        "1 << kFlat": flags_of(x, None, second=False, flat=True, aligned=False),
-        "1 << kAligned": flags_of(x, None, second=False, flat=False, aligned=True),
-        "kDtypeOfX << kWeight": flags_of(x, x[0], second=False, flat=False, aligned=False),
-        "kFloat32 << kBias": flags_of(x, None, x[0].float(), second=False, flat=False, aligned=False),
+        "1 << kGated": flags_of(x, None, gated=True),
+        "1 << kSecond": flags_of(x, None, second=True),
+        "1 << kWeightInFp32": flags_of(x, None, weight_in_fp32=True),
+        "1 << kGateFirst": flags_of(x, None, gate_first=True),
+        "1 << kSigmoid": flags_of(x, None, sigmoid=True),
+        "1 << kFlat": flags_of(x, None, flat=True),
+        "1 << kAligned": flags_of(x, None, aligned=True),
+        "kDtypeOfX << kWeight": flags_of(x, x[0]),
+        "kFloat32 << kBias": flags_of(x, None, x[0].float()),
     }
-    fp8, int8 = QuantFormat(), QuantFormat(dtype=torch.int8)
-    ue8m0 = QuantFormat(scale_format="ue8m0")
-    quantized = {
-        "0": norm.quant_flags(fp8, normed=False),
-        "1 << kInt8": norm.quant_flags(int8, normed=False),
-        "1 << kNormed": norm.quant_flags(fp8, normed=True),
-        "uint64_t(serving_ops::ScaleForm::ue8m0) << kScaleForm": norm.quant_flags(ue8m0, normed=False),
+    formats = {
+        "0": Quantized(QuantFormat(), None, None),
+        "1 << kInt8": Quantized(QuantFormat(dtype=torch.int8), None, None),
+        "1 << kNormed": Quantized(QuantFormat(), None, x),
+        "uint64_t(serving_ops::ScaleForm::ue8m0) << kScaleForm": Quantized(
+            QuantFormat(scale_format="ue8m0"), None, None
+        ),
     }
+    python |= {f"{name} | 1 << kQuantized": flags_of(x, None, **norm.quant_flags(q)) for name, q in formats.items()}
     bf16 = "(uint64_t(serving_ops::Dtype::bfloat16) << kXDtype)"
     same = "".join(f"static_assert((({name}) | {bf16}) == {flags});\n" for name, flags in python.items())
-    same += "".join(f"static_assert(({name} | 1 << kQuantized) == {flags});\n" for name, flags in quantized.items())
     source = tmp_path / "check.cpp"
     source.write_text(
         f'#include "{KERNELS}/cuda/variants.h"\n#include "{KERNELS}/operators/spec.h"\n'
