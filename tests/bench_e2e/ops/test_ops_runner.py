@@ -7,7 +7,7 @@ from serving_ops.bench_e2e.ops import ops_table, timing
 from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported, calls, eager, ours, variants
 from serving_ops.bench_e2e.ops.inputs import Inputs
-from serving_ops.bench_e2e.ops.runner import measure
+from serving_ops.bench_e2e.ops.ops_bench import measure
 
 CASE = Case("rows", RMS_NORM, (2, 64), threads=1)
 

@@ -19,7 +19,7 @@ from serving_ops.bench_e2e.ops import cases, check, peers, timing
 from serving_ops.bench_e2e.ops.cases import ADD, BACKWARD, BOTH, GATED, PASSES, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported, eager, inductor, ours, peer
 from serving_ops.bench_e2e.ops.inputs import make_inputs
-from serving_ops.bench_e2e.ops.runner import measure
+from serving_ops.bench_e2e.ops.ops_bench import measure
 from serving_ops.bench_e2e.ops.timing import MOST_SETS, sets_for
 
 CASES = {

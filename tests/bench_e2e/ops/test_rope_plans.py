@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from serving_ops import cuda_rope
-from serving_ops.bench_e2e.ops import contestants, runner, timing
+from serving_ops.bench_e2e.ops import contestants, ops_bench, timing
 from serving_ops.bench_e2e.ops.cases import QK_ROPE, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import Contestant, Unsupported, copy, ours
@@ -58,7 +58,7 @@ def test_a_copy_is_timed_and_never_the_fastest(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(timing, "WINDOW_S", 2e-5)
     case = Case("rope", QK_ROPE, (2, 4, 2, 64), threads=1)
     wrong = Contestant("peer", "1", copy().call)
-    result = runner.measure(case, [ours(), copy(), wrong], "cpu")
+    result = ops_bench.measure(case, [ours(), copy(), wrong], "cpu")
     assert set(result["times"]) == {"serving_ops", "copy"}
     assert result["problems"]["peer"].startswith("wrong")
     (block,) = blocks({"kind": "ops", "results": [result]})
