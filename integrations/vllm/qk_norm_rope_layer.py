@@ -36,14 +36,26 @@ CLASSES = {
     "Qwen3Attention": "vllm.model_executor.models.qwen3",
     "Qwen3MoeAttention": "vllm.model_executor.models.qwen3_moe",
     "Gemma3Attention": "vllm.model_executor.models.gemma3",
+    "Qwen3NextAttention": "vllm.model_executor.models.qwen3_next",
 }
-"""The name of a class -> its module. Other models build these classes too, as Qwen3-VL does."""
+"""The name of a class -> its module. Other models build these classes too, as Qwen3-VL and Qwen3.5 do."""
 
 STEPS = {
     *("qkv_proj", "split", "q_size", "kv_size", "q_norm", "k_norm", "rotary_emb", "attn", "o_proj"),
     *("view", "shape", "unflatten", "flatten", "head_dim", "num_heads", "num_kv_heads"),
 }
 """The names that a `forward` uses which ours may replace. A name beyond them is a step that ours lacks."""
+
+PROJECT = "_project_qkv_gate"
+"""The method of classes whose q may come with an output gate, which does what is ours between the projection and the
+attention."""
+
+GATED_STEPS = STEPS | {
+    *(PROJECT, "use_fused_qk_norm_rope_gate", "fused_qk_rmsnorm_rope_gate", "attn_output_gate", "sigmoid"),
+    *("weight", "float", "cos_sin_cache", "variance_epsilon", "rotary_dim"),
+    *("torch", "chunk", "reshape", "ndim", "getattr"),
+}
+"""The same for these classes."""
 
 COMPUTES = ("forward", "forward_native", "forward_cuda", "forward_cpu", "_match_cos_sin_cache_dtype")
 """Methods of a rotary embedding. Classes that only compute another table inherit all of these."""
@@ -59,6 +71,7 @@ ARGUMENTS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_we
 """Of the operator that layers call where vLLM writes the cache."""
 
 PASS = "vLLM's own fusion pass was asked for"
+GATE_ALONE = "its q has an output gate, and vLLM writes the cache"
 FROM_PYTHON = "launched from Python, it takes the host longer than vLLM's kernels"
 
 layers_on: list[str] = []
@@ -111,14 +124,23 @@ def _examine(name: str, attention: Any, x: Activations, reason: str | None, vllm
     reason = reason or _other_steps(type(attention)) or _other_norms(attention, x)
     reason = reason or _other_rotation(attention.rotary_emb, attention.head_dim)
     cached = reason is None and cache_write.is_for(attention.attn, x.dtype, vllm_config, x.device)
+    if _may_have_gate(type(attention)) and not cached:
+        reason = reason or GATE_ALONE
     specs = () if reason else _specs(attention, x, cached=cached)
     reason = reason or why_reference(specs) or _why_slower(x)
     return AttentionLayer(CACHED_KIND if cached else KIND, specs, reason, name, attention, cached)
 
 
+def _may_have_gate(cls: type) -> bool:
+    return hasattr(cls, PROJECT)
+
+
 def _other_steps(cls: type) -> str | None:
-    forward = getattr(cls.forward, "__wrapped__", cls.forward)
-    others = sorted(set(forward.__code__.co_names) - STEPS)
+    methods = [getattr(cls.forward, "__wrapped__", cls.forward)]
+    if _may_have_gate(cls):
+        methods.append(getattr(cls, PROJECT))
+    names = {name for method in methods for name in method.__code__.co_names}
+    others = sorted(names - (GATED_STEPS if _may_have_gate(cls) else STEPS))
     return f"{cls.__name__} also uses {', '.join(others)}" if others else None
 
 
@@ -227,10 +249,14 @@ def _leave(attention: weakref.ref[Any]) -> None:
 
 def _with_ours(original: Any) -> Any:
     @functools.wraps(original)
-    def norm_and_rotate(self: Any, positions: Tensor, hidden_states: Tensor, **more: Any) -> Tensor:
-        if getattr(self, OPTIONS, None) is not None and _fit(self, positions, hidden_states):
-            return forward(self, positions, hidden_states)
-        return original(self, positions, hidden_states, **more)
+    def norm_and_rotate(self: Any, positions: Tensor, hidden_states: Tensor, **more: Any) -> Tensor | None:
+        if getattr(self, OPTIONS, None) is None or not _fit(self, positions, hidden_states):
+            return original(self, positions=positions, hidden_states=hidden_states, **more)  # type: ignore[no-any-return]
+        result = forward(self, positions, hidden_states)
+        if "output" not in more:
+            return result
+        more["output"][:] = result  # vLLM 0.25
+        return None
 
     return norm_and_rotate
 
@@ -252,19 +278,32 @@ def forward(attention: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
 
 def _attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> Tensor:
     torch.ops.serving_ops.vllm_qk_norm_rope(qkv, *inputs)
-    return attention.attn(*_split(attention, qkv))
+    return attention.attn(*_split(attention, qkv)[:3])  # type: ignore[no-any-return]
 
 
 def _write_and_attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> Tensor:
     """The views come first: a piece of the graph that lay between the two operators would be compiled alone."""
-    q, k, v = _split(attention, qkv)
+    q, k, v, gate = _split(attention, qkv)
     q = q.view(-1, attention.num_heads, attention.head_dim)
     k, v = (part.view(-1, attention.num_kv_heads, attention.head_dim) for part in (k, v))
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     written = torch.ops.serving_ops.vllm_qk_norm_rope_cached(q, k, v, *inputs, attention.attn.layer_name)
     cache_write.attend(attention.attn, q, k, v, written, output)
-    return output.view(-1, attention.q_size)
+    return _gated(output.view(-1, attention.q_size), gate)
 
 
-def _split(attention: Any, qkv: Tensor) -> tuple[Tensor, ...]:
-    return qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+def _split(attention: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """q, k, v and the gate, views of the projection's result. Beside a gate, q is (num_tokens, heads, head_dim)."""
+    gated = _may_have_gate(type(attention)) and attention.attn_output_gate
+    q, k, v = qkv.split([attention.q_size * (2 if gated else 1), attention.kv_size, attention.kv_size], dim=-1)
+    if not gated:
+        return q, k, v, None
+    q, gate = q.view(-1, attention.num_heads, 2 * attention.head_dim).chunk(2, dim=-1)
+    return q, k, v, gate
+
+
+def _gated(output: Tensor, gate: Tensor | None) -> Tensor:
+    """output: (num_tokens, heads * head_dim)."""
+    if gate is None:
+        return output
+    return (output.view(gate.shape) * torch.sigmoid(gate)).view(output.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("vllm")
 
 from in_process import DEVICE, HEAD, HIDDEN, rows
-from test_qk_norm_rope import HEADS, KV_HEADS, TOKENS, Build, _config, _positions, build, forced
+from test_qk_norm_rope import HEADS, KV_HEADS, PART, PLAIN, TOKENS, Build, _config, _positions, build, forced
 from torch import Tensor
 from vllm.model_executor.layers.attention import attention as of_vllm
 
@@ -30,6 +31,18 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
     "since 0.32": lambda: torch.zeros(BLOCKS, KV_HEADS, BLOCK, 2 * HEAD),
     "since 0.32, tokens before heads": lambda: torch.zeros(BLOCKS, BLOCK, KV_HEADS, 2 * HEAD).transpose(1, 2),
 }
+
+
+IN_TURNS = {**PART, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+ATTENTIONS: dict[str, tuple[str, dict[str, Any], int, dict[str, Any]]] = {
+    "dense": ("Qwen3Attention", PLAIN, 1, {}),
+    "gated": ("Qwen3NextAttention", PART, 1, {}),
+    "gated, MRoPE": ("Qwen3NextAttention", IN_TURNS, 2, {}),
+    "gated, MRoPE with one position a token": ("Qwen3NextAttention", IN_TURNS, 1, {}),
+    "as gated without a gate": ("Qwen3NextAttention", PART, 1, {"gated": False}),
+}
+"""Class, rope parameters, dimensions of the positions, and more. Where it is gated, each head of q has a gate beside
+it."""
 
 
 class FlashAttentionImpl:
@@ -97,21 +110,32 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def attending(build: Build, forced: None, step: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """attending(cache): an attention layer of a model, over vLLM's attention with this cache."""
+    """attending(cache, case of ATTENTIONS): an attention layer of a model, over vLLM's attention with this cache."""
     monkeypatch.setattr(cache_write, "is_for", lambda attn, *_: isinstance(attn, Attention))
 
-    def attending(cache: Tensor) -> Any:
-        layer = build("Qwen3Attention")
+    def attending(cache: Tensor, case: str = "dense") -> Any:
+        name, rope, _, more = ATTENTIONS[case]
+        layer = build(name, rope, **more)
         layer.attn = step.layer = Attention(cache.to(DEVICE, torch.bfloat16))
         return layer
 
     return attending
 
 
-def _run(layer: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+def _call(layer: Any, dims: int = 1) -> Tensor:
+    """The result, also of a layer of vLLM 0.25 that writes it into a buffer."""
+    call = {"positions": _positions(dims), "hidden_states": rows(TOKENS, HIDDEN)}
+    if "output" not in inspect.signature(layer.forward).parameters:
+        return layer(**call)  # type: ignore[no-any-return]
+    output = torch.empty_like(call["hidden_states"])
+    assert layer(**call, output=output) is None
+    return output
+
+
+def _run(layer: Any, dims: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Returns the result, the cache behind it, and the q, k and v of the attention. The cache starts empty."""
     layer.attn.kv_cache.zero_()
-    result = layer(_positions(1), rows(TOKENS, HIDDEN))
+    result = _call(layer, dims)
     return result, layer.attn.kv_cache.clone(), layer.attn.impl.seen
 
 
@@ -120,18 +144,19 @@ def _take(layer: Any, config: Any = None) -> None:
     qk_norm_rope_layer.take(qk_norm_rope_layer.survey([layer], config, DEVICE), config)
 
 
+@pytest.mark.parametrize("case", ATTENTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_cache_holds_what_vllm_would_have_written(attending: Any, layout: str) -> None:
-    layer = attending(LAYOUTS[layout]())
+def test_the_cache_holds_what_vllm_would_have_written(attending: Any, layout: str, case: str) -> None:
+    layer, dims = attending(LAYOUTS[layout](), case), ATTENTIONS[case][2]
     _take(layer)
-    result, cache, (q, k, v) = _run(layer)
+    result, cache, (q, k, v) = _run(layer, dims)
     assert not layer.attn.impl.wrote
     written = torch.zeros_like(cache)
     layer.attn.impl.do_kv_cache_update(layer.attn, k, v, written, torch.tensor(SLOTS))
     assert cache.any()
     assert torch.equal(cache, written)
     installed.undo()
-    expected, of_vllm_cache, of_vllm_qkv = _run(layer)
+    expected, of_vllm_cache, of_vllm_qkv = _run(layer, dims)
     for found, own in ((result, expected), (cache, of_vllm_cache), *zip((q, k, v), of_vllm_qkv, strict=True)):
         torch.testing.assert_close(found, own, rtol=2**-6, atol=2**-4)
 
@@ -164,10 +189,13 @@ def test_while_memory_is_profiled_nothing_is_written(attending: Any, step: Any) 
     assert not layer.attn.impl.wrote
 
 
-def test_vllms_graph_is_split_at_the_write_and_nothing_lies_between_it_and_the_attention(attending: Any) -> None:
+@pytest.mark.parametrize("case", ATTENTIONS)
+def test_vllms_graph_is_split_at_the_write_and_nothing_lies_between_it_and_the_attention(
+    attending: Any, case: str
+) -> None:
     from vllm.compilation.backends import split_graph
 
-    layer, config, graphs = attending(LAYOUTS["until 0.31"]()), _compiled_config(), []
+    layer, config, graphs = attending(LAYOUTS["until 0.31"](), case), _compiled_config(), []
     _take(layer, config)
 
     def keep(graph: Any, inputs: Any) -> Any:
@@ -176,8 +204,9 @@ def test_vllms_graph_is_split_at_the_write_and_nothing_lies_between_it_and_the_a
 
     torch._dynamo.reset()
     with torch.inference_mode():
-        found = torch.compile(layer, backend=keep, fullgraph=True)(_positions(1), rows(TOKENS, HIDDEN))
-        torch.testing.assert_close(found, _run(layer)[0])
+        compiled = torch.compile(layer, backend=keep, fullgraph=True)
+        dims = ATTENTIONS[case][2]
+        torch.testing.assert_close(_call(compiled, dims), _run(layer, dims)[0])
     _, pieces = split_graph(graphs[0], config.compilation_config.splitting_ops)
     (split,) = (piece.graph for piece in pieces if piece.is_splitting_graph)
     called = [str(node.target) for node in split.graph.nodes if node.op == "call_function"]

@@ -21,7 +21,6 @@ from serving_ops.ops import registry
 pytestmark = pytest.mark.engine
 
 MODELS = ("dense", "dense_int8", "hybrid", "mamba2")
-DENSE = ("dense", "dense_int8")
 MODES = ("eager", "compiled")
 
 LAYERS = {
@@ -35,23 +34,22 @@ LAYERS = {
 }
 
 IN_ONE_CALL = {"cpu": KIND, "cuda": CACHED_KIND}
-"""What the line calls the two attention layers of the dense model."""
+"""What the line calls attention layers whose q and k one call norms and rotates."""
 
-ON_CUDA = {
-    # norms of heads are left to Inductor
-    ("hybrid", "compiled"): {"GemmaRMSNorm": 5, "RMSNormGated": 1},
-    ("hybrid", "eager"): LAYERS["hybrid"],
-    ("mamba2", "compiled"): LAYERS["mamba2"],
-    ("mamba2", "eager"): LAYERS["mamba2"],
+WITHOUT_HEADS = {
+    ("dense", "cpu"): ({"RMSNorm": 5}, 2),
+    ("dense", "cuda"): ({"RMSNorm": 5}, 2),
+    ("dense_int8", "cpu"): ({"RMSNorm": 5}, 2),
+    ("hybrid", "cuda"): ({"GemmaRMSNorm": 5, "RMSNormGated": 1}, 1),
 }
+"""A model's norms without those of q and k, and the number of attention layers that have these in one call."""
 
 CALLS_PER_STEP = {
-    "dense": {"rms_norm": 5, "fused_add_rms_norm": 4, "rms_norm_gated": 0},
-    "dense_int8": {"rms_norm": 5, "fused_add_rms_norm": 4, "rms_norm_gated": 0},
+    "dense": {"rms_norm": 1, "fused_add_rms_norm": 4, "rms_norm_gated": 0, "qk_norm_rope": 2},
+    "dense_int8": {"rms_norm": 1, "fused_add_rms_norm": 4, "rms_norm_gated": 0, "qk_norm_rope": 2},
     "hybrid": {"rms_norm": 3, "fused_add_rms_norm": 4, "rms_norm_gated": 1},
     "mamba2": {"rms_norm": 1, "fused_add_rms_norm": 2, "rms_norm_gated": 2},
 }
-CALLS_IN_ONE = {"rms_norm": 1, "fused_add_rms_norm": 4, "rms_norm_gated": 0, "qk_norm_rope": 2}
 
 QUANTIZING = {"rms_norm": 1, "fused_add_rms_norm": 3}
 """Those of a step that quantize for the layer behind them, in "dense_int8": all whole rows but the last norm."""
@@ -90,7 +88,7 @@ def _quantizes(model: str, mode: str) -> bool:
 
 def _calls_per_step(model: str, mode: str) -> dict[str, int]:
     """On CPU."""
-    expected = CALLS_IN_ONE if model in DENSE else CALLS_PER_STEP[model]
+    expected = CALLS_PER_STEP[model]
     moved = QUANTIZING if _quantizes(model, mode) else {}
     left = {op: count - moved.get(op, 0) for op, count in expected.items()}
     return left | {f"{op}_quant": count for op, count in moved.items()}
@@ -103,16 +101,14 @@ def test_one_line_says_for_how_many_layers_it_is_on(
     run = served(model, mode, "auto", vllm)
     lines = run.start_up_lines()
     assert len(lines) == 1, lines
-    fused = model in DENSE
-    there = {"RMSNorm": 5, IN_ONE_CALL[run.device()]: 2} if fused else LAYERS[model]
-    expected = there if fused or run.device() == "cpu" else ON_CUDA[model, mode]
+    norms, attentions = WITHOUT_HEADS.get((model, run.device()), (LAYERS[model], 0))
+    expected = norms | ({IN_ONE_CALL[run.device()]: attentions} if attentions else {})
     assert ("4 norms quantize for the layer behind them" in lines[0]) == _quantizes(model, mode)
     on = lines[0].partition("; ")[0]
     assert on.count(" of ") == len(expected), on
     for kind, count in expected.items():
-        assert f"{count} of {there[kind]} {kind}" in on
-    assert (f"2 {KIND} (" in lines[0]) == (model in DENSE and not fused)
-    assert ("native" in lines[0]) == (expected != there or (model in DENSE and not fused))
+        assert f"{count} of {count} {kind}" in on
+    assert ("native" in lines[0]) == ((model, run.device()) == ("hybrid", "cpu"))
 
 
 @pytest.mark.parametrize(("model", "mode", "vllm"), runs)
@@ -198,6 +194,6 @@ def test_q_and_k_in_one_call_give_native_tokens_whatever_runs_it(
     (line,) = ours.start_up_lines()
     assert f"on for 5 of 5 RMSNorm, 2 of 2 {IN_ONE_CALL[ours.device()]}; " in line
     if ours.device() == "cpu":
-        _assert_calls_per_step(ours, CALLS_IN_ONE)
+        _assert_calls_per_step(ours, CALLS_PER_STEP["dense"])
     assert_tokens(native.result, ours.result)
     assert max(logprobs_apart(native.result, ours.result)) <= LOGPROB_TOLERANCE

@@ -33,6 +33,7 @@ pytestmark = [
 
 HEADS, KV_HEADS, TOKENS = 4, 2, 7
 PLAIN = {"rope_type": "default", "rope_theta": 1e6}
+PART = {**PLAIN, "partial_rotary_factor": 0.5}
 MROPE = {**PLAIN, "mrope_section": [24, 20, 20]}
 NEAR = {"rtol": 2**-6, "atol": 2**-4}
 """Some of vLLM's rotations round every product to bf16, of heads whose elements go up to 8."""
@@ -69,7 +70,7 @@ def build(in_vllm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
         torch.set_default_dtype(torch.bfloat16)
         try:
             with torch.device(DEVICE):
-                layer = _of_gemma(module, rope, **more) if name.startswith("Gemma") else _of_qwen(module, name, rope)
+                layer = MAKE.get(name, _of_qwen)(module, name, rope, **more)
         finally:
             torch.set_default_dtype(before)
         for parameter in layer.parameters():
@@ -87,7 +88,7 @@ def _of_qwen(module: Any, name: str, rope: dict[str, Any]) -> Any:
     return getattr(module, name)(HIDDEN, HEADS, KV_HEADS, rope_parameters=rope, head_dim=HEAD, prefix="layers.0.attn")
 
 
-def _of_gemma(module: Any, rope: dict[str, Any], kind: str = "full_attention") -> Any:
+def _of_gemma(module: Any, name: str, rope: dict[str, Any], kind: str = "full_attention") -> Any:
     from transformers import Gemma3TextConfig
 
     kinds = ("full_attention", "sliding_attention")
@@ -102,6 +103,18 @@ def _of_gemma(module: Any, rope: dict[str, Any], kind: str = "full_attention") -
     )
     prefix = f"layers.{kinds.index(kind)}.attn"
     return module.Gemma3Attention(config, HIDDEN, HEADS, KV_HEADS, HEAD, 1024, prefix=prefix)
+
+
+def _of_qwen_next(module: Any, name: str, rope: dict[str, Any], gated: bool = True) -> Any:
+    from transformers import Qwen3NextConfig
+
+    sizes = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD}
+    config = Qwen3NextConfig(hidden_size=HIDDEN, rope_parameters=rope, **sizes)
+    config.attn_output_gate = gated
+    return module.Qwen3NextAttention(config, prefix="layers.0.attn")
+
+
+MAKE = {"Gemma3Attention": _of_gemma, "Qwen3NextAttention": _of_qwen_next}
 
 
 @pytest.fixture
@@ -141,7 +154,7 @@ def _calls() -> int:
 FITTING = {
     "dense": ("Qwen3Attention", PLAIN, 1, {}),
     "experts": ("Qwen3MoeAttention", PLAIN, 1, {}),
-    "a part of each head": ("Qwen3Attention", {**PLAIN, "partial_rotary_factor": 0.5}, 1, {}),
+    "a part of each head": ("Qwen3Attention", PART, 1, {}),
     "YaRN's table": ("Qwen3Attention", YARN, 1, {}),
     "MRoPE in sections": ("Qwen3Attention", MROPE, 2, {}),
     "MRoPE interleaved": ("Qwen3MoeAttention", {**MROPE, "mrope_interleaved": True}, 2, {}),
@@ -285,6 +298,14 @@ def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(
     assert _survey(layer).native_because == "Qwen3Attention also uses clip, gate_proj"
 
 
+def test_a_step_beside_the_gate_that_ours_lacks_stays_vllms(
+    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = build("Qwen3NextAttention", PART)
+    monkeypatch.setattr(type(layer), qk_norm_rope_layer.PROJECT, lambda self, qkv, positions: self.clip(qkv))
+    assert _survey(layer).native_because == "Qwen3NextAttention also uses clip"
+
+
 def test_where_ours_stands_in_for_forward_it_is_vllms_steps_that_count(build: Build, forced: None) -> None:
     layer = build("Qwen3Attention")
     _take(layer)
@@ -334,6 +355,18 @@ def test_on_cuda_it_is_on_where_cpp_launches_it_compiled_or_not(
     monkeypatch.setattr(qk_norm_rope_layer.extension, "cpp_library", lambda: library)
     (found,) = qk_norm_rope_layer.survey([layer], _config(), torch.device("cuda"))
     assert found.native_because == reason
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_beside_an_output_gate_it_is_on_where_it_writes_the_cache(
+    build: Build, forced: None, cached: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qk_norm_rope_layer.cache_write, "is_for", lambda *_: cached)
+    layer = build("Qwen3NextAttention", PART)
+    (found,) = qk_norm_rope_layer.survey([layer], _config(), torch.device(device))
+    assert found.native_because == (None if cached else qk_norm_rope_layer.GATE_ALONE)
+    assert not found.fell_back()
 
 
 def _worker(model: torch.nn.Module, config: Any) -> Any:
