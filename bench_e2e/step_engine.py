@@ -21,6 +21,8 @@ from serving_ops.bench_e2e.turns import answer_all
 CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
 HOST = "host_loop_ms"
+tpot, ttft, device_step = "tpot_ms_batch_{}".format, "ttft_ms_prompt_{}".format, "decode_step_device_ms_batch_{}".format
+"""Names of figures, by the number of requests in a batch or of tokens in a prompt."""
 PLUGIN = "serving_ops_bench"
 """The name of a plugin of SGLang's through which the bench asks schedulers, and of the method that it gives them."""
 LAYER = "layer"
@@ -62,18 +64,6 @@ class StepLoad:
             f"{of_each}, alive at once, in turns over {turns}: median over engines of their medians over rounds "
             f"[lowest-highest]. TPOT over {self.decode_steps} steps behind a prompt of {self.decode_prompt_len} tokens"
         )
-
-
-def tpot(batch_size: int) -> str:
-    return f"tpot_ms_batch_{batch_size}"
-
-
-def device_step(batch_size: int) -> str:
-    return f"decode_step_device_ms_batch_{batch_size}"
-
-
-def ttft(prompt_len: int) -> str:
-    return f"ttft_ms_prompt_{prompt_len}"
 
 
 class VllmEngine:
