@@ -75,14 +75,11 @@ def _listed(said: Sequence[tuple[Row, str]]) -> str:
 
 
 def _rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
-    """In the order of their dates."""
+    """Those with few pairs first, then in the order of their dates."""
     compared = [(path, comparison.of(plain)) for path, plain in results.items() if plain["kind"] in KINDS]
-    rows = (_row(path, result) for path, result in sorted(compared, key=_pairs_and_date) if result.active)
+    compared.sort(key=lambda entry: (min(LEAST_PAIRS, *map(len, entry[1].pairs.values())), entry[1].run["date"]))
+    rows = (_row(path, result) for path, result in compared if result.active)
     return list({(row.engine, row.model): row for row in rows if row}.values())
-
-
-def _pairs_and_date(entry: tuple[Path, Comparison]) -> tuple[int, str]:
-    return min(LEAST_PAIRS, *map(len, entry[1].pairs.values())), entry[1].run["date"]
 
 
 def _row(path: Path, result: Comparison) -> Row | None:

@@ -26,8 +26,11 @@ def layer_of(spans: Sequence[Span]) -> list[dict[str, str | float]] | None:
     steps = list(zip([name for name, _, _ in spans], added_times(spans), strict=True))[len(spans) // 2 :]
     names = [name for name, _ in steps]
     length = _period(names)
-    start = next((at for at in range(len(names)) if length and _repeats(names, at, length)), None)
-    if length is None or start is None:
+    if length is None:
+        return None
+    places = range(len(names))
+    start = next((at for at in places if names[at : at + length] == names[at + length : at + 2 * length]), None)
+    if start is None:
         return None
     cycle, place, layers = names[start : start + length], start, []
     while place + length <= len(names):
@@ -59,7 +62,3 @@ def _period(names: Sequence[str]) -> int | None:
     layer = next((length for length in shorter if share[length] >= NEARLY_BEST * best), None)
     found = layer if layer and share[layer] >= SAME_LAYER else step
     return found if found and found <= LONGEST_LAYER else None
-
-
-def _repeats(names: Sequence[str], start: int, length: int) -> bool:
-    return names[start : start + length] == names[start + length : start + 2 * length]

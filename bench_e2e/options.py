@@ -172,7 +172,8 @@ def complete(
     label = chosen.label.removeprefix("preset ")
     parts = (f"{datetime.now(UTC):%Y%m%d-%H%M}", chosen.kind, chosen.engine, chosen.device, Path(label).name, mode)
     chosen.name = chosen.name or "-".join(parts)
-    check_writable(made, out(chosen))
+    chosen.file = chosen.out / f"{chosen.name}.json"
+    check_writable(made, chosen.file)
     return chosen
 
 
@@ -206,10 +207,6 @@ def _choose_model(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
     chosen.label = "-".join(filter(None, (f"preset {preset}", quantized)))
     chosen.positions = presets.MAX_POSITIONS
     chosen.model_args = presets.preset_engine_args(preset, chosen.device, chosen.engine, quantized)
-
-
-def out(chosen: argparse.Namespace) -> Path:
-    return Path(chosen.out / f"{chosen.name}.json")
 
 
 def unmeasured(

@@ -118,7 +118,7 @@ def main(words: list[str]) -> int:
     # The load generator's imports set variables, which the result would record as the user's.
     measured = options.unmeasured(chosen, words, load, arguments, LABELS)
     serving = Serving(chosen, load, arguments, measured)
-    return session.run(serving.run, measured, options.out(chosen), chosen.keep_logs)
+    return session.run(serving.run, measured, chosen.file, chosen.keep_logs)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -94,7 +94,7 @@ def main(words: list[str]) -> int:
     arguments = engine_arguments.of_step(chosen, load)
     measured = options.unmeasured(chosen, words, load, arguments, load.labels)
     engines = Engines(chosen, load, arguments, measured)
-    return session.run(engines.run, measured, options.out(chosen), chosen.keep_logs)
+    return session.run(engines.run, measured, chosen.file, chosen.keep_logs)
 
 
 def _load(chosen: argparse.Namespace) -> StepLoad:

@@ -85,18 +85,17 @@ def _tables(chosen: argparse.Namespace, results: dict[Path, dict[str, Any]]) -> 
 
         return {"gains": gains.markdown(results, (chosen.readme or Path("README.md")).parent)}
     if not chosen.summary:
-        return {path.stem: _rendered(path, result) for path, result in results.items()}
+        rendered = {}
+        for path, result in results.items():
+            try:
+                rendered[path.stem] = _renderer(result["kind"], "markdown")(result)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise ValueError(f"{path} is no result of this bench: {error!r}") from error
+        return rendered
     kinds = {result["kind"] for result in results.values()}
     if kinds not in ({"step"}, {"ops"}):
         raise ValueError("--summary is for results of step, or for results of ops")
     return {f"{chosen.summary}-summary": _renderer(*kinds, "summary")(list(results.values()))}
-
-
-def _rendered(path: Path, result: dict[str, Any]) -> str:
-    try:
-        return str(_renderer(result["kind"], "markdown")(result))
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no result of this bench: {error!r}") from error
 
 
 def _renderer(kind: str, function: str) -> Callable[..., Any]:

@@ -90,14 +90,11 @@ def _cpu_build() -> str:
     return "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"
 
 
-def _block(i: Inputs) -> Call:
+def _fused_quant(i: Inputs) -> Call:
     rows = i.out, i.x, i.weight, i.scales_out, EPS, None, i.residual
+    if i.fmt.granularity == "token":
+        return partial(_op("rms_norm_dynamic_per_token_quant"), *rows)
     return partial(_op("rms_norm_per_block_quant"), *rows, i.fmt.group_size, True)  # True: scales in columns
-
-
-def _token(i: Inputs) -> Call:
-    rows = i.out, i.x, i.weight, i.scales_out, EPS, None, i.residual
-    return partial(_op("rms_norm_dynamic_per_token_quant"), *rows)
 
 
 def _rope(i: Inputs) -> Call:
@@ -165,8 +162,8 @@ def _op(name: str, library: str = "_C") -> Any:
 FUSED = {
     FUSED_ADD: lambda i: partial(_op("fused_add_rms_norm"), i.x, i.residual, i.weight, EPS),
     RMS_NORM: lambda i: partial(_op("rms_norm"), i.out, i.x, i.weight, EPS),
-    (FUSED_ADD_QUANT, "block"): _block,
-    (FUSED_ADD_QUANT, "token"): _token,
+    (FUSED_ADD_QUANT, "block"): _fused_quant,
+    (FUSED_ADD_QUANT, "token"): _fused_quant,
     QK_ROPE: _rope,
 }
 PAIRS = {(FUSED_ADD_QUANT, form): _pair for form in FORMS}
