@@ -1,7 +1,7 @@
 """The words that an op is described in, and what one description says about a call.
 
 `serving_ops.ops.registry` derives an operator from a `NormOp`: schemas, fakes, checks, fallback and registration.
-An argument's kind says how it is declared in a schema, what is right for it, and what a layer passes (`NormSpec`).
+An argument's kind says what is right for it, and what a layer passes (`NormSpec`).
 """
 
 from __future__ import annotations
@@ -42,10 +42,6 @@ class Rows:
     token_stride: str = "token_stride"
     fp32: str | None = None
 
-    @property
-    def type(self) -> str:
-        return "Tensor?" if self.given else "Tensor"
-
     def check(self, value: Any, call: Call) -> None:
         if value is call["x"]:
             checks.rows(self.name, value)
@@ -65,7 +61,6 @@ class Vector:
 
     name: str
     given: str | None = None
-    type: str = "Tensor?"
 
     def check(self, value: Any, call: Call) -> None:
         checks.per_channel(self.name, value, call["x"])
@@ -79,7 +74,6 @@ class Number:
     """A finite number. field: the one of `NormSpec` that has it, by default the one of its name. least: the lowest."""
 
     name: str
-    type: str = "float"
     field: str | None = None
     least: float | None = None
 
@@ -94,14 +88,11 @@ class Number:
 class Flag(Number):
     """True or False."""
 
-    type: str = "bool"
-
 
 @dataclass(frozen=True)
 class Choice(Number):
     """One of a few words."""
 
-    type: str = "str"
     allowed: tuple[str, ...] = ()
 
     def check(self, value: Any, call: Call) -> None:
@@ -111,8 +102,6 @@ class Choice(Number):
 @dataclass(frozen=True)
 class Divisor(Number):
     """A number of elements that divides N; None for N."""
-
-    type: str = "int?"
 
     def check(self, value: Any, call: Call) -> None:
         checks.divides(self.name, value, call["x"])
@@ -124,7 +113,6 @@ class Scalar:
 
     name: str
     given: str
-    type: str = "Tensor?"
 
     def check(self, value: Any, call: Call) -> None:
         if value is not None:
@@ -136,14 +124,13 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Format:
-    """A `QuantFormat`. The operator has its text instead, as schemas know no dataclasses.
+    """A `QuantFormat`. The operator takes its text instead, as schemas know no dataclasses.
 
     scale: the argument that is given where all rows share one scale, and nowhere else.
     """
 
     name: str
     scale: str
-    type: str = "str"
 
     def check(self, value: QuantFormat, call: Call) -> None:
         checks.quantizes(value, call["x"], self.scale, call[self.scale])
@@ -157,7 +144,6 @@ class Own:
     """An argument that no other op has: `NormOp.check_own` and `sample_own` know it. written, may_be: as for `Rows`."""
 
     name: str
-    type: str
     written: bool = False
     may_be: tuple[str, ...] = ()
 
@@ -193,7 +179,6 @@ class Result:
     name: str
     layout: Callable[[Call], Layout] = like_x
     may_be: tuple[str, ...] = ()
-    type: str = "Tensor"
 
     def check(self, value: Any, call: Call) -> None:
         checks.laid_out(self.name, value, call["x"].device, *self.layout(call))
@@ -257,8 +242,8 @@ class NormOp:
     @cached_property
     def num_given(self) -> int:
         """How many arguments calls give by position: up to the last one that has no default."""
-        defaults = list(self.defaults.values())
-        return len(defaults) - [*reversed(defaults), inspect.Parameter.empty].index(inspect.Parameter.empty)
+        defaults = self.defaults.values()
+        return max(place for place, default in enumerate(defaults, 1) if default is inspect.Parameter.empty)
 
     @cached_property
     def place(self) -> int:
@@ -277,13 +262,9 @@ class NormOp:
         """For each tensor that may be written, those that it may be."""
         return {name: parameter.may_be for name, parameter in self.all.items() if is_written(parameter)}
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.all)
-
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """What the dispatcher passes to an implementation: it leaves out what has its default."""
-        call = self.defaults | dict(zip(self.names, args, strict=False)) | dict(kwargs)
+        call = self.defaults | dict(zip(self.all, args, strict=False)) | dict(kwargs)
         for argument in self.arguments:
             if isinstance(argument, Format):
                 call[argument.name] = QuantFormat.parse(call[argument.name])

@@ -62,7 +62,7 @@ def schemas_of(op: NormOp) -> tuple[str, ...]:
 def _handed_over(op: NormOp, to: str, *, writes: bool = True) -> str:
     """The schema of a private operator of the same call: all in order, without defaults, as C++ passes them."""
     letters = iter(string.ascii_lowercase) if writes else None
-    declared = ", ".join(_named(parameter, letters) for parameter in op.all.values())
+    declared = ", ".join(_named(op, parameter, letters) for parameter in op.all.values())
     return f"_{op.name}_{to}({declared}) -> str"
 
 
@@ -77,14 +77,17 @@ def _declared(op: NormOp, parameters: Iterable[Argument | Result]) -> str:
             words.append("*")
         default = op.parameters[parameter.name].default
         text = f'"{default}"' if isinstance(default, str) else str(default)
-        words.append(_named(parameter, letters) + ("" if parameter in given else f"={text}"))
+        words.append(_named(op, parameter, letters) + ("" if parameter in given else f"={text}"))
     return ", ".join(words)
 
 
-def _named(parameter: Argument | Result, letters: Iterator[str] | None) -> str:
-    """Type and name, with a letter, which no other has, where it is written."""
-    written = letters is not None and is_written(parameter)
-    kind = parameter.type.replace("Tensor", f"Tensor({next(letters)}!)") if letters and written else parameter.type
+def _named(op: NormOp, parameter: Argument | Result, letters: Iterator[str] | None) -> str:
+    """Type and name, with a letter, which no other has, where it is written. The function's annotation has the type."""
+    kind = "Tensor" if isinstance(parameter, Result) else op.parameters[parameter.name].annotation
+    for annotated, declared in ((" | None", "?"), ("Sequence[int]", "int[]"), ("QuantFormat", "str")):
+        kind = kind.replace(annotated, declared)
+    if letters is not None and is_written(parameter):
+        kind = kind.replace("Tensor", f"Tensor({next(letters)}!)")
     return f"{kind} {parameter.name}"
 
 
