@@ -50,13 +50,17 @@ def rows(name: str, tensor: Tensor) -> None:
         fail(f"{name}.shape", tuple(tensor.shape), "the last dimension, N, must be at least 1")
 
 
+def fits(name: str, tensor: Tensor, device: torch.device, *dtypes: torch.dtype, beside: str = "x") -> None:
+    """Of one of these dtypes, and on the device of the argument `beside`."""
+    if tensor.dtype not in dtypes:
+        fail(f"{name}.dtype", tensor.dtype, f"it must be {' or '.join(map(str, dict.fromkeys(dtypes)))}")
+    if tensor.device != device:
+        fail(f"{name}.device", tensor.device, f"it must be {beside}'s, {device}")
+
+
 def like_x(name: str, tensor: Tensor, x: Tensor, *, or_fp32: bool = False) -> None:
     """In shape, dtype and device. or_fp32: beside an x of half precision it may be fp32."""
-    or_fp32 = or_fp32 and x.dtype.itemsize == 2
-    if tensor.dtype != x.dtype and not (or_fp32 and tensor.dtype == torch.float32):
-        fail(f"{name}.dtype", tensor.dtype, f"it must be x's, {x.dtype}" + (", or torch.float32" if or_fp32 else ""))
-    if tensor.device != x.device:
-        fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
+    fits(name, tensor, x.device, x.dtype, torch.float32 if or_fp32 and x.dtype.itemsize == 2 else x.dtype)
     if not same_sizes(tensor.shape, x.shape):
         fail(f"{name}.shape", tuple(tensor.shape), f"it must be x's, {tuple(x.shape)}")
 
@@ -79,11 +83,7 @@ def per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
     """(N,) in x's dtype or fp32, or None."""
     if tensor is None:
         return
-    if tensor.dtype != x.dtype and tensor.dtype != torch.float32:
-        others = "" if x.dtype == torch.float32 else ", and torch.float32"
-        fail(f"{name}.dtype", tensor.dtype, f"allowed is x's, {x.dtype}{others}")
-    if tensor.device != x.device:
-        fail(f"{name}.device", tensor.device, f"it must be x's, {x.device}")
+    fits(name, tensor, x.device, x.dtype, torch.float32)
     if tensor.dim() != 1 or tensor.shape[0] != x.shape[-1]:
         fail(f"{name}.shape", tuple(tensor.shape), f"it must be (N,) = ({x.shape[-1]},)")
 
@@ -97,10 +97,7 @@ def laid_out(
     strides: tuple[int, ...] | None,
 ) -> None:
     """A result that is given. strides: None for any."""
-    if tensor.dtype != dtype:
-        fail(f"{name}.dtype", tensor.dtype, f"it must be {dtype}")
-    if tensor.device != device:
-        fail(f"{name}.device", tensor.device, f"it must be x's, {device}")
+    fits(name, tensor, device, dtype)
     if not same_sizes(tensor.shape, shape):
         fail(f"{name}.shape", tuple(tensor.shape), f"it must be {tuple(shape)}")
     steps = zip(tensor.shape, tensor.stride(), strides or (), strict=False)
@@ -222,11 +219,7 @@ def _starts(pieces: _Pieces) -> Tensor:
 def written(name: str, tensor: Tensor) -> None:
     """A tensor that is to be written holds each element once."""
     if not tensor.is_contiguous() and overlaps_itself(tensor):
-        fail(
-            f"{name}.stride()",
-            tensor.stride(),
-            f"it is written, so no two elements of {name} may share memory",
-        )
+        fail(f"{name}.stride()", tensor.stride(), f"it is written, so no two elements of {name} may share memory")
 
 
 def apart(name: str, tensor: Tensor, other_name: str, other: Tensor | None, *, or_same: bool = False) -> None:

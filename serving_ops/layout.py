@@ -18,17 +18,14 @@ def row_grid(*tensors: Tensor) -> RowGrid | None:
         if size == 1:
             continue
         here = tuple(t.stride(dim) for t in tensors)
-        if sizes and all(outer == size * inner for outer, inner in zip(strides[-1], here, strict=True)):
+        if sizes and all(before == size * step for before, step in zip(strides[-1], here, strict=True)):
             sizes[-1] *= size
             strides[-1] = here
         else:
             sizes.append(size)
             strides.append(here)
+    if len(sizes) > 2:
+        return None
+    outer, inner = [1, 1, *sizes][-2:]
     zeros = (0,) * len(tensors)
-    if len(sizes) == 0:
-        return RowGrid(1, 1, zeros, zeros)
-    if len(sizes) == 1:
-        return RowGrid(sizes[0], sizes[0], zeros, strides[0])
-    if len(sizes) == 2:
-        return RowGrid(sizes[0] * sizes[1], sizes[1], strides[0], strides[1])
-    return None
+    return RowGrid(outer * inner, inner, *[zeros, zeros, *strides][-2:])

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.checks import FLOATING, fail, same_sizes
+from serving_ops.checks import FLOATING, fail, fits, same_sizes
 from serving_ops.rope_reference import in_slots
 
-INDICES = (torch.int32, torch.int64)
 FP8 = torch.float8_e4m3fn
 
 Call = dict[str, Any]
@@ -20,11 +19,11 @@ def check(call: Call) -> None:
     """Look at shapes, dtypes, devices and options; read no address."""
     _check_heads(call)
     x, size, section = call["qkv"], call["head_dim"], call["mrope_section"]
-    tokens, or_fp32 = x.shape[0], f"allowed are qkv's, {x.dtype}, and torch.float32"
+    tokens = x.shape[0]
     for name in ("positions", "slot_mapping"):
-        _check_tensor(name, call[name], x, INDICES, "allowed are torch.int32 and torch.int64")
+        _check_tensor(name, call, torch.int32, torch.int64)
     for name in ("cos_sin_cache", "q_weight", "k_weight"):
-        _check_tensor(name, call[name], x, (x.dtype, torch.float32), or_fp32)
+        _check_tensor(name, call, x.dtype, torch.float32)
     by_three = section is not None and same_sizes(call["positions"].shape, (3, tokens))
     if not by_three and not same_sizes(call["positions"].shape, (tokens,)):
         allowed = f"it must be (num_tokens,) = ({tokens},), or, with mrope_section, (3, {tokens})"
@@ -38,14 +37,10 @@ def check(call: Call) -> None:
     _check_caches(call)
 
 
-def _check_tensor(name: str, tensor: Tensor | None, x: Tensor, dtypes: tuple[torch.dtype, ...], allowed: str) -> None:
-    """The dtype and the device of a tensor beside qkv, which is x."""
-    if tensor is None:
-        return
-    if tensor.dtype not in dtypes:
-        fail(f"{name}.dtype", tensor.dtype, allowed)
-    if tensor.device != x.device:
-        fail(f"{name}.device", tensor.device, f"it must be qkv's, {x.device}")
+def _check_tensor(name: str, call: Call, *dtypes: torch.dtype) -> None:
+    """The dtype and the device of a tensor beside qkv."""
+    if call[name] is not None:
+        fits(name, call[name], call["qkv"].device, *dtypes, beside="qkv")
 
 
 def _check_with(name: str, other: str, call: Call, note: str = "") -> None:
@@ -69,7 +64,7 @@ def _check_heads(call: Call) -> None:
     for name, tensor in {} if k is None else {"qkv": x, "k": k, "v": v}.items():
         heads = call["num_q_heads" if name == "qkv" else "num_kv_heads"]
         shapes = (tokens, heads * size), (tokens, heads, size)
-        _check_tensor(name, tensor, x, (x.dtype,), f"it must be qkv's, {x.dtype}")
+        _check_tensor(name, call, x.dtype)
         if tensor is not None and not any(same_sizes(tensor.shape, shape) for shape in shapes):
             fail(f"{name}.shape", tuple(tensor.shape), f"with k it must be {shapes[0]} or {shapes[1]}")
     if v is not None and k is None:
@@ -103,11 +98,11 @@ def _check_caches(call: Call) -> None:
             fail(name, value, "key_cache, value_cache and slot_mapping are given together, or none of them")
     if keys is not None:
         tail = (call["num_kv_heads"], call["head_dim"])
-        _check_tensor("key_cache", keys, x, (x.dtype, FP8), f"allowed are qkv's, {x.dtype}, and {FP8}")
+        _check_tensor("key_cache", call, x.dtype, FP8)
         if keys.dim() not in (3, 4) or tuple(keys.shape[-2:]) != tail:
             allowed = f"it must be (num_blocks, block_size, {tail[0]}, {tail[1]}) or (num_slots, {tail[0]}, {tail[1]})"
             fail("key_cache.shape", tuple(keys.shape), allowed)
-        _check_tensor("value_cache", values, x, (keys.dtype,), f"it must be key_cache's, {keys.dtype}")
+        _check_tensor("value_cache", call, keys.dtype)
         if not same_sizes(values.shape, keys.shape):
             fail("value_cache.shape", tuple(values.shape), f"it must be key_cache's, {tuple(keys.shape)}")
         if slots.dim() != 1 or slots.shape[0] > x.shape[0]:
@@ -119,7 +114,7 @@ def _check_caches(call: Call) -> None:
         if scale is not None and (keys is None or keys.dtype != FP8):
             value = "None" if keys is None else keys.dtype
             fail(name, "given", f"it is taken where the caches are {FP8}, and key_cache is {value}")
-        _check_tensor(name, scale, x, (torch.float32,), "it must be torch.float32")
+        _check_tensor(name, call, torch.float32)
         if scale is not None and scale.numel() != 1:
             fail(f"{name}.shape", tuple(scale.shape), "it must have one element")
 

@@ -66,32 +66,20 @@ def qk_norm_rope(
     undefined behaviour. What the kernels do not take runs on `serving_ops.rope_reference`; `serving_ops.explain` says
     why.
     """
-    tensors = {"qkv": qkv, "cos_sin_cache": cos_sin_cache, "q_weight": q_weight, "k_weight": k_weight, "k": k, "v": v}
-    tensors |= {"key_cache": key_cache, "value_cache": value_cache, "k_scale": k_scale, "v_scale": v_scale}
+    named = {"k": k, "v": v, "key_cache": key_cache, "value_cache": value_cache, "k_scale": k_scale, "v_scale": v_scale}
+    tensors = {"qkv": qkv, "cos_sin_cache": cos_sin_cache, "q_weight": q_weight, "k_weight": k_weight} | named
     if not modes.only_computed(*tensors.values()):
         checks.not_differentiated("the unfused sequence", **tensors)
     torch.ops.serving_ops.qk_norm_rope(
-        qkv,
-        positions,
-        cos_sin_cache,
-        q_weight,
-        k_weight,
-        num_q_heads=num_q_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
+        *(qkv, positions, cos_sin_cache, q_weight, k_weight, num_q_heads, num_kv_heads, head_dim),
         eps=eps,
         weight_offset=weight_offset,
         rotary_dim=rotary_dim,
         is_neox=is_neox,
         mrope_section=mrope_section,
         mrope_interleaved=mrope_interleaved,
-        k=k,
-        v=v,
-        key_cache=key_cache,
-        value_cache=value_cache,
         slot_mapping=slot_mapping,
-        k_scale=k_scale,
-        v_scale=v_scale,
+        **named,
     )
     modes.increment_version(tuple(tensor for tensor in (qkv, k, key_cache, value_cache) if tensor is not None))
 
