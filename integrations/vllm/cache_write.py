@@ -64,7 +64,6 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
         and attn.query_quant is None
         and not getattr(attn, "calculate_kv_scales", False)
         and not attn.use_direct_call
-        and vllm_config.parallel_config.world_size == 1  # on several GPUs it has not been tried
         and _stays_outside_of_graphs(vllm_config.compilation_config)
     )
 

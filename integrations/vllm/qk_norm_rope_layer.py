@@ -124,8 +124,9 @@ def _examine(name: str, attention: Any, x: Activations, reason: str | None, vllm
     reason = reason or _other_steps(type(attention)) or _other_norms(attention, x)
     reason = reason or _other_rotation(attention.rotary_emb, attention.head_dim)
     cached = reason is None and cache_write.is_for(attention.attn, x.dtype, vllm_config, x.device)
-    if _may_have_gate(type(attention)) and not cached:
-        reason = reason or GATE_ALONE
+    if _may_have_gate(type(attention)):
+        cached = cached and vllm_config.parallel_config.world_size == 1  # on several GPUs it has not been tried
+        reason = reason or (None if cached else GATE_ALONE)
     specs = () if reason else _specs(attention, x, cached=cached)
     reason = reason or why_reference(specs) or _why_slower(x)
     return AttentionLayer(CACHED_KIND if cached else KIND, specs, reason, name, attention, cached)

@@ -286,10 +286,10 @@ def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(monkeypatch: pytest.M
     assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, _compiled_config(), CUDA)
 
 
-def test_on_several_gpus_vllm_writes() -> None:
+def test_on_several_gpus_each_worker_writes_its_own_cache() -> None:
     config = _compiled_config()
     config.parallel_config.world_size = 2
-    assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, config, CUDA)
+    assert cache_write.is_for(Attention(torch.zeros(0)), BF16, config, CUDA)
 
 
 def test_on_cpu_and_in_other_classes_vllm_writes() -> None:

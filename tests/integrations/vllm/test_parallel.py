@@ -78,6 +78,15 @@ def test_every_rank_prewarms_and_says_so_in_a_line(served: Callable[[str], Serve
     assert len({line.partition("): ")[2].partition("prewarmed")[0] for line in lines}) == 1
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="on CPU vLLM writes the cache")
+def test_every_rank_writes_its_cache_in_the_kernel_that_norms_and_rotates(served: Callable[[str], Served]) -> None:
+    from serving_ops.integrations.vllm.qk_norm_rope_layer import CACHED_KIND
+
+    lines = served("auto").start_up_lines()
+    assert len(lines) == RANKS
+    assert all(f"2 of 2 {CACHED_KIND}" in line for line in lines)
+
+
 def test_every_rank_has_the_same_factor_of_the_compile_cache_key(served: Callable[[str], Served]) -> None:
     states = served("auto").result["after"]
     assert len({state["pid"] for state in states}) == RANKS
