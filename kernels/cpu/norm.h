@@ -18,11 +18,17 @@ struct Gradient {
   Dtype dtype = Dtype::float32;
 };
 
-// Rows quantized to int8.
-struct Int8Rows {
-  Rows out, scales;  // one scale a row
-  Rows normed;       // the rows before they are quantized; data is null where they are not wanted
-  float* scratch;    // scratch_elements(size) of them
+// The rows of a norm; data is null for those that a call lacks.
+struct NormRows {
+  Rows x, second, out;  // second: the residual, or the gate
+  Rows q, scales;       // int8, and one scale a row; `out` has the rows before they are quantized
+  float* scratch;       // scratch_elements(size) of them, with int8
+};
+
+// The rows of a norm's gradients, as well.
+struct BackwardRows {
+  Rows dout, x, second, dx, dsecond;  // second: what is added to dx, or the gate, which alone has a gradient
+  float *dweight, *dbias;             // sums over rows; null for those that a call lacks
 };
 
 // The heads of q or of k, in place. Strides in elements; a weight where they are normalised.
@@ -68,25 +74,22 @@ constexpr int64_t scratch_elements(int64_t size) {
 // on the spec and the row's values alone.
 struct Kernels {
   const char* isa;
-  // residual <- x + residual; x <- norm(x + residual) * weight
-  void (*fused_add_rms_norm)(const NormSpec&, Rows x, Rows residual, int64_t num_rows);
+  // second <- x + second; x <- norm(x + second) * weight
+  void (*fused_add_rms_norm)(const NormSpec&, const NormRows&, int64_t num_rows);
   // out <- norm(x) * weight
-  void (*rms_norm)(const NormSpec&, Rows x, Rows out, int64_t num_rows);
-  // out, scales <- the result of one of the two, rounded and then quantized; x is only read. residual.data is null for
-  // rms_norm
-  void (*rms_norm_int8)(const NormSpec&, Rows x, Rows residual, const Int8Rows& out, int64_t num_rows);
+  void (*rms_norm)(const NormSpec&, const NormRows&, int64_t num_rows);
+  // q, scales, out <- the result of one of the two, rounded and then quantized; x is only read
+  void (*rms_norm_int8)(const NormSpec&, const NormRows&, int64_t num_rows);
   // The heads of tokens first..last: normalised, rounded, rotated, rounded
   void (*qk_norm_rope)(const RopeSpec&, const Heads& q, const Heads& k, const Angles&, int64_t first, int64_t last);
-  // out <- norm(x) * weight + bias, gated by z before or after; z.data is null where there is no gate
-  void (*rms_norm_gated)(const GatedNormSpec&, Rows x, Rows z, Rows out, int64_t num_rows);
-  // ds <- the gradient of s, where norm(s) * weight has the gradient dout, plus more, whose data may be null
-  // dweight gets that of weight added, arranged as the kernel likes: whole_blocks(size) floats, and as many behind them
-  // to work in, all zero before the first rows; may be null
-  void (*rms_norm_backward)(const NormSpec&, Rows dout, Rows s, Rows more, Rows ds, float* dweight, int64_t num_rows);
-  // dx, dz <- the gradients of x and z; dweight and dbias as above, whole_blocks(group_size) floats for each group. z.data
-  // and dz.data are null where there is no gate
-  void (*rms_norm_gated_backward)(const GatedNormSpec&, Rows dout, Rows x, Rows z, Rows dx, Rows dz, float* dweight,
-                                  float* dbias, int64_t num_rows);
+  // out <- norm(x) * weight + bias, gated by second before or after
+  void (*rms_norm_gated)(const NormSpec&, const NormRows&, int64_t num_rows);
+  // dx <- the gradient of x, where norm(x) * weight has the gradient dout, plus second. dweight gets that of weight added,
+  // arranged as the kernel likes: whole_blocks(group_size) floats for each group, and as many behind them all to work in,
+  // all zero before the first rows
+  void (*rms_norm_backward)(const NormSpec&, const BackwardRows&, int64_t num_rows);
+  // dx, dsecond <- the gradients of x and the gate; dweight and dbias as above
+  void (*rms_norm_gated_backward)(const NormSpec&, const BackwardRows&, int64_t num_rows);
   // gradient <- the sum of num_parts such sums over rows of `dtype`, each `stride` floats behind the one before
   void (*sum_of_parts)(Dtype dtype, const float* parts, int64_t num_parts, int64_t stride, int64_t size, Gradient gradient);
 };

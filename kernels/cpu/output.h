@@ -32,16 +32,16 @@ struct Int8 {
 
   // scratch_stride: of the rows of scratch, in fp32. A row rounded lies over the sums that it is made of, and behind
   // those that are still to be read.
-  Int8(const Int8Rows& rows, int64_t scratch_stride, int64_t first)
+  Int8(const NormRows& rows, int64_t scratch_stride, int64_t first)
       : rounded(reinterpret_cast<X*>(rows.scratch)),
-        data(static_cast<int8_t*>(rows.out.data) + first * rows.out.stride),
+        data(static_cast<int8_t*>(rows.q.data) + first * rows.q.stride),
         scales(static_cast<float*>(rows.scales.data) + first * rows.scales.stride),
         rounded_stride(scratch_stride * static_cast<int64_t>(sizeof(float) / sizeof(X))),
-        stride(rows.out.stride),
+        stride(rows.q.stride),
         scales_stride(rows.scales.stride) {
-    if (rows.normed.data == nullptr) return;
-    rounded = static_cast<X*>(rows.normed.data) + first * rows.normed.stride;
-    rounded_stride = rows.normed.stride;
+    if (rows.out.data == nullptr) return;
+    rounded = static_cast<X*>(rows.out.data) + first * rows.out.stride;
+    rounded_stride = rows.out.stride;
   }
   template <class Rounding, class Size>
   void write(int m, int64_t i, Pair y, Size part) {

@@ -152,43 +152,43 @@ struct RmsNorm {
     with_dtype(spec.dtype, [&](auto x) { with_weight<decltype(x)>(spec, [&](auto weight) { f(x, weight); }); });
   }
 
-  static void fused_add_rms_norm(const NormSpec& spec, Rows x, Rows residual, int64_t num_rows) {
+  static void fused_add_rms_norm(const NormSpec& spec, const NormRows& of, int64_t num_rows) {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
       const auto run = [&](auto load, auto keep, int64_t first, auto count) {
-        few_rows<X>(spec, weight, Rounded<X>(x, first), count, load, load, keep);
+        few_rows<X>(spec, weight, Rounded<X>(of.x, first), count, load, load, keep);
       };
-      if (spec.fp32_residual) added_rows<X, float>(spec, x, residual, num_rows, run);
-      else added_rows<X, X>(spec, x, residual, num_rows, run);
+      if (spec.fp32_residual) added_rows<X, float>(spec, of.x, of.second, num_rows, run);
+      else added_rows<X, X>(spec, of.x, of.second, num_rows, run);
     });
   }
 
-  static void rms_norm(const NormSpec& spec, Rows x, Rows out, int64_t num_rows) {
+  static void rms_norm(const NormSpec& spec, const NormRows& of, int64_t num_rows) {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
-      rows<X>(spec, x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
-        few_rows<X>(spec, weight, Rounded<X>(out, first), count, load, load, keep);
+      rows<X>(spec, of.x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+        few_rows<X>(spec, weight, Rounded<X>(of.out, first), count, load, load, keep);
       });
     });
   }
 
-  static void rms_norm_int8(const NormSpec& spec, Rows x, Rows residual, const Int8Rows& out, int64_t num_rows) {
+  static void rms_norm_int8(const NormSpec& spec, const NormRows& of, int64_t num_rows) {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
       const int64_t stride = whole_blocks(spec.size);
-      float* sums = out.scratch;
-      if (residual.data == nullptr)
-        return rows<X>(spec, x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
-          few_rows<X>(spec, weight, Int8<V, X>(out, stride, first), count, load, load, keep);
+      float* sums = of.scratch;
+      if (of.second.data == nullptr)
+        return rows<X>(spec, of.x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+          few_rows<X>(spec, weight, Int8<V, X>(of, stride, first), count, load, load, keep);
         });
-      added_rows<X, X>(spec, x, residual, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+      added_rows<X, X>(spec, of.x, of.second, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
         const auto load_and_keep = [=](int m, int64_t i, auto part) {
           const Pair s = load(m, i, part);
           V::store(sums + m * stride + i, s, Full{});
           return s;
         };
         const auto again = [=](int m, int64_t i, auto) { return V::load(sums + m * stride + i, Full{}); };
-        few_rows<X>(spec, weight, Int8<V, X>(out, stride, first), count, load_and_keep, again, keep);
+        few_rows<X>(spec, weight, Int8<V, X>(of, stride, first), count, load_and_keep, again, keep);
       });
     });
   }

@@ -57,8 +57,8 @@ struct RmsNormGated {
 
   // The group that begins at `start`, of a few rows.
   template <Gate gate, class X, class Count>
-  static void few_groups(const GatedNormSpec& spec, int64_t start, Rows x_rows, Rows z_rows, Rows out_rows,
-                         int64_t first, Count count) {
+  static void few_groups(const NormSpec& spec, int64_t start, const NormRows& of, int64_t first, Count count) {
+    const Rows x_rows = of.x, z_rows = of.second, out_rows = of.out;
     const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride + start;
     const X* z = gate == Gate::none ? nullptr : static_cast<const X*>(z_rows.data) + first * z_rows.stride + start;
     const Rounded<X> output(out_rows, first, start);
@@ -96,19 +96,19 @@ struct RmsNormGated {
   }
 
   template <Gate gate, class X>
-  static void rows(const GatedNormSpec& spec, Rows x, Rows z, Rows out, int64_t num_rows) {
+  static void rows(const NormSpec& spec, const NormRows& of, int64_t num_rows) {
     for_each_few_rows(num_rows, spec.group_size, [&](int64_t first, auto count) {
       for (int64_t start = 0; start < spec.size; start += spec.group_size)
-        few_groups<gate, X>(spec, start, x, z, out, first, count);
+        few_groups<gate, X>(spec, start, of, first, count);
     });
   }
 
-  static void rms_norm_gated(const GatedNormSpec& spec, Rows x, Rows z, Rows out, int64_t num_rows) {
+  static void rms_norm_gated(const NormSpec& spec, const NormRows& of, int64_t num_rows) {
     with_dtype(spec.dtype, [&](auto dtype) {
       using X = decltype(dtype);
-      if (z.data == nullptr) return rows<Gate::none, X>(spec, x, z, out, num_rows);
-      if (spec.norm_before_gate) return rows<Gate::after_norm, X>(spec, x, z, out, num_rows);
-      rows<Gate::before_norm, X>(spec, x, z, out, num_rows);
+      if (of.second.data == nullptr) return rows<Gate::none, X>(spec, of, num_rows);
+      if (spec.norm_before_gate) return rows<Gate::after_norm, X>(spec, of, num_rows);
+      rows<Gate::before_norm, X>(spec, of, num_rows);
     });
   }
 };

@@ -15,7 +15,7 @@ inline bool run(const RopeCall& call) {
   const int64_t work = (q.count + k.count) * spec.norm.size * kRopeWork;
   for_each_chunk(call.num_tokens, work, [&, kernel = chosen_kernels().qk_norm_rope](int64_t begin, int64_t end) {
     Angles of_thread = angles;
-    of_thread.scratch = static_cast<float*>(scratch(angles_elements(spec.rotary_dim) * sizeof(float)));
+    of_thread.scratch = scratch(angles_elements(spec.rotary_dim));
     kernel(spec, q, k, of_thread, begin, end);
   });
   count(kQkNormRope);

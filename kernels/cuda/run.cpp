@@ -12,11 +12,6 @@ namespace {
 
 constexpr uint64_t kAlignment = 16;  // bytes
 
-template <int Operands>
-bool takes(const TensorView& x, const RowSpace<Operands>& space) {
-  return x.on_cuda() && space.num_rows() <= kMaxRows && space.num_dims() <= 2;
-}
-
 uint64_t flag(bool on, Flag bit) { return static_cast<uint64_t>(on) << bit; }
 
 uint64_t parameter_flags(const Param& param, Dtype x_dtype, Flag bit) {
@@ -25,67 +20,75 @@ uint64_t parameter_flags(const Param& param, Dtype x_dtype, Flag bit) {
   return static_cast<uint64_t>(kind) << bit;
 }
 
-// Of the dtype and the rows. `parameters` are the addresses of weight and bias, ored together.
-template <int Operands>
-uint64_t row_flags(const RowSpace<Operands>& space, const TensorView* const (&tensors)[Operands], Dtype dtype,
-                   int64_t group_size, uint64_t parameters) {
-  uint64_t starts = parameters | static_cast<uint64_t>(group_size * element_bytes(dtype));
-  for (int k = 0; k < Operands; ++k) {
-    // Quantized rows, of one byte an element, start on as many elements as the others.
-    const bool quantized = tensors[k]->item_bytes() == 1;
-    const int64_t bytes = quantized ? element_bytes(dtype) : tensors[k]->item_bytes();
-    starts |= reinterpret_cast<uintptr_t>(tensors[k]->data) * (quantized ? bytes : 1);
-    // Of single rows too: a row of a batch must be read the same way alone.
-    for (int64_t d = 0; d + 1 < tensors[k]->num_dims; ++d) starts |= static_cast<uint64_t>(tensors[k]->strides[d] * bytes);
-  }
-  return static_cast<uint64_t>(dtype) << kXDtype | flag(space.num_dims() < 2, kFlat) |
-         flag(starts % kAlignment == 0, kAligned);
-}
-
-uint64_t norm_flags(const NormSpec& spec, bool has_residual) {
-  const bool weighted = spec.weight.data != nullptr;
-  const bool in_fp32 = weighted && (spec.weight.dtype != spec.dtype || spec.weight_offset != 0.0f);
-  return parameter_flags(spec.weight, spec.dtype, kWeight) | flag(has_residual, kSecond) | flag(in_fp32, kWeightInFp32) |
-         flag(spec.fp32_residual, kResidualInFp32);
-}
-
-uint64_t gated_flags(const GatedNormSpec& spec, bool has_gate) {
-  return flag(true, kGated) | parameter_flags(spec.weight, spec.dtype, kWeight) |
-         parameter_flags(spec.bias, spec.dtype, kBias) | flag(has_gate, kSecond) |
-         flag(has_gate && !spec.norm_before_gate, kGateFirst) | flag(has_gate && !spec.silu, kSigmoid);
-}
-
-uint64_t quant_flags(const QuantResult& result) {
-  return flag(true, kQuantized) | flag(result.format.int8, kInt8) | flag(result.has_normed, kNormed) |
-         static_cast<uint64_t>(result.format.scale_form) << kScaleForm;
+// Of the rows' dtype, and of what a plain norm does with its weight.
+uint64_t weight_flags(const NormSpec& spec) {
+  const bool in_fp32 = spec.weight.data != nullptr && (spec.weight.dtype != spec.dtype || spec.weight_offset != 0.0f);
+  return static_cast<uint64_t>(spec.dtype) << kXDtype | parameter_flags(spec.weight, spec.dtype, kWeight) |
+         flag(in_fp32, kWeightInFp32);
 }
 
 uint64_t address(const Param& param) { return reinterpret_cast<uintptr_t>(param.data); }
 
-template <int Operands>
-Rows rows_of(const TensorView& tensor, const RowSpace<Operands>& space, int operand) {
-  return {tensor.data, space.stride(1, operand), space.stride(0, operand)};
+// Every row and every group of it, weight and bias.
+bool starts_aligned(const NormCall& call) {
+  const NormSpec& spec = call.spec;
+  const int64_t bytes_of_x = element_bytes(spec.dtype);
+  uint64_t starts = address(spec.weight) | address(spec.bias) | static_cast<uint64_t>(spec.group_size * bytes_of_x);
+  for (const TensorView* tensor : {&call.x, &call.second, &call.normed, &call.result.q}) {
+    // Quantized rows, of one byte an element, start on as many elements as the others.
+    const bool quantized = tensor->item_bytes() == 1;
+    const int64_t bytes = quantized ? bytes_of_x : tensor->item_bytes();
+    starts |= reinterpret_cast<uintptr_t>(tensor->data) * (quantized ? bytes : 1);
+    // Of single rows too: a row of a batch must be read the same way alone.
+    for (int64_t d = 0; d + 1 < tensor->num_dims; ++d) starts |= static_cast<uint64_t>(tensor->strides[d] * bytes);
+  }
+  return starts % kAlignment == 0;
 }
 
-template <int Operands>
-void count_rows(const RowSpace<Operands>& space, Fields* fields) {
-  fields->num_rows = static_cast<int32_t>(space.num_rows());
-  fields->inner = static_cast<int32_t>(space.num_dims() < 2 ? space.num_rows() : space.size(0));
+uint64_t norm_flags(const NormCall& call) {
+  const NormSpec& spec = call.spec;
+  const QuantFormat& format = call.result.format;
+  uint64_t flags = weight_flags(spec) | flag(call.has_second, kSecond) | flag(call.space.num_dims() < 2, kFlat) |
+                   flag(starts_aligned(call), kAligned) | flag(spec.fp32_residual, kResidualInFp32);
+  if (call.is_gated)
+    flags = (flags & ~flag(true, kWeightInFp32)) | flag(true, kGated) | parameter_flags(spec.bias, spec.dtype, kBias) |
+            flag(call.has_second && !spec.norm_before_gate, kGateFirst) | flag(call.has_second && !spec.silu, kSigmoid);
+  if (call.is_quantized)
+    flags |= flag(true, kQuantized) | flag(format.int8, kInt8) | flag(call.has_normed, kNormed) |
+             static_cast<uint64_t>(format.scale_form) << kScaleForm;
+  return flags;
 }
 
-// A tensor that is absent is x to the kernels, and not read.
+Key key_of(const NormCall& call) {
+  const NormSpec& spec = call.spec;
+  return {norm_flags(call), call.is_gated && call.is_quantized ? spec.group_size : spec.size,
+          call.is_quantized ? call.result.columns_of_a_scale() : spec.group_size};
+}
+
+// A parameter that is absent is x to the kernels, and not read.
 pointer address_or(const Param& param, const TensorView& x) { return param.data != nullptr ? param.data : x.data; }
 
-void set_norm(const NormSpec& spec, const TensorView& x, Fields* fields) {
-  fields->weight_ptr = address_or(spec.weight, x);
+void set_norm(const NormCall& call, Fields* fields) {
+  const NormSpec& spec = call.spec;
+  const RowSpace<4>& space = call.space;
+  const auto rows = [&space](const TensorView& tensor, int operand) {
+    return Rows{tensor.data, space.stride(1, operand), space.stride(0, operand)};
+  };
+  fields->x = rows(call.x, 0);
+  fields->residual = fields->z = rows(call.second, 1);
+  fields->out = fields->normed = rows(call.normed, 2);
+  fields->q = rows(call.result.q, 3);
+  fields->total_ptr = call.second.data;
+  fields->weight_ptr = address_or(spec.weight, call.x);
+  fields->bias_ptr = address_or(spec.bias, call.x);
   fields->eps = static_cast<float>(spec.eps);
   fields->weight_offset = spec.weight_offset;
-}
-
-void set_gated(const GatedNormSpec& spec, const TensorView& x, Fields* fields) {
-  fields->weight_ptr = address_or(spec.weight, x);
-  fields->bias_ptr = address_or(spec.bias, x);
-  fields->eps = static_cast<float>(spec.eps);
+  fields->num_rows = static_cast<int32_t>(space.num_rows());
+  fields->inner = static_cast<int32_t>(space.num_dims() < 2 ? space.num_rows() : space.size(0));
+  if (!call.is_quantized) return;
+  fields->scales_ptr = call.result.scales.data;
+  fields->scales_row_stride = call.result.scales_row_stride;
+  fields->scales_group_stride = call.result.scales_group_stride;
 }
 
 // A stride counts where something is apart by it.
@@ -120,8 +123,7 @@ bool starts_aligned(const RopeCall& call) {
 uint64_t rope_flags(const RopeCall& call) {
   const RopeSpec& spec = call.spec;
   const RopeCall::Cache& cache = call.cache;
-  return flag(true, kRope) | static_cast<uint64_t>(spec.norm.dtype) << kXDtype | norm_flags(spec.norm, false) |
-         flag(!spec.is_neox, kInterleaved) | flag(spec.has_sections && spec.taking_turns, kTakingTurns) |
+  return flag(true, kRope) | weight_flags(spec.norm) | flag(!spec.is_neox, kInterleaved) | flag(spec.has_sections && spec.taking_turns, kTakingTurns) |
          flag(spec.table_dtype != spec.norm.dtype, kTableInFp32) |
          flag(call.positions.item_bytes() == 8, kLongPositions) | flag(call.is_cached, kCached) |
          (call.is_cached ? flag(cache.slots.item_bytes() == 8, kLongSlots) | flag(cache.keys.is_fp8(), kCacheInFp8) |
@@ -134,15 +136,6 @@ uint64_t rope_flags(const RopeCall& call) {
 int64_t pairs_of(const RopeSpec& spec) {
   const int64_t sections = spec.has_sections ? (spec.section[1] + 1) << 16 | (spec.section[2] + 1) << 32 : 0;
   return spec.rotary_dim / 2 | sections;
-}
-
-// The rows of `normed` and `q` are the third and the fourth of the space.
-void set_result(const QuantResult& result, const RowSpace<4>& space, Fields* fields) {
-  fields->normed = rows_of(result.normed, space, 2);
-  fields->q = rows_of(result.q, space, 3);
-  fields->scales_ptr = result.scales.data;
-  fields->scales_row_stride = result.scales_row_stride;
-  fields->scales_group_stride = result.scales_group_stride;
 }
 
 Rows rows_of(const RopeCall::Place& heads) { return {heads.data, heads.token_stride, heads.head_stride}; }
@@ -209,9 +202,9 @@ class Launch {
     return driver_ != nullptr && make_current() && driver_->current_stream(device_, &stream_) == AOTI_TORCH_SUCCESS;
   }
 
-  // size and group_size: of the key. rows: those of the plan.
-  bool find(uint64_t flags, int64_t size, int64_t group_size, int64_t rows) {
-    const Key key{flags | static_cast<uint64_t>(device_) << kDevice, size, group_size};
+  // rows: those of the plan.
+  bool find(Key key, int64_t rows) {
+    key.flags |= static_cast<uint64_t>(device_) << kDevice;
     return variants().find(key, rows, &variant_);
   }
 
@@ -255,23 +248,6 @@ class Launch {
   Variant variant_;
 };
 
-// Runs a call over rows where its kernel is compiled. groups: of a row. set(fields): beside the rows of x.
-template <int Operands, class Set>
-bool run_rows(Op op, const TensorView& x, const RowSpace<Operands>& space, const Key& key, int64_t groups, const Set& set) {
-  if (!takes(x, space)) return false;
-  if (const int64_t rows = space.num_rows(); rows > 0) {
-    Launch launch;
-    if (!launch.prepare(x) || !launch.find(key.flags, key.size, key.group_size, rows * groups)) return false;
-    Fields fields;
-    count_rows(space, &fields);
-    fields.x = rows_of(x, space, 0);
-    set(&fields);
-    launch(fields, launch.programs(rows), static_cast<uint32_t>(groups));
-  }
-  count(op);
-  return true;
-}
-
 }  // namespace
 
 Variants& variants() {
@@ -280,60 +256,17 @@ Variants& variants() {
 }
 
 bool run(const NormCall& call) {
-  const NormSpec& spec = call.spec;
-  const bool fused = call.op == kFusedAddRmsNorm;
-  const uint64_t flags =
-      row_flags<2>(call.space, {&call.x, &call.other}, spec.dtype, spec.size, address(spec.weight)) |
-      norm_flags(spec, fused);
-  return run_rows(call.op, call.x, call.space, {flags, spec.size, spec.size}, 1, [&](Fields* fields) {
-    const Rows x = fields->x, other = rows_of(call.other, call.space, 1);
-    set_norm(spec, call.x, fields);
-    fields->residual = fused ? other : x;
-    fields->out = fused ? x : other;
-    fields->total_ptr = fields->residual.ptr;
-  });
-}
-
-bool run(const GatedCall& call) {
-  const GatedNormSpec& spec = call.spec;
-  const uint64_t flags = row_flags<3>(call.space, {&call.x, &call.z, &call.out}, spec.dtype, spec.group_size,
-                                      address(spec.weight) | address(spec.bias)) |
-                         gated_flags(spec, call.has_gate);
-  const Key key{flags, spec.size, spec.group_size};
-  return run_rows(kRmsNormGated, call.x, call.space, key, spec.size / spec.group_size, [&](Fields* fields) {
-    set_gated(spec, call.x, fields);
-    fields->z = rows_of(call.z, call.space, 1);
-    fields->out = rows_of(call.out, call.space, 2);
-  });
-}
-
-bool run(const NormQuantCall& call) {
-  const NormSpec& spec = call.spec;
-  const QuantResult& result = call.result;
-  const uint64_t flags =
-      row_flags<4>(call.space, {&call.x, &call.residual, &result.normed, &result.q}, spec.dtype, spec.size,
-                   address(spec.weight)) |
-      norm_flags(spec, call.op == kFusedAddRmsNormQuant) | quant_flags(result);
-  const Key key{flags, spec.size, result.columns_of_a_scale()};
-  return run_rows(call.op, call.x, call.space, key, 1, [&](Fields* fields) {
-    set_norm(spec, call.x, fields);
-    fields->residual = rows_of(call.residual, call.space, 1);
-    set_result(result, call.space, fields);
-  });
-}
-
-bool run(const GatedQuantCall& call) {
-  const GatedNormSpec& spec = call.spec;
-  const QuantResult& result = call.result;
-  const uint64_t flags = row_flags<4>(call.space, {&call.x, &call.z, &result.normed, &result.q}, spec.dtype,
-                                      spec.group_size, address(spec.weight) | address(spec.bias)) |
-                         gated_flags(spec, call.has_gate) | quant_flags(result);
-  const Key key{flags, spec.group_size, result.columns_of_a_scale()};
-  return run_rows(kRmsNormGatedQuant, call.x, call.space, key, spec.size / spec.group_size, [&](Fields* fields) {
-    set_gated(spec, call.x, fields);
-    fields->z = rows_of(call.z, call.space, 1);
-    set_result(result, call.space, fields);
-  });
+  const int64_t rows = call.space.num_rows(), groups = call.spec.size / call.spec.group_size;
+  if (!call.x.on_cuda() || rows > kMaxRows || call.space.num_dims() > 2) return false;
+  if (rows > 0) {
+    Launch launch;
+    if (!launch.prepare(call.x) || !launch.find(key_of(call), rows * groups)) return false;
+    Fields fields;
+    set_norm(call, &fields);
+    launch(fields, launch.programs(rows), static_cast<uint32_t>(groups));
+  }
+  count(call.op);
+  return true;
 }
 
 bool run(const RopeCall& call) {
@@ -342,7 +275,7 @@ bool run(const RopeCall& call) {
   const int64_t heads = call.num_q_heads + call.num_kv_heads;
   Launch launch;
   if (!launch.prepare(call.x) ||
-      !launch.find(rope_flags(call), call.spec.norm.size, pairs_of(call.spec), call.num_tokens * heads))
+      !launch.find({rope_flags(call), call.spec.norm.size, pairs_of(call.spec)}, call.num_tokens * heads))
     return false;
 
   Fields fields;

@@ -2,16 +2,12 @@
 // yet: then Python (serving_ops/cuda.py) compiles, launches and adds it, or finds that no kernel takes the call.
 #pragma once
 
-#include "../operators/quant_calls.h"
 #include "../operators/rope_call.h"
 #include "variants.h"
 
 namespace serving_ops::cuda {
 
 bool run(const NormCall& call);
-bool run(const GatedCall& call);
-bool run(const NormQuantCall& call);
-bool run(const GatedQuantCall& call);
 bool run(const RopeCall& call);
 
 // Of this process.

@@ -47,8 +47,11 @@ class Arguments {
   AtenTensorHandle tensor(int i) const { return unboxed<AtenTensorHandle>(stack_[i]); }
   // Null for None.
   AtenTensorHandle optional_tensor(int i) const { return stack_[i] == 0 ? nullptr : unboxed<AtenTensorHandle>(*inner(i)); }
-  // A Tensor, or a Tensor?.
-  AtenTensorHandle any_tensor(int i) const { return kinds_[i] == 'o' ? optional_tensor(i) : tensor(i); }
+  // A Tensor, or a Tensor?; null for one that the operator lacks, whose place is below 0.
+  AtenTensorHandle any_tensor(int i) const {
+    if (i < 0) return nullptr;
+    return kinds_[i] == 'o' ? optional_tensor(i) : tensor(i);
+  }
   int64_t optional_int(int i, int64_t otherwise) const {
     return stack_[i] == 0 ? otherwise : unboxed<int64_t>(*inner(i));
   }

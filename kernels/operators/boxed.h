@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <array>
 
-#include "quant_calls.h"
+#include "calls.h"
 
 namespace serving_ops {
 
@@ -18,27 +18,28 @@ std::array<NewTensor, sizeof...(kLike)> new_like(const Arguments& arguments) {
   return {like(kLike)...};
 }
 
-// Quantized rows like x, which is argument 0, and their scales. kFormat: the format's place. Of a call that is wrong
-// they have no elements.
-template <int kFormat>
+// Quantized rows like x, and their scales. Of a call that is wrong they have no elements.
+template <class Op>
 std::array<NewTensor, 2> new_quantized(const Arguments& arguments) {
-  const TensorView x(arguments.tensor(0));
+  constexpr Places at(Op::kNames);
+  const TensorView x(arguments.tensor(at.x));
   QuantFormat format;
-  if (!read_format(arguments.text(kFormat), &format) || x.num_dims == 0 || x.num_dims > NewTensor::kMaxDims)
+  if (!read_format(arguments.text(at.fmt), &format) || x.num_dims == 0 ||
+      x.num_dims > NewTensor::kMaxDims)
     return {NewTensor::without_elements(x.handle), NewTensor::without_elements(x.handle)};
   const ScalesLayout scales(format, x);
   return {NewTensor::empty_like(x.handle, dtype_of(format)),
           NewTensor::empty(x.handle, scales.num_dims, scales.sizes, scales.strides, scales.dtype)};
 }
 
-// An operator on one device: how its arguments are read into a Call, and what runs it. Op: kKinds, kFallback, and where
-// it makes its results, results(arguments).
-template <class Op, class Call, Refusal (Call::*read)(const Arguments&), bool (*run)(const Call&)>
+// An operator on one device: what its arguments are read into, and what runs that. Op: kKinds, kNames, kFallback,
+// and where it makes its results, results(arguments).
+template <class Op, class Call, bool (*run)(const Call&)>
 struct Operator {
   // Runs the kernels, or, where they do not take the call, the fallback.
   static void call(Arguments& arguments) {
     Call call;
-    if ((call.*read)(arguments) || !run(call)) arguments.hand_over(Op::kFallback);
+    if (call.template read<Op>(arguments) || !run(call)) arguments.hand_over(Op::kFallback);
   }
 
   // The operator that writes into its arguments.
@@ -68,7 +69,7 @@ struct Operator {
     {
       Arguments arguments(stack, Op::kKinds);
       Call call;
-      why = (call.*read)(arguments).text();
+      why = call.template read<Op>(arguments).text();
     }
     stack[0] = boxed_text(why);
   }

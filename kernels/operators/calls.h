@@ -1,12 +1,11 @@
-// A call that the kernels take: its tensors, its numbers and its rows. Reading one is the eligibility test of every
-// device. What it refuses goes to the Python fallback, and nothing has been written.
+// A call of a norm that the kernels take: its tensors, its numbers and its rows. Reading one is the eligibility test of
+// every device. What it refuses goes to the Python fallback, and nothing has been written.
 #pragma once
 
 #include <cmath>
 #include <limits>
 
-#include "row_space.h"
-#include "tensor_view.h"
+#include "quant_result.h"
 
 namespace serving_ops {
 
@@ -19,126 +18,196 @@ enum Op {
   kNumOps
 };
 
-// The tests of memory are cheap, and so may refuse a layout whose elements lie apart.
-constexpr char kMayBeWritten[] = " may share memory with a tensor that is written";
-constexpr char kMayOverlapItself[] = " is written, and two of its elements may share memory";
-constexpr double kMaxFloat = std::numeric_limits<float>::max();
-constexpr Refusal kTooManyDims{"", "leading dimensions that merge into more than 6"};
-static_assert(RowSpace<1>::kMaxDims == 6);
+// Where an operator has its arguments, whose names have a space between two; -1 for one that it lacks.
+struct Places {
+  int x, second, weight, bias, eps, weight_offset, norm_before_gate, activation, group_size;
+  int fmt, scale_ub, scale, normed, out, scales_out;
+  bool adds, is_gated;  // `second` is a residual; a gate
 
-// eps is at least 0, and both are finite in fp32. NaN is neither.
-inline Refusal read_eps(double given, double* eps) {
-  *eps = given;
-  return given >= 0 && given <= kMaxFloat ? Refusal{} : Refusal{"eps", " is negative or not finite"};
-}
-inline Refusal read_numbers(double eps, double weight_offset, NormSpec* spec) {
-  spec->weight_offset = static_cast<float>(weight_offset);
-  if (!(std::abs(weight_offset) <= kMaxFloat)) return {"weight_offset", " is not finite"};
-  return read_eps(eps, &spec->eps);
-}
-
-// Like x, or fp32 beside half precision.
-inline Refusal read_residual(const TensorView& residual, const TensorView& x, NormSpec* spec) {
-  static const int32_t float32 = aoti_torch_dtype_float32();
-  spec->fp32_residual = residual.dtype != x.dtype;
-  return residual.read_rows_of("residual", x, spec->fp32_residual ? float32 : x.dtype);
-}
-
-struct NormCall {
-  Op op;
-  NormSpec spec{};
-  TensorView x;
-  TensorView other;  // fused_add_rms_norm: the residual; rms_norm: where the result goes
-  RowSpace<2> space;  // of x and other
-
-  // fused_add_rms_norm(x, residual, weight, eps, weight_offset)
-  Refusal read_fused_add(const Arguments& arguments) {
-    op = kFusedAddRmsNorm;
-    if (const Refusal refusal = read_numbers(arguments.number(3), arguments.number(4), &spec)) return refusal;
-    if (const Refusal refusal = read_x(arguments.tensor(0), arguments.tensor(1))) return refusal;
-    if (const Refusal refusal = read_residual(other, x, &spec)) return refusal;
-    if (!other.is_writable()) return {"residual", kMayOverlapItself};
-    if (!x.is_writable()) return {"x", kMayOverlapItself};
-    if (x.overlaps(other)) return {"residual", kMayBeWritten};
-    return read_weight(arguments.optional_tensor(2));
+  constexpr explicit Places(std::string_view names)
+      : x(find(names, "x")), second(-1), weight(find(names, "weight")), bias(find(names, "bias")),
+        eps(find(names, "eps")), weight_offset(find(names, "weight_offset")),
+        norm_before_gate(find(names, "norm_before_gate")), activation(find(names, "activation")),
+        group_size(find(names, "group_size")), fmt(find(names, "fmt")), scale_ub(find(names, "scale_ub")),
+        scale(find(names, "scale")), normed(find(names, "normed")), out(find(names, "out")),
+        scales_out(find(names, "scales_out")), adds(find(names, "residual") >= 0), is_gated(find(names, "z") >= 0) {
+    for (const char* name : {"residual", "z", "ds_more"})
+      if (find(names, name) >= 0) second = find(names, name);
   }
 
-  // rms_norm(x, weight, eps, weight_offset, out)
-  Refusal read_rms_norm(const Arguments& arguments) {
-    op = kRmsNorm;
-    if (const Refusal refusal = read_numbers(arguments.number(2), arguments.number(3), &spec)) return refusal;
-    if (const Refusal refusal = read_x(arguments.tensor(0), arguments.tensor(4))) return refusal;
-    if (const Refusal refusal = other.read_rows_like("out", x)) return refusal;
-    if (!other.is_writable()) return {"out", kMayOverlapItself};
-    if (other.overlaps(x) && !other.is_same_view(x)) return {"x", kMayBeWritten};
-    return read_weight(arguments.optional_tensor(1));
-  }
-
- private:
-  Refusal read_x(AtenTensorHandle rows, AtenTensorHandle others) {
-    x = TensorView(rows);
-    other = TensorView(others);
-    if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
-    spec.size = x.row_size();
-    return {};
-  }
-  Refusal read_weight(AtenTensorHandle tensor) {
-    if (tensor != nullptr) {
-      const TensorView weight(tensor);
-      if (const Refusal refusal = weight.read_param("weight", x, spec.dtype, &spec.weight)) return refusal;
-      if (weight.overlaps(other) || (op == kFusedAddRmsNorm && weight.overlaps(x))) return {"weight", kMayBeWritten};
+  static constexpr int find(std::string_view names, std::string_view name) {
+    for (int place = 0; !names.empty(); ++place) {
+      const std::string_view next = names.substr(0, names.find(' '));
+      if (next == name) return place;
+      names.remove_prefix(std::min(names.size(), next.size() + 1));
     }
-    return space.build(x.num_dims - 1, x.sizes, {x.strides, other.strides}) ? Refusal{} : kTooManyDims;
+    return -1;
   }
 };
 
-struct GatedCall {
-  GatedNormSpec spec{};
-  TensorView x, z, out;  // z is x where there is no gate
-  bool has_gate;
-  RowSpace<3> space;  // of x, z and out
+// eps is at least 0, and both are finite in fp32. NaN is neither.
+inline Refusal read_numbers(double eps, double weight_offset, NormSpec* spec) {
+  constexpr double kMaxFloat = std::numeric_limits<float>::max();
+  spec->eps = eps;
+  spec->weight_offset = static_cast<float>(weight_offset);
+  if (!(std::abs(weight_offset) <= kMaxFloat)) return {"weight_offset", " is not finite"};
+  return eps >= 0 && eps <= kMaxFloat ? Refusal{} : Refusal{"eps", " is negative or not finite"};
+}
 
-  // rms_norm_gated(x, z, weight, eps, bias, norm_before_gate, activation, group_size, out)
-  Refusal read(const Arguments& arguments) {
-    x = TensorView(arguments.tensor(0));
-    out = TensorView(arguments.tensor(8));
+// What calls of norms and of their gradients have.
+struct CallOfNorm {
+  NormSpec spec{};
+  TensorView x;
+  TensorView second;  // what is added, or the gate; x where `has_second` is false
+  bool has_second;
+
+ protected:
+  TensorView weight, bias;  // where spec has them
+
+  template <class Op>
+  Refusal read_spec(const Arguments& arguments) {
+    constexpr Places at(Op::kNames);
+    x = TensorView(arguments.tensor(at.x));
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
-    if (const Refusal refusal = out.read_rows_like("out", x)) return refusal;
-    if (const Refusal refusal = read_options(arguments, 3, 5, x.row_size(), &spec)) return refusal;
-    if (!out.is_writable()) return {"out", kMayOverlapItself};
-    if (out.overlaps(x) && !out.is_same_view(x)) return {"x", kMayBeWritten};
-    if (const Refusal refusal = read_gate(arguments.optional_tensor(1))) return refusal;
-    if (const Refusal refusal = read_param("weight", arguments.optional_tensor(2), &spec.weight)) return refusal;
-    if (const Refusal refusal = read_param("bias", arguments.optional_tensor(4), &spec.bias)) return refusal;
-    return space.build(x.num_dims - 1, x.sizes, {x.strides, z.strides, out.strides}) ? Refusal{} : kTooManyDims;
-  }
-
-  // eps, and norm_before_gate, activation and group_size from argument `first` on.
-  static Refusal read_options(const Arguments& arguments, int eps, int first, int64_t size, GatedNormSpec* spec) {
-    spec->size = size;
-    if (const Refusal refusal = read_eps(arguments.number(eps), &spec->eps)) return refusal;
-    spec->norm_before_gate = arguments.boolean(first);
-    const std::string_view activation = arguments.text(first + 1);
-    spec->silu = activation == "silu" || activation == "swish";
-    if (!spec->silu && activation != "sigmoid") return {"activation", " is not known"};
-    spec->group_size = arguments.optional_int(first + 2, size);
-    if (spec->group_size <= 0 || size % spec->group_size != 0) return {"group_size", " does not divide N"};
-    return {};
+    spec.size = spec.group_size = x.row_size();
+    const double weight_offset = at.weight_offset < 0 ? 0.0 : arguments.number(at.weight_offset);
+    if (const Refusal refusal = read_numbers(arguments.number(at.eps), weight_offset, &spec)) return refusal;
+    if constexpr (at.is_gated) {
+      spec.norm_before_gate = arguments.boolean(at.norm_before_gate);
+      const std::string_view activation = arguments.text(at.activation);
+      spec.silu = activation == "silu" || activation == "swish";
+      if (!spec.silu && activation != "sigmoid") return {"activation", " is not known"};
+      spec.group_size = arguments.optional_int(at.group_size, spec.size);
+      if (spec.group_size <= 0 || spec.size % spec.group_size != 0) return {"group_size", " does not divide N"};
+    }
+    const AtenTensorHandle given = arguments.any_tensor(at.second);
+    has_second = given != nullptr;
+    second = has_second ? TensorView(given) : x;
+    // Like x, or a residual in fp32 beside half precision.
+    static const int32_t float32 = aoti_torch_dtype_float32();
+    spec.fp32_residual = at.adds && second.dtype != x.dtype;
+    if (const Refusal refusal =
+            second.read_rows_like(at.is_gated ? "z" : "residual", x, spec.fp32_residual ? float32 : x.dtype))
+      return refusal;
+    if (const Refusal refusal = read_param("weight", arguments.any_tensor(at.weight), &weight, &spec.weight))
+      return refusal;
+    return read_param("bias", arguments.any_tensor(at.bias), &bias, &spec.bias);
   }
 
  private:
-  Refusal read_gate(AtenTensorHandle tensor) {
-    has_gate = tensor != nullptr;
-    z = has_gate ? TensorView(tensor) : x;
-    if (!has_gate) return {};
-    if (const Refusal refusal = z.read_rows_like("z", x)) return refusal;
-    return z.overlaps(out) && !out.is_same_view(z) ? Refusal{"z", kMayBeWritten} : Refusal{};
-  }
-  Refusal read_param(const char* name, AtenTensorHandle tensor, Param* param) {
+  Refusal read_param(const char* name, AtenTensorHandle tensor, TensorView* view, Param* param) const {
     if (tensor == nullptr) return {};
-    const TensorView view(tensor);
-    if (const Refusal refusal = view.read_param(name, x, spec.dtype, param)) return refusal;
-    return view.overlaps(out) ? Refusal{name, kMayBeWritten} : Refusal{};
+    *view = TensorView(tensor);
+    return view->read_vector(name, spec.size, x, spec.dtype, param);
+  }
+};
+
+static_assert(RowSpace<1>::kMaxDims == 6, "kTooManyDims says so");
+
+struct NormCall : CallOfNorm {
+  Op op;
+  TensorView normed;  // where the rows go, in x's dtype; x where `has_normed` is false
+  bool has_normed;
+  bool is_gated, is_quantized;
+  QuantResult result;  // where `is_quantized`; otherwise result.q is x
+  RowSpace<4> space;   // of x, second, normed and result.q
+
+  template <class Op>
+  Refusal read(const Arguments& arguments) {
+    constexpr Places at(Op::kNames);
+    constexpr bool quantized = at.scales_out >= 0;
+    if (const Refusal refusal = read_spec<Op>(arguments)) return refusal;
+    is_gated = at.is_gated;
+    is_quantized = quantized;
+    if constexpr (at.is_gated) op = quantized ? kRmsNormGatedQuant : kRmsNormGated;
+    else if (has_second) op = quantized ? kFusedAddRmsNormQuant : kFusedAddRmsNorm;
+    else op = quantized ? kRmsNormQuant : kRmsNorm;
+    const AtenTensorHandle given = arguments.any_tensor(quantized ? at.normed : at.out);
+    has_normed = given != nullptr;
+    normed = has_normed ? TensorView(given) : x;
+    Memory memory;
+    memory.add("x", x, op == kFusedAddRmsNorm ? Memory::kWritten : Memory::kMayBecomeNormed);
+    if (has_second)
+      memory.add(is_gated ? "z" : "residual", second, is_gated ? Memory::kMayBecomeNormed : Memory::kWritten);
+    if (spec.weight.data != nullptr) memory.add("weight", weight, Memory::kRead);
+    if (spec.bias.data != nullptr) memory.add("bias", bias, Memory::kRead);
+    if (has_normed) {
+      const char* name = quantized ? "normed" : "out";
+      if (const Refusal refusal = normed.read_rows_like(name, x, x.dtype)) return refusal;
+      memory.add(name, normed, Memory::kNormed);
+    }
+    result.q = x;
+    if constexpr (quantized) {
+      if (const Refusal refusal = read_result<Op>(arguments, &memory)) return refusal;
+    }
+    if (const Refusal refusal = memory.why_not()) return refusal;
+    const bool few =
+        space.build(x.num_dims - 1, x.sizes, {x.strides, second.strides, normed.strides, result.q.strides});
+    return few ? Refusal{} : kTooManyDims;
+  }
+
+ private:
+  template <class Op>
+  Refusal read_result(const Arguments& arguments, Memory* memory) {
+    constexpr Places at(Op::kNames);
+    if (!read_format<Op>(arguments)) return {"fmt", " is not known"};
+    if (arguments.any_tensor(at.scale_ub) != nullptr) return {"scale_ub", " is not None"};
+    if constexpr (at.is_gated) {
+      if (const Refusal refusal = why_not_groups()) return refusal;
+    }
+    return result.read(arguments.any_tensor(at.scale), arguments.tensor(at.out), arguments.tensor(at.scales_out), x,
+                       memory);
+  }
+  // vLLM's operators have no format: it follows from their results, and `group_size` says whether scales have groups.
+  template <class Op>
+  bool read_format(const Arguments& arguments) {
+    constexpr Places at(Op::kNames);
+    if constexpr (at.fmt >= 0) return serving_ops::read_format(arguments.text(at.fmt), &result.format);
+    const bool int8 = TensorView(arguments.tensor(at.out)).dtype == aoti_torch_dtype_int8();
+    result.format = {int8, QuantFormat::kToken, 0, ScaleForm::fp32, QuantFormat::kRowMajor};
+    if constexpr (at.group_size >= 0) {
+      result.format.granularity = QuantFormat::kGroup;
+      result.format.group_size = arguments.integer(at.group_size);
+      return result.format.group_size == 64 || result.format.group_size == 128;
+    }
+    return true;
+  }
+  // A program, which has one gated group of a row, must be able to write its scales: `why_not_scales` in
+  // serving_ops/cuda.py, of what a variant does not tell apart.
+  Refusal why_not_groups() const {
+    const QuantFormat& format = result.format;
+    const int64_t groups = spec.size / spec.group_size, scales = spec.group_size / format.group_size;
+    if (groups > kMaxGroups) return {"norm_group_size", " makes more groups than a CUDA grid holds"};
+    if (groups > 1 && (format.granularity == QuantFormat::kToken ||
+                       (format.granularity == QuantFormat::kGroup && format.scale_form == ScaleForm::ue8m0 && scales % 4 != 0)))
+      return {"fmt", " has scales that several gated groups share"};
+    return {};
+  }
+};
+
+// A call of the gradients. The results are new tensors of this library's making, so only what is read can be refused;
+// what is read may overlap.
+struct BackwardCall : CallOfNorm {
+  TensorView dout, dx, dsecond;  // the last is dx where there is no gate
+  bool is_gated;
+  TensorView dweight, dbias;  // of the dtypes of spec.weight and spec.bias, where those are
+  RowSpace<5> space;          // of dout, x, second, dx and dsecond
+
+  template <class Op>
+  Refusal read(const Arguments& arguments) {
+    constexpr Places at(Op::kNames);
+    constexpr int dx_at = Places::find(Op::kNames, "dx");
+    if (const Refusal refusal = read_spec<Op>(arguments)) return refusal;
+    is_gated = at.is_gated;
+    dout = TensorView(arguments.tensor(0));
+    if (const Refusal refusal = dout.read_rows_like("dout", x, x.dtype)) return refusal;
+    dsecond = dx = TensorView(arguments.tensor(dx_at));
+    if (is_gated && has_second) dsecond = TensorView(arguments.tensor(dx_at + 1));
+    dweight = TensorView(arguments.tensor(dx_at + (is_gated ? 2 : 1)));
+    if (is_gated) dbias = TensorView(arguments.tensor(dx_at + 3));
+    const bool few = space.build(x.num_dims - 1, x.sizes,
+                                 {dout.strides, x.strides, second.strides, dx.strides, dsecond.strides});
+    return few ? Refusal{} : kTooManyDims;
   }
 };
 

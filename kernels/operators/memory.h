@@ -1,11 +1,12 @@
 // Which tensors of a call may share memory.
 #pragma once
 
-#include "calls.h"
+#include "tensor_view.h"
 
 namespace serving_ops {
 
-// The tensors of a call, of which some are written: those share memory with no other.
+// The tensors of a call, of which some are written: those share memory with no other. The tests are cheap, and so may
+// refuse a layout whose elements lie apart.
 class Memory {
  public:
   enum Use : uint8_t { kRead, kMayBecomeNormed, kWritten, kNormed };
@@ -15,9 +16,10 @@ class Memory {
   Refusal why_not() const {
     for (int i = 0; i < count_; ++i) {
       const Used& a = used_[i];
-      if (a.is_written() && !a.tensor->is_writable()) return {a.name, kMayOverlapItself};
+      if (a.is_written() && !a.tensor->is_writable())
+        return {a.name, " is written, and two of its elements may share memory"};
       for (int j = 0; j < i; ++j)
-        if (a.shares_memory(used_[j])) return {used_[j].name, kMayBeWritten};
+        if (a.shares_memory(used_[j])) return {used_[j].name, " may share memory with a tensor that is written"};
     }
     return {};
   }

@@ -1,6 +1,6 @@
-// The operators that register.cpp registers, by the names in contract.def: the kinds of their arguments (arguments.h),
-// the Python fallback that takes what C++ does not, and on each device, how a call is read and what runs it. Python
-// defines the schemas.
+// The operators that register.cpp registers, by the names in contract.def: the kinds of their arguments (arguments.h)
+// and their names (`Places` in calls.h), the Python fallback that takes what C++ does not, and on each device, what runs
+// a call. Python defines the schemas.
 #pragma once
 
 #include "../cpu/backward/run_backward.h"
@@ -10,11 +10,17 @@
 
 namespace serving_ops {
 
+template <class Op, class Call = NormCall>
+using OnCpu = Operator<Op, Call, &cpu::run>;
+template <class Op, class Call = NormCall>
+using OnCuda = Operator<Op, Call, &cuda::run>;
+
 struct FusedAdd {
-  static constexpr char kKinds[] = "tto..", kFallback[] = "serving_ops::_fused_add_rms_norm_fallback";
+  static constexpr char kKinds[] = "tto..", kNames[] = "x residual weight eps weight_offset";
+  static constexpr char kFallback[] = "serving_ops::_fused_add_rms_norm_fallback";
 };
-using FusedAddCpu = Operator<FusedAdd, NormCall, &NormCall::read_fused_add, &cpu::run>;
-using FusedAddCuda = Operator<FusedAdd, NormCall, &NormCall::read_fused_add, &cuda::run>;
+using FusedAddCpu = OnCpu<FusedAdd>;
+using FusedAddCuda = OnCuda<FusedAdd>;
 
 // add_rms_norm: (x, residual, weight, eps, weight_offset) -> (out, total), the same on copies.
 inline void add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
@@ -30,78 +36,91 @@ inline void add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 struct RmsNorm {
-  static constexpr char kKinds[] = "to..T", kFallback[] = "serving_ops::_rms_norm_fallback";
+  static constexpr char kKinds[] = "to..T", kNames[] = "x weight eps weight_offset out";
+  static constexpr char kFallback[] = "serving_ops::_rms_norm_fallback";
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
-using RmsNormCpu = Operator<RmsNorm, NormCall, &NormCall::read_rms_norm, &cpu::run>;
-using RmsNormCuda = Operator<RmsNorm, NormCall, &NormCall::read_rms_norm, &cuda::run>;
+using RmsNormCpu = OnCpu<RmsNorm>;
+using RmsNormCuda = OnCuda<RmsNorm>;
 
 struct Gated {
-  static constexpr char kKinds[] = "too.o.siT", kFallback[] = "serving_ops::_rms_norm_gated_fallback";
+  static constexpr char kKinds[] = "too.o.siT";
+  static constexpr char kNames[] = "x z weight eps bias norm_before_gate activation group_size out";
+  static constexpr char kFallback[] = "serving_ops::_rms_norm_gated_fallback";
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
-using GatedCpu = Operator<Gated, GatedCall, &GatedCall::read, &cpu::run>;
-using GatedCuda = Operator<Gated, GatedCall, &GatedCall::read, &cuda::run>;
+using GatedCpu = OnCpu<Gated>;
+using GatedCuda = OnCuda<Gated>;
 
 struct NormQuant {
-  static constexpr char kKinds[] = "to.sTTo.o", kFallback[] = "serving_ops::_rms_norm_quant_fallback";
-  static auto results(const Arguments& arguments) { return new_quantized<3>(arguments); }
+  static constexpr char kKinds[] = "to.sTTo.o";
+  static constexpr char kNames[] = "x weight eps fmt out scales_out scale weight_offset normed";
+  static constexpr char kFallback[] = "serving_ops::_rms_norm_quant_fallback";
+  static auto results(const Arguments& arguments) { return new_quantized<NormQuant>(arguments); }
 };
-using NormQuantCpu = Operator<NormQuant, cpu::Int8Call, &cpu::Int8Call::read_rms_norm, &cpu::run>;
-using NormQuantCuda = Operator<NormQuant, NormQuantCall, &NormQuantCall::read_rms_norm, &cuda::run>;
+using NormQuantCpu = OnCpu<NormQuant, cpu::Int8Call>;
+using NormQuantCuda = OnCuda<NormQuant>;
 
 struct FusedAddQuant {
-  static constexpr char kKinds[] = "tto.sTTo.o", kFallback[] = "serving_ops::_fused_add_rms_norm_quant_fallback";
-  static auto results(const Arguments& arguments) { return new_quantized<4>(arguments); }
+  static constexpr char kKinds[] = "tto.sTTo.o";
+  static constexpr char kNames[] = "x residual weight eps fmt out scales_out scale weight_offset normed";
+  static constexpr char kFallback[] = "serving_ops::_fused_add_rms_norm_quant_fallback";
+  static auto results(const Arguments& arguments) { return new_quantized<FusedAddQuant>(arguments); }
 };
-using FusedAddQuantCpu = Operator<FusedAddQuant, cpu::Int8Call, &cpu::Int8Call::read_fused_add, &cpu::run>;
-using FusedAddQuantCuda = Operator<FusedAddQuant, NormQuantCall, &NormQuantCall::read_fused_add, &cuda::run>;
+using FusedAddQuantCpu = OnCpu<FusedAddQuant, cpu::Int8Call>;
+using FusedAddQuantCuda = OnCuda<FusedAddQuant>;
 
 struct GatedQuant {
-  static constexpr char kKinds[] = "too.sTToo.sio", kFallback[] = "serving_ops::_rms_norm_gated_quant_fallback";
-  static auto results(const Arguments& arguments) { return new_quantized<4>(arguments); }
+  static constexpr char kKinds[] = "too.sTToo.sio";
+  static constexpr char kNames[] =
+      "x z weight eps fmt out scales_out scale bias norm_before_gate activation group_size normed";
+  static constexpr char kFallback[] = "serving_ops::_rms_norm_gated_quant_fallback";
+  static auto results(const Arguments& arguments) { return new_quantized<GatedQuant>(arguments); }
 };
-using GatedQuantCuda = Operator<GatedQuant, GatedQuantCall, &GatedQuantCall::read, &cuda::run>;
+using GatedQuantCuda = OnCuda<GatedQuant>;
 
-// With the schemas of vLLM's _C operators: (result, input, weight, scale, epsilon, scale_ub, residual), and the same
-// with group_size, is_scale_transposed.
+// With the schemas of vLLM's _C operators, whose is_scale_transposed the strides of the scales say too.
 struct TokenQuant {
-  static constexpr char kKinds[] = "tttt.oo";
+  static constexpr char kKinds[] = "tttt.oo", kNames[] = "out x weight scales_out eps scale_ub residual";
   static constexpr char kFallback[] = "serving_ops::_vllm_rms_norm_dynamic_per_token_quant_fallback";
 };
-using TokenQuantCuda = Operator<TokenQuant, NormQuantCall, &NormQuantCall::read_token_quant, &cuda::run>;
+using TokenQuantCuda = OnCuda<TokenQuant>;
 
 struct BlockQuant {
-  static constexpr char kKinds[] = "tttt.oo..", kFallback[] = "serving_ops::_vllm_rms_norm_per_block_quant_fallback";
+  static constexpr char kKinds[] = "tttt.oo..", kNames[] = "out x weight scales_out eps scale_ub residual group_size";
+  static constexpr char kFallback[] = "serving_ops::_vllm_rms_norm_per_block_quant_fallback";
 };
-using BlockQuantCuda = Operator<BlockQuant, NormQuantCall, &NormQuantCall::read_block_quant, &cuda::run>;
+using BlockQuantCuda = OnCuda<BlockQuant>;
 
 struct Rope {
-  static constexpr auto& kKinds = RopeCall::kKinds;
-  static constexpr char kFallback[] = "serving_ops::_qk_norm_rope_fallback";
+  static constexpr char kKinds[] = "tttoo.....i.l.ooooooo", kFallback[] = "serving_ops::_qk_norm_rope_fallback";
+  static constexpr bool kIsShort = false;
 };
-using RopeCpu = Operator<Rope, RopeCall, &RopeCall::read, &cpu::run>;
-using RopeCuda = Operator<Rope, RopeCall, &RopeCall::read, &cuda::run>;
+using RopeCpu = OnCpu<Rope, RopeCall>;
+using RopeCuda = OnCuda<Rope, RopeCall>;
 
 // The same with few arguments, for vLLM's layers: integrations/vllm/qk_norm_rope_layer.py defines it.
 struct ShortRope {
-  static constexpr auto& kKinds = RopeCall::kShortKinds;
-  static constexpr char kFallback[] = "serving_ops::_vllm_qk_norm_rope_fallback";
+  static constexpr char kKinds[] = "ttttts", kFallback[] = "serving_ops::_vllm_qk_norm_rope_fallback";
+  static constexpr bool kIsShort = true;
 };
-using ShortRopeCpu = Operator<ShortRope, RopeCall, &RopeCall::read_short, &cpu::run>;
-using ShortRopeCuda = Operator<ShortRope, RopeCall, &RopeCall::read_short, &cuda::run>;
+using ShortRopeCpu = OnCpu<ShortRope, RopeCall>;
+using ShortRopeCuda = OnCuda<ShortRope, RopeCall>;
 
-// Gradients of s and weight; of x, z, weight and bias.
+// The gradients.
 struct NormBackward {
-  static constexpr char kKinds[] = "tto..oTT", kFallback[] = "serving_ops::_rms_norm_backward_fallback";
+  static constexpr char kKinds[] = "tto..oTT", kNames[] = "dout x weight eps weight_offset ds_more dx dweight";
+  static constexpr char kFallback[] = "serving_ops::_rms_norm_backward_fallback";
   static auto results(const Arguments& arguments) { return new_like<1, 2>(arguments); }
 };
-using NormBackwardCpu = Operator<NormBackward, NormBackwardCall, &NormBackwardCall::read, &cpu::run>;
+using NormBackwardCpu = OnCpu<NormBackward, BackwardCall>;
 
 struct GatedBackward {
-  static constexpr char kKinds[] = "ttoo.o.siTTTT", kFallback[] = "serving_ops::_rms_norm_gated_backward_fallback";
+  static constexpr char kKinds[] = "ttoo.o.siTTTT";
+  static constexpr char kNames[] = "dout x z weight eps bias norm_before_gate activation group_size dx dz dweight dbias";
+  static constexpr char kFallback[] = "serving_ops::_rms_norm_gated_backward_fallback";
   static auto results(const Arguments& arguments) { return new_like<1, 2, 3, 5>(arguments); }
 };
-using GatedBackwardCpu = Operator<GatedBackward, GatedBackwardCall, &GatedBackwardCall::read, &cpu::run>;
+using GatedBackwardCpu = OnCpu<GatedBackward, BackwardCall>;
 
 }  // namespace serving_ops

@@ -4,7 +4,7 @@
 #include <charconv>
 #include <cmath>
 
-#include "memory.h"
+#include "calls.h"
 
 namespace serving_ops {
 
@@ -30,11 +30,16 @@ struct RopeCall {
   bool is_cached;
   Cache cache;
 
+  template <class Op>
+  Refusal read(const Arguments& arguments) {
+    return Op::kIsShort ? read_short(arguments) : read_all(arguments);
+  }
+
+ private:
   // qk_norm_rope(qkv, positions, cos_sin_cache, q_weight, k_weight, num_q_heads, num_kv_heads, head_dim, eps,
   // weight_offset, rotary_dim, is_neox, mrope_section, mrope_interleaved, k, v, key_cache, value_cache, slot_mapping,
   // k_scale, v_scale)
-  static constexpr char kKinds[] = "tttoo.....i.l.ooooooo";
-  Refusal read(const Arguments& arguments) {
+  Refusal read_all(const Arguments& arguments) {
     num_q_heads = arguments.integer(5);
     num_kv_heads = arguments.integer(6);
     spec.norm.size = arguments.integer(7);
@@ -51,7 +56,6 @@ struct RopeCall {
 
   // (qkv, positions, cos_sin_cache, q_weight, k_weight, options): `options_text` in
   // integrations/vllm/qk_norm_rope_layer.py says what the text has.
-  static constexpr char kShortKinds[] = "ttttts";
   Refusal read_short(const Arguments& arguments) {
     Integers numbers(arguments.text(5));
     num_q_heads = numbers.next();
@@ -68,7 +72,6 @@ struct RopeCall {
     return read(arguments, {});
   }
 
- private:
   static constexpr int64_t kOfTable = -1;  // as many elements are rotated as a row of the table has
   static constexpr Refusal kWrongSections{"mrope_section", " is not three numbers with the sum rotary_dim / 2"};
 

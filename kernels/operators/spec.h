@@ -28,20 +28,14 @@ struct NormSpec {
   int64_t size;  // N, elements a row
   double eps;
   float weight_offset;
-  Dtype dtype;  // of x, residual and out
+  Dtype dtype;  // of x, out and a gate
   Param weight;
   bool fp32_residual = false;  // beside rows of half precision
-};
-
-struct GatedNormSpec {
-  int64_t size;        // N, elements a row
-  int64_t group_size;  // elements a group, divides size
-  double eps;
-  Dtype dtype;  // of x, z and out
-  Param weight;
-  Param bias;
-  bool norm_before_gate;
-  bool silu;  // gate is z * sigmoid(z); otherwise sigmoid(z)
+  // Of gated norms.
+  int64_t group_size = size;  // elements a group, divides size
+  Param bias = {};
+  bool norm_before_gate = false;
+  bool silu = false;  // gate is z * sigmoid(z); otherwise sigmoid(z)
 };
 
 // How a result is quantized (serving_ops/quant_format.py).

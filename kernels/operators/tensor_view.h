@@ -20,6 +20,8 @@ struct Refusal {
   std::string text() const { return reason == nullptr ? "" : std::string(argument) + reason; }
 };
 
+constexpr Refusal kTooManyDims{"", "leading dimensions that merge into more than 6"};
+
 struct TensorView {
   AtenTensorHandle handle;
   char* data;
@@ -90,23 +92,15 @@ struct TensorView {
     if (strides[num_dims - 1] != 1 && row_size() != 1) return {name, ".stride(-1) is not 1"};
     return {};
   }
-  // The same, of x's shape, dtype and device.
-  Refusal read_rows_like(const char* name, const TensorView& x) const {
-    return read_rows_of(name, x, x.dtype);
-  }
-  // The same, but of this dtype.
-  Refusal read_rows_of(const char* name, const TensorView& x, int32_t wanted) const {
+  // The same, of x's shape and device, and of this dtype.
+  Refusal read_rows_like(const char* name, const TensorView& x, int32_t wanted) const {
     if (num_dims != x.num_dims || dtype != wanted || std::memcmp(sizes, x.sizes, num_dims * sizeof *sizes) != 0 ||
         !on_device_of(x))
       return {name, " is not like x"};
     if (strides[num_dims - 1] != 1 && row_size() != 1) return {name, ".stride(-1) is not 1"};
     return {};
   }
-  // Whether this is a weight or a bias of (N,), in x's dtype or float32.
-  Refusal read_param(const char* name, const TensorView& x, Dtype x_dtype, Param* param) const {
-    return read_vector(name, x.row_size(), x, x_dtype, param);
-  }
-  // The same, but of (size,).
+  // Whether this is a weight or a bias of (size,), in x's dtype or float32.
   Refusal read_vector(const char* name, int64_t size, const TensorView& x, Dtype x_dtype, Param* param) const {
     param->data = data;
     if (num_dims != 1 || sizes[0] != size || !on_device_of(x)) return {name, " is not (N,) on x's device"};
@@ -126,9 +120,6 @@ struct TensorView {
     return last + 1;
   }
   char* end() const { return data + extent() * item_bytes(); }
-  bool overlaps(const TensorView& other) const {
-    return data < other.end() && other.data < end() && !lies_between_rows_of(other);
-  }
   // Column slices of one buffer, or blocks that take turns in it: for some number of leading dimensions, modulo the common
   // divisor of their strides, what one has within them ends before the other's begins.
   bool lies_between_rows_of(const TensorView& other) const {

@@ -63,14 +63,13 @@ struct RmsNormBackward {
     });
   }
 
-  static void rms_norm_backward(const NormSpec& spec, Rows dout, Rows s, Rows more, Rows ds, float* dweight,
-                                int64_t num_rows) {
-    const typename Rest::Sum sum(dweight, whole_blocks(spec.size));
+  static void rms_norm_backward(const NormSpec& spec, const BackwardRows& of, int64_t num_rows) {
+    const typename Rest::Sum sum(of.dweight, whole_blocks(spec.size));
     with_dtype(spec.dtype, [&](auto dtype) {
       using X = decltype(dtype);
       with_factor<X>(spec, [&](auto weight) {
         const auto few = [&](int64_t first, auto count) {
-          few_rows<X>(spec, weight, {dout, first}, {s, first}, {more, first}, {ds, first}, sum.run, count);
+          few_rows<X>(spec, weight, {of.dout, first}, {of.x, first}, {of.second, first}, {of.dx, first}, sum.run, count);
         };
         Rest::for_each_few(num_rows, spec.size, few, [&] { Rest::end_run(sum, spec.size); });
       });

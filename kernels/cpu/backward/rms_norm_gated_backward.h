@@ -48,7 +48,7 @@ struct RmsNormGatedBackward {
 
   // dweight and dbias are those of the group; null where there is none.
   template <Gate gate, class X, class Count>
-  static void few_groups(const GatedNormSpec& spec, int64_t start, const Operands<X>& of, float* dweight, float* dbias,
+  static void few_groups(const NormSpec& spec, int64_t start, const Operands<X>& of, float* dweight, float* dbias,
                          Kept& kept, Count count) {
     const bool has_weight = spec.weight.data != nullptr, has_bias = spec.bias.data != nullptr;
     const int64_t kept_row = whole_blocks(spec.group_size);
@@ -121,30 +121,27 @@ struct RmsNormGatedBackward {
   }
 
   template <Gate gate, class X>
-  static void rows(const GatedNormSpec& spec, Rows dout, Rows x, Rows z, Rows dx, Rows dz, float* dweight, float* dbias,
-                   int64_t num_rows) {
+  static void rows(const NormSpec& spec, const BackwardRows& of, int64_t num_rows) {
     const int64_t padded = whole_blocks(spec.group_size), size = spec.size / spec.group_size * padded;
-    const typename Rest::Sum weight(dweight, size), bias(dbias, size);
+    const typename Rest::Sum weight(of.dweight, size), bias(of.dbias, size);
     Kept kept;
     const auto few = [&](int64_t first, auto count) {
       for (int64_t start = 0, at = 0; start < spec.size; start += spec.group_size, at += padded) {
-        const Operands<X> of = {
-            {dout, first, start}, {x, first, start}, {z, first, start}, {dx, first, start}, {dz, first, start}};
-        few_groups<gate, X>(spec, start, of, weight ? weight.run + at : nullptr, bias ? bias.run + at : nullptr, kept,
+        const Operands<X> few_of = {{of.dout, first, start}, {of.x, first, start}, {of.second, first, start},
+                                    {of.dx, first, start}, {of.dsecond, first, start}};
+        few_groups<gate, X>(spec, start, few_of, weight ? weight.run + at : nullptr, bias ? bias.run + at : nullptr, kept,
                             count);
       }
     };
     Rest::for_each_few(num_rows, spec.group_size, few, [&] { Rest::end_run(weight, size), Rest::end_run(bias, size); });
   }
 
-  static void rms_norm_gated_backward(const GatedNormSpec& spec, Rows dout, Rows x, Rows z, Rows dx, Rows dz,
-                                      float* dweight, float* dbias, int64_t num_rows) {
+  static void rms_norm_gated_backward(const NormSpec& spec, const BackwardRows& of, int64_t num_rows) {
     with_dtype(spec.dtype, [&](auto dtype) {
       using X = decltype(dtype);
-      const auto run = [&](auto kernel) { kernel(spec, dout, x, z, dx, dz, dweight, dbias, num_rows); };
-      if (z.data == nullptr) return run(rows<Gate::none, X>);
-      if (spec.norm_before_gate) return run(rows<Gate::after_norm, X>);
-      run(rows<Gate::before_norm, X>);
+      if (of.second.data == nullptr) return rows<Gate::none, X>(spec, of, num_rows);
+      if (spec.norm_before_gate) return rows<Gate::after_norm, X>(spec, of, num_rows);
+      rows<Gate::before_norm, X>(spec, of, num_rows);
     });
   }
 };

@@ -130,9 +130,9 @@ void check_norms(const Kernels& kernels, Dtype dtype, int64_t size, Param weight
     }
     check_gap(&result == &x ? x0 : out0, result, size, kernels.isa, what);
   };
-  kernels.rms_norm(spec, x.rows(), out.rows(), kRows);
+  kernels.rms_norm(spec, {x.rows(), {}, out.rows()}, kRows);
   check(out, false, "rms_norm");
-  kernels.fused_add_rms_norm(spec, x.rows(), residual.rows(), kRows);
+  kernels.fused_add_rms_norm(spec, {x.rows(), residual.rows()}, kRows);
   check(x, true, "fused_add_rms_norm");
   check_gap(residual0, residual, size, kernels.isa, "fused_add_rms_norm");
   for (int64_t i = 0; i < kRows * x0.stride; ++i)
@@ -153,14 +153,15 @@ void check_int8(const Kernels& kernels, Dtype dtype, int64_t size, Param weight,
   const NormSpec spec{size, kEps, offset, dtype, weight};
   Buffer want = x, want_residual = residual;
   const Buffer normed0 = normed, residual0 = residual;
-  if (add) kernels.fused_add_rms_norm(spec, want.rows(), want_residual.rows(), kRows);
-  else kernels.rms_norm(spec, x.rows(), want.rows(), kRows);
+  if (add) kernels.fused_add_rms_norm(spec, {want.rows(), want_residual.rows()}, kRows);
+  else kernels.rms_norm(spec, {x.rows(), {}, want.rows()}, kRows);
 
   constexpr int8_t kUntouched = 99;
   std::vector<int8_t> out(kRows * stride, kUntouched);
   std::vector<float> scales(2 * kRows, 7.0f), scratch(scratch_elements(size));
-  kernels.rms_norm_int8(spec, x.rows(), add ? residual.rows() : Rows{},
-                        {{out.data(), stride}, {scales.data(), 2}, with_normed ? normed.rows() : Rows{}, scratch.data()},
+  kernels.rms_norm_int8(spec,
+                        {x.rows(), add ? residual.rows() : Rows{}, with_normed ? normed.rows() : Rows{},
+                         {out.data(), stride}, {scales.data(), 2}, scratch.data()},
                         kRows);
   for (int64_t m = 0; m < kRows; ++m) {
     float amax = 0;
@@ -198,7 +199,7 @@ void check_rope(const Kernels& kernels, Dtype dtype, int64_t size, Param weight,
   heads.fill(1), table.fill(1);
   const NormSpec norm{size, kEps, offset, dtype, weight};
   Buffer want = heads;
-  if (weight.data != nullptr) kernels.rms_norm(norm, heads.rows(), want.rows(), kRows);
+  if (weight.data != nullptr) kernels.rms_norm(norm, {heads.rows(), {}, want.rows()}, kRows);
   // One token has all rows but the last as q, and the last as k. With MRoPE it has three positions.
   const int32_t positions[3] = {2, 0, 1};
   std::vector<float> scratch(angles_elements(rotary_dim));
@@ -277,8 +278,10 @@ void check_backward(const Kernels& kernels, Dtype dtype, int64_t size, Param wei
   std::vector<double> want_dweight(size), magnitude(size);
   const NormSpec spec{size, kEps, offset, dtype, weight};
   const auto run = [&](int64_t first, int64_t last, float* dweight) {
-    kernels.rms_norm_backward(spec, from(dout, first), from(s, first), with_more ? from(more, first) : Rows{},
-                              from(ds, first), dweight, last - first);
+    kernels.rms_norm_backward(spec,
+                              {from(dout, first), from(s, first), with_more ? from(more, first) : Rows{},
+                               from(ds, first), {}, dweight, nullptr},
+                              last - first);
   };
   run(0, kFirstPart, sums.part(0)), run(kFirstPart, kRows, sums.part(1));
   for (int64_t m = 0; m < kRows; ++m) {
@@ -310,8 +313,9 @@ void check_gated(const Kernels& kernels, Dtype dtype, int64_t size, Param weight
   Buffer x(dtype, kRows, size), z(dtype, kRows, size), out(dtype, kRows, size), bias(Dtype::float32, 1, size);
   x.fill(2), z.fill(12), out.fill(1), bias.fill(1);
   const Buffer out0 = out;
-  const GatedNormSpec spec{size, size / groups, kEps, dtype, weight, with_bias ? bias.param() : Param{}, before, silu};
-  kernels.rms_norm_gated(spec, x.rows(), with_gate ? z.rows() : Rows{}, out.rows(), kRows);
+  const Param of_bias = with_bias ? bias.param() : Param{};
+  const NormSpec spec{size, kEps, 0.0f, dtype, weight, false, size / groups, of_bias, before, silu};
+  kernels.rms_norm_gated(spec, {x.rows(), with_gate ? z.rows() : Rows{}, out.rows()}, kRows);
   for (int64_t m = 0; m < kRows; ++m) {
     const auto gate = [&](int64_t k) {
       const double v = z.get(m * z.stride + k);
@@ -343,12 +347,15 @@ void check_gated_backward(const Kernels& kernels, Dtype dtype, int64_t size, Par
   dout.fill(1), x.fill(2), z.fill(12), bias.fill(1), dx.fill(1), dz.fill(1);
   const Buffer dx0 = dx, dz0 = dz;
   const int64_t group_size = size / groups;
-  const GatedNormSpec spec{size, group_size, kEps, dtype, weight, with_bias ? bias.param() : Param{}, before, silu};
+  const Param of_bias = with_bias ? bias.param() : Param{};
+  const NormSpec spec{size, kEps, 0.0f, dtype, weight, false, group_size, of_bias, before, silu};
   Sums dweight(size, group_size), dbias(size, group_size);
   const auto run = [&](int64_t first, int64_t last, int part) {
-    kernels.rms_norm_gated_backward(spec, from(dout, first), from(x, first), with_gate ? from(z, first) : Rows{},
-                                    from(dx, first), with_gate ? from(dz, first) : Rows{}, dweight.part(part),
-                                    with_bias ? dbias.part(part) : nullptr, last - first);
+    kernels.rms_norm_gated_backward(spec,
+                                    {from(dout, first), from(x, first), with_gate ? from(z, first) : Rows{},
+                                     from(dx, first), with_gate ? from(dz, first) : Rows{}, dweight.part(part),
+                                     with_bias ? dbias.part(part) : nullptr},
+                                    last - first);
   };
   run(0, kFirstPart, 0), run(kFirstPart, kRows, 1);
   std::vector<double> want_dweight(size), of_dweight(size), want_dbias(size), of_dbias(size);
