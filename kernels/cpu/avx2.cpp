@@ -23,20 +23,6 @@ struct Avx2 : Generic<Avx2, 8> {
     const __m256i both = _mm256_or_si256(even, _mm256_slli_epi16(packed(first.b, second.b), 8));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(both, 0xd8));
   }
-  static Pair even_odd(Pair v) {
-    const Vec even = _mm256_shuffle_ps(v.a, v.b, 0x88), odd = _mm256_shuffle_ps(v.a, v.b, 0xdd);
-    return {by_quarters(even), by_quarters(odd)};
-  }
-  static Pair in_order(Pair v) {
-    const Vec first = _mm256_unpacklo_ps(v.a, v.b), second = _mm256_unpackhi_ps(v.a, v.b);
-    return {_mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31)};
-  }
-
- private:
-  // shuffle_ps works within halves: the quarters come out as 0 2 1 3.
-  static Vec by_quarters(Vec v) {
-    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
-  }
 };
 
 }  // namespace

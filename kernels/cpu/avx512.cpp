@@ -107,17 +107,6 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
   static void store(fp16* p, Pair v, Full) { _mm512_storeu_si512(p, narrow(v)); }
   static void store(fp16* p, Pair v, Part part) { _mm512_mask_storeu_epi16(p, mask(part), narrow(v)); }
   static Pair rounded(Pair v, fp16) { return widen(narrow(v)); }
-
-  static Pair even_odd(Pair v) {
-    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    return {_mm512_permutex2var_ps(v.a, even, v.b), _mm512_permutex2var_ps(v.a, odd, v.b)};
-  }
-  static Pair in_order(Pair v) {
-    const __m512i lower = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    const __m512i upper = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
-    return {_mm512_permutex2var_ps(v.a, lower, v.b), _mm512_permutex2var_ps(v.a, upper, v.b)};
-  }
 };
 
 }  // namespace

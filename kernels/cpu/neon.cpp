@@ -12,8 +12,6 @@ struct Neon : Generic<Neon, 4> {
   static Bits to_integer(Vec x) { return bit_cast<Bits>(vcvtnq_s32_f32(x)); }  // a NaN gives 0
   static Vec widen(Halves half) { return vcvt_f32_f16(bit_cast<float16x4_t>(half)); }
   static Halves narrow(Vec v) { return bit_cast<Halves>(vcvt_f16_f32(v)); }
-  static Pair even_odd(Pair v) { return {vuzp1q_f32(v.a, v.b), vuzp2q_f32(v.a, v.b)}; }
-  static Pair in_order(Pair v) { return {vzip1q_f32(v.a, v.b), vzip2q_f32(v.a, v.b)}; }
 };
 
 }  // namespace

@@ -31,37 +31,14 @@ inline To bit_cast(const From& from) {
   return to;
 }
 
-// Written out: GCC loses a vector size that depends on a template parameter.
-template <int W>
-struct Lanes;
-template <>
-struct Lanes<4> {
-  typedef float Vec __attribute__((vector_size(16)));
-  typedef uint32_t Bits __attribute__((vector_size(16)));
-  typedef int32_t Signed __attribute__((vector_size(16)));
-  typedef uint16_t Halves __attribute__((vector_size(8)));
-  typedef uint8_t Bytes __attribute__((vector_size(4)));
-};
-template <>
-struct Lanes<8> {
-  typedef float Vec __attribute__((vector_size(32)));
-  typedef uint32_t Bits __attribute__((vector_size(32)));
-  typedef int32_t Signed __attribute__((vector_size(32)));
-  typedef uint16_t Halves __attribute__((vector_size(16)));
-  typedef uint8_t Bytes __attribute__((vector_size(8)));
-};
-template <>
-struct Lanes<16> {
-  typedef float Vec __attribute__((vector_size(64)));
-  typedef uint32_t Bits __attribute__((vector_size(64)));
-  typedef int32_t Signed __attribute__((vector_size(64)));
-  typedef uint16_t Halves __attribute__((vector_size(32)));
-  typedef uint8_t Bytes __attribute__((vector_size(16)));
+template <class T, int W>
+struct Lanes {
+  using Vector [[gnu::vector_size(W * sizeof(T))]] = T;
 };
 
 template <int W>
 struct PairOf {
-  typename Lanes<W>::Vec a, b;
+  typename Lanes<float, W>::Vector a, b;
 };
 
 // W lanes. A block is 2 W elements; in a pair made of bf16 the even elements lie in `a` and the odd ones in `b`, since
@@ -69,11 +46,11 @@ struct PairOf {
 template <class Self, int W>
 struct Generic {
   static constexpr int kBlock = 2 * W;
-  using Vec = typename Lanes<W>::Vec;
-  using Bits = typename Lanes<W>::Bits;
-  using Signed = typename Lanes<W>::Signed;
-  using Halves = typename Lanes<W>::Halves;
-  using Bytes = typename Lanes<W>::Bytes;
+  using Vec = typename Lanes<float, W>::Vector;
+  using Bits = typename Lanes<uint32_t, W>::Vector;
+  using Signed = typename Lanes<int32_t, W>::Vector;
+  using Halves = typename Lanes<uint16_t, W>::Vector;
+  using Bytes = typename Lanes<uint8_t, W>::Vector;
   using Pair = PairOf<W>;
   using Normal = Self;  // what to use where every value to be rounded is known to be no subnormal
 
@@ -221,21 +198,26 @@ struct Generic {
     Self::store_int8(p + kBlock, second, X{}, Full{});
   }
 
+  // Of the two vectors, one behind the other, the elements at `places`, which the compiler knows.
+  static Vec elements(Pair v, Signed places) {
+#ifdef __clang__
+    Vec chosen;
+    for (int i = 0; i < W; ++i) chosen[i] = places[i] < W ? v.a[places[i]] : v.b[places[i] - W];
+    return chosen;
+#else
+    return __builtin_shuffle(v.a, v.b, places);
+#endif
+  }
   // A pair in order, arranged as a pair made of bf16 is.
   static Pair even_odd(Pair v) {
-    float in[kBlock], out[kBlock];
-    std::memcpy(in, &v, sizeof v);
-    for (int i = 0; i < W; ++i) {
-      out[i] = in[2 * i];
-      out[W + i] = in[2 * i + 1];
-    }
-    return bit_cast<Pair>(out);
+    Signed even;
+    for (int i = 0; i < W; ++i) even[i] = 2 * i;
+    return {elements(v, even), elements(v, even + 1)};
   }
   static Pair in_order(Pair even_odd) {
-    float in[kBlock], out[kBlock];
-    std::memcpy(in, &even_odd, sizeof in);
-    for (int i = 0; i < W; ++i) out[2 * i] = in[i], out[2 * i + 1] = in[W + i];
-    return bit_cast<Pair>(out);
+    Signed lower;
+    for (int i = 0; i < W; ++i) lower[i] = i / 2 + i % 2 * W;
+    return {elements(even_odd, lower), elements(even_odd, lower + W / 2)};
   }
 };
 
