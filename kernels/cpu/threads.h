@@ -48,7 +48,7 @@ template <int Operands, class Run>
 inline void for_each_run(const RowSpace<Operands>& space, const TensorView* const (&tensors)[Operands], int64_t begin,
                          int64_t end, const Run& run) {
   int64_t bytes[Operands];
-  for (int k = 0; k < Operands; ++k) bytes[k] = tensors[k] == nullptr ? 0 : tensors[k]->item_bytes();
+  for (int k = 0; k < Operands; ++k) bytes[k] = tensors[k] == nullptr ? 0 : tensors[k]->item_bytes;
   space.for_each_run(begin, end, [&](const int64_t(&offsets)[Operands], int64_t count) {
     Rows rows[Operands];
     for (int k = 0; k < Operands; ++k)

@@ -36,8 +36,8 @@ bool starts_aligned(const NormCall& call) {
   uint64_t starts = address(spec.weight) | address(spec.bias) | static_cast<uint64_t>(spec.group_size * bytes_of_x);
   for (const TensorView* tensor : {&call.x, &call.second, &call.normed, &call.result.q}) {
     // Quantized rows, of one byte an element, start on as many elements as the others.
-    const bool quantized = tensor->item_bytes() == 1;
-    const int64_t bytes = quantized ? bytes_of_x : tensor->item_bytes();
+    const bool quantized = tensor->item_bytes == 1;
+    const int64_t bytes = quantized ? bytes_of_x : tensor->item_bytes;
     starts |= reinterpret_cast<uintptr_t>(tensor->data) * (quantized ? bytes : 1);
     // Of single rows too: a row of a batch must be read the same way alone.
     for (int64_t d = 0; d + 1 < tensor->num_dims; ++d) starts |= static_cast<uint64_t>(tensor->strides[d] * bytes);
@@ -113,7 +113,7 @@ bool starts_aligned(const RopeCall& call) {
   if (!call.is_cached) return starts % kAlignment == 0;
   add_heads(call.v_heads, call.num_kv_heads);
   for (const TensorView* cache : {&call.cache.keys, &call.cache.values}) {
-    int64_t elements = reinterpret_cast<uintptr_t>(cache->data) / cache->item_bytes();
+    int64_t elements = reinterpret_cast<uintptr_t>(cache->data) / cache->item_bytes;
     for (int64_t d = 0; d + 1 < cache->num_dims; ++d) elements |= stride_of(cache->sizes[d], cache->strides[d]);
     add(nullptr, elements, bytes);
   }
@@ -123,10 +123,11 @@ bool starts_aligned(const RopeCall& call) {
 uint64_t rope_flags(const RopeCall& call) {
   const RopeSpec& spec = call.spec;
   const RopeCall::Cache& cache = call.cache;
-  return flag(true, kRope) | weight_flags(spec.norm) | flag(!spec.is_neox, kInterleaved) | flag(spec.has_sections && spec.taking_turns, kTakingTurns) |
+  return flag(true, kRope) | weight_flags(spec.norm) | flag(!spec.is_neox, kInterleaved) |
+         flag(spec.has_sections && spec.taking_turns, kTakingTurns) |
          flag(spec.table_dtype != spec.norm.dtype, kTableInFp32) |
-         flag(call.positions.item_bytes() == 8, kLongPositions) | flag(call.is_cached, kCached) |
-         (call.is_cached ? flag(cache.slots.item_bytes() == 8, kLongSlots) | flag(cache.keys.is_fp8(), kCacheInFp8) |
+         flag(call.positions.item_bytes == 8, kLongPositions) | flag(call.is_cached, kCached) |
+         (call.is_cached ? flag(cache.slots.item_bytes == 8, kLongSlots) | flag(cache.keys.is_fp8(), kCacheInFp8) |
                                flag(cache.is_scaled, kScaled)
                          : 0) |
          flag(starts_aligned(call), kAligned);

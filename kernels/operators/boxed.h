@@ -24,8 +24,7 @@ std::array<NewTensor, 2> new_quantized(const Arguments& arguments) {
   constexpr Places at(Op::kNames);
   const TensorView x(arguments.tensor(at.x));
   QuantFormat format;
-  if (!read_format(arguments.text(at.fmt), &format) || x.num_dims == 0 ||
-      x.num_dims > NewTensor::kMaxDims)
+  if (!read_format(arguments.text(at.fmt), &format) || x.num_dims == 0 || x.num_dims > NewTensor::kMaxDims)
     return {NewTensor::without_elements(x.handle), NewTensor::without_elements(x.handle)};
   const ScalesLayout scales(format, x);
   return {NewTensor::empty_like(x.handle, dtype_of(format)),

@@ -178,10 +178,10 @@ struct NormCall : CallOfNorm {
     const QuantFormat& format = result.format;
     const int64_t groups = spec.size / spec.group_size, scales = spec.group_size / format.group_size;
     if (groups > kMaxGroups) return {"norm_group_size", " makes more groups than a CUDA grid holds"};
-    if (groups > 1 && (format.granularity == QuantFormat::kToken ||
-                       (format.granularity == QuantFormat::kGroup && format.scale_form == ScaleForm::ue8m0 && scales % 4 != 0)))
-      return {"fmt", " has scales that several gated groups share"};
-    return {};
+    const bool by_group = format.granularity == QuantFormat::kGroup;
+    const bool shared = format.granularity == QuantFormat::kToken ||
+                        (by_group && format.scale_form == ScaleForm::ue8m0 && scales % 4 != 0);
+    return groups > 1 && shared ? Refusal{"fmt", " has scales that several gated groups share"} : Refusal{};
   }
 };
 

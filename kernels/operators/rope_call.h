@@ -262,7 +262,7 @@ struct RopeCall {
   }
   int64_t position(int64_t token, int64_t axis) const {
     const int64_t i = token * positions.strides[positions.num_dims - 1] + axis * positions.strides[0];
-    return positions.item_bytes() == 8 ? reinterpret_cast<const int64_t*>(positions.data)[i]
+    return positions.item_bytes == 8 ? reinterpret_cast<const int64_t*>(positions.data)[i]
                                        : reinterpret_cast<const int32_t*>(positions.data)[i];
   }
 };

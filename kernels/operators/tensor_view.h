@@ -30,6 +30,7 @@ struct TensorView {
   int64_t num_dims;
   int32_t dtype;
   int32_t device_type;
+  int64_t item_bytes;  // of an element
 
   TensorView() = default;
   explicit TensorView(AtenTensorHandle tensor) : handle(tensor) {
@@ -41,19 +42,12 @@ struct TensorView {
     check(aoti_torch_get_dtype(tensor, &dtype), "reading a tensor");
     check(aoti_torch_get_device_type(tensor, &device_type), "reading a tensor");
     check(aoti_torch_get_data_ptr(tensor, &data_of), "reading a tensor");
+    item_bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
     sizes = sizes_of;
     strides = strides_of;
     data = static_cast<char*>(data_of);
   }
 
-  // Of an element. Dtypes that the kernels do not know count as two bytes; a call with one is refused.
-  int64_t item_bytes() const {
-    static const int32_t float32 = aoti_torch_dtype_float32(), int32 = aoti_torch_dtype_int32(),
-                         int64 = aoti_torch_dtype_int64(), int8 = aoti_torch_dtype_int8();
-    if (dtype == float32 || dtype == int32) return 4;
-    if (dtype == int64) return 8;
-    return dtype == int8 || is_fp8() ? 1 : 2;
-  }
   int64_t row_size() const { return sizes[num_dims - 1]; }
   bool on_cpu() const {
     static const int32_t cpu = aoti_torch_device_type_cpu();
@@ -119,18 +113,18 @@ struct TensorView {
     }
     return last + 1;
   }
-  char* end() const { return data + extent() * item_bytes(); }
+  char* end() const { return data + extent() * item_bytes; }
   // Column slices of one buffer, or blocks that take turns in it: for some number of leading dimensions, modulo the common
   // divisor of their strides, what one has within them ends before the other's begins.
   bool lies_between_rows_of(const TensorView& other) const {
-    const int64_t bytes = item_bytes(), apart = other.data - data, dims = std::min(num_dims, other.num_dims);
-    if (dtype != other.dtype || apart % bytes != 0) return false;
+    const int64_t apart = other.data - data, dims = std::min(num_dims, other.num_dims);
+    if (dtype != other.dtype || apart % item_bytes != 0) return false;
     int64_t period = 0;
     for (int64_t d = 0; d + 1 < dims; ++d) {
       if (sizes[d] > 1) period = std::gcd(period, strides[d]);
       if (other.sizes[d] > 1) period = std::gcd(period, other.strides[d]);
       if (period == 0) continue;
-      const int64_t distance = (apart / bytes % period + period) % period;
+      const int64_t distance = (apart / item_bytes % period + period) % period;
       if (distance >= extent(d + 1) && distance <= period - other.extent(d + 1)) return true;
     }
     return false;
