@@ -31,27 +31,12 @@ struct BackwardRows {
   float *dweight, *dbias;             // sums over rows; null for those that a call lacks
 };
 
-// The heads of q or of k, in place. Strides in elements; a weight where they are normalised.
-struct Heads {
-  void* data;
-  int64_t count, token_stride, head_stride;
-  Param weight;
-};
-
 // Rows of the table of cosines and sines, and which of them each token has.
 struct Angles {
   const void* table;
   int64_t row_stride;
-  const void* positions;  // int64 or int32
-  bool positions_are_wide;
-  int64_t position_stride;
-  int64_t axis_stride;  // from a token's position to its next, with MRoPE
-  float* scratch;       // angles_elements(rotary_dim) floats
-
-  int64_t position(int64_t token, int64_t axis) const {
-    const int64_t i = token * position_stride + axis * axis_stride;
-    return positions_are_wide ? static_cast<const int64_t*>(positions)[i] : static_cast<const int32_t*>(positions)[i];
-  }
+  Positions positions;
+  float* scratch;  // angles_elements(rotary_dim) floats
 };
 
 // Elements of the longest block of any instruction set.

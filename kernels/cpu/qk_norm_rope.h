@@ -38,7 +38,7 @@ struct QkNormRope {
   static const Table* row_of(const RopeSpec& spec, const Angles& angles, int64_t token) {
     const Table* rows[3];
     for (int64_t axis = 0; axis < (spec.has_sections ? 3 : 1); ++axis)
-      rows[axis] = static_cast<const Table*>(angles.table) + angles.position(token, axis) * angles.row_stride;
+      rows[axis] = static_cast<const Table*>(angles.table) + angles.positions(token, axis) * angles.row_stride;
     if (!spec.has_sections) return rows[0];
     const int64_t pairs = spec.rotary_dim / 2;
     Table* row = reinterpret_cast<Table*>(angles.scratch + 2 * whole_blocks(pairs));

@@ -1,10 +1,10 @@
-// From a call to kernel runs: threads and rows.
+// From a call to kernel runs: threads, rows and tokens.
 #pragma once
 
 #include <memory>
 
-#include "../operators/calls.h"
 #include "../operators/count.h"
+#include "../operators/rope_call.h"
 #include "isa.h"
 
 namespace serving_ops::cpu {
@@ -85,20 +85,17 @@ inline bool run(const NormCall& call) {
   return true;
 }
 
-// A quantizing call in the one form that has kernels here.
-struct Int8Call : NormCall {
-  template <class Op>
-  Refusal read(const Arguments& arguments) {
-    if (const Refusal refusal = NormCall::read<Op>(arguments)) return refusal;
-    const QuantFormat& format = result.format;
-    if (!format.int8) return {"", "FP8 on CPU stays on the reference"};
-    if (spec.fp32_residual) return {"residual", ".dtype is float32, which int8 on CPU has no kernel for"};
-    if (format.granularity != QuantFormat::kToken || format.scale_form != ScaleForm::fp32)
-      return {"", "int8 on CPU has a kernel for an fp32 scale a row alone"};
-    return {};
-  }
-};
-
-inline bool run(const Int8Call& call) { return run(static_cast<const NormCall&>(call)); }
+inline bool run(const RopeCall& call) {
+  const RopeSpec& spec = call.spec;
+  const int64_t work = (call.q.count + call.k.count) * spec.norm.size * kRopeWork;
+  const auto kernel = chosen_kernels().qk_norm_rope;
+  for_each_chunk(call.num_tokens, work, [&](int64_t begin, int64_t end) {
+    const Angles angles{call.table.data, call.table.strides[0], call.positions_of_tokens(),
+                        scratch(angles_elements(spec.rotary_dim))};
+    kernel(spec, call.q, call.k, angles, begin, end);
+  });
+  count(kQkNormRope);
+  return true;
+}
 
 }  // namespace serving_ops::cpu

@@ -102,16 +102,15 @@ bool starts_aligned(const RopeCall& call) {
   const auto add = [&starts](const void* data, int64_t elements, int64_t item_bytes) {
     starts |= reinterpret_cast<uintptr_t>(data) | static_cast<uint64_t>(elements * item_bytes);
   };
-  const auto add_heads = [&](const RopeCall::Place& heads, int64_t count) {
-    add(heads.data, half | stride_of(call.num_tokens, heads.token_stride) | stride_of(count, heads.head_stride), bytes);
+  const auto add_heads = [&](const Heads& of) {
+    add(of.data, half | stride_of(call.num_tokens, of.token_stride) | stride_of(of.count, of.head_stride), bytes);
+    if (of.weight.data != nullptr) add(of.weight.data, half, element_bytes(of.weight.dtype));
   };
-  add_heads(call.q_heads, call.num_q_heads);
-  add_heads(call.k_heads, call.num_kv_heads);
+  add_heads(call.q);
+  add_heads(call.k);
   add(call.table.data, half | stride_of(call.table.sizes[0], call.table.strides[0]), element_bytes(spec.table_dtype));
-  for (const Param& weight : {spec.norm.weight, call.k_weight})
-    if (weight.data != nullptr) add(weight.data, half, element_bytes(weight.dtype));
   if (!call.is_cached) return starts % kAlignment == 0;
-  add_heads(call.v_heads, call.num_kv_heads);
+  add_heads(call.v);
   for (const TensorView* cache : {&call.cache.keys, &call.cache.values}) {
     int64_t elements = reinterpret_cast<uintptr_t>(cache->data) / cache->item_bytes;
     for (int64_t d = 0; d + 1 < cache->num_dims; ++d) elements |= stride_of(cache->sizes[d], cache->strides[d]);
@@ -139,21 +138,21 @@ int64_t pairs_of(const RopeSpec& spec) {
   return spec.rotary_dim / 2 | sections;
 }
 
-Rows rows_of(const RopeCall::Place& heads) { return {heads.data, heads.token_stride, heads.head_stride}; }
+Rows rows_of(const Heads& heads) { return {heads.data, heads.token_stride, heads.head_stride}; }
 
 void set_rope(const RopeCall& call, Fields* fields) {
   const TensorView &x = call.x, &positions = call.positions;
-  fields->q = rows_of(call.q_heads);
-  fields->k = rows_of(call.k_heads);
+  fields->q = rows_of(call.q);
+  fields->k = rows_of(call.k);
   fields->positions_ptr = positions.data;
   fields->positions_axis_stride = call.spec.has_sections ? positions.strides[0] : 0;
   fields->positions_token_stride = positions.strides[positions.num_dims - 1];
   fields->table_ptr = call.table.data;
   fields->table_row_stride = call.table.strides[0];
-  fields->q_weight_ptr = address_or(call.spec.norm.weight, x);
-  fields->k_weight_ptr = address_or(call.k_weight, x);
-  fields->num_q_heads = static_cast<int32_t>(call.num_q_heads);
-  fields->num_kv_heads = static_cast<int32_t>(call.num_kv_heads);
+  fields->q_weight_ptr = address_or(call.q.weight, x);
+  fields->k_weight_ptr = address_or(call.k.weight, x);
+  fields->num_q_heads = static_cast<int32_t>(call.q.count);
+  fields->num_kv_heads = static_cast<int32_t>(call.k.count);
   fields->eps = static_cast<float>(call.spec.norm.eps);
   fields->weight_offset = call.spec.norm.weight_offset;
 }
@@ -161,7 +160,7 @@ void set_rope(const RopeCall& call, Fields* fields) {
 void set_cache(const RopeCall& call, Fields* fields) {
   const RopeCall::Cache& cache = call.cache;
   const bool cached = call.is_cached, scaled = cached && cache.is_scaled;
-  fields->v = cached ? rows_of(call.v_heads) : Rows{call.x.data, 0, 0};
+  fields->v = cached ? rows_of(call.v) : Rows{call.x.data, 0, 0};
   fields->key_cache_ptr = cached ? cache.keys.data : call.x.data;
   fields->value_cache_ptr = cached ? cache.values.data : call.x.data;
   fields->slots_ptr = cached ? cache.slots.data : call.positions.data;
@@ -273,7 +272,7 @@ bool run(const NormCall& call) {
 bool run(const RopeCall& call) {
   if (!call.x.on_cuda() || call.num_tokens > kMaxRows) return false;
   if (call.num_tokens == 0) return count(kQkNormRope), true;
-  const int64_t heads = call.num_q_heads + call.num_kv_heads;
+  const int64_t heads = call.q.count + call.k.count;
   Launch launch;
   if (!launch.prepare(call.x) ||
       !launch.find({rope_flags(call), call.spec.norm.size, pairs_of(call.spec)}, call.num_tokens * heads))
@@ -282,8 +281,8 @@ bool run(const RopeCall& call) {
   Fields fields;
   set_rope(call, &fields);
   set_cache(call, &fields);
-  const uint32_t of_kv = launch.programs(call.num_kv_heads);
-  const uint32_t blocks = launch.programs(call.num_q_heads) + (call.is_cached ? 2 : 1) * of_kv;
+  const uint32_t of_kv = launch.programs(call.k.count);
+  const uint32_t blocks = launch.programs(call.q.count) + (call.is_cached ? 2 : 1) * of_kv;
   launch(fields, static_cast<uint32_t>(call.num_tokens), blocks);
   count(kQkNormRope);
   return true;

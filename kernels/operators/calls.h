@@ -20,26 +20,24 @@ enum Op {
 
 // Where an operator has its arguments, whose names have a space between two; -1 for one that it lacks.
 struct Places {
-  int x, second, weight, bias, eps, weight_offset, norm_before_gate, activation, group_size;
-  int fmt, scale_ub, scale, normed, out, scales_out;
-  bool adds, is_gated;  // `second` is a residual; a gate
+  std::string_view names;
+  int x = of("x"), weight = of("weight"), bias = of("bias"), eps = of("eps"), weight_offset = of("weight_offset");
+  int norm_before_gate = of("norm_before_gate"), activation = of("activation"), group_size = of("group_size");
+  int fmt = of("fmt"), scale_ub = of("scale_ub"), scale = of("scale");
+  int normed = of("normed"), out = of("out"), scales_out = of("scales_out");
+  int dout = of("dout"), dx = of("dx"), dz = of("dz"), dweight = of("dweight"), dbias = of("dbias");
+  bool adds = of("residual") >= 0, is_gated = of("z") >= 0, is_quantized = scales_out >= 0;
+  int second = std::max({of("residual"), of("z"), of("ds_more")});  // none has two of them
 
-  constexpr explicit Places(std::string_view names)
-      : x(find(names, "x")), second(-1), weight(find(names, "weight")), bias(find(names, "bias")),
-        eps(find(names, "eps")), weight_offset(find(names, "weight_offset")),
-        norm_before_gate(find(names, "norm_before_gate")), activation(find(names, "activation")),
-        group_size(find(names, "group_size")), fmt(find(names, "fmt")), scale_ub(find(names, "scale_ub")),
-        scale(find(names, "scale")), normed(find(names, "normed")), out(find(names, "out")),
-        scales_out(find(names, "scales_out")), adds(find(names, "residual") >= 0), is_gated(find(names, "z") >= 0) {
-    for (const char* name : {"residual", "z", "ds_more"})
-      if (find(names, name) >= 0) second = find(names, name);
-  }
+  constexpr explicit Places(std::string_view given) : names(given) {}
 
-  static constexpr int find(std::string_view names, std::string_view name) {
-    for (int place = 0; !names.empty(); ++place) {
-      const std::string_view next = names.substr(0, names.find(' '));
+ private:
+  constexpr int of(std::string_view name) const {
+    std::string_view left = names;
+    for (int place = 0; !left.empty(); ++place) {
+      const std::string_view next = left.substr(0, left.find(' '));
       if (next == name) return place;
-      names.remove_prefix(std::min(names.size(), next.size() + 1));
+      left.remove_prefix(std::min(left.size(), next.size() + 1));
     }
     return -1;
   }
@@ -115,14 +113,13 @@ struct NormCall : CallOfNorm {
   template <class Op>
   Refusal read(const Arguments& arguments) {
     constexpr Places at(Op::kNames);
-    constexpr bool quantized = at.scales_out >= 0;
     if (const Refusal refusal = read_spec<Op>(arguments)) return refusal;
     is_gated = at.is_gated;
-    is_quantized = quantized;
-    if constexpr (at.is_gated) op = quantized ? kRmsNormGatedQuant : kRmsNormGated;
-    else if (has_second) op = quantized ? kFusedAddRmsNormQuant : kFusedAddRmsNorm;
-    else op = quantized ? kRmsNormQuant : kRmsNorm;
-    const AtenTensorHandle given = arguments.any_tensor(quantized ? at.normed : at.out);
+    is_quantized = at.is_quantized;
+    if (is_gated) op = is_quantized ? kRmsNormGatedQuant : kRmsNormGated;
+    else if (has_second) op = is_quantized ? kFusedAddRmsNormQuant : kFusedAddRmsNorm;
+    else op = is_quantized ? kRmsNormQuant : kRmsNorm;
+    const AtenTensorHandle given = arguments.any_tensor(at.is_quantized ? at.normed : at.out);
     has_normed = given != nullptr;
     normed = has_normed ? TensorView(given) : x;
     Memory memory;
@@ -132,12 +129,12 @@ struct NormCall : CallOfNorm {
     if (spec.weight.data != nullptr) memory.add("weight", weight, Memory::kRead);
     if (spec.bias.data != nullptr) memory.add("bias", bias, Memory::kRead);
     if (has_normed) {
-      const char* name = quantized ? "normed" : "out";
+      const char* name = is_quantized ? "normed" : "out";
       if (const Refusal refusal = normed.read_rows_like(name, x, x.dtype)) return refusal;
       memory.add(name, normed, Memory::kNormed);
     }
     result.q = x;
-    if constexpr (quantized) {
+    if constexpr (at.is_quantized) {
       if (const Refusal refusal = read_result<Op>(arguments, &memory)) return refusal;
     }
     if (const Refusal refusal = memory.why_not()) return refusal;
@@ -155,8 +152,10 @@ struct NormCall : CallOfNorm {
     if constexpr (at.is_gated) {
       if (const Refusal refusal = why_not_groups()) return refusal;
     }
-    return result.read(arguments.any_tensor(at.scale), arguments.tensor(at.out), arguments.tensor(at.scales_out), x,
-                       memory);
+    if (const Refusal refusal = result.read(arguments.any_tensor(at.scale), arguments.tensor(at.out),
+                                            arguments.tensor(at.scales_out), x, memory))
+      return refusal;
+    return x.on_cuda() ? Refusal{} : why_not_on_cpu();
   }
   // vLLM's operators have no format: it follows from their results, and `group_size` says whether scales have groups.
   template <class Op>
@@ -171,6 +170,15 @@ struct NormCall : CallOfNorm {
       return result.format.group_size == 64 || result.format.group_size == 128;
     }
     return true;
+  }
+  // There one form has kernels.
+  Refusal why_not_on_cpu() const {
+    const QuantFormat& format = result.format;
+    if (!format.int8) return {"", "FP8 on CPU stays on the reference"};
+    if (spec.fp32_residual) return {"residual", ".dtype is float32, which int8 on CPU has no kernel for"};
+    if (format.granularity != QuantFormat::kToken || format.scale_form != ScaleForm::fp32)
+      return {"", "int8 on CPU has a kernel for an fp32 scale a row alone"};
+    return {};
   }
   // A program, which has one gated group of a row, must be able to write its scales: `why_not_scales` in
   // serving_ops/cuda.py, of what a variant does not tell apart.
@@ -196,15 +204,14 @@ struct BackwardCall : CallOfNorm {
   template <class Op>
   Refusal read(const Arguments& arguments) {
     constexpr Places at(Op::kNames);
-    constexpr int dx_at = Places::find(Op::kNames, "dx");
     if (const Refusal refusal = read_spec<Op>(arguments)) return refusal;
     is_gated = at.is_gated;
-    dout = TensorView(arguments.tensor(0));
+    dout = TensorView(arguments.tensor(at.dout));
     if (const Refusal refusal = dout.read_rows_like("dout", x, x.dtype)) return refusal;
-    dsecond = dx = TensorView(arguments.tensor(dx_at));
-    if (is_gated && has_second) dsecond = TensorView(arguments.tensor(dx_at + 1));
-    dweight = TensorView(arguments.tensor(dx_at + (is_gated ? 2 : 1)));
-    if (is_gated) dbias = TensorView(arguments.tensor(dx_at + 3));
+    dsecond = dx = TensorView(arguments.tensor(at.dx));
+    if (is_gated && has_second) dsecond = TensorView(arguments.tensor(at.dz));
+    dweight = TensorView(arguments.tensor(at.dweight));
+    if (is_gated) dbias = TensorView(arguments.tensor(at.dbias));
     const bool few = space.build(x.num_dims - 1, x.sizes,
                                  {dout.strides, x.strides, second.strides, dx.strides, dsecond.strides});
     return few ? Refusal{} : kTooManyDims;

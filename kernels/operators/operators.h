@@ -4,7 +4,6 @@
 #pragma once
 
 #include "../cpu/backward/run_backward.h"
-#include "../cpu/run_rope.h"
 #include "../cuda/run.h"
 #include "boxed.h"
 
@@ -58,7 +57,7 @@ struct NormQuant {
   static constexpr char kFallback[] = "serving_ops::_rms_norm_quant_fallback";
   static auto results(const Arguments& arguments) { return new_quantized<NormQuant>(arguments); }
 };
-using NormQuantCpu = OnCpu<NormQuant, cpu::Int8Call>;
+using NormQuantCpu = OnCpu<NormQuant>;
 using NormQuantCuda = OnCuda<NormQuant>;
 
 struct FusedAddQuant {
@@ -67,7 +66,7 @@ struct FusedAddQuant {
   static constexpr char kFallback[] = "serving_ops::_fused_add_rms_norm_quant_fallback";
   static auto results(const Arguments& arguments) { return new_quantized<FusedAddQuant>(arguments); }
 };
-using FusedAddQuantCpu = OnCpu<FusedAddQuant, cpu::Int8Call>;
+using FusedAddQuantCpu = OnCpu<FusedAddQuant>;
 using FusedAddQuantCuda = OnCuda<FusedAddQuant>;
 
 struct GatedQuant {

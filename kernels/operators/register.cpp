@@ -7,8 +7,10 @@
 #include "../cpu/isa.h"
 #include "../cuda/run.h"
 #include "count.h"
-#include "export.h"
 #include "operators.h"
+
+// For Python, through ctypes (serving_ops/extension.py).
+#define SERVING_OPS_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace serving_ops {
 
@@ -61,7 +63,7 @@ SERVING_OPS_EXPORT int serving_ops_cuda_add_variant(uint64_t flags, int64_t size
 #define FIELD(name, type) " FIELD(" #name ", " #type ")"
 #define ROWS(name) " ROWS(" #name ")"
 #define LIMIT(symbol, name, value) " LIMIT(" #symbol ", " #name ", " #value ")"
-extern "C" __attribute__((visibility("default"), used)) const char serving_ops_contract[] =
+SERVING_OPS_EXPORT __attribute__((used)) const char serving_ops_contract[] =
     "serving_ops contract: version " SERVING_OPS_VERSION
 #include "../contract.def"
     ;

@@ -11,15 +11,8 @@ namespace serving_ops {
 struct RopeCall {
   RopeSpec spec{};
   TensorView x, positions, table;
-  Param k_weight;
-  int64_t num_tokens, num_q_heads, num_kv_heads;
-
-  // (num_tokens, heads, head_dim), strides in elements.
-  struct Place {
-    char* data;
-    int64_t token_stride, head_stride;
-  };
-  Place q_heads, k_heads, v_heads;  // the last only with a cache
+  int64_t num_tokens;
+  Heads q{}, k{}, v{};  // the last only with a cache
 
   struct Cache {
     TensorView keys, values, slots;
@@ -29,6 +22,10 @@ struct RopeCall {
   };
   bool is_cached;
   Cache cache;
+
+  Positions positions_of_tokens() const {
+    return {positions.data, positions.item_bytes == 8, positions.strides[positions.num_dims - 1], positions.strides[0]};
+  }
 
   template <class Op>
   Refusal read(const Arguments& arguments) {
@@ -40,8 +37,8 @@ struct RopeCall {
   // weight_offset, rotary_dim, is_neox, mrope_section, mrope_interleaved, k, v, key_cache, value_cache, slot_mapping,
   // k_scale, v_scale)
   Refusal read_all(const Arguments& arguments) {
-    num_q_heads = arguments.integer(5);
-    num_kv_heads = arguments.integer(6);
+    q.count = arguments.integer(5);
+    k.count = v.count = arguments.integer(6);
     spec.norm.size = arguments.integer(7);
     if (const Refusal refusal = read_numbers(arguments.number(8), arguments.number(9), &spec.norm)) return refusal;
     if (arguments.optional_int(10, 0) < 0) return {"rotary_dim", " is negative"};
@@ -58,8 +55,8 @@ struct RopeCall {
   // integrations/vllm/qk_norm_rope_layer.py says what the text has.
   Refusal read_short(const Arguments& arguments) {
     Integers numbers(arguments.text(5));
-    num_q_heads = numbers.next();
-    num_kv_heads = numbers.next();
+    q.count = numbers.next();
+    k.count = v.count = numbers.next();
     spec.norm.size = numbers.next();
     spec.rotary_dim = numbers.next();
     spec.is_neox = numbers.next() != 0;
@@ -106,19 +103,19 @@ struct RopeCall {
     x = TensorView(arguments.tensor(0));
     positions = TensorView(arguments.tensor(1));
     table = TensorView(arguments.tensor(2));
-    if (num_q_heads < 1 || num_kv_heads < 1 || spec.norm.size < 1) return {"qkv", " has no heads"};
+    if (q.count < 1 || k.count < 1 || spec.norm.size < 1) return {"qkv", " has no heads"};
     if (x.num_dims < 2 || !x.element_type(&spec.norm.dtype)) return {"qkv", ".dtype is not float16, bfloat16 or float32"};
     // Then no product of the two overflows.
-    if (std::max(num_q_heads, num_kv_heads) > kMaxGroups / 3) return {"qkv", " has more heads than the kernels take"};
+    if (std::max(q.count, k.count) > kMaxGroups / 3) return {"qkv", " has more heads than the kernels take"};
     if (spec.norm.size > x.sizes[x.num_dims - 1]) return {"qkv", " is not rows of heads"};
     num_tokens = x.sizes[0];
     Memory memory;
     memory.add("qkv", x, Memory::kWritten);
     memory.add("cos_sin_cache", table, Memory::kRead);
     memory.add("positions", positions, Memory::kRead);
-    TensorView k, v, weights[2];
+    TensorView rows_of_k, rows_of_v, weights[2];
     is_cached = given.key_cache != nullptr;
-    if (const Refusal refusal = read_heads(given, &k, &v, &memory)) return refusal;
+    if (const Refusal refusal = read_heads(given, &rows_of_k, &rows_of_v, &memory)) return refusal;
     if (const Refusal refusal = read_table()) return refusal;
     if (const Refusal refusal = read_weights(arguments, weights, &memory)) return refusal;
     if (const Refusal refusal = read_cache(given, &memory)) return refusal;
@@ -126,35 +123,38 @@ struct RopeCall {
     return read_positions();
   }
 
-  Refusal read_heads(const Given& given, TensorView* k, TensorView* v, Memory* memory) {
+  Refusal read_heads(const Given& given, TensorView* rows_of_k, TensorView* rows_of_v, Memory* memory) {
     const int64_t size = spec.norm.size;
     if (given.v != nullptr && (given.k == nullptr || !is_cached)) return {"v", " is given without k or without caches"};
     if (given.k == nullptr) {
-      const int64_t width = (num_q_heads + 2 * num_kv_heads) * size, head = size * element_bytes(spec.norm.dtype);
+      const int64_t width = (q.count + 2 * k.count) * size, head = size * x.item_bytes;
       if (x.num_dims != 2 || x.sizes[1] != width || x.strides[1] != 1) return {"qkv", " is not rows of heads"};
-      q_heads = {x.data, x.strides[0], size};
-      k_heads = {q_heads.data + num_q_heads * head, x.strides[0], size};
-      v_heads = {k_heads.data + num_kv_heads * head, x.strides[0], size};
+      for (Heads* heads : {&q, &k, &v}) heads->token_stride = x.strides[0], heads->head_stride = size;
+      q.data = x.data;
+      k.data = x.data + q.count * head;
+      v.data = x.data + (q.count + k.count) * head;
       return {};
     }
-    if (!place(x, num_q_heads, &q_heads)) return {"qkv", " is not rows of heads"};
-    *k = TensorView(given.k);
-    memory->add("k", *k, Memory::kWritten);
-    if (!place(*k, num_kv_heads, &k_heads)) return {"k", " is not rows of heads like qkv's"};
+    if (!place(x, &q)) return {"qkv", " is not rows of heads"};
+    *rows_of_k = TensorView(given.k);
+    memory->add("k", *rows_of_k, Memory::kWritten);
+    if (!place(*rows_of_k, &k)) return {"k", " is not rows of heads like qkv's"};
     if (!is_cached) return {};
     if (given.v == nullptr) return {"v", " is not given"};
-    *v = TensorView(given.v);
-    memory->add("v", *v, Memory::kRead);
-    return place(*v, num_kv_heads, &v_heads) ? Refusal{} : Refusal{"v", " is not rows of heads like qkv's"};
+    *rows_of_v = TensorView(given.v);
+    memory->add("v", *rows_of_v, Memory::kRead);
+    return place(*rows_of_v, &v) ? Refusal{} : Refusal{"v", " is not rows of heads like qkv's"};
   }
 
   // (num_tokens, heads * size) or (num_tokens, heads, size), the elements of a head side by side.
-  bool place(const TensorView& of, int64_t heads, Place* place) const {
-    const int64_t size = spec.norm.size;
+  bool place(const TensorView& of, Heads* heads) const {
+    const int64_t size = spec.norm.size, count = heads->count;
     if (of.dtype != x.dtype || !of.on_device_of(x) || of.num_dims < 2 || of.num_dims > 3) return false;
     if (of.sizes[0] != num_tokens || of.strides[of.num_dims - 1] != 1) return false;
-    if (of.num_dims == 2 ? of.sizes[1] != heads * size : of.sizes[1] != heads || of.sizes[2] != size) return false;
-    *place = {of.data, of.strides[0], of.num_dims == 2 ? size : of.strides[1]};
+    if (of.num_dims == 2 ? of.sizes[1] != count * size : of.sizes[1] != count || of.sizes[2] != size) return false;
+    heads->data = of.data;
+    heads->token_stride = of.strides[0];
+    heads->head_stride = of.num_dims == 2 ? size : of.strides[1];
     return true;
   }
 
@@ -186,8 +186,9 @@ struct RopeCall {
     const auto read = [this](const char* name, const TensorView& weight, Param* param) {
       return weight.read_vector(name, spec.norm.size, x, spec.norm.dtype, param);
     };
-    if (const Refusal refusal = read("q_weight", weights[0], &spec.norm.weight)) return refusal;
-    if (const Refusal refusal = read("k_weight", weights[1], &k_weight)) return refusal;
+    if (const Refusal refusal = read("q_weight", weights[0], &q.weight)) return refusal;
+    if (const Refusal refusal = read("k_weight", weights[1], &k.weight)) return refusal;
+    spec.norm.weight = q.weight;
     const bool alike = weights[0].dtype == weights[1].dtype || !x.on_cuda();
     return alike ? Refusal{} : Refusal{"k_weight", ".dtype is not q_weight's"};
   }
@@ -223,7 +224,7 @@ struct RopeCall {
   // (num_blocks, block_size, num_kv_heads, head_dim) or (num_slots, num_kv_heads, head_dim), in x's dtype or FP8.
   bool is_cache(const TensorView& of) const {
     const int64_t last = of.num_dims - 1;
-    return (of.num_dims == 3 || of.num_dims == 4) && of.sizes[last - 1] == num_kv_heads && of.sizes[last] == spec.norm.size &&
+    return (of.num_dims == 3 || of.num_dims == 4) && of.sizes[last - 1] == k.count && of.sizes[last] == spec.norm.size &&
            of.strides[last] == 1 && (of.dtype == x.dtype || of.is_fp8()) && of.on_device_of(x);
   }
   Refusal read_scales(const Given& given, Memory* memory) {
@@ -254,16 +255,12 @@ struct RopeCall {
         (spec.has_sections && positions.sizes[0] != 3) || !is_index(positions))
       return {"positions", " is not (num_tokens,) of int32 or int64, or three of them with mrope_section"};
     if (x.on_cuda()) return {};
+    const Positions position = positions_of_tokens();
     for (int64_t axis = 0; axis < (spec.has_sections ? 3 : 1); ++axis)
       for (int64_t token = 0; token < num_tokens; ++token)
         if (const int64_t found = position(token, axis); found < 0 || found >= table.sizes[0])
           return {"positions", " are not all in the table"};
     return {};
-  }
-  int64_t position(int64_t token, int64_t axis) const {
-    const int64_t i = token * positions.strides[positions.num_dims - 1] + axis * positions.strides[0];
-    return positions.item_bytes == 8 ? reinterpret_cast<const int64_t*>(positions.data)[i]
-                                       : reinterpret_cast<const int32_t*>(positions.data)[i];
   }
 };
 

@@ -50,6 +50,25 @@ struct QuantFormat {
   Layout scale_layout;
 };
 
+// The heads of q, k or v in the rows of tokens. Strides in elements; a weight where they are normalised.
+struct Heads {
+  void* data;
+  int64_t count, token_stride, head_stride;
+  Param weight;
+};
+
+// The positions of tokens: one each, or three with sections. Strides in elements.
+struct Positions {
+  const void* data;
+  bool are_wide;  // int64, otherwise int32
+  int64_t token_stride, axis_stride;
+
+  int64_t operator()(int64_t token, int64_t axis) const {
+    const int64_t i = token * token_stride + axis * axis_stride;
+    return are_wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+  }
+};
+
 struct RopeSpec {
   NormSpec norm;       // of a head; its weight is q's
   int64_t rotary_dim;  // the first elements of a head that are rotated, even

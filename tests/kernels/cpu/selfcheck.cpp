@@ -214,7 +214,7 @@ void check_rope(const Kernels& kernels, Dtype dtype, int64_t size, Param weight,
     return pair % 3 != 0 && pair < 3 * section[pair % 3] ? pair % 3 : 0;
   };
   const RopeSpec spec{norm, rotary_dim, is_neox, table_dtype, with_sections, {section[0], section[1], section[2]}, is_neox};
-  kernels.qk_norm_rope(spec, q, k, {table.data(), table.stride, positions, false, 1, 1, scratch.data()}, 0, 1);
+  kernels.qk_norm_rope(spec, q, k, {table.data(), table.stride, {positions, false, 1, 1}, scratch.data()}, 0, 1);
   const int64_t pairs = rotary_dim / 2, step = is_neox ? pairs : 1;
   for (int64_t m = 0; m < kRows; ++m) {
     const auto at = [&](int64_t i) { return static_cast<float>(before.get(m * heads.stride + i)); };
