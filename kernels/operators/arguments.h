@@ -44,13 +44,10 @@ class Arguments {
     for (int i = 0; owned_ && kinds_[i] != '\0'; ++i) release(i);
   }
 
-  AtenTensorHandle tensor(int i) const { return unboxed<AtenTensorHandle>(stack_[i]); }
-  // Null for None.
-  AtenTensorHandle optional_tensor(int i) const { return stack_[i] == 0 ? nullptr : unboxed<AtenTensorHandle>(*inner(i)); }
-  // A Tensor, or a Tensor?; null for one that the operator lacks, whose place is below 0.
-  AtenTensorHandle any_tensor(int i) const {
-    if (i < 0) return nullptr;
-    return kinds_[i] == 'o' ? optional_tensor(i) : tensor(i);
+  // Null for None, and for an argument that the operator lacks, whose place is below 0.
+  AtenTensorHandle tensor(int i) const {
+    if (i < 0 || (kinds_[i] == 'o' && stack_[i] == 0)) return nullptr;
+    return unboxed<AtenTensorHandle>(kinds_[i] == 'o' ? *inner(i) : stack_[i]);
   }
   int64_t optional_int(int i, int64_t otherwise) const {
     return stack_[i] == 0 ? otherwise : unboxed<int64_t>(*inner(i));
@@ -101,13 +98,13 @@ class Arguments {
   }
 
   void release(int i) {
-    const bool optional = kinds_[i] == 'o' || kinds_[i] == 'i' || kinds_[i] == 'l';
-    if (kinds_[i] == 't' || kinds_[i] == 'T') aoti_torch_delete_tensor_object(tensor(i));
-    if (kinds_[i] == 's') torch_delete_string(unboxed<StringHandle>(stack_[i]));
-    if (!optional || stack_[i] == 0) return;
-    if (kinds_[i] == 'o') aoti_torch_delete_tensor_object(optional_tensor(i));
-    if (kinds_[i] == 'l') torch_delete_list(unboxed<StableListHandle>(*inner(i)));
-    delete inner(i);
+    const char kind = kinds_[i];
+    const bool optional = kind == 'o' || kind == 'i' || kind == 'l';
+    if (optional && stack_[i] == 0) return;
+    if (kind == 't' || kind == 'T' || kind == 'o') aoti_torch_delete_tensor_object(tensor(i));
+    if (kind == 's') torch_delete_string(unboxed<StringHandle>(stack_[i]));
+    if (kind == 'l') torch_delete_list(unboxed<StableListHandle>(*inner(i)));
+    if (optional) delete inner(i);
   }
 
   StableIValue* stack_;

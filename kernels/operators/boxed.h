@@ -12,7 +12,7 @@ namespace serving_ops {
 template <int... kLike>
 std::array<NewTensor, sizeof...(kLike)> new_like(const Arguments& arguments) {
   const auto like = [&arguments](int i) {
-    const AtenTensorHandle given = arguments.any_tensor(i);
+    const AtenTensorHandle given = arguments.tensor(i);
     return given != nullptr ? NewTensor::empty_like(given) : NewTensor::without_elements(arguments.tensor(0));
   };
   return {like(kLike)...};

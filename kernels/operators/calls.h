@@ -78,7 +78,7 @@ struct CallOfNorm {
       spec.group_size = arguments.optional_int(at.group_size, spec.size);
       if (spec.group_size <= 0 || spec.size % spec.group_size != 0) return {"group_size", " does not divide N"};
     }
-    const AtenTensorHandle given = arguments.any_tensor(at.second);
+    const AtenTensorHandle given = arguments.tensor(at.second);
     has_second = given != nullptr;
     second = has_second ? TensorView(given) : x;
     // Like x, or a residual in fp32 beside half precision.
@@ -87,9 +87,9 @@ struct CallOfNorm {
     if (const Refusal refusal =
             second.read_rows_like(at.is_gated ? "z" : "residual", x, spec.fp32_residual ? float32 : x.dtype))
       return refusal;
-    if (const Refusal refusal = read_param("weight", arguments.any_tensor(at.weight), &weight, &spec.weight))
+    if (const Refusal refusal = read_param("weight", arguments.tensor(at.weight), &weight, &spec.weight))
       return refusal;
-    return read_param("bias", arguments.any_tensor(at.bias), &bias, &spec.bias);
+    return read_param("bias", arguments.tensor(at.bias), &bias, &spec.bias);
   }
 
  private:
@@ -119,7 +119,7 @@ struct NormCall : CallOfNorm {
     if (is_gated) op = is_quantized ? kRmsNormGatedQuant : kRmsNormGated;
     else if (has_second) op = is_quantized ? kFusedAddRmsNormQuant : kFusedAddRmsNorm;
     else op = is_quantized ? kRmsNormQuant : kRmsNorm;
-    const AtenTensorHandle given = arguments.any_tensor(at.is_quantized ? at.normed : at.out);
+    const AtenTensorHandle given = arguments.tensor(at.is_quantized ? at.normed : at.out);
     has_normed = given != nullptr;
     normed = has_normed ? TensorView(given) : x;
     Memory memory;
@@ -148,11 +148,11 @@ struct NormCall : CallOfNorm {
   Refusal read_result(const Arguments& arguments, Memory* memory) {
     constexpr Places at(Op::kNames);
     if (!read_format<Op>(arguments)) return {"fmt", " is not known"};
-    if (arguments.any_tensor(at.scale_ub) != nullptr) return {"scale_ub", " is not None"};
+    if (arguments.tensor(at.scale_ub) != nullptr) return {"scale_ub", " is not None"};
     if constexpr (at.is_gated) {
       if (const Refusal refusal = why_not_groups()) return refusal;
     }
-    if (const Refusal refusal = result.read(arguments.any_tensor(at.scale), arguments.tensor(at.out),
+    if (const Refusal refusal = result.read(arguments.tensor(at.scale), arguments.tensor(at.out),
                                             arguments.tensor(at.scales_out), x, memory))
       return refusal;
     return x.on_cuda() ? Refusal{} : why_not_on_cpu();

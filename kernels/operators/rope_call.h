@@ -47,53 +47,46 @@ struct RopeCall {
     spec.has_sections = !arguments.is_none(12);
     spec.taking_turns = arguments.boolean(13);
     if (spec.has_sections && !arguments.integers(12, spec.section)) return kWrongSections;
-    const auto given = [&](int i) { return arguments.optional_tensor(i); };
+    const auto given = [&](int i) { return arguments.tensor(i); };
     return read(arguments, {given(14), given(15), given(16), given(17), given(18), given(19), given(20)});
   }
 
   // (qkv, positions, cos_sin_cache, q_weight, k_weight, options): `options_text` in
   // integrations/vllm/qk_norm_rope_layer.py says what the text has.
   Refusal read_short(const Arguments& arguments) {
-    Integers numbers(arguments.text(5));
-    q.count = numbers.next();
-    k.count = v.count = numbers.next();
-    spec.norm.size = numbers.next();
-    spec.rotary_dim = numbers.next();
-    spec.is_neox = numbers.next() != 0;
-    spec.taking_turns = numbers.next() != 0;
-    const double eps = numbers.next_double();
-    if (const Refusal refusal = read_numbers(eps, numbers.next_double(), &spec.norm)) return refusal;
-    spec.has_sections = !numbers.are_read();
-    for (int64_t& pairs : spec.section) pairs = spec.has_sections ? numbers.next() : 0;
-    if (!numbers.are_read()) return {"options", " are not known"};
+    int64_t numbers[kMostOptions];
+    const int count = read_integers(arguments.text(5), numbers);
+    spec.has_sections = count == kMostOptions;
+    if (!spec.has_sections && count != kMostOptions - 3) return {"options", " are not known"};
+    q.count = numbers[0];
+    k.count = v.count = numbers[1];
+    spec.norm.size = numbers[2];
+    spec.rotary_dim = numbers[3];
+    spec.is_neox = numbers[4] != 0;
+    spec.taking_turns = numbers[5] != 0;
+    const auto real = [](int64_t mantissa, int64_t exponent) { return std::ldexp(mantissa, static_cast<int>(exponent)); };
+    if (const Refusal refusal = read_numbers(real(numbers[6], numbers[7]), real(numbers[8], numbers[9]), &spec.norm))
+      return refusal;
+    if (spec.has_sections) std::copy_n(numbers + 10, 3, spec.section);
     return read(arguments, {});
   }
 
   static constexpr int64_t kOfTable = -1;  // as many elements are rotated as a row of the table has
   static constexpr Refusal kWrongSections{"mrope_section", " is not three numbers with the sum rotary_dim / 2"};
 
-  // The numbers of a text, a space between two. One that is missing is 0, and then not all are read.
-  class Integers {
-   public:
-    explicit Integers(std::string_view text) : next_(text.data()), end_(text.data() + text.size()) {}
-    int64_t next() {
-      int64_t value = 0;
-      const auto read = std::from_chars(next_, end_, value);
-      if (read.ec != std::errc() || (read.ptr != end_ && *read.ptr != ' ')) fit_ = false;
-      next_ = read.ptr == end_ ? end_ : read.ptr + 1;
-      return value;
-    }
-    // Of two numbers: a mantissa and a power of two.
-    double next_double() {
-      const auto mantissa = static_cast<double>(next());
-      return std::ldexp(mantissa, static_cast<int>(next()));
-    }
-    bool are_read() const { return fit_ && next_ == end_; }
+  static constexpr int kMostOptions = 13;
 
-   private:
-    const char *next_, *end_;
-    bool fit_ = true;
-  };
+  // How many numbers the text has, a space between two; -1 where it has another form.
+  static int read_integers(std::string_view text, int64_t (&numbers)[kMostOptions]) {
+    const char *next = text.data(), *const end = next + text.size();
+    for (int count = 0; count < kMostOptions; ++next) {
+      const auto read = std::from_chars(next, end, numbers[count++]);
+      next = read.ptr;
+      if (read.ec != std::errc() || (next != end && *next != ' ')) return -1;
+      if (next == end) return count;
+    }
+    return -1;
+  }
 
   struct Given {
     AtenTensorHandle k, v, key_cache, value_cache, slots, k_scale, v_scale;
@@ -176,7 +169,7 @@ struct RopeCall {
   }
 
   Refusal read_weights(const Arguments& arguments, TensorView (&weights)[2], Memory* memory) {
-    const AtenTensorHandle of_q = arguments.any_tensor(3), of_k = arguments.any_tensor(4);
+    const AtenTensorHandle of_q = arguments.tensor(3), of_k = arguments.tensor(4);
     if ((of_q == nullptr) != (of_k == nullptr)) return {"q_weight", " and k_weight are not given together"};
     if (of_q == nullptr) return {};
     weights[0] = TensorView(of_q);
