@@ -36,7 +36,7 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
 
   static uint32_t mask(Part part) { return (1u << part.count) - 1; }
 
-  static Pair expand(__m512i both) {
+  static Pair expand(__m512i both, bf16) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
             _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)))};
   }
@@ -44,11 +44,19 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
     constexpr int kSubnormal = 0x20;
     return _mm512_fpclass_ps_mask(v.a, kSubnormal) | _mm512_fpclass_ps_mask(v.b, kSubnormal);
   }
-  static __m512i pack(Pair v) {
+  static __m512i pack(Pair v, bf16) {
     if (checked && __builtin_expect(any_subnormal(v), 0)) return bit_cast<__m512i>(Base::pack_bf16(v));
     const __m512i in_order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                               21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(in_order, bit_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a)));
+  }
+
+  static Pair expand(__m512i h, fp16) {
+    return {_mm512_cvtph_ps(_mm512_castsi512_si256(h)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1))};
+  }
+  static __m512i pack(Pair v, fp16) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT)),
+                              _mm512_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1);
   }
 
   static Pair load(const float* p, Full) { return {_mm512_loadu_ps(p), _mm512_loadu_ps(p + 16)}; }
@@ -66,17 +74,22 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
     _mm512_mask_storeu_ps(p + 16, m >> 16, v.b);
   }
 
-  static Pair load(const bf16* p, Full) { return expand(_mm512_loadu_si512(p)); }
-  static Pair load(const bf16* p, Part part) { return expand(_mm512_maskz_loadu_epi16(mask(part), p)); }
-  static void store(bf16* p, Pair v, Full) { _mm512_storeu_si512(p, pack(v)); }
-  static void store(bf16* p, Pair v, Part part) { _mm512_mask_storeu_epi16(p, mask(part), pack(v)); }
-  using Base::rounded;
-  static Pair rounded(Pair v, bf16) { return expand(pack(v)); }
+  template <class H>
+  static Pair load(const H* p, Full) { return expand(_mm512_loadu_si512(p), H{}); }
+  template <class H>
+  static Pair load(const H* p, Part part) { return expand(_mm512_maskz_loadu_epi16(mask(part), p), H{}); }
+  template <class H>
+  static void store(H* p, Pair v, Full) { _mm512_storeu_si512(p, pack(v, H{})); }
+  template <class H>
+  static void store(H* p, Pair v, Part part) { _mm512_mask_storeu_epi16(p, mask(part), pack(v, H{})); }
+  static Pair rounded(Pair v, float) { return v; }
+  template <class H>
+  static Pair rounded(Pair v, H half) { return expand(pack(v, half), half); }
 
   // As bf16: a pair is packed to be stored anyway.
   using Base::larger, Base::magnitude;
   static Signed larger(Signed so_far, Pair v, bf16) {
-    const __m512i magnitudes = _mm512_and_si512(pack(v), _mm512_set1_epi16(0x7fff));
+    const __m512i magnitudes = _mm512_and_si512(pack(v, bf16{}), _mm512_set1_epi16(0x7fff));
     return bit_cast<Signed>(_mm512_max_epu16(bit_cast<__m512i>(so_far), magnitudes));
   }
   static float magnitude(Signed largest, bf16) {
@@ -94,19 +107,6 @@ struct Avx512 : Generic<Avx512<checked>, 16> {
     const __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0xff), even, odd, kSecondWhereMaskElseFirst);
     _mm512_storeu_si512(p, _mm512_permutexvar_epi64(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), both));
   }
-
-  static Pair widen(__m512i h) {
-    return {_mm512_cvtph_ps(_mm512_castsi512_si256(h)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1))};
-  }
-  static __m512i narrow(Pair v) {
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT)),
-                              _mm512_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1);
-  }
-  static Pair load(const fp16* p, Full) { return widen(_mm512_loadu_si512(p)); }
-  static Pair load(const fp16* p, Part part) { return widen(_mm512_maskz_loadu_epi16(mask(part), p)); }
-  static void store(fp16* p, Pair v, Full) { _mm512_storeu_si512(p, narrow(v)); }
-  static void store(fp16* p, Pair v, Part part) { _mm512_mask_storeu_epi16(p, mask(part), narrow(v)); }
-  static Pair rounded(Pair v, fp16) { return widen(narrow(v)); }
 };
 
 }  // namespace

@@ -11,8 +11,7 @@ template <class X>
 struct Rounded {
   X* data;
   int64_t stride;
-  Rounded(Rows rows, int64_t first, int64_t column = 0)
-      : data(static_cast<X*>(rows.data) + first * rows.stride + column), stride(rows.stride) {}
+  Rounded(Rows rows, int64_t first) : data(static_cast<X*>(rows.data) + first * rows.stride), stride(rows.stride) {}
   template <class V, class Size>
   void write(int m, int64_t i, typename V::Pair y, Size part) const {
     V::store(data + m * stride + i, y, part);

@@ -19,31 +19,6 @@ template <class V>
 struct OverRows {
   using Pair = typename V::Pair;
 
-  // A few rows of an operand, from a column on.
-  template <class X>
-  struct FewRows {
-    X* data;
-    int64_t stride;
-    FewRows(Rows rows, int64_t first, int64_t column = 0)
-        : data(rows.data == nullptr ? nullptr : static_cast<X*>(rows.data) + first * rows.stride + column),
-          stride(rows.stride) {}
-    template <class Size>
-    Pair load(int m, int64_t i, Size part) const {
-      return V::load(data + m * stride + i, part);
-    }
-    // Row m of the next few.
-    void fetch(int m, int64_t i) const {
-      cpu::fetch<V>(data + m * stride + i);
-    }
-    void fetch_to_write(int m, int64_t i) const {
-      cpu::fetch<V, true>(data + m * stride + i);
-    }
-    template <class Size>
-    void store(int m, int64_t i, Pair v, Size part) const {
-      V::store(data + m * stride + i, v, part);
-    }
-  };
-
   // A sum in fp32 errs by as much as it has additions, so the rows are added up in two steps: a run of kRun rows or a
   // few more, then all runs. Both are arranged as pairs made of the rows' dtype are.
   static constexpr int64_t kRun = 16;
@@ -57,8 +32,7 @@ struct OverRows {
   static void end_run(Sum sum, int64_t size) {
     if (!sum) return;
     for (int64_t i = 0; i < size; i += V::kBlock) {
-      const Pair a = V::load(sum.run + i, Full{}), b = V::load(sum.total + i, Full{});
-      V::store(sum.total + i, Pair{a.a + b.a, a.b + b.b}, Full{});
+      V::store(sum.total + i, V::load(sum.run + i, Full{}) + V::load(sum.total + i, Full{}), Full{});
       V::store(sum.run + i, Pair{}, Full{});
     }
   }
@@ -80,7 +54,7 @@ struct OverRows {
   }
 
   // For s, what is normed, and dn, the gradient of the norm: the sums of s^2 and of s * dn, whose block at i is
-  // load(i, part). In partial sums of at most 32 additions a lane, as in sum_row of blocks.h.
+  // load(i, part).
   struct Operands {
     Pair s, dn;
   };
@@ -89,30 +63,17 @@ struct OverRows {
   };
   template <class Load>
   static Products sum_row(int64_t size, Load load) {
-    constexpr int kWays = 2;  // of two pairs each: hides the latency of fma
-    constexpr int64_t kStep = kWays * V::kBlock, kRunElements = 32 * kStep;
-    Pair squares[kWays] = {}, products[kWays] = {};
-    const auto add = [&](int64_t i, auto part, Pair& square, Pair& product) {
-      const Operands v = load(i, part);
-      square = {V::fma(v.s.a, v.s.a, square.a), V::fma(v.s.b, v.s.b, square.b)};
-      product = {V::fma(v.s.a, v.dn.a, product.a), V::fma(v.s.b, v.dn.b, product.b)};
+    struct Sum {
+      Pair squares, products;
+      Sum operator+(Sum other) const { return {squares + other.squares, products + other.products}; }
     };
-    const auto join = [](Pair to, Pair from) { return Pair{to.a + from.a, to.b + from.b}; };
-    int64_t i = 0;
-    while (i + kStep <= size) {
-      Pair square[kWays] = {}, product[kWays] = {};
-      const int64_t last = (size - i < kRunElements ? size : i + kRunElements) - kStep;
-      for (; i <= last; i += kStep)
-        for (int way = 0; way < kWays; ++way) add(i + way * V::kBlock, Full{}, square[way], product[way]);
-      for (int way = 0; way < kWays; ++way) {
-        squares[way] = join(squares[way], square[way]);
-        products[way] = join(products[way], product[way]);
-      }
-    }
-    for (; i + V::kBlock <= size; i += V::kBlock) add(i, Full{}, squares[0], products[0]);
-    if (i < size) add(i, Part{static_cast<int>(size - i)}, squares[0], products[0]);
-    const Pair square = join(squares[0], squares[1]), product = join(products[0], products[1]);
-    return {V::sum(square.a + square.b), V::sum(product.a + product.b)};
+    Sum total[2] = {};  // of two pairs each: hides the latency of fma
+    add_up_row<V>(size, total, [&](int64_t i, auto part, Sum& sum, int) {
+      const Operands v = load(i, part);
+      sum = {fma<V>(v.s, v.s, sum.squares), fma<V>(v.s, v.dn, sum.products)};
+    });
+    const Sum all = total[0] + total[1];
+    return {V::sum(all.squares.a + all.squares.b), V::sum(all.products.a + all.products.b)};
   }
 
   // gradient <- the sum of num_parts arranged sums, each `stride` behind the one before; in the arrangement of X.
@@ -120,10 +81,7 @@ struct OverRows {
   static void add_up(const float* parts, int64_t num_parts, int64_t stride, int64_t size, W* gradient) {
     for_each_block<V>(size, [=](int64_t i, auto part) {
       Pair sum = V::load(parts + i, Full{});
-      for (int64_t k = 1; k < num_parts; ++k) {
-        const Pair v = V::load(parts + k * stride + i, Full{});
-        sum = {sum.a + v.a, sum.b + v.b};
-      }
+      for (int64_t k = 1; k < num_parts; ++k) sum = sum + V::load(parts + k * stride + i, Full{});
       store_arranged<V, X>(gradient + i, sum, part);
     });
   }

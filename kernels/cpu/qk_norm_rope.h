@@ -62,8 +62,8 @@ struct QkNormRope {
         for (int m = 0; m < count; ++m) {
           X* head = heads + m * stride;
           const Pair a = normed(m, i, part), b = normed(m, pairs + i, part);
-          V::store(head + i, Pair{a.a * cos.a - b.a * sin.a, a.b * cos.b - b.b * sin.b}, part);
-          V::store(head + pairs + i, Pair{b.a * cos.a + a.a * sin.a, b.b * cos.b + a.b * sin.b}, part);
+          V::store(head + i, a * cos - b * sin, part);
+          V::store(head + pairs + i, b * cos + a * sin, part);
         }
       });
     } else {
@@ -93,7 +93,7 @@ struct QkNormRope {
     const auto run = [&](auto rounding) {
       using Rounding = decltype(rounding);
       rotate(spec, heads, stride, count, angles, true, [&](int m, int64_t i, auto part) {
-        const Pair s = load(m, i, part), n = {s.a * scales[m], s.b * scales[m]};
+        const Pair n = load(m, i, part) * scales[m];
         return Rounding::rounded(weight.template apply<Rounding>(n, weight.template load<Rounding>(i, part)), X{});
       });
     };

@@ -31,8 +31,7 @@ struct RoundedWeight {
   }
   template <class V>
   typename V::Pair apply(typename V::Pair n, typename V::Pair w) const {
-    const auto r = V::rounded(n, X{});
-    return {r.a * w.a, r.b * w.b};
+    return V::rounded(n, X{}) * w;
   }
 };
 
@@ -43,12 +42,11 @@ struct OffsetWeight {
   float offset;
   template <class V, class Size>
   typename V::Pair load(int64_t i, Size part) const {
-    const auto w = load_param<V, X>(weight + i, part);
-    return {w.a + offset, w.b + offset};
+    return load_param<V, X>(weight + i, part) + offset;
   }
   template <class V>
   typename V::Pair apply(typename V::Pair n, typename V::Pair w) const {
-    return {n.a * w.a, n.b * w.b};
+    return n * w;
   }
 };
 
@@ -56,14 +54,16 @@ struct OffsetWeight {
 template <class V, class X>
 constexpr bool kFlushes = __is_same(X, bf16) && !__is_same(V, typename V::Normal);
 
-template <class X, class F>
+// f(weight) with what is done with it; without `rounds`, all in fp32.
+template <class X, bool rounds = true, class F>
 inline void with_weight(const NormSpec& spec, F f) {
   const void* weight = spec.weight.data;
   if (weight == nullptr) return f(NoWeight{});
   if constexpr (!__is_same(X, float)) {
     if (spec.weight.dtype != Dtype::float32) {
       const X* same = static_cast<const X*>(weight);
-      if (spec.weight_offset == 0.0f) return f(RoundedWeight<X>{same});
+      if constexpr (rounds)
+        if (spec.weight_offset == 0.0f) return f(RoundedWeight<X>{same});
       return f(OffsetWeight<X, X>{same, spec.weight_offset});
     }
   }
@@ -102,9 +102,9 @@ struct RmsNorm {
       for_each_block<V>(spec.size, [&](int64_t i, auto part) {
         const Pair w = weight.template load<Rounding>(i, part);
         for (int m = 0; m < count; ++m) {
-          const Pair s = again(m, i, part), n = {s.a * scales[m], s.b * scales[m]};
+          const Pair s = again(m, i, part);
           keep(rounding, m, i, s, part);
-          output.template write<Rounding>(m, i, weight.template apply<Rounding>(n, w), part);
+          output.template write<Rounding>(m, i, weight.template apply<Rounding>(s * scales[m], w), part);
         }
       });
     };
@@ -115,32 +115,28 @@ struct RmsNorm {
 
   // f(load, keep, first, count) for a few rows, until num_rows are done.
   template <class X, class F>
-  static void rows(const NormSpec& spec, Rows x_rows, int64_t num_rows, F f) {
+  static void rows(const NormSpec& spec, const NormRows& of, int64_t num_rows, F f) {
     for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
-      const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride;
-      const auto load = [=](int m, int64_t i, auto part) { return V::load(x + m * x_rows.stride + i, part); };
-      const auto keep = [=](auto, int m, int64_t i, Pair, auto) {
-        fetch<V>(x + m * x_rows.stride + i + ahead(x_rows, count));
-      };
+      const FewRows<V, X> x(of.x, first, count);
+      const auto load = [=](int m, int64_t i, auto part) { return x.load(m, i, part); };
+      const auto keep = [=](auto, int m, int64_t i, Pair, auto) { x.fetch(m, i); };
       f(load, keep, first, count);
     });
   }
 
   // The same for the sums of x and residual, which become the residual. R: X, or fp32.
   template <class X, class R, class F>
-  static void added_rows(const NormSpec& spec, Rows x_rows, Rows residual_rows, int64_t num_rows, F f) {
+  static void added_rows(const NormSpec& spec, const NormRows& of, int64_t num_rows, F f) {
     for_each_few_rows(num_rows, spec.size, [&](int64_t first, auto count) {
-      X* x = static_cast<X*>(x_rows.data) + first * x_rows.stride;
-      R* residual = static_cast<R*>(residual_rows.data) + first * residual_rows.stride;
+      const FewRows<V, X> x(of.x, first, count);
+      const FewRows<V, R> residual(of.second, first, count);
       const auto added = [=](int m, int64_t i, auto part) {
-        const Pair u = V::load(x + m * x_rows.stride + i, part);
-        const Pair v = load_param<V, X>(residual + m * residual_rows.stride + i, part);
-        return Pair{u.a + v.a, u.b + v.b};
+        return x.load(m, i, part) + load_param<V, X>(residual.at(m, i), part);
       };
       const auto keep = [=](auto rounding, int m, int64_t i, Pair s, auto part) {
-        fetch<V, true>(x + m * x_rows.stride + i + ahead(x_rows, count));
-        fetch<V, true>(residual + m * residual_rows.stride + i + ahead(residual_rows, count));
-        store_arranged<decltype(rounding), X>(residual + m * residual_rows.stride + i, s, part);
+        x.template fetch<true>(m, i);
+        residual.template fetch<true>(m, i);
+        store_arranged<decltype(rounding), X>(residual.at(m, i), s, part);
       };
       f(added, keep, first, count);
     });
@@ -158,15 +154,15 @@ struct RmsNorm {
       const auto run = [&](auto load, auto keep, int64_t first, auto count) {
         few_rows<X>(spec, weight, Rounded<X>(of.x, first), count, load, load, keep);
       };
-      if (spec.fp32_residual) added_rows<X, float>(spec, of.x, of.second, num_rows, run);
-      else added_rows<X, X>(spec, of.x, of.second, num_rows, run);
+      if (spec.fp32_residual) added_rows<X, float>(spec, of, num_rows, run);
+      else added_rows<X, X>(spec, of, num_rows, run);
     });
   }
 
   static void rms_norm(const NormSpec& spec, const NormRows& of, int64_t num_rows) {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
-      rows<X>(spec, of.x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+      rows<X>(spec, of, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
         few_rows<X>(spec, weight, Rounded<X>(of.out, first), count, load, load, keep);
       });
     });
@@ -178,10 +174,10 @@ struct RmsNorm {
       const int64_t stride = whole_blocks(spec.size);
       float* sums = of.scratch;
       if (of.second.data == nullptr)
-        return rows<X>(spec, of.x, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+        return rows<X>(spec, of, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
           few_rows<X>(spec, weight, Int8<V, X>(of, stride, first), count, load, load, keep);
         });
-      added_rows<X, X>(spec, of.x, of.second, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+      added_rows<X, X>(spec, of, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
         const auto load_and_keep = [=](int m, int64_t i, auto part) {
           const Pair s = load(m, i, part);
           V::store(sums + m * stride + i, s, Full{});

@@ -2,7 +2,7 @@
 // one rounding at the end. A gate that comes before the norm is computed in both passes.
 #pragma once
 
-#include "output.h"
+#include "blocks.h"
 
 namespace serving_ops::cpu {
 namespace {
@@ -58,16 +58,13 @@ struct RmsNormGated {
   // The group that begins at `start`, of a few rows.
   template <Gate gate, class X, class Count>
   static void few_groups(const NormSpec& spec, int64_t start, const NormRows& of, int64_t first, Count count) {
-    const Rows x_rows = of.x, z_rows = of.second, out_rows = of.out;
-    const X* x = static_cast<const X*>(x_rows.data) + first * x_rows.stride + start;
-    const X* z = gate == Gate::none ? nullptr : static_cast<const X*>(z_rows.data) + first * z_rows.stride + start;
-    const Rounded<X> output(out_rows, first, start);
+    const FewRows<V, X> x(of.x, first, count, start), z(of.second, first, count, start), out(of.out, first, count, start);
     const auto gated = [&](Pair v, int m, int64_t i, auto part) {
-      const Pair g = V::load(z + m * z_rows.stride + i, part);
+      const Pair g = z.load(m, i, part);
       return Pair{v.a * activation<X>(g.a, spec.silu), v.b * activation<X>(g.b, spec.silu)};
     };
     const auto load = [&](int m, int64_t i, auto part) {
-      const Pair v = V::load(x + m * x_rows.stride + i, part);
+      const Pair v = x.load(m, i, part);
       if constexpr (gate == Gate::before_norm) return gated(v, m, i, part);
       return v;
     };
@@ -81,16 +78,14 @@ struct RmsNormGated {
       const Pair w = has_weight ? param<X>(spec.weight, start + i, part) : Pair{};
       const Pair b = has_bias ? param<X>(spec.bias, start + i, part) : Pair{};
       for (int m = 0; m < count; ++m) {
-        fetch<V>(x + m * x_rows.stride + i + ahead(x_rows, count));
-        if constexpr (gate != Gate::none) fetch<V>(z + m * z_rows.stride + i + ahead(z_rows, count));
-        fetch<V, true>(output.data + m * output.stride + i + ahead(out_rows, count));
-        const Vec scale = V::broadcast(scales[m]);
-        Pair y = load(m, i, part);
-        y = {y.a * scale, y.b * scale};
-        if (has_weight) y = {y.a * w.a, y.b * w.b};
-        if (has_bias) y = {y.a + b.a, y.b + b.b};
+        x.fetch(m, i);
+        if constexpr (gate != Gate::none) z.fetch(m, i);
+        out.template fetch<true>(m, i);
+        Pair y = load(m, i, part) * scales[m];
+        if (has_weight) y = y * w;
+        if (has_bias) y = y + b;
         if constexpr (gate == Gate::after_norm) y = gated(y, m, i, part);
-        output.template write<V>(m, i, y, part);
+        V::store(out.at(m, i), y, part);
       }
     });
   }

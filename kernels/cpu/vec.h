@@ -39,6 +39,12 @@ struct Lanes {
 template <int W>
 struct PairOf {
   typename Lanes<float, W>::Vector a, b;
+
+  friend PairOf operator+(PairOf x, PairOf y) { return {x.a + y.a, x.b + y.b}; }
+  friend PairOf operator-(PairOf x, PairOf y) { return {x.a - y.a, x.b - y.b}; }
+  friend PairOf operator*(PairOf x, PairOf y) { return {x.a * y.a, x.b * y.b}; }
+  friend PairOf operator*(PairOf x, float y) { return {x.a * y, x.b * y}; }
+  friend PairOf operator+(PairOf x, float y) { return {x.a + y, x.b + y}; }
 };
 
 // W lanes. A block is 2 W elements; in a pair made of bf16 the even elements lie in `a` and the odd ones in `b`, since

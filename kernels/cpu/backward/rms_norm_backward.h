@@ -14,19 +14,8 @@ struct RmsNormBackward {
   using Vec = typename V::Vec;
   using Rest = OverRows<V>;
 
-  // f(weight) with what multiplies dout, all in fp32.
-  template <class X, class F>
-  static void with_factor(const NormSpec& spec, F f) {
-    const void* weight = spec.weight.data;
-    if (weight == nullptr) return f(NoWeight{});
-    if constexpr (!__is_same(X, float))
-      if (spec.weight.dtype != Dtype::float32)
-        return f(OffsetWeight<X, X>{static_cast<const X*>(weight), spec.weight_offset});
-    f(OffsetWeight<X, float>{static_cast<const float*>(weight), spec.weight_offset});
-  }
-
   template <class X>
-  using Of = typename Rest::template FewRows<X>;
+  using Of = FewRows<V, X>;
 
   template <class X, class Weight, class Count>
   static void few_rows(const NormSpec& spec, Weight weight, Of<X> dout, Of<X> s, Of<X> more, Of<X> ds, float* dweight,
@@ -47,17 +36,13 @@ struct RmsNormBackward {
       const Pair w = weight.template load<V>(i, part);
       Pair sum = dweight == nullptr ? Pair{} : V::load(dweight + i, Full{});
       for (int m = 0; m < count; ++m) {
-        dout.fetch(count + m, i), s.fetch(count + m, i);
-        const Pair d = dout.load(m, i, part), v = s.load(m, i, part), n = {v.a * rstd[m], v.b * rstd[m]};
-        const Pair dn = weight.template apply<V>({d.a * rstd[m], d.b * rstd[m]}, w);
+        dout.fetch(m, i), s.fetch(m, i);
+        const Pair d = dout.load(m, i, part), n = s.load(m, i, part) * rstd[m];
         const Vec factor = V::broadcast(of_n[m]);
-        Pair gradient = {V::fma(n.a, factor, dn.a), V::fma(n.b, factor, dn.b)};
-        if (more.data != nullptr) {
-          const Pair other = more.load(m, i, part);
-          gradient = {gradient.a + other.a, gradient.b + other.b};
-        }
-        ds.store(m, i, gradient, part);
-        sum = {V::fma(d.a, n.a, sum.a), V::fma(d.b, n.b, sum.b)};
+        Pair gradient = fma<V>(n, {factor, factor}, weight.template apply<V>(d * rstd[m], w));
+        if (more.data != nullptr) gradient = gradient + more.load(m, i, part);
+        V::store(ds.at(m, i), gradient, part);
+        sum = fma<V>(d, n, sum);
       }
       if (dweight != nullptr) V::store(dweight + i, sum, Full{});
     });
@@ -67,9 +52,10 @@ struct RmsNormBackward {
     const typename Rest::Sum sum(of.dweight, whole_blocks(spec.size));
     with_dtype(spec.dtype, [&](auto dtype) {
       using X = decltype(dtype);
-      with_factor<X>(spec, [&](auto weight) {
+      with_weight<X, false>(spec, [&](auto weight) {
         const auto few = [&](int64_t first, auto count) {
-          few_rows<X>(spec, weight, {of.dout, first}, {of.x, first}, {of.second, first}, {of.dx, first}, sum.run, count);
+          few_rows<X>(spec, weight, {of.dout, first, count}, {of.x, first, count}, {of.second, first, count},
+                      {of.dx, first, count}, sum.run, count);
         };
         Rest::for_each_few(num_rows, spec.size, few, [&] { Rest::end_run(sum, spec.size); });
       });

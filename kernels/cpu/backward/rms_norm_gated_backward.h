@@ -41,10 +41,8 @@ struct RmsNormGatedBackward {
 
   template <class X>
   struct Operands {
-    typename Rest::template FewRows<X> dout, x, z, dx, dz;
+    FewRows<V, X> dout, x, z, dx, dz;
   };
-
-  static Pair times(Pair a, Pair b) { return {a.a * b.a, a.b * b.b}; }
 
   // dweight and dbias are those of the group; null where there is none.
   template <Gate gate, class X, class Count>
@@ -75,10 +73,10 @@ struct RmsNormGatedBackward {
             V::store(kept.gate + m * kept_row + i, g.gate, Full{});
             V::store(kept.slope + m * kept_row + i, g.slope, Full{});
           }
-          if constexpr (gate == Gate::before_norm) s = times(s, g.gate);
-          else dn = times(dn, g.gate);
+          if constexpr (gate == Gate::before_norm) s = s * g.gate;
+          else dn = dn * g.gate;
         }
-        if (has_weight) dn = times(dn, weight_at(i, part));
+        if (has_weight) dn = dn * weight_at(i, part);
         return typename Rest::Operands{s, dn};
       });
     for (int m = 0; m < count; ++m) {
@@ -90,30 +88,29 @@ struct RmsNormGatedBackward {
       Pair sum_weight = dweight == nullptr ? Pair{} : V::load(dweight + i, Full{});
       Pair sum_bias = dbias == nullptr ? Pair{} : V::load(dbias + i, Full{});
       for (int m = 0; m < count; ++m) {
-        of.dout.fetch(count + m, i), of.x.fetch(count + m, i), of.dx.fetch_to_write(count + m, i);
-        if constexpr (gate != Gate::none) of.z.fetch(count + m, i), of.dz.fetch_to_write(count + m, i);
+        of.dout.fetch(m, i), of.x.fetch(m, i), of.dx.template fetch<true>(m, i);
+        if constexpr (gate != Gate::none) of.z.fetch(m, i), of.dz.template fetch<true>(m, i);
         const Pair x = of.x.load(m, i, part), dout = of.dout.load(m, i, part);
         GateAndSlope g{};
         if constexpr (gate != Gate::none) {
           if (keeps) g = {V::load(kept.gate + m * kept_row + i, Full{}), V::load(kept.slope + m * kept_row + i, Full{})};
           else g = gated(m, i, part);
         }
-        const Pair s = gate == Gate::before_norm ? times(x, g.gate) : x, n = {s.a * rstd[m], s.b * rstd[m]};
-        const Pair dy = gate == Gate::after_norm ? times(dout, g.gate) : dout, dn = has_weight ? times(dy, w) : dy;
-        const Pair ds = {(dn.a - n.a * mean[m]) * rstd[m], (dn.b - n.b * mean[m]) * rstd[m]};
+        const Pair n = (gate == Gate::before_norm ? x * g.gate : x) * rstd[m];
+        const Pair dy = gate == Gate::after_norm ? dout * g.gate : dout, dn = has_weight ? dy * w : dy;
+        const Pair ds = (dn - n * mean[m]) * rstd[m];
         if constexpr (gate == Gate::after_norm) {
-          const Pair weighed = has_weight ? times(n, w) : n;
-          const Pair y = has_bias ? Pair{weighed.a + b.a, weighed.b + b.b} : weighed;
-          of.dz.store(m, i, times(times(dout, y), g.slope), part);
+          const Pair weighed = has_weight ? n * w : n, y = has_bias ? weighed + b : weighed;
+          V::store(of.dz.at(m, i), dout * y * g.slope, part);
         }
         if constexpr (gate == Gate::before_norm) {
-          of.dx.store(m, i, times(ds, g.gate), part);
-          of.dz.store(m, i, times(times(ds, x), g.slope), part);
+          V::store(of.dx.at(m, i), ds * g.gate, part);
+          V::store(of.dz.at(m, i), ds * x * g.slope, part);
         } else {
-          of.dx.store(m, i, ds, part);
+          V::store(of.dx.at(m, i), ds, part);
         }
-        sum_weight = {V::fma(dy.a, n.a, sum_weight.a), V::fma(dy.b, n.b, sum_weight.b)};
-        sum_bias = {sum_bias.a + dy.a, sum_bias.b + dy.b};
+        sum_weight = fma<V>(dy, n, sum_weight);
+        sum_bias = sum_bias + dy;
       }
       if (dweight != nullptr) V::store(dweight + i, sum_weight, Full{});
       if (dbias != nullptr) V::store(dbias + i, sum_bias, Full{});
@@ -127,9 +124,9 @@ struct RmsNormGatedBackward {
     Kept kept;
     const auto few = [&](int64_t first, auto count) {
       for (int64_t start = 0, at = 0; start < spec.size; start += spec.group_size, at += padded) {
-        const Operands<X> few_of = {{of.dout, first, start}, {of.x, first, start}, {of.second, first, start},
-                                    {of.dx, first, start}, {of.dsecond, first, start}};
-        few_groups<gate, X>(spec, start, few_of, weight ? weight.run + at : nullptr, bias ? bias.run + at : nullptr, kept,
+        const auto few_of = [&](const Rows& rows) { return FewRows<V, X>(rows, first, count, start); };
+        const Operands<X> operands = {few_of(of.dout), few_of(of.x), few_of(of.second), few_of(of.dx), few_of(of.dsecond)};
+        few_groups<gate, X>(spec, start, operands, weight ? weight.run + at : nullptr, bias ? bias.run + at : nullptr, kept,
                             count);
       }
     };
