@@ -3,7 +3,6 @@
 
 #include <memory>
 
-#include "../operators/count.h"
 #include "../operators/rope_call.h"
 #include "isa.h"
 
@@ -53,7 +52,7 @@ inline void for_each_run(const RowSpace<Operands>& space, const TensorView* cons
     Rows rows[Operands];
     for (int k = 0; k < Operands; ++k)
       if (tensors[k] != nullptr)
-        rows[k] = {tensors[k]->data + offsets[k] * bytes[k], space.row_stride(k), space.ahead(k)};
+        rows[k] = {tensors[k]->data + offsets[k] * bytes[k], space.stride(0, k), space.ahead(k)};
     run(rows, count);
   });
 }

@@ -4,7 +4,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "../operators/count.h"
 #include "driver.h"
 
 namespace serving_ops::cuda {

@@ -71,8 +71,9 @@ class Arguments {
   bool boolean(int i) const { return unboxed<bool>(stack_[i]); }
   std::string_view text(int i) const { return text_of(stack_[i]); }
 
-  // Calls an operator that takes the same arguments and returns a text, and throws that text unless it is empty.
-  void hand_over(const char* op) {
+  // Calls the operator's Python fallback, which returns a text, and throws that text unless it is empty.
+  void hand_over(const char* name) {
+    const std::string fallback = std::string("serving_ops::_") + name + "_fallback";
     for (int i = 0; kinds_[i] != '\0'; ++i)
       if (kinds_[i] == 'b') {
         AtenTensorHandle copy;
@@ -80,7 +81,7 @@ class Arguments {
         std::memcpy(&stack_[i], &copy, sizeof copy);
       }
     owned_ = false;
-    check(torch_call_dispatcher(op, "", stack_, TORCH_ABI_VERSION), op);
+    check(torch_call_dispatcher(fallback.c_str(), "", stack_, TORCH_ABI_VERSION), fallback.c_str());
     const std::string error(text_of(stack_[0]));
     torch_delete_string(unboxed<StringHandle>(stack_[0]));
     if (!error.empty()) throw std::runtime_error(error);

@@ -21,7 +21,7 @@ std::array<NewTensor, sizeof...(kLike)> new_like(const Arguments& arguments) {
 // Quantized rows like x, and their scales. Of a call that is wrong they have no elements.
 template <class Op>
 std::array<NewTensor, 2> new_quantized(const Arguments& arguments) {
-  constexpr Places at(Op::kNames);
+  constexpr Places at(Op::kArguments);
   const TensorView x(arguments.tensor(at.x));
   QuantFormat format;
   if (!read_format(arguments.text(at.fmt), &format) || x.num_dims == 0 || x.num_dims > NewTensor::kMaxDims)
@@ -31,14 +31,14 @@ std::array<NewTensor, 2> new_quantized(const Arguments& arguments) {
           NewTensor::empty(x.handle, scales.num_dims, scales.sizes, scales.strides, scales.dtype)};
 }
 
-// An operator on one device: what its arguments are read into, and what runs that. Op: kKinds, kNames, kFallback,
+// An operator on one device: what its arguments are read into, and what runs that. Op: kName, kKinds, kArguments,
 // and where it makes its results, results(arguments).
 template <class Op, class Call, bool (*run)(const Call&)>
 struct Operator {
   // Runs the kernels, or, where they do not take the call, the fallback.
   static void call(Arguments& arguments) {
     Call call;
-    if (call.template read<Op>(arguments) || !run(call)) arguments.hand_over(Op::kFallback);
+    if (call.template read<Op>(arguments) || !run(call)) arguments.hand_over(Op::kName);
   }
 
   // The operator that writes into its arguments.

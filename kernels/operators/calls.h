@@ -2,6 +2,7 @@
 // every device. What it refuses goes to the Python fallback, and nothing has been written.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -17,6 +18,11 @@ enum Op {
 #include "../contract.def"
   kNumOps
 };
+
+// How many calls of each operator the kernels ran, on every device; read through serving_ops_kernel_calls.
+inline std::atomic<uint64_t> kernel_calls[kNumOps];
+
+inline void count(Op op) { kernel_calls[op].fetch_add(1, std::memory_order_relaxed); }
 
 // Where an operator has its arguments, whose names have a space between two; -1 for one that it lacks.
 struct Places {
@@ -64,7 +70,7 @@ struct CallOfNorm {
 
   template <class Op>
   Refusal read_spec(const Arguments& arguments) {
-    constexpr Places at(Op::kNames);
+    constexpr Places at(Op::kArguments);
     x = TensorView(arguments.tensor(at.x));
     if (const Refusal refusal = x.read_rows("x", &spec.dtype)) return refusal;
     spec.size = spec.group_size = x.row_size();
@@ -112,7 +118,7 @@ struct NormCall : CallOfNorm {
 
   template <class Op>
   Refusal read(const Arguments& arguments) {
-    constexpr Places at(Op::kNames);
+    constexpr Places at(Op::kArguments);
     if (const Refusal refusal = read_spec<Op>(arguments)) return refusal;
     is_gated = at.is_gated;
     is_quantized = at.is_quantized;
@@ -146,7 +152,7 @@ struct NormCall : CallOfNorm {
  private:
   template <class Op>
   Refusal read_result(const Arguments& arguments, Memory* memory) {
-    constexpr Places at(Op::kNames);
+    constexpr Places at(Op::kArguments);
     if (!read_format<Op>(arguments)) return {"fmt", " is not known"};
     if (arguments.tensor(at.scale_ub) != nullptr) return {"scale_ub", " is not None"};
     if constexpr (at.is_gated) {
@@ -160,7 +166,7 @@ struct NormCall : CallOfNorm {
   // vLLM's operators have no format: it follows from their results, and `group_size` says whether scales have groups.
   template <class Op>
   bool read_format(const Arguments& arguments) {
-    constexpr Places at(Op::kNames);
+    constexpr Places at(Op::kArguments);
     if constexpr (at.fmt >= 0) return serving_ops::read_format(arguments.text(at.fmt), &result.format);
     const bool int8 = TensorView(arguments.tensor(at.out)).dtype == aoti_torch_dtype_int8();
     result.format = {int8, QuantFormat::kToken, 0, ScaleForm::fp32, QuantFormat::kRowMajor};
@@ -203,7 +209,7 @@ struct BackwardCall : CallOfNorm {
 
   template <class Op>
   Refusal read(const Arguments& arguments) {
-    constexpr Places at(Op::kNames);
+    constexpr Places at(Op::kArguments);
     if (const Refusal refusal = read_spec<Op>(arguments)) return refusal;
     is_gated = at.is_gated;
     dout = TensorView(arguments.tensor(at.dout));

@@ -1,6 +1,6 @@
-// The operators that register.cpp registers, by the names in contract.def: the kinds of their arguments (arguments.h)
-// and their names (`Places` in calls.h), the Python fallback that takes what C++ does not, and on each device, what runs
-// a call. Python defines the schemas.
+// The operators that register.cpp registers, by the names in contract.def: each op's name, by which C++ calls its Python
+// fallback, the kinds of its arguments (arguments.h) and their names (`Places` in calls.h), and what runs its calls on each
+// device. Python defines the schemas.
 #pragma once
 
 #include "../cpu/backward/run_backward.h"
@@ -15,8 +15,8 @@ template <class Op, class Call = NormCall>
 using OnCuda = Operator<Op, Call, &cuda::run>;
 
 struct FusedAdd {
-  static constexpr char kKinds[] = "tto..", kNames[] = "x residual weight eps weight_offset";
-  static constexpr char kFallback[] = "serving_ops::_fused_add_rms_norm_fallback";
+  static constexpr char kName[] = "fused_add_rms_norm", kKinds[] = "tto..";
+  static constexpr char kArguments[] = "x residual weight eps weight_offset";
 };
 using FusedAddCpu = OnCpu<FusedAdd>;
 using FusedAddCuda = OnCuda<FusedAdd>;
@@ -35,64 +35,60 @@ inline void add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 struct RmsNorm {
-  static constexpr char kKinds[] = "to..T", kNames[] = "x weight eps weight_offset out";
-  static constexpr char kFallback[] = "serving_ops::_rms_norm_fallback";
+  static constexpr char kName[] = "rms_norm", kKinds[] = "to..T";
+  static constexpr char kArguments[] = "x weight eps weight_offset out";
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
 using RmsNormCpu = OnCpu<RmsNorm>;
 using RmsNormCuda = OnCuda<RmsNorm>;
 
 struct Gated {
-  static constexpr char kKinds[] = "too.o.siT";
-  static constexpr char kNames[] = "x z weight eps bias norm_before_gate activation group_size out";
-  static constexpr char kFallback[] = "serving_ops::_rms_norm_gated_fallback";
+  static constexpr char kName[] = "rms_norm_gated", kKinds[] = "too.o.siT";
+  static constexpr char kArguments[] = "x z weight eps bias norm_before_gate activation group_size out";
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
 using GatedCpu = OnCpu<Gated>;
 using GatedCuda = OnCuda<Gated>;
 
 struct NormQuant {
-  static constexpr char kKinds[] = "to.sTTo.o";
-  static constexpr char kNames[] = "x weight eps fmt out scales_out scale weight_offset normed";
-  static constexpr char kFallback[] = "serving_ops::_rms_norm_quant_fallback";
+  static constexpr char kName[] = "rms_norm_quant", kKinds[] = "to.sTTo.o";
+  static constexpr char kArguments[] = "x weight eps fmt out scales_out scale weight_offset normed";
   static auto results(const Arguments& arguments) { return new_quantized<NormQuant>(arguments); }
 };
 using NormQuantCpu = OnCpu<NormQuant>;
 using NormQuantCuda = OnCuda<NormQuant>;
 
 struct FusedAddQuant {
-  static constexpr char kKinds[] = "tto.sTTo.o";
-  static constexpr char kNames[] = "x residual weight eps fmt out scales_out scale weight_offset normed";
-  static constexpr char kFallback[] = "serving_ops::_fused_add_rms_norm_quant_fallback";
+  static constexpr char kName[] = "fused_add_rms_norm_quant", kKinds[] = "tto.sTTo.o";
+  static constexpr char kArguments[] = "x residual weight eps fmt out scales_out scale weight_offset normed";
   static auto results(const Arguments& arguments) { return new_quantized<FusedAddQuant>(arguments); }
 };
 using FusedAddQuantCpu = OnCpu<FusedAddQuant>;
 using FusedAddQuantCuda = OnCuda<FusedAddQuant>;
 
 struct GatedQuant {
-  static constexpr char kKinds[] = "too.sTToo.sio";
-  static constexpr char kNames[] =
+  static constexpr char kName[] = "rms_norm_gated_quant", kKinds[] = "too.sTToo.sio";
+  static constexpr char kArguments[] =
       "x z weight eps fmt out scales_out scale bias norm_before_gate activation group_size normed";
-  static constexpr char kFallback[] = "serving_ops::_rms_norm_gated_quant_fallback";
   static auto results(const Arguments& arguments) { return new_quantized<GatedQuant>(arguments); }
 };
 using GatedQuantCuda = OnCuda<GatedQuant>;
 
 // With the schemas of vLLM's _C operators, whose is_scale_transposed the strides of the scales say too.
 struct TokenQuant {
-  static constexpr char kKinds[] = "tttt.oo", kNames[] = "out x weight scales_out eps scale_ub residual";
-  static constexpr char kFallback[] = "serving_ops::_vllm_rms_norm_dynamic_per_token_quant_fallback";
+  static constexpr char kName[] = "vllm_rms_norm_dynamic_per_token_quant", kKinds[] = "tttt.oo";
+  static constexpr char kArguments[] = "out x weight scales_out eps scale_ub residual";
 };
 using TokenQuantCuda = OnCuda<TokenQuant>;
 
 struct BlockQuant {
-  static constexpr char kKinds[] = "tttt.oo..", kNames[] = "out x weight scales_out eps scale_ub residual group_size";
-  static constexpr char kFallback[] = "serving_ops::_vllm_rms_norm_per_block_quant_fallback";
+  static constexpr char kName[] = "vllm_rms_norm_per_block_quant", kKinds[] = "tttt.oo..";
+  static constexpr char kArguments[] = "out x weight scales_out eps scale_ub residual group_size";
 };
 using BlockQuantCuda = OnCuda<BlockQuant>;
 
 struct Rope {
-  static constexpr char kKinds[] = "tttoo.....i.l.ooooooo", kFallback[] = "serving_ops::_qk_norm_rope_fallback";
+  static constexpr char kName[] = "qk_norm_rope", kKinds[] = "tttoo.....i.l.ooooooo";
   static constexpr bool kIsShort = false;
 };
 using RopeCpu = OnCpu<Rope, RopeCall>;
@@ -100,7 +96,7 @@ using RopeCuda = OnCuda<Rope, RopeCall>;
 
 // The same with few arguments, for vLLM's layers: integrations/vllm/qk_norm_rope_layer.py defines it.
 struct ShortRope {
-  static constexpr char kKinds[] = "ttttts", kFallback[] = "serving_ops::_vllm_qk_norm_rope_fallback";
+  static constexpr char kName[] = "vllm_qk_norm_rope", kKinds[] = "ttttts";
   static constexpr bool kIsShort = true;
 };
 using ShortRopeCpu = OnCpu<ShortRope, RopeCall>;
@@ -108,16 +104,15 @@ using ShortRopeCuda = OnCuda<ShortRope, RopeCall>;
 
 // The gradients.
 struct NormBackward {
-  static constexpr char kKinds[] = "tto..oTT", kNames[] = "dout x weight eps weight_offset ds_more dx dweight";
-  static constexpr char kFallback[] = "serving_ops::_rms_norm_backward_fallback";
+  static constexpr char kName[] = "rms_norm_backward", kKinds[] = "tto..oTT";
+  static constexpr char kArguments[] = "dout x weight eps weight_offset ds_more dx dweight";
   static auto results(const Arguments& arguments) { return new_like<1, 2>(arguments); }
 };
 using NormBackwardCpu = OnCpu<NormBackward, BackwardCall>;
 
 struct GatedBackward {
-  static constexpr char kKinds[] = "ttoo.o.siTTTT";
-  static constexpr char kNames[] = "dout x z weight eps bias norm_before_gate activation group_size dx dz dweight dbias";
-  static constexpr char kFallback[] = "serving_ops::_rms_norm_gated_backward_fallback";
+  static constexpr char kName[] = "rms_norm_gated_backward", kKinds[] = "ttoo.o.siTTTT";
+  static constexpr char kArguments[] = "dout x z weight eps bias norm_before_gate activation group_size dx dz dweight dbias";
   static auto results(const Arguments& arguments) { return new_like<1, 2, 3, 5>(arguments); }
 };
 using GatedBackwardCpu = OnCpu<GatedBackward, BackwardCall>;

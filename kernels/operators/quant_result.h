@@ -107,7 +107,7 @@ struct QuantResult {
     RowSpace<1> rows;
     if (!rows.build(scales.num_dims - 1, scales.sizes, {scales.strides}) || rows.num_dims() > 1)
       return {"scales_out", " has leading dimensions that do not merge into one"};
-    scales_row_stride = rows.row_stride(0);
+    scales_row_stride = rows.stride(0, 0);
     scales_group_stride = scales.strides[scales.num_dims - 1];
     return {};
   }

@@ -6,17 +6,10 @@
 
 #include "../cpu/isa.h"
 #include "../cuda/run.h"
-#include "count.h"
 #include "operators.h"
 
 // For Python, through ctypes (serving_ops/extension.py).
 #define SERVING_OPS_EXPORT extern "C" __attribute__((visibility("default")))
-
-namespace serving_ops {
-
-std::atomic<uint64_t> kernel_calls[kNumOps];
-
-}  // namespace serving_ops
 
 STABLE_TORCH_LIBRARY_IMPL(serving_ops, CPU, library) {
 #define CPU(name, function) library.impl(#name, &serving_ops::function);

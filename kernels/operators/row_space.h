@@ -34,11 +34,8 @@ class RowSpace {
   // Of a dimension that is left, innermost first; 1 row at stride 0 beyond them.
   int64_t size(int d) const { return d < num_dims_ ? dims_[d].size : 1; }
   int64_t stride(int d, int operand) const { return d < num_dims_ ? dims_[d].stride[operand] : 0; }
-  // Distance between rows within a run.
-  int64_t row_stride(int operand) const { return num_dims_ > 0 ? dims_[0].stride[operand] : 0; }
-
   // Distance from a row to one that comes later: the next, or the same row of the next run.
-  int64_t ahead(int operand) const { return num_dims_ > 1 ? dims_[1].stride[operand] : row_stride(operand); }
+  int64_t ahead(int operand) const { return num_dims_ > 1 ? dims_[1].stride[operand] : stride(0, operand); }
 
   // run(offsets, count) for each run of rows of constant stride that makes up rows begin..end.
   template <class Run>

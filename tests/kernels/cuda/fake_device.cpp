@@ -72,8 +72,6 @@ extern "C" AOTITorchError fake_get_device_index(AtenTensorHandle, int32_t* index
 
 namespace serving_ops {
 
-std::atomic<uint64_t> kernel_calls[kNumOps];
-
 namespace cuda {
 const Driver* driver() {
   static const Driver remembering{launch,       current_device, retain_primary_context,
