@@ -31,6 +31,7 @@ IN_PROCESS = (
     "test_token_pass.py",
     "test_quantized_pairs.py",
     "test_qk_norm_rope.py",
+    "test_cache_write.py",
     "test_mixer_output.py",
     "test_model_doctor.py",
 )
