@@ -1,7 +1,7 @@
-"""Normalization ops for serving: in-place `fused_add_rms_norm`, `rms_norm` and `rms_norm_gated`.
+"""Normalization ops for serving: plain, gated and quantized RMSNorm, and `qk_norm_rope` for attention layers.
 
-Triton on CUDA, C++ on CPU, the plain PyTorch reference for everything else. Importing this package
-imports neither Triton nor an engine, and does not initialise CUDA.
+They run in Triton on CUDA, in C++ on CPU, and in plain PyTorch (`serving_ops.reference`) elsewhere. Importing this
+package imports neither Triton nor an engine, and does not initialise CUDA.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from serving_ops.ops import registry
 class Explanation:
     """How a call would run.
 
-    path: "triton.tile", "triton.row", "triton.wide", "cpu" or "reference".
-    reason: why the reference; None for a kernel.
-    plan: the launch, on CUDA.
+    path: "triton.tile", "triton.row", "triton.wide" or "triton.heads" (the kernels on CUDA), "cpu" or "reference".
+    reason: why the reference runs; None for a kernel.
+    plan: how the kernel on CUDA is launched; None elsewhere.
     """
 
     path: str

@@ -17,6 +17,9 @@ class NormSpec:
 
     op: the name of a registered op.
     size: N, the elements of a row (a tensor-parallel shard's, where it is sharded).
+    dtype: of x; weight_dtype: of the weight, None for a layer without one; device: of both.
+    eps, weight_offset, activation, norm_before_gate, group_size: the op's arguments of these names.
+    has_bias, has_gate: whether the layer of a gated norm passes a bias, and a gate.
     heads: rows a token: q/k norms and gated norms see (num_tokens, heads, size).
     token_stride, gate_token_stride: elements from token to token of x and of z where they are views of a wider
         buffer; None for contiguous tensors.

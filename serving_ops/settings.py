@@ -19,8 +19,9 @@ OPS = ("fused_add_rms_norm", "qk_norm_rope", "rms_norm", "rms_norm_gated")
 CPU_ISAS = ("avx512", "avx2", "neon", "portable")
 """The instruction sets that the C++ library has kernels for, by the names it knows them by."""
 
-YES = ("1", "true", "on", "yes")
-NO = ("0", "false", "off", "no")
+NO = dict.fromkeys(("0", "false", "off", "no"), False)
+SWITCH = dict.fromkeys(("1", "true", "on", "yes"), True) | NO
+"""What each word means."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,11 @@ def _read_choice(value: str) -> list[str]:
     return words
 
 
-def _read_switch(value: str) -> bool:
-    return _read_one_of(*YES, *NO)(value) in YES
-
-
-def _read_one_of(*allowed: str) -> Callable[[str], str]:
-    def read(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"is not known: allowed are {', '.join(allowed)}")
-        return value
+def _read_one_of(words: dict[str, Any]) -> Callable[[str], Any]:
+    def read(value: str) -> Any:
+        if value not in words:
+            raise ValueError(f"is not known: allowed are {', '.join(words)}")
+        return words[value]
 
     return read
 
@@ -68,19 +65,19 @@ CHOICE = Variable(
     "off",
     _read_choice,
 )
-PREWARM = Variable("SERVING_OPS_PREWARM", "`0` turns prewarming at engine start-up off", "1", _read_switch)
-PDL = Variable("SERVING_OPS_PDL", "`0` turns programmatic dependent launch off", "1", _read_switch)
+PREWARM = Variable("SERVING_OPS_PREWARM", "`0` turns prewarming at engine start-up off", "1", _read_one_of(SWITCH))
+PDL = Variable("SERVING_OPS_PDL", "`0` turns programmatic dependent launch off", "1", _read_one_of(SWITCH))
 CPU_ISA = Variable(
     "SERVING_OPS_CPU_ISA",
     "`avx512`, `avx2`, `neon` or `portable`: the instruction set of the CPU kernels",
     "the best that the CPU has",
-    _read_one_of(*CPU_ISAS),
+    _read_one_of({name: name for name in CPU_ISAS}),
 )
 BUILD = Variable(
     "SERVING_OPS_BUILD",
     "`required`: an install that cannot build the C++ library fails. Read by `pip install` alone",
     "off",
-    _read_one_of("required", *NO),
+    _read_one_of({"required": True} | NO),
 )
 VARIABLES = (CHOICE, PREWARM, PDL, CPU_ISA, BUILD)
 
@@ -89,20 +86,17 @@ _refused: dict[Variable, str] = {}
 _said: set[str] = set()
 
 
-def _value(variable: Variable) -> str:
-    return os.environ.get(variable.name, "").strip().lower()
-
-
 def _read(variable: Variable) -> Any:
     """Say what a variable means, or None where it is empty or not set.
 
     Raises ValueError for a value that is not allowed.
     """
-    value = _value(variable)
+    given = os.environ.get(variable.name, "")
+    value = given.strip().lower()
     try:
         return variable.read(value) if value else None
     except ValueError as error:
-        raise ValueError(f"{variable.name}={os.environ[variable.name]!r} {error}") from None
+        raise ValueError(f"{variable.name}={given!r} {error}") from None
 
 
 def _read_or_default(variable: Variable) -> Any:

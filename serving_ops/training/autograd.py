@@ -25,9 +25,12 @@ from serving_ops.training import backward_ops
 _ops = torch.ops.serving_ops
 
 
-def _norm_backward() -> Any:
-    """The operator, or its formula in PyTorch where the gradient may be differentiated again."""
-    return backward_ops.rms_norm_backward if torch.is_grad_enabled() else _ops.rms_norm_backward.default
+def _norm_gradients(ctx: Any, dout: Tensor, ds_more: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Of the row that was normed, and of the weight; by the formula in PyTorch where they may be differentiated again."""
+    s, weight = ctx.saved_tensors
+    run = backward_ops.rms_norm_backward if torch.is_grad_enabled() else _ops.rms_norm_backward.default
+    ds, dweight = run(dout, s, weight, ctx.eps, weight_offset=ctx.weight_offset, ds_more=ds_more)
+    return ds, _unless_empty(dweight, weight)
 
 
 def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:
@@ -62,10 +65,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        options = {"weight_offset": ctx.weight_offset, "ds_more": None}
-        dx, dweight = _norm_backward()(dout, x, weight, ctx.eps, **options)
-        return dx, _unless_empty(dweight, weight), None, None
+        return *_norm_gradients(ctx, dout, None), None, None
 
 
 class AddRMSNorm(torch.autograd.Function):
@@ -85,10 +85,8 @@ class AddRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, dtotal: Tensor) -> tuple[Tensor | None, ...]:
-        total, weight = ctx.saved_tensors
-        options = {"weight_offset": ctx.weight_offset, "ds_more": dtotal}
-        ds, dweight = _norm_backward()(dout, total, weight, ctx.eps, **options)
-        return ds, ds, _unless_empty(dweight, weight), None, None
+        ds, dweight = _norm_gradients(ctx, dout, dtotal)
+        return ds, ds, dweight, None, None
 
 
 class RMSNormGated(torch.autograd.Function):
@@ -111,24 +109,15 @@ class RMSNormGated(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.eps, ctx.norm_before_gate, ctx.activation, ctx.group_size = inputs
+        *tensors, ctx.eps, norm_before_gate, activation, group_size = inputs
+        ctx.options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, z, weight, bias = ctx.saved_tensors
         run = backward_ops.rms_norm_gated_backward if torch.is_grad_enabled() else _ops.rms_norm_gated_backward.default
-        gradients = run(
-            dout,
-            x,
-            z,
-            weight,
-            ctx.eps,
-            bias=bias,
-            norm_before_gate=ctx.norm_before_gate,
-            activation=ctx.activation,
-            group_size=ctx.group_size,
-        )
+        gradients = run(dout, x, z, weight, ctx.eps, bias=bias, **ctx.options)
         return (*map(_unless_empty, gradients, (x, z, weight, bias)), None, None, None, None)
 
 

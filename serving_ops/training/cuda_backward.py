@@ -41,10 +41,6 @@ def _has_bulk_copies(device: torch.device) -> bool:
     return bool(programmatic_launch_supported(device))
 
 
-def _plan(s: Tensor, more: Tensor | None) -> BackwardPlan:
-    return _plan_for(s.shape[-1], s.itemsize, more is not None, _has_bulk_copies(s.device))
-
-
 @cache
 def _plan_for(size: int, itemsize: int, has_more: bool, has_bulk_copies: bool) -> BackwardPlan:
     plan = plans.plan_norm_backward(size, itemsize, has_more)
@@ -71,7 +67,7 @@ def norm(
     reason = _why_not_rows(s, ("dout", dout), ("s", s), ("ds_more", ds_more), ("weight", weight))
     if reason is not None:
         return reason
-    plan = _plan(s, ds_more)
+    plan = _plan_for(s.shape[-1], s.itemsize, ds_more is not None, _has_bulk_copies(s.device))
     rows = row_grid(dout, s, s if ds_more is None else ds_more)
     if rows is None or (plan.kernel != "tile" and rows.inner != rows.num_rows):
         dout, s, ds_more = dout.contiguous(), s.contiguous(), None if ds_more is None else ds_more.contiguous()
