@@ -1,8 +1,7 @@
 """The kernels of `rms_norm` and `fused_add_rms_norm`, plain and quantized, for rows of any size.
 
 KERNEL says how rows are loaded and summed, and so which of `norm_tile`, `norm_row` and `norm_wide` is compiled. These
-take the rows of a tensor as `row_start` does, and a weight as its pointer, its offset and WEIGHT_IN_FP32; what is
-absent is None.
+take the rows of a tensor as `row_start` does, and a weight with its offset; what is absent is None.
 """
 
 import triton.language as tl
@@ -51,23 +50,23 @@ def norm_rows_kernel(
         residual = (residual_ptr, residual_outer_stride, residual_row_stride)
         total = (total_ptr, residual_outer_stride, residual_row_stride)
     if HAS_WEIGHT:
-        weight = (weight_ptr, weight_offset, WEIGHT_IN_FP32)
+        weight = (weight_ptr, weight_offset)
     if KERNEL == "tile":
         normed, outer, row, columns, mask = normed_tile(
             x, residual, total, weight, num_rows, inner, eps,
-            N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PDL, OVERLAP,
+            N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
         )  # fmt: skip
         put_rounded(tile_at(out, outer, row, columns, ALIGNED), normed, mask)
     elif KERNEL == "row":
         normed, outer, row, columns, mask = normed_row(
             x, residual, total, weight, inner, eps,
-            N, BLOCK_N, FLAT, ALIGNED, PDL, OVERLAP,
+            N, BLOCK_N, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
         )  # fmt: skip
         put_rounded(row_at(out, outer, row, columns, ALIGNED), normed, mask)
     else:
         norm_wide(
             x, residual, total, weight, out, None, None, inner, eps,
-            N, BLOCK_N, KEPT_N, None, None, FLAT, ALIGNED, PDL, OVERLAP,
+            N, BLOCK_N, KEPT_N, None, None, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
         )  # fmt: skip
 
 
@@ -117,26 +116,26 @@ def norm_rows_quant_kernel(
     if HAS_NORMED:
         normed = (normed_ptr, normed_outer_stride, normed_row_stride)
     if HAS_WEIGHT:
-        weight = (weight_ptr, weight_offset, WEIGHT_IN_FP32)
+        weight = (weight_ptr, weight_offset)
     scales = (scales_ptr, scales_row_stride, scales_group_stride)
     Q_BYTES: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     if KERNEL == "wide":
         norm_wide(
             x, residual, residual, weight, normed, q, scales, inner, eps,
-            N, BLOCK_N, KEPT_N, SCALED, FORM, FLAT, ALIGNED, PDL, OVERLAP,
+            N, BLOCK_N, KEPT_N, SCALED, FORM, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
         )  # fmt: skip
     else:
         if KERNEL == "tile":
             y, outer, row, columns, mask = normed_tile(
                 x, residual, residual, weight, num_rows, inner, eps,
-                N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, PDL, OVERLAP,
+                N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
             )  # fmt: skip
             values = y.to(x_ptr.dtype.element_ty)
             normed_ptrs = tile_at(normed, outer, row, columns, ALIGNED)
             q_ptrs = tile_at(q, outer, row, columns, ALIGNED, Q_BYTES)
         else:
             y, outer, row, columns, mask = normed_row(
-                x, residual, residual, weight, inner, eps, N, BLOCK_N, FLAT, ALIGNED, PDL, OVERLAP
+                x, residual, residual, weight, inner, eps, N, BLOCK_N, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP
             )  # fmt: skip
             values = y.to(x_ptr.dtype.element_ty)
             normed_ptrs = row_at(normed, outer, row, columns, ALIGNED)

@@ -18,13 +18,14 @@ def normed_row(
     x,  # rows, as the next two
     residual,
     total,
-    weight,  # pointer, offset, WEIGHT_IN_FP32
+    weight,  # a pointer, and what is added to its values
     inner,
     eps,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     FLAT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    WEIGHT_IN_FP32: tl.constexpr,
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -33,7 +34,7 @@ def normed_row(
     columns = tl.arange(0, BLOCK_N)
     mask = columns < N
     if weight is not None:
-        weight_ptr, weight_offset, IN_FP32 = weight
+        weight_ptr, weight_offset = weight
         weight_columns = columns_at(weight_ptr, columns, ALIGNED)
         prefetch_row(weight_ptr, N, BLOCK_N, PDL, OVERLAP)
     wait_for_kernel_before(PDL, OVERLAP)
@@ -47,5 +48,5 @@ def normed_row(
     if total is not None:
         put_rounded(row_at(total, outer, row, columns, ALIGNED), s, mask)
     if weight is not None:
-        normed = finish(normed, weights, weight_offset, IN_FP32, x_row.dtype)
+        normed = finish(normed, weights, weight_offset, WEIGHT_IN_FP32, x_row.dtype)
     return normed, outer, row, columns, mask

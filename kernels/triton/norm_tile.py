@@ -18,7 +18,7 @@ def normed_tile(
     x,  # rows, as the next two
     residual,
     total,
-    weight,  # pointer, offset, WEIGHT_IN_FP32
+    weight,  # a pointer, and what is added to its values
     num_rows,
     inner,
     eps,
@@ -28,6 +28,7 @@ def normed_tile(
     ROWS: tl.constexpr,
     FLAT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    WEIGHT_IN_FP32: tl.constexpr,
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -37,7 +38,7 @@ def normed_tile(
     mask = (rows < num_rows)[:, None] & (columns < N)[None, :]
     outer, row = split_rows(rows, inner, FLAT)
     if weight is not None:
-        weight_ptr, weight_offset, IN_FP32 = weight
+        weight_ptr, weight_offset = weight
         weight_columns = columns_at(weight_ptr, columns, ALIGNED)
     wait_for_kernel_before(PDL, OVERLAP)
     x_tile = tl.load(tile_at(x, outer, row, columns, ALIGNED), mask=mask, other=0.0)
@@ -51,5 +52,5 @@ def normed_tile(
     if total is not None:
         put_rounded(tile_at(total, outer, row, columns, ALIGNED), s, mask)
     if weight is not None:
-        normed = finish(normed, weights, weight_offset, IN_FP32, x_tile.dtype)
+        normed = finish(normed, weights, weight_offset, WEIGHT_IN_FP32, x_tile.dtype)
     return normed, outer, row, columns, mask

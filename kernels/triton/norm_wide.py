@@ -53,12 +53,12 @@ def _load_sum(x_row, residual_row, columns, mask, ALIGNED: tl.constexpr, EVICTIO
 
 
 @triton.jit
-def _finished(s, rstd, weight, columns, mask, dtype: tl.constexpr, ALIGNED: tl.constexpr):
+def _finished(s, rstd, weight, columns, mask, dtype: tl.constexpr, ALIGNED: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr):
     normed = s * rstd
     if weight is not None:
-        weight_ptr, weight_offset, IN_FP32 = weight
+        weight_ptr, weight_offset = weight
         weights = _load(weight_ptr, columns, mask, ALIGNED, "evict_last")
-        normed = finish(normed, weights, weight_offset, IN_FP32, dtype)
+        normed = finish(normed, weights, weight_offset, WEIGHT_IN_FP32, dtype)
     return normed
 
 
@@ -82,16 +82,17 @@ def _first_pass(
 def _largest_of_row(
     kept_s, x_row, residual_row, rstd, weight, dtype: tl.constexpr,
     N: tl.constexpr, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, BLOCKS: tl.constexpr, ALIGNED: tl.constexpr,
+    WEIGHT_IN_FP32: tl.constexpr,
 ):  # fmt: skip
     """A pass over the row for the largest magnitude of its result, newest columns first."""
     kept = tl.arange(0, KEPT_N)
-    amax = largest(_finished(kept_s, rstd, weight, kept, kept < N, dtype, ALIGNED).to(dtype), 0)
+    amax = largest(_finished(kept_s, rstd, weight, kept, kept < N, dtype, ALIGNED, WEIGHT_IN_FP32).to(dtype), 0)
     magnitudes = tl.zeros((BLOCK_N,), tl.float32)
     for block in range(BLOCKS):
         columns = KEPT_N + (BLOCKS - 1 - block) * BLOCK_N + tl.arange(0, BLOCK_N)
         mask = columns < N
         _, _, s = _load_sum(x_row, residual_row, columns, mask, ALIGNED, "evict_last")
-        normed = _finished(s, rstd, weight, columns, mask, dtype, ALIGNED)
+        normed = _finished(s, rstd, weight, columns, mask, dtype, ALIGNED, WEIGHT_IN_FP32)
         magnitudes = larger(magnitudes, tl.abs(normed.to(dtype).to(tl.float32)))
     return larger(amax, largest(magnitudes, 0))
 
@@ -99,12 +100,12 @@ def _largest_of_row(
 @triton.jit
 def _put(
     s, first, rstd, amax, scale, weight, total_row, normed_row, q_row, scales, dtype: tl.constexpr,
-    N: tl.constexpr, SCALED: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr,
+    N: tl.constexpr, SCALED: tl.constexpr, FORM: tl.constexpr, ALIGNED: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr,
 ):  # fmt: skip
     """Write the columns from `first` on of the rows that are not None, and the scales of their groups."""
     columns = first + tl.arange(0, s.shape[0])
     mask = columns < N
-    values = _finished(s, rstd, weight, columns, mask, dtype, ALIGNED)
+    values = _finished(s, rstd, weight, columns, mask, dtype, ALIGNED, WEIGHT_IN_FP32)
     if q_row is not None:
         values = values.to(dtype)  # what is quantized is rounded first
     if total_row is not None:
@@ -130,7 +131,7 @@ def _put(
 def norm_wide(
     x, residual, total, weight, normed, q, scales, inner, eps,
     N: tl.constexpr, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, SCALED: tl.constexpr, FORM: tl.constexpr,
-    FLAT: tl.constexpr, ALIGNED: tl.constexpr, PDL: tl.constexpr, OVERLAP: tl.constexpr,
+    FLAT: tl.constexpr, ALIGNED: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr, PDL: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Norm this program's row. Writes the sum into `total`, the result into `normed`, and its quantization into `q` and
     `scales` (a pointer, and the strides of rows and of groups), where these are not None."""
@@ -156,14 +157,21 @@ def norm_wide(
             scales = (scales_ptr, 0, scales_group_stride)
         if SCALED == WHOLE_ROW:
             amax = _largest_of_row(
-                kept_s, x_row, residual_row, rstd, weight, dtype, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED
-            )
+                kept_s, x_row, residual_row, rstd, weight, dtype, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED,
+                WEIGHT_IN_FP32,
+            )  # fmt: skip
             scale = scale_of(amax, q_row.dtype.element_ty, WHOLE_ROW, FORM)
             put_scale(scales_ptr, scale, FORM)
-    _put(kept_s, 0, rstd, amax, scale, weight, total_row, normed_row, q_row, scales, dtype, N, SCALED, FORM, ALIGNED)
+    _put(
+        kept_s, 0, rstd, amax, scale, weight, total_row, normed_row, q_row, scales, dtype,
+        N, SCALED, FORM, ALIGNED, WEIGHT_IN_FP32,
+    )  # fmt: skip
     for block in range(BLOCKS):
         # Newest first: backwards after the first pass, forwards after the pass for the largest.
         first = KEPT_N + (block if SCALED == WHOLE_ROW else BLOCKS - 1 - block) * BLOCK_N
         columns = first + tl.arange(0, BLOCK_N)
         _, _, s = _load_sum(x_row, residual_row, columns, columns < N, ALIGNED, "evict_first")
-        _put(s, first, rstd, amax, scale, weight, total_row, normed_row, q_row, scales, dtype, N, SCALED, FORM, ALIGNED)
+        _put(
+            s, first, rstd, amax, scale, weight, total_row, normed_row, q_row, scales, dtype,
+            N, SCALED, FORM, ALIGNED, WEIGHT_IN_FP32,
+        )  # fmt: skip

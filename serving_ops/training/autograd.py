@@ -26,7 +26,7 @@ _ops = torch.ops.serving_ops
 
 
 def _norm_gradients(ctx: Any, dout: Tensor, ds_more: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Of the row that was normed, and of the weight; by the formula in PyTorch where they may be differentiated again."""
+    """Of the row that was normed, and of the weight; by the formula where they may be differentiated again."""
     s, weight = ctx.saved_tensors
     run = backward_ops.rms_norm_backward if torch.is_grad_enabled() else _ops.rms_norm_backward.default
     ds, dweight = run(dout, s, weight, ctx.eps, weight_offset=ctx.weight_offset, ds_more=ds_more)
