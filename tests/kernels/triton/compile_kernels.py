@@ -36,7 +36,7 @@ EVERY_CALL = 90
 AS_ON_AMD = 89  # what is launched there: FP8, and neither dependent launches nor bulk copies
 BF16, FP32, INT8 = torch.bfloat16, torch.float32, torch.int8
 TILE, ROW, WIDE = 128, 4096, 40064
-"""Elements of rows that each of the norms' three kernels takes."""
+"""Elements of rows that each of the norms' three kernels takes. The last one loops over blocks of rows in fp32."""
 
 FORMATS = (
     QuantFormat(scale_layout="tma_aligned", scale_format="ue8m0"),
@@ -53,6 +53,7 @@ SPECS = (
     replace(PLAIN, size=100, weight_dtype=None),
     replace(PLAIN, dtype=FP32, weight_dtype=FP32),
     replace(PLAIN, size=WIDE, weight_dtype=FP32),
+    replace(PLAIN, size=WIDE, dtype=FP32, weight_dtype=FP32),
     *(replace(ADDED, size=size) for size in (TILE, ROW, ROW - 1, WIDE)),
     replace(ADDED, op="add_rms_norm"),
     replace(GATED, **IN_HEADS, gate_token_stride=2 * TILE),
@@ -92,6 +93,7 @@ def quantized_specs() -> Iterator[NormSpec]:
     for size in (TILE, WIDE):
         for fmt in (FORMATS[0], FORMATS[3]):
             yield replace(PLAIN, op="rms_norm_quant", size=size, fmt=fmt, has_normed=True)
+            yield replace(ADDED, op="fused_add_rms_norm_quant", size=size, fmt=fmt, dtype=FP32, weight_dtype=FP32)
     yield replace(GATED, op="rms_norm_gated_quant", group_size=1024, fmt=QuantFormat(), has_bias=True)
 
 
