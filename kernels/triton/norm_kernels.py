@@ -1,7 +1,8 @@
 """The kernels of `rms_norm` and `fused_add_rms_norm`, plain and quantized, for rows of any size.
 
 KERNEL says how rows are loaded and summed, and so which of `norm_tile`, `norm_row` and `norm_wide` is compiled. These
-take the rows of a tensor as `row_start` does, and a weight with its offset; what is absent is None.
+take the rows of a tensor as `row_start` does, and a weight with its offset; what is absent is None. Constants are
+not in these tuples: Triton keeps no constant that a loop finds in a tuple.
 """
 
 import triton.language as tl
