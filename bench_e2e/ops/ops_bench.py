@@ -47,8 +47,7 @@ def main(bench: str, argv: Sequence[str]) -> int:
     given = {"ops": chosen.op, "shapes": chosen.sizes, "dtypes": chosen.dtype, "threads": chosen.threads}
     planned = cases.plan(bench, chosen.device, chosen.regime, **given)
     if not planned:
-        there = ", ".join(cases.regimes_for(bench, chosen.device))
-        parser.error(f"no such size here: on {chosen.device} there are {there}")
+        parser.error("no such size here")
     run = result_file.of_run(bench, environment.command_line(f"{COMMAND} {bench}", argv), chosen.device)
     run |= {"contestants": {entrant.name: entrant.version for entrant in entrants}, "absent": absent}
     run |= {"copy_tb_s": timing.copy_tb_s() if chosen.device == "cuda" else None, "results": []}
@@ -76,6 +75,9 @@ def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, ar
     chosen = parser.parse_args(argv)
     check_variables(parser)
     check_gpu(parser, chosen.device)
+    there = cases.regimes_for(bench, chosen.device)
+    if elsewhere := [name for name in chosen.regime if name not in there]:
+        parser.error(f"--regime {','.join(elsewhere)}: on {chosen.device} there are {', '.join(there)}")
     chosen.out = chosen.out or Path("bench_results") / f"{bench}-{chosen.device}.json"
     check_writable(parser, chosen.out)
     return parser, chosen

@@ -82,8 +82,11 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--quantizations", "none,fp8-block"), "'none,fp8-block'; allowed: none, int8-token"),
         (("--name", "a/b"), "'a/b'; allowed: a file's name without folders"),
     ],
-    "ops": [(("--regime", "decode"), "no such size here: on cpu there are rows, variants, gated")],
-    "training": [(("--regime", "large"), "no such size here: on cpu there are rows, gated")],
+    "ops": [
+        (("--regime", "rows,decode"), "--regime decode: on cpu there are rows, variants, gated"),
+        (("--regime", "rows", "--sizes", "1x2x3x4"), "no such size here"),
+    ],
+    "training": [(("--regime", "large"), "--regime large: on cpu there are rows, gated")],
     "training-steps": [
         (("--rounds", "0"), "argument --rounds"),
         *((("--batch", text), "argument --batch") for text in ("4", "2x0", "1x2x3")),
