@@ -46,6 +46,15 @@ STEPS = {
 }
 """The names that the `forward` of vLLM 0.25 to 0.33 uses. A name beyond them is a step that ours lacks."""
 
+WRITE_STEPS = {
+    *("attn_type", "AttentionType", "ENCODER_ONLY", "ENCODER", "unbind", "transpose", "split", "head_size"),
+    *("reshape_and_cache_flash", "kv_cache_dtype", "_k_scale", "_v_scale"),
+}
+"""The same of the backend's write."""
+
+CALLS = {"unified_kv_cache_update", "reshape_and_cache_flash"}
+"""What the two call. Without it they are not vLLM's, but what another plugin put around them."""
+
 NOT_COMPILED, IN_PIECES = 0, 3
 """vLLM's compilation modes in which the write stays outside of Inductor's graphs."""
 
@@ -55,8 +64,9 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
     return (
         device.type == "cuda"
         and _is(attn, ATTENTION)
-        and STEPS.issuperset(type(attn).forward.__code__.co_names)
+        and _does_no_more(type(attn).forward, STEPS)
         and _is(attn.impl, BACKEND)
+        and _does_no_more(type(attn.impl).do_kv_cache_update, WRITE_STEPS)
         and attn.attn_type == "decoder"
         and attn.kv_sharing_target_layer_name is None
         and attn.kv_cache_torch_dtype == dtype
@@ -70,6 +80,11 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
 
 def _is(value: Any, known: tuple[str, str]) -> bool:
     return (type(value).__module__, type(value).__name__) == known
+
+
+def _does_no_more(method: Any, steps: set[str]) -> bool:
+    names = set(method.__code__.co_names)
+    return names <= steps and not names.isdisjoint(CALLS)
 
 
 def _stays_outside_of_graphs(compilation: Any) -> bool:

@@ -23,6 +23,7 @@ __all__ = ["build", "forced"]
 pytestmark = pytest.mark.usefixtures("registered")
 
 BLOCKS, BLOCK = 3, 16
+WRITE = "do_kv_cache_update"
 SLOTS = [40, 3, -1, 17, 2]
 """Two tokens fewer than there are: the last ones are padding, as in a graph that is captured for more tokens."""
 
@@ -243,8 +244,16 @@ CUDA, BF16 = torch.device("cuda"), torch.bfloat16
 EAGER = {"mode": 0, "splitting_ops": []}
 
 
-def test_it_is_for_flash_attention_on_cuda_compiled_in_pieces_or_not_at_all() -> None:
-    attn = Attention(torch.zeros(0))
+@pytest.fixture
+def attn(monkeypatch: pytest.MonkeyPatch) -> Attention:
+    """A layer whose backend writes by vLLM's own code."""
+    from vllm.v1.attention.backends import flash_attn
+
+    monkeypatch.setattr(FlashAttentionImpl, WRITE, flash_attn.FlashAttentionImpl.do_kv_cache_update)
+    return Attention(torch.zeros(0))
+
+
+def test_it_is_for_flash_attention_on_cuda_compiled_in_pieces_or_not_at_all(attn: Attention) -> None:
     assert cache_write.is_for(attn, BF16, _compiled_config(), CUDA)
     assert cache_write.is_for(attn, BF16, _of(_compiled_config(), **EAGER), CUDA)
 
@@ -263,8 +272,7 @@ def test_it_is_for_flash_attention_on_cuda_compiled_in_pieces_or_not_at_all() ->
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_a_layer_that_writes_otherwise_is_left_to_vllm(changes: dict[str, Any]) -> None:
-    attn = Attention(torch.zeros(0))
+def test_a_layer_that_writes_otherwise_is_left_to_vllm(attn: Attention, changes: dict[str, Any]) -> None:
     vars(attn).update(changes)
     assert not cache_write.is_for(attn, BF16, _compiled_config(), CUDA)
 
@@ -274,29 +282,41 @@ def test_a_layer_that_writes_otherwise_is_left_to_vllm(changes: dict[str, Any]) 
     [{"splitting_ops": []}, {"splitting_ops": None}, {"use_inductor_graph_partition": True}, {"mode": 1}],
     ids=str,
 )
-def test_a_graph_that_vllm_does_not_split_at_its_own_write_is_left_to_vllm(changes: dict[str, Any]) -> None:
-    assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, _of(_compiled_config(), **changes), CUDA)
+def test_a_graph_that_vllm_does_not_split_at_its_own_write_is_left_to_vllm(
+    attn: Attention, changes: dict[str, Any]
+) -> None:
+    assert not cache_write.is_for(attn, BF16, _of(_compiled_config(), **changes), CUDA)
 
 
-def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(self: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return torch.ops.vllm.gated_attention(query, key, value, self.layer_name)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(Attention, "forward", forward)
-    assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, _compiled_config(), CUDA)
+def _another_step(self: Any, *given: Any) -> None:
+    torch.ops.vllm.unified_kv_cache_update(*given, self.layer_name)
+    reshape_and_cache_flash(rotated(*given))  # type: ignore[name-defined] # noqa: F821
 
 
-def test_on_several_gpus_each_worker_writes_its_own_cache() -> None:
+def _around(*given: Any, own: Any = print) -> Any:
+    return own(*given)
+
+
+@pytest.mark.parametrize(("owner", "method"), [(Attention, "forward"), (FlashAttentionImpl, WRITE)])
+@pytest.mark.parametrize("other", [_another_step, _around])
+def test_code_that_is_not_what_ours_stands_in_for_stays_vllms(
+    attn: Attention, owner: type, method: str, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, method, other)
+    assert not cache_write.is_for(attn, BF16, _compiled_config(), CUDA)
+
+
+def test_on_several_gpus_each_worker_writes_its_own_cache(attn: Attention) -> None:
     config = _compiled_config()
     config.parallel_config.world_size = 2
-    assert cache_write.is_for(Attention(torch.zeros(0)), BF16, config, CUDA)
+    assert cache_write.is_for(attn, BF16, config, CUDA)
 
 
-def test_on_cpu_and_in_other_classes_vllm_writes() -> None:
+def test_on_cpu_and_in_other_classes_vllm_writes(attn: Attention) -> None:
     class OfAnotherPlugin(Attention):
         pass
 
-    assert not cache_write.is_for(Attention(torch.zeros(0)), BF16, _compiled_config(), torch.device("cpu"))
+    assert not cache_write.is_for(attn, BF16, _compiled_config(), torch.device("cpu"))
     assert not cache_write.is_for(OfAnotherPlugin(torch.zeros(0)), BF16, _compiled_config(), CUDA)
 
 
