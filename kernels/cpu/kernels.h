@@ -13,8 +13,8 @@ namespace {
 
 template <class V>
 constexpr Kernels kernels_of(const char* isa) {
-  return {isa, RmsNorm<V>::fused_add_rms_norm, RmsNorm<V>::rms_norm, RmsNorm<V>::rms_norm_int8,
-          QkNormRope<V>::qk_norm_rope, RmsNormGated<V>::rms_norm_gated, RmsNormBackward<V>::rms_norm_backward,
+  return {isa, RmsNorm<V>::rms_norm, RmsNorm<V>::rms_norm_int8, QkNormRope<V>::qk_norm_rope,
+          RmsNormGated<V>::rms_norm_gated, RmsNormBackward<V>::rms_norm_backward,
           RmsNormGatedBackward<V>::rms_norm_gated_backward, OverRows<V>::sum_of_parts};
 }
 

@@ -59,11 +59,9 @@ constexpr int64_t scratch_elements(int64_t size) {
 // on the spec and the row's values alone.
 struct Kernels {
   const char* isa;
-  // second <- x + second; x <- norm(x + second) * weight
-  void (*fused_add_rms_norm)(const NormSpec&, const NormRows&, int64_t num_rows);
-  // out <- norm(x) * weight
+  // out <- norm(x) * weight; with second, second <- x + second, which is normed instead
   void (*rms_norm)(const NormSpec&, const NormRows&, int64_t num_rows);
-  // q, scales, out <- the result of one of the two, rounded and then quantized; x is only read
+  // q, scales, out <- the same result, rounded and then quantized; x is only read
   void (*rms_norm_int8)(const NormSpec&, const NormRows&, int64_t num_rows);
   // The heads of tokens first..last: normalised, rounded, rotated, rounded
   void (*qk_norm_rope)(const RopeSpec&, const Heads& q, const Heads& k, const Angles&, int64_t first, int64_t last);

@@ -148,23 +148,15 @@ struct RmsNorm {
     with_dtype(spec.dtype, [&](auto x) { with_weight<decltype(x)>(spec, [&](auto weight) { f(x, weight); }); });
   }
 
-  static void fused_add_rms_norm(const NormSpec& spec, const NormRows& of, int64_t num_rows) {
-    with_types(spec, [&](auto type, auto weight) {
-      using X = decltype(type);
-      const auto run = [&](auto load, auto keep, int64_t first, auto count) {
-        few_rows<X>(spec, weight, Rounded<X>(of.x, first), count, load, load, keep);
-      };
-      if (spec.fp32_residual) added_rows<X, float>(spec, of, num_rows, run);
-      else added_rows<X, X>(spec, of, num_rows, run);
-    });
-  }
-
   static void rms_norm(const NormSpec& spec, const NormRows& of, int64_t num_rows) {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
-      rows<X>(spec, of, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
+      const auto few = [&](auto load, auto keep, int64_t first, auto count) {
         few_rows<X>(spec, weight, Rounded<X>(of.out, first), count, load, load, keep);
-      });
+      };
+      if (of.second.data == nullptr) rows<X>(spec, of, num_rows, few);
+      else if (spec.fp32_residual) added_rows<X, float>(spec, of, num_rows, few);
+      else added_rows<X, X>(spec, of, num_rows, few);
     });
   }
 

@@ -62,10 +62,11 @@ inline bool run(const NormCall& call) {
   const Kernels& kernels = chosen_kernels();
   const auto kernel = call.is_quantized ? kernels.rms_norm_int8
                       : call.is_gated   ? kernels.rms_norm_gated
-                      : call.has_second ? kernels.fused_add_rms_norm
                                         : kernels.rms_norm;
   const auto where = [](bool given, const TensorView& tensor) { return given ? &tensor : nullptr; };
-  const TensorView* const tensors[] = {&call.x, where(call.has_second, call.second), where(call.has_normed, call.normed),
+  // The results of fused_add_rms_norm go to x.
+  const TensorView* const tensors[] = {&call.x, where(call.has_second, call.second),
+                                       where(call.has_normed || !call.is_quantized, call.normed),
                                        where(call.is_quantized, call.result.q)};
   for_each_chunk(call.space.num_rows(), call.spec.size * (call.is_gated ? kGateWork : kNormWork),
                  [&](int64_t row, int64_t end) {

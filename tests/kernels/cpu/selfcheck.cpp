@@ -132,7 +132,7 @@ void check_norms(const Kernels& kernels, Dtype dtype, int64_t size, Param weight
   };
   kernels.rms_norm(spec, {x.rows(), {}, out.rows()}, kRows);
   check(out, false, "rms_norm");
-  kernels.fused_add_rms_norm(spec, {x.rows(), residual.rows()}, kRows);
+  kernels.rms_norm(spec, {x.rows(), residual.rows(), x.rows()}, kRows);
   check(x, true, "fused_add_rms_norm");
   check_gap(residual0, residual, size, kernels.isa, "fused_add_rms_norm");
   for (int64_t i = 0; i < kRows * x0.stride; ++i)
@@ -153,8 +153,7 @@ void check_int8(const Kernels& kernels, Dtype dtype, int64_t size, Param weight,
   const NormSpec spec{size, kEps, offset, dtype, weight};
   Buffer want = x, want_residual = residual;
   const Buffer normed0 = normed, residual0 = residual;
-  if (add) kernels.fused_add_rms_norm(spec, {want.rows(), want_residual.rows()}, kRows);
-  else kernels.rms_norm(spec, {x.rows(), {}, want.rows()}, kRows);
+  kernels.rms_norm(spec, {want.rows(), add ? want_residual.rows() : Rows{}, want.rows()}, kRows);
 
   constexpr int8_t kUntouched = 99;
   std::vector<int8_t> out(kRows * stride, kUntouched);
