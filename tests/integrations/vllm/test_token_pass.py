@@ -134,5 +134,5 @@ def test_an_error_of_ours_leaves_it_off(monkeypatch: pytest.MonkeyPatch, of_a_to
     monkeypatch.setenv("SERVING_OPS", "auto")
     monkeypatch.setattr(quant_fusion, "take", lambda fused: 1 / 0)
     worker = SimpleNamespace(vllm_config=config, device=DEVICE)
-    assert list(startup._quantizing(models, found, worker)) == []
+    assert list(startup._beside_norms(models, found, worker)) == []
     assert not config.compilation_config.pass_config.fuse_norm_quant
