@@ -115,16 +115,17 @@ def gated_route(
     z: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    group_size: int | None,
     out: Tensor,
+    group_size: int | None = None,
+    norm_group_size: int | None = None,
     **call: Any,
 ) -> Route | str:
-    """As `norm_route`, for gated norms."""
+    """As `norm_route`, for gated norms. norm_group_size: the group size of those that quantize."""
     named = ("x", x), ("z", z), ("weight", weight), ("bias", bias), ("out", x if "fmt" in call else out)
     rows = why_not_rows(x, *named) or _rows(x, z, out, **call)
     if isinstance(rows, str):
         return rows
-    group_size = group_size or x.shape[-1]
+    group_size = group_size or norm_group_size or x.shape[-1]
     groups = x.shape[-1] // group_size
     if groups > plan.MAX_GROUPS:
         return support.TOO_MANY_GROUPS
@@ -167,5 +168,5 @@ def launch_norm(route: Route, **call: Any) -> None:
 def launch_gated(route: Route, **call: Any) -> None:
     """Launch a gated norm."""
     sigmoid = call.pop("activation") == "sigmoid"
-    call["group_size"] = call["group_size"] or call["x"].shape[-1]
+    call["group_size"] = call.pop("norm_group_size", None) or call.get("group_size") or call["x"].shape[-1]
     _modules()[1].run_gated(**_by_name(route, call), sigmoid=sigmoid)

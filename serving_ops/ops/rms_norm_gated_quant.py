@@ -56,14 +56,6 @@ def _formula(
     return reference.quantized(reference.rms_norm_gated(group_size=norm_group_size, **options), fmt, scale, normed)
 
 
-def _route(norm_group_size: int | None, **call: Any) -> Any:
-    return cuda.gated_route(group_size=norm_group_size, **call)
-
-
-def _launch(route: Any, norm_group_size: int | None, **call: Any) -> None:
-    cuda.launch_gated(route, group_size=norm_group_size, **call)
-
-
 registry.register(
     NormOp(
         rms_norm_gated_quant,
@@ -82,8 +74,8 @@ registry.register(
             dataclasses.replace(NORMED, may_be=("x", "z")),
         ),
         RESULTS,
-        route=_route,
-        launch=_launch,
+        route=cuda.gated_route,
+        launch=cuda.launch_gated,
         in_cpp=("cuda",),
     )
 )

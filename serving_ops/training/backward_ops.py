@@ -16,7 +16,7 @@ computed anew from the row that has to be read anyway; the rest is plain PyTorch
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -121,14 +121,9 @@ def _check_gated(dout: Tensor, **call: Any) -> None:
     checks.like_x("dout", dout, call["x"])
 
 
-def _new(like: Tensor | None) -> Tensor | None:
-    """For a gradient: contiguous, to be written."""
-    return None if like is None else torch.empty(like.shape, dtype=like.dtype, device=like.device)
-
-
-def _or_empty(gradients: Iterable[Tensor | None], x: Tensor) -> tuple[Tensor, ...]:
-    """Operators have no optional results: an empty tensor stands for the gradient of what is None."""
-    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+def _new(like: Tensor | None, x: Tensor) -> Tensor:
+    """For a gradient: contiguous. Operators have no optional results: an empty one stands for what is None."""
+    return x.new_empty(0) if like is None else torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _dense(value: Any) -> Any:
@@ -144,28 +139,27 @@ def _register(
 ) -> None:
     """Define and implement the operator of the formula's name, and the fallback of the C++ kernels.
 
-    differentiated: the arguments whose gradients it returns. on_cuda: takes the arguments and these, as `d<argument>`,
-    by name; writes the gradients, or returns why not.
+    differentiated: the arguments whose gradients it returns, x first. on_cuda: takes the arguments, and gradients as
+    `d<argument>`, by name; writes the gradients, or returns why not.
     """
     name, names = formula.__name__, tuple(inspect.signature(formula).parameters)
 
-    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Tensor, dict[str, Tensor | None]]:
-        """The arguments, x, and tensors for the gradients."""
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The arguments, and tensors for the gradients."""
         call = dict(zip(names, args, strict=False)) | kwargs
         check(**call)
-        return call, call[differentiated[0]], {f"d{each}": _new(call[each]) for each in differentiated}
+        return call, {f"d{each}": _new(call[each], call[differentiated[0]]) for each in differentiated}
 
     def run_on_cuda(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """On Triton's kernels, or by the formula where they say why not, or there are no rows."""
-        call, x, gradients = bind(args, kwargs)
+        call, gradients = bind(args, kwargs)
         dense = {argument: _dense(value) for argument, value in call.items()}
-        if x.numel() and on_cuda(**dense, **gradients) is None:
-            return _or_empty(gradients.values(), x)
+        if call[differentiated[0]].numel() and on_cuda(**dense, **gradients) is None:
+            return tuple(gradients.values())
         return formula(**call)
 
     def fake(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        _, x, gradients = bind(args, kwargs)
-        return _or_empty(gradients.values(), x)
+        return tuple(bind(args, kwargs)[1].values())
 
     def take_over(*args: Any) -> None:
         """What C++ does not take: again with dense rows where they were not, or the formula."""

@@ -58,11 +58,11 @@ def norm(
     eps: float,
     weight_offset: float,
     ds: Tensor,
-    dweight: Tensor | None,
+    dweight: Tensor,
 ) -> str | None:
     """Run `rms_norm_backward`, num_rows at least 1; returns why not, with nothing written.
 
-    ds and dweight (None without a weight) are new, contiguous and written.
+    ds and dweight are new, contiguous and written; dweight is empty without a weight.
     """
     reason = _why_not_rows(s, ("dout", dout), ("s", s), ("ds_more", ds_more), ("weight", weight))
     if reason is not None:
@@ -92,13 +92,13 @@ def gated(
     activation: str,
     group_size: int | None,
     dx: Tensor,
-    dz: Tensor | None,
-    dweight: Tensor | None,
-    dbias: Tensor | None,
+    dz: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
 ) -> str | None:
     """Run `rms_norm_gated_backward`, num_rows at least 1; returns why not, with nothing written.
 
-    The gradients are new, contiguous and written; None for what is None.
+    The gradients are new, contiguous and written; empty for what is None.
     """
     group_size = group_size or x.shape[-1]
     groups = x.shape[-1] // group_size

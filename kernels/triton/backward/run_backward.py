@@ -32,7 +32,7 @@ def run_norm_backward(
     more: Tensor | None,  # like dout: a gradient of s to add
     weight: Tensor | None,  # (N,)
     ds: Tensor,  # like dout, contiguous; written
-    dweight: Tensor | None,  # like weight; written
+    dweight: Tensor,  # like weight, if there is one; written
     eps: float,
     weight_offset: float,
     rows: RowGrid,  # of dout, s and more (or s again), in one leading dimension but for the tile kernel
@@ -71,7 +71,7 @@ def run_norm_backward(
         of_moments = arguments | {"BLOCK_N": moments_block.columns}
         _moments(variant, moments_block, (rows.num_rows, 1, 1), of_moments, False)
         _columns(variant, plan, (num_programs, -(-size // plan.block_n), 1), arguments, False)
-    if dweight is not None:
+    if weight is not None:
         _add_up(partial, dweight, sum_block, pdl)
 
 
@@ -114,9 +114,9 @@ def run_gated_backward(
     weight: Tensor | None,  # (N,)
     bias: Tensor | None,  # (N,)
     dx: Tensor,  # like dout, contiguous; written
-    dz: Tensor | None,  # like dx; written
-    dweight: Tensor | None,  # like weight; written
-    dbias: Tensor | None,  # like bias; written
+    dz: Tensor,  # like dx, if there is a z; written
+    dweight: Tensor,  # like weight, if there is one; written
+    dbias: Tensor,  # like bias, if there is one; written
     eps: float,
     norm_before_gate: bool,
     sigmoid: bool,
@@ -138,7 +138,7 @@ def run_gated_backward(
         **fields_of(rows, dout=dout, x=x, z=x if z is None else z),
         **shared,
         "dx_ptr": dx,
-        "dz_ptr": dx if dz is None else dz,
+        "dz_ptr": dx if z is None else dz,
         "partial_ptr": partial,
         "N": size,
         "PDL": pdl,
@@ -147,6 +147,6 @@ def run_gated_backward(
     grid = (num_programs, size // group_size, 1)
     variant = Variant(flags_of(x, weight, bias, **flags), size, group_size)
     _gated(variant, plan, grid, arguments, dependent)
-    for part, gradient in zip(partial, (dweight, dbias), strict=True):
-        if gradient is not None:
+    for part, gradient, parameter in zip(partial, (dweight, dbias), (weight, bias), strict=True):
+        if parameter is not None:
             _add_up(part, gradient, sum_block, pdl)
