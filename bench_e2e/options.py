@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,13 +105,6 @@ def check_writable(parser: argparse.ArgumentParser, file: Path) -> None:
         parser.error(f"--out: {file} cannot be written; allowed: a file in a folder that can be written")
 
 
-def check_gpu(parser: argparse.ArgumentParser, device: str) -> None:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU on this machine")
-
-
 def check_variables(parser: argparse.ArgumentParser) -> None:
     """A variable of ours that says nothing would be recorded beside figures that it did not decide."""
     if faults := [*settings.wrong().values(), *settings.unknown()]:
@@ -124,6 +117,23 @@ def check_installed(parser: argparse.ArgumentParser, engine: str) -> None:
         parser.error(f"{name.title} is not installed: pip install 'serving-ops[{' or '.join(name.distributions)}]'")
     if not environment.plugin_installed(engine):
         parser.error(f"{name.title} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
+
+
+def parse_without_engine(
+    made: argparse.ArgumentParser, words: Sequence[str], name: Callable[[argparse.Namespace], str]
+) -> argparse.Namespace:
+    """With `device` and `out`, of a bench that starts no engine. name: of the file where nothing is said."""
+    import torch
+
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--out", type=Path, help="the JSON (default: by bench and device, in bench_results)")
+    chosen = made.parse_args(words)
+    check_variables(made)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        made.error("--device cuda: torch finds no GPU on this machine")
+    chosen.out = chosen.out or Path("bench_results") / f"{name(chosen)}.json"
+    check_writable(made, chosen.out)
+    return chosen
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import argparse
 import copy
 import importlib.util
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from serving_ops import nn
 from serving_ops.bench_e2e import environment, presets, result_file, session, turns
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
-from serving_ops.bench_e2e.options import at_least_1, check_gpu, check_variables, check_writable
+from serving_ops.bench_e2e.options import at_least_1, parse_without_engine
 
 KIND = "training-steps"
 COMMAND = f"python -m serving_ops.bench_e2e {KIND}"
@@ -42,19 +41,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     add = parser.add_argument
     add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
-    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--batch", type=_batch, help="sequences x tokens; default 2x128, on CUDA 4x2048")
     add("--rounds", type=at_least_1, default=10, help="a step of each model a round; default 10")
-    add("--out", type=Path, help="the JSON; default bench_results/training-steps-<device>-<preset>.json")
-    options = parser.parse_args(argv)
-    check_variables(parser)
-    check_gpu(parser, options.device)
+    chosen = parse_without_engine(parser, argv, lambda chosen: f"{KIND}-{chosen.device}-{chosen.preset}")
     if not importlib.util.find_spec("transformers"):
         parser.error("transformers is not installed: pip install transformers")
-    options.out = options.out or Path("bench_results") / f"{KIND}-{options.device}-{options.preset}.json"
-    check_writable(parser, options.out)
-    options.batch = options.batch or BATCH[options.device]
-    return options
+    chosen.batch = chosen.batch or BATCH[chosen.device]
+    return chosen
 
 
 def _batch(text: str) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 from serving_ops.bench_e2e.ops.timing import Samples
-from serving_ops.bench_e2e.options import COMMAND, check_gpu, check_variables, check_writable, names, numbers, shapes
+from serving_ops.bench_e2e.options import COMMAND, names, numbers, parse_without_engine, shapes
 from serving_ops.bench_e2e.session import FAILED
 from serving_ops.bench_e2e.stats import median_ratio, quartiles
 
@@ -63,7 +63,6 @@ def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, ar
     parser = argparse.ArgumentParser(prog=f"{COMMAND} {bench}", description=__doc__)
     add = parser.add_argument
     regimes, by_op = cases.regimes_for(bench, "cpu", "cuda"), cases.ops_of(bench)
-    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--regime", type=names(*regimes), default=(), help=f"of {', '.join(regimes)}")
     add("--op", type=names(*by_op), default=(), help=f"of {', '.join(by_op)}")
     add("--dtype", type=names(*cases.DTYPES), default=("bfloat16",), help=f"of {', '.join(cases.DTYPES)}")
@@ -71,15 +70,10 @@ def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, ar
     add("--threads", type=numbers, default=(1, 2), help="on the CPU; default 1,2")
     add("--contestants", type=names(), help="only these, e.g. eager,'vLLM C'; ours always runs")
     add("--peers", action="store_true", help="not only engines' kernels: Quack, FlashInfer, Liger, FLA")
-    add("--out", type=Path, help=f"the JSON; default bench_results/{bench}-<device>.json")
-    chosen = parser.parse_args(argv)
-    check_variables(parser)
-    check_gpu(parser, chosen.device)
+    chosen = parse_without_engine(parser, argv, lambda chosen: f"{bench}-{chosen.device}")
     there = cases.regimes_for(bench, chosen.device)
     if elsewhere := [name for name in chosen.regime if name not in there]:
         parser.error(f"--regime {','.join(elsewhere)}: on {chosen.device} there are {', '.join(there)}")
-    chosen.out = chosen.out or Path("bench_results") / f"{bench}-{chosen.device}.json"
-    check_writable(parser, chosen.out)
     return parser, chosen
 
 

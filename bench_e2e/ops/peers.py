@@ -175,12 +175,10 @@ def sgl() -> list[Contestant]:
     if not hasattr(ops, "fused_add_rmsnorm"):
         load_library(["sgl_kernel/sm90/common_ops.abi3.so"])
 
-    def calls(pdl: bool) -> dict[Any, Callable[[Inputs], Call]]:
-        return {
-            FUSED_ADD: lambda i: partial(ops.fused_add_rmsnorm.default, i.x, i.residual, i.weight, EPS, pdl),
-            RMS_NORM: lambda i: partial(ops.rmsnorm.default, i.out, i.x, i.weight, EPS, pdl),
-        }
-
+    calls = {
+        FUSED_ADD: lambda pdl, i: partial(ops.fused_add_rmsnorm.default, i.x, i.residual, i.weight, EPS, pdl),
+        RMS_NORM: lambda pdl, i: partial(ops.rmsnorm.default, i.out, i.x, i.weight, EPS, pdl),
+    }
     return _with_pdl("sgl", version("sglang-kernel", "sgl-kernel"), calls)
 
 
@@ -188,19 +186,18 @@ def flashinfer() -> list[Contestant]:
     """Its norm for FP8 in blocks came with 0.7. Its other quantizing norm takes a scale that is given, as no case."""
     norm = import_module("flashinfer.norm")
 
-    def calls(pdl: bool) -> dict[Any, Callable[[Inputs], Call]]:
-        return {
-            FUSED_ADD: lambda i: partial(norm.fused_add_rmsnorm, i.x, i.residual, i.weight, EPS, pdl),
-            RMS_NORM: lambda i: partial(norm.rmsnorm, i.x, i.weight, EPS, i.out, pdl),
-            (FUSED_ADD_QUANT, "block"): partial(_flashinfer_blocks, norm, pdl),
-        }
-
+    calls = {
+        FUSED_ADD: lambda pdl, i: partial(norm.fused_add_rmsnorm, i.x, i.residual, i.weight, EPS, pdl),
+        RMS_NORM: lambda pdl, i: partial(norm.rmsnorm, i.x, i.weight, EPS, i.out, pdl),
+        (FUSED_ADD_QUANT, "block"): partial(_flashinfer_blocks, norm),
+    }
     return _with_pdl("FlashInfer", version("flashinfer-python"), calls)
 
 
-def _with_pdl(name: str, of: str, calls: Callable[[bool], dict[Any, Callable[[Inputs], Call]]]) -> list[Contestant]:
+def _with_pdl(name: str, of: str, calls: Mapping[Any, Callable[[bool, Inputs], Call]]) -> list[Contestant]:
     """Without and with programmatic dependent launch."""
-    return [peer(name, of, calls(False)), peer(f"{name} PDL", of, calls(True))]
+    bound = [{op: partial(call, pdl) for op, call in calls.items()} for pdl in (False, True)]
+    return [peer(name, of, bound[0]), peer(f"{name} PDL", of, bound[1])]
 
 
 def _flashinfer_blocks(norm: Any, pdl: bool, i: Inputs) -> Call:
