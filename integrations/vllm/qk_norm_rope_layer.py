@@ -141,6 +141,8 @@ def _other_steps(cls: type) -> str | None:
     if _may_have_gate(cls):
         methods.append(getattr(cls, PROJECT))
     names = {name for method in methods for name in method.__code__.co_names}
+    if "qkv_proj" not in names:
+        return f"{cls.__name__} projects elsewhere"  # as where another plugin put its code around vLLM's
     others = sorted(names - (GATED_STEPS if _may_have_gate(cls) else STEPS))
     return f"{cls.__name__} also uses {', '.join(others)}" if others else None
 

@@ -298,6 +298,15 @@ def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(
     assert _survey(layer).native_because == "Qwen3Attention also uses clip, gate_proj"
 
 
+def test_a_forward_that_another_plugin_put_around_vllms_is_not_passed_by(
+    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = build("Qwen3Attention")
+    own = type(layer).forward
+    monkeypatch.setattr(type(layer), "forward", lambda self, *given: own(self, *given))
+    assert _survey(layer).native_because == "Qwen3Attention projects elsewhere"
+
+
 def test_a_step_beside_the_gate_that_ours_lacks_stays_vllms(
     build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
