@@ -1,9 +1,9 @@
-"""Norms that quantize their result to INT8 for the linear layer behind them, in one kernel.
+"""Norms that quantize their result for the linear layer behind them, in one kernel.
 
-vLLM's compiled graphs on CUDA have a pass for FP8. This is the way for what the pass does not see: INT8, eager mode and
-CPU. It holds where the norm's result has one reader, so only decoder layers that are known are looked at. The norm
-returns vLLM's `QuantizedActivation`, which vLLM's own kernels take for static FP8 alone. We have a kernel's class take
-it too, and leave a plain tensor to vLLM's method.
+vLLM's compiled graphs on CUDA have a pass for FP8. This is the way for what the pass does not see: INT8, CPU, and a
+product that quantizes inside its operator. It holds where the norm's result has one reader, so only decoder layers that
+are known are looked at. The norm returns vLLM's `QuantizedActivation`, which vLLM's own kernels take for static FP8
+alone. We have a kernel's class take it too, and leave a plain tensor to vLLM's method.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from serving_ops import NormSpec, QuantFormat, settings
 from serving_ops.integrations.common.calls import alike, rows_fit
 from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
 from serving_ops.integrations.common.norm_layers import prewarm
-from serving_ops.integrations.vllm import features, installed, linear_kernels, priority, quantization
+from serving_ops.integrations.vllm import block_product, features, installed, linear_kernels, priority, quantization
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, why_part
 from serving_ops.integrations.vllm.layers import activations
 
@@ -30,7 +30,7 @@ _logger = logging.getLogger("vllm.serving_ops")
 
 NAME = "quantized_pairs"
 
-FMT = QuantFormat(dtype=torch.int8, granularity="token")
+INT8 = QuantFormat(dtype=torch.int8, granularity="token")
 
 _FOR_ATTENTION = ("input_layernorm", "self_attn", "qkv_proj")
 _LLAMA = (_FOR_ATTENTION, ("post_attention_layernorm", "mlp", "gate_up_proj"))
@@ -57,12 +57,14 @@ OFFSETS = {GEMMA_RMS_NORM: GEMMA_OFFSET, RMS_NORM: 0.0}
 
 @dataclass(frozen=True)
 class Consumer:
-    """A class of kernels, in the mode in which a model with it was measured to be faster.
+    """A class of kernels, in the mode in which a model with it was measured to be faster; None until it was.
 
+    fmt: of the rows that the product takes.
     product: takes a kernel, its linear layer, a QuantizedActivation of two dimensions and a bias.
     """
 
-    mode: str
+    mode: str | None
+    fmt: QuantFormat
     product: Callable[[Any, Any, Any, Tensor | None], Tensor]
 
 
@@ -84,9 +86,18 @@ def _by_cutlass(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor
     )
 
 
+def _by_flashinfer(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
+    layer = kernel._get_layer_params(linear)
+    weight_scale = layer.weight_scale if layer.weight_scale_inv is None else layer.weight_scale_inv
+    out = torch.ops.serving_ops.vllm_block_product.default(x.data, x.scale, layer.weight, weight_scale)
+    return out if bias is None else out + bias
+
+
 CONSUMERS = {
-    "CPUInt8ScaledMMLinearKernel": Consumer("eager", _by_onednn),  # TPOT 0.81: step-cpu-int8.json
-    "CutlassInt8ScaledMMLinearKernel": Consumer("compiled", _by_cutlass),  # 0.92: step-h200-int8-token-compiled.json
+    "CPUInt8ScaledMMLinearKernel": Consumer("eager", INT8, _by_onednn),  # TPOT 0.81: step-cpu-int8.json
+    # 0.92: step-h200-int8-token-compiled.json
+    "CutlassInt8ScaledMMLinearKernel": Consumer("compiled", INT8, _by_cutlass),
+    "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": Consumer(None, block_product.FMT, _by_flashinfer),
 }
 """By the class's name; subclasses may do something else, and do not count. Beside each, the TPOT or the device time of
 a step, over vLLM's (Qwen3-0.6B's shape, with `qk_norm_rope`), and the file in bench_e2e/results."""
@@ -121,15 +132,17 @@ def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
     kernel = linear_kernels.kernel_of(linear) if hasattr(linear, "quant_method") else None
     if adapter is None or not _takes_rows(kernel) or why_part(norm):
         return None
-    quantized = {"weight_offset": OFFSETS[adapter], "fmt": FMT}
+    quantized = {"weight_offset": OFFSETS[adapter], "fmt": CONSUMERS[type(kernel).__name__].fmt}
     plain = adapter.specs(norm, x)[: len(NORMS)]
     return Pair(norm, kernel, tuple(dataclasses.replace(spec, op=f"{spec.op}_quant", **quantized) for spec in plain))
 
 
 def _takes_rows(kernel: Any) -> bool:
-    """Return whether the kernel's input becomes INT8 with a scale a row in a step before the product."""
+    """Return whether the kernel's product takes rows in the format of its class, as vLLM would quantize them."""
     if type(kernel).__name__ not in CONSUMERS:
         return False
+    if CONSUMERS[type(kernel).__name__].fmt != INT8:
+        return True
     dynamic = kernel.config.input_symmetric and not kernel.config.is_static_input_scheme
     method = getattr(kernel, "linear_method", None)  # on CPU; where it has AMX, another method quantizes by itself
     return bool(dynamic) and (method is None or method.__name__ == "_apply_weights_onednn")
@@ -164,6 +177,7 @@ def _may(vllm_config: Any) -> bool:
 
 def switch(pair: Pair) -> None:
     """Have a norm hand quantized rows on, and its kernel take them. The norm's change ends with the model."""
+    block_product.define()
     cls = type(pair.kernel)
     installed.wrap(cls, "apply_weights", functools.partial(_taking_quantized, CONSUMERS[cls.__name__].product))
     pair.norm._forward_method = _quantizing(pair)
@@ -186,7 +200,8 @@ def _quantizing(pair: Pair) -> Any:
     from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
 
     norm, own, spec, ops = pair.norm, pair.norm._forward_method, pair.specs[0], torch.ops.serving_ops
-    eps, text, options = spec.eps, FMT.text, {"weight_offset": spec.weight_offset} if spec.weight_offset else {}
+    fmt = CONSUMERS[type(pair.kernel).__name__].fmt
+    eps, text, options = spec.eps, fmt.text, {"weight_offset": spec.weight_offset} if spec.weight_offset else {}
     has_weight = spec.weight_dtype is not None
 
     @functools.wraps(own)

@@ -90,7 +90,7 @@ def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vll
     (pair,) = _pairs(_decoder(norm := _norm(eps=1e-5), kernel := _cpu_int8()[0]))
     assert (pair.norm, pair.kernel) == (norm, kernel)
     assert {(spec.size, spec.eps, spec.weight_dtype, spec.weight_offset, spec.fmt) for spec in pair.specs} == {
-        (HIDDEN, 1e-5, torch.bfloat16, 0.0, quantized_pairs.FMT)
+        (HIDDEN, 1e-5, torch.bfloat16, 0.0, quantized_pairs.INT8)
     }
 
 
@@ -205,6 +205,85 @@ def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
     dequantized, our_dequantized = a.float() * scale, our_a.float() * our_scale
     torch.testing.assert_close(our_dequantized, dequantized, rtol=0.0, atol=float(scale.max()))
     assert (our_dequantized == dequantized).float().mean() > 0.98
+
+
+def _in_blocks(kernel_class: str = "FlashInferFp8DeepGEMMDynamicBlockScaledKernel") -> tuple[Any, Any]:
+    """A kernel of vLLM's that quantizes inside its product, and the layer that holds its weights."""
+    from vllm.model_executor.kernels.linear.scaled_mm import flashinfer
+
+    kernel = getattr(flashinfer, kernel_class).__new__(getattr(flashinfer, kernel_class))
+    kernel.config = SimpleNamespace(out_dtype=torch.bfloat16)
+    layer = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(rows(WIDTH, HIDDEN).cpu().to(torch.float8_e4m3fn), requires_grad=False)
+    scales = torch.rand(WIDTH // 128, HIDDEN // 128, generator=torch.Generator().manual_seed(0))
+    layer.weight_scale_inv = torch.nn.Parameter(scales, requires_grad=False)
+    return kernel, layer
+
+
+def _blocks(scales: Tensor, rows_of_one: int) -> Tensor:
+    return scales.double().repeat_interleave(rows_of_one, 0).repeat_interleave(128, 1)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
+    """Whose product was called with rows, and the strides of their scales."""
+    from vllm.utils import deep_gemm, flashinfer
+
+    called: list[tuple[str, tuple[int, ...]]] = []
+
+    def multiply(whose: str, q: Tensor, scales: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+        called.append((whose, scales.stride()))
+        dequantized = q.double() * _blocks(scales, 1)
+        return (dequantized @ (weight.double() * _blocks(weight_scale, 128)).T).bfloat16()
+
+    def flashinfers(*, input: Tensor, weight: Tensor, input_scale: Tensor, weight_scale: Tensor, **_: Any) -> Tensor:
+        return multiply("FlashInfer", input, input_scale, weight, weight_scale)
+
+    def deep_gemms(rows: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor], out: Tensor) -> None:
+        out.copy_(multiply("DeepGEMM", *rows, *weights))
+
+    monkeypatch.setattr(flashinfer, "flashinfer_fp8_blockscale_gemm", flashinfers)
+    monkeypatch.setattr(deep_gemm, "fp8_gemm_nt", deep_gemms)
+    return called
+
+
+@pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("count", "product"), [(1, ("FlashInfer", (1, 4))), (31, ("FlashInfer", (1, 32))), (33, ("DeepGEMM", (1, 36)))]
+)
+def test_a_product_that_quantizes_inside_gets_rows_that_are_quantized(
+    in_vllm: Any, products: Any, count: int, product: Any, fused: bool, traced: bool, kind: str
+) -> None:
+    kernel, linear = _in_blocks()
+    norm = _norm(kind)
+    arguments = tuple(rows(count, HIDDEN).cpu() * (1 + place) for place in range(1 + fused))
+    own = norm(*(given.clone() for given in arguments))
+    exact = (own[0] if fused else own).double() @ (linear.weight.double() * _blocks(linear.weight_scale_inv, 128)).T
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+
+    def paired(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        result = norm(*arguments)
+        handed, total = result if fused else (result, arguments[0])
+        return kernel.apply_weights(linear, handed), total
+
+    run = torch.compile(paired, fullgraph=True, backend="aot_eager", dynamic=True) if traced else paired
+    found, total = run(*(given.clone() for given in arguments))
+    assert products == [product]
+    assert (found.dtype, found.shape) == (torch.bfloat16, (count, WIDTH))
+    assert (found.double() - exact).norm() < 0.05 * exact.norm()  # FP8's rounding: 0.03
+    if fused:
+        torch.testing.assert_close(total, own[1])
+
+
+def test_a_bias_is_added_behind_the_product_of_quantized_rows(in_vllm: Any, products: Any) -> None:
+    kernel, linear = _in_blocks()
+    norm, bias = _norm(), rows(WIDTH).cpu()
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+    handed = norm(rows(5, HIDDEN).cpu())
+    without, found = (kernel.apply_weights(linear, handed, given) for given in (None, bias))
+    assert torch.equal(found, without + bias)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -326,9 +405,13 @@ def test_a_user_who_leaves_an_op_out_gets_vllms(
 
 
 @pytest.mark.parametrize(
-    ("kernel", "mode"), [(lambda: _cpu_int8()[0], "eager"), (_cutlass_int8, "compiled")], ids=["oneDNN", "CUTLASS"]
+    ("kernel", "mode"),
+    [(lambda: _cpu_int8()[0], "eager"), (_cutlass_int8, "compiled"), (lambda: _in_blocks()[0], None)],
+    ids=["oneDNN", "CUTLASS", "FlashInfer"],
 )
-def test_only_what_was_measured_to_be_faster_is_taken(everywhere: None, in_vllm: Any, kernel: Any, mode: str) -> None:
+def test_only_what_was_measured_to_be_faster_is_taken(
+    everywhere: None, in_vllm: Any, kernel: Any, mode: str | None
+) -> None:
     taken = {"eager": _take(_config("NONE"), kernel())[1], "compiled": _take(_config("VLLM_COMPILE"), kernel())[1]}
     assert taken == {other: other == mode for other in MODES}
 
