@@ -161,3 +161,14 @@ def markdown(result: dict[str, Any]) -> str:
     table = Block(HEADER, lines).markdown()
     versions = f"vllm {result['versions']['vllm']}, torch {result['versions']['torch']}"
     return f"{table}\n\n{versions}, {result_file.machine(result)}, {result['date'][:10]}: `{result['command']}`"
+
+
+def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
+    """A line for what both served: how far ours is from fp32."""
+    before, after = (
+        {f"{row['quantization'] or 'bf16'}, {row['mode']}": row["divergence"][OURS] for row in result["rows"]}
+        for result in (a, b)
+    )
+    both = {served: (one, after[served]) for served, one in before.items() if served in after}
+    lines = [[served, f"{one:.3g}", f"{other:.3g}", f"{other / one:.3f}"] for served, (one, other) in both.items()]
+    return Block([f"KL from fp32, {OURS}", "A", "B", "B / A"], lines)

@@ -163,6 +163,22 @@ def test_two_runs_of_ops_are_compared_case_by_case(tmp_path: Path, capsys: pytes
     assert lines[-1].endswith("| 1.500 |")
 
 
+def test_two_runs_of_accuracy_are_compared_by_their_divergence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(RESULTS / "accuracy-cpu.json")
+    plain = json.loads(Path(file).read_text())
+    for row in plain["rows"]:
+        row["divergence"]["serving_ops"] *= 2
+    (tmp_path / "b.json").write_text(json.dumps(plain))
+    assert cli.main(["compare", file, str(tmp_path / "b.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["bf16, eager", "bf16, compiled"]
+    assert all(line.endswith("| 2.000 |") for line in lines)
+    assert cli.main(["compare", file, str(RESULTS / "accuracy-cpu-int8.json")]) == 1
+    assert "no figures in common" in capsys.readouterr().err
+
+
 def test_results_of_two_kinds_cannot_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", str(RESULTS / "ops-cpu.json"), str(RESULTS / "serve-cpu.json")]) == 1
     assert "no figures in common" in capsys.readouterr().err
