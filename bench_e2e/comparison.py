@@ -58,9 +58,7 @@ class Comparison:
         return Spread(statistics.median(values), min(values), max(values))
 
     def ratio(self, figure: str, variant: str = OURS) -> Ratio | None:
-        """A variant over native; None if one of them is missing, or a time is not positive."""
-        if not {BASELINE, variant} <= self.pairs.keys():
-            return None
+        """A variant over native; None if a time is not positive."""
         least = self.run.get("least_pairs", LEAST_PAIRS)  # older runs were compared with fewer
         return paired_ratio(self.values(BASELINE, figure), self.values(variant, figure), least)
 
@@ -97,18 +95,17 @@ class Comparison:
 
     def markdown(self) -> str:
         """A line a figure. Older results have variants that are shown by their ratio alone."""
-        shown = [variant for variant in (BASELINE, OURS) if variant in self.pairs]
-        compared = [variant for variant in self.pairs if variant != BASELINE and BASELINE in self.pairs]
+        compared = [variant for variant in self.pairs if variant != BASELINE]
         ratios = [f"{variant} / {BASELINE}{', 95% interval' if variant == OURS else ''}" for variant in compared]
         lines = [
             [
                 label,
-                *(str(self.spread(variant, figure)) for variant in shown),
+                *(str(self.spread(variant, figure)) for variant in VARIANTS),
                 *(str(self.ratio(figure, variant) or "none") for variant in compared),
             ]
             for figure, label in self.figures.items()
         ]
-        table = Block(["ms", *shown, *ratios], lines).markdown()
+        table = Block(["ms", *VARIANTS, *ratios], lines).markdown()
         head = f"**{self.title}**: {self.circumstances}{'' if self.active else f'. **{INACTIVE}.**'}"
         return f"{head}\n\n{table}\n\n{self.run['method']}. `{self.run['command']}`"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import comparison
-from serving_ops.bench_e2e.comparison import BASELINE, INACTIVE, OURS, Comparison
+from serving_ops.bench_e2e.comparison import BASELINE, INACTIVE, OURS, VARIANTS, Comparison
 
 PANELS = {"TTFT": ("TTFT",), "TPOT": ("TPOT", "device time", "step")}
 """Title of a panel -> how the labels of its figures begin."""
@@ -62,10 +62,9 @@ def write_plot(result: Comparison, path: Path) -> Path:
 
 def _panel(axes: Any, result: Comparison, name: str, figures: Sequence[str]) -> None:
     """The points of a bar go from left to right, so that a drift over the run shows."""
-    variants = [variant for variant in result.pairs if variant in COLOURS]
     for place, figure in enumerate(figures):
-        for index, variant in enumerate(variants):
-            left = place + (index - len(variants) / 2) * WIDTH
+        for index, variant in enumerate(VARIANTS):
+            left = place + (index - len(VARIANTS) / 2) * WIDTH
             look, times = {"color": COLOURS[variant]}, result.values(variant, figure)
             height = result.spread(variant, figure).median
             label = variant if not place else None
