@@ -128,11 +128,8 @@ def dequantize(q: Tensor, scales: Tensor, fmt: QuantFormat) -> Tensor:
         return q.float() * scales
     groups: Tensor = q.float().unflatten(-1, (-1, fmt.group(q.shape[-1])))
     if fmt.scale_format == "ue8m0":
-        exponents = (
-            scales.clone(memory_format=torch.contiguous_format)
-            .view(torch.uint8)[..., : groups.shape[-2]]
-            .to(torch.int32)
-        )
+        words = scales.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+        exponents = words[..., : groups.shape[-2]].to(torch.int32)
         scales = torch.where(exponents == 255, torch.nan, torch.exp2((exponents - 127).float()))
     dequantized: Tensor = groups * scales.unsqueeze(-1)
     return dequantized.flatten(-2)

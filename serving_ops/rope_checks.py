@@ -1,4 +1,4 @@
-"""What is wrong about a call of `qk_norm_rope`. As `serving_ops.checks`; a call is its arguments by name."""
+"""What is wrong input of `qk_norm_rope`, said as in `serving_ops.checks`. A call is its arguments by name."""
 
 from __future__ import annotations
 

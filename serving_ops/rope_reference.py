@@ -40,17 +40,16 @@ def qk_norm_rope(
     v_scale: Tensor | None = None,
 ) -> tuple[()]:
     """Norm and rotate q and k in place, and write k and v into the caches. Arguments as for the op."""
-    heads = heads_of(qkv, k, v, num_q_heads, num_kv_heads, head_dim)
+    q, k, v = heads_of(qkv, k, v, num_q_heads, num_kv_heads, head_dim)
     cos, sin = cos_and_sin(positions, cos_sin_cache, mrope_section, mrope_interleaved)
-    for x, weight in zip(heads, (q_weight, k_weight), strict=False):
-        assert x is not None
+    for x, weight in ((q, q_weight), (k, k_weight)):
         normed = x if weight is None else rms_norm(x, weight, eps, weight_offset=weight_offset)
         x.copy_(rotated(normed, cos, sin, is_neox))
     if slot_mapping is not None:
-        for x, cache, scale in zip(heads[1:], (key_cache, value_cache), (k_scale, v_scale), strict=True):
-            assert x is not None
+        for values, cache, scale in ((k, key_cache, k_scale), (v, value_cache, v_scale)):
+            assert values is not None
             assert cache is not None
-            _cache(x, cache, slot_mapping, scale)
+            _cache(values, cache, slot_mapping, scale)
     return ()
 
 
@@ -58,14 +57,15 @@ def heads_of(
     qkv: Tensor, k: Tensor | None, v: Tensor | None, num_q_heads: int, num_kv_heads: int, head_dim: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """q, k and v as (num_tokens, heads, head_dim), views of what was given; v None where only q and k are."""
+
+    def in_heads(x: Tensor) -> Tensor:
+        return x if x.dim() == 3 else x.unflatten(1, (-1, head_dim))
+
     if k is None:
         heads = qkv.unflatten(1, (num_q_heads + 2 * num_kv_heads, head_dim))
         q, k, v = heads.split((num_q_heads, num_kv_heads, num_kv_heads), dim=1)
         return q, k, v
-    apart = [x if x is None or x.dim() == 3 else x.unflatten(1, (-1, head_dim)) for x in (qkv, k, v)]
-    assert apart[0] is not None
-    assert apart[1] is not None
-    return apart[0], apart[1], apart[2]
+    return in_heads(qkv), in_heads(k), None if v is None else in_heads(v)
 
 
 def cos_and_sin(

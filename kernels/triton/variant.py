@@ -25,8 +25,12 @@ _ABSENT, _DTYPE_OF_X, _FLOAT32 = map(contract.PARAMETERS.index, ("absent", "dtyp
 
 
 class Variant(NamedTuple):
-    """A compiled kernel's key. group_size is N, except for gated norms of groups, and for quantized ones: these have
-    there the columns of a scale, and as size the gated group's."""
+    """A compiled kernel's key.
+
+    size: N; of a gated norm that quantizes, the gated group's size; of `qk_norm_rope`, a head's.
+    group_size: N, or the gated group's size; of a norm that quantizes, the columns of a scale, as SCALED; of
+        `qk_norm_rope`, the pairs that are rotated and their sections.
+    """
 
     flags: int
     size: int

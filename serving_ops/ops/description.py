@@ -202,8 +202,8 @@ class NormOp:
     launch: takes a route, and the call by name.
     in_cpp: the types of device that the C++ library registers it for; there Python serves what C++ hands back.
     has_out: whether there is an overload that writes results where the caller wants them.
-    part_of: the op in whose place it runs on contiguous copies, and which counts its calls.
-    run: runs that op where no route is launched.
+    part_of: the op that does the same in place, and counts the calls of both.
+    run: calls that op, on copies, where no kernel is launched.
     tokens_to_prewarm: counts that together use every plan of a layer; None for those of rows.
     check_own: raises for wrong shapes, dtypes, devices and options of `Own` arguments.
     sample_own: the arguments that a layer passes to an op that has them.
@@ -247,8 +247,8 @@ class NormOp:
 
     @cached_property
     def place(self) -> int:
-        """How many arguments stand before the results: those that every call gives, or all where more may be left out
-        though the function takes them by position."""
+        """How many arguments stand before the results of `.out`: those that every call gives by position, or all where
+        the function takes one with a default by position too."""
         kinds = [self.parameters[argument.name].kind for argument in self.arguments[self.num_given :]]
         return len(self.arguments) if inspect.Parameter.POSITIONAL_OR_KEYWORD in kinds else self.num_given
 

@@ -36,7 +36,7 @@ def call(
     options: dict[str, Any],
     written: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Run an operator; returns what is quantized, and its scales. Where only one of the results is given, both are.
+    """Run an operator; returns what is quantized, and its scales: `out` and `scales_out` where they are given.
 
     arguments: by position, from x to eps. written: those of them that are written. options: more, by name; each costs
     0.4 us of host time, so none that has its default needs to be there. Raises TypeError where fmt is no format.

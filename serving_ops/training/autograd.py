@@ -1,8 +1,8 @@
-"""The ops differentiated, transformed or exported; with gradients, the serving operators forward, and
-`serving_ops.training.backward_ops` behind them.
+"""What runs where an op is differentiated, transformed or exported.
 
-So a row gets the same bits in training as in serving. Autograd is here and not at the operators, whose calls would pay
-for it while serving: engines that run under `torch.no_grad()` still go through its dispatch key.
+With gradients, the serving operators run forward, and those of `serving_ops.training.backward_ops` backward. So a row
+gets the same bits in training as in serving. Autograd is here and not at the operators, whose calls would pay for it
+while serving: engines that run under `torch.no_grad()` still go through its dispatch key.
 
 A gradient that is differentiated again is computed by its formula in PyTorch (see
 `serving_ops.training.backward_ops`), and what `torch.func` or forward-mode AD transforms is computed by
