@@ -6,6 +6,7 @@ An argument's kind says what is right for it, and what a layer passes (`NormSpec
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -166,6 +167,9 @@ EPS = Number("eps", least=0.0)
 
 RESIDUAL = Rows("residual", fp32="fp32_residual")
 """What is added to x. The sum has its dtype."""
+
+UPDATED_RESIDUAL = dataclasses.replace(RESIDUAL, written=True)
+"""The same, overwritten with the sum."""
 
 
 def like_x(call: Call) -> Layout:

@@ -7,14 +7,12 @@ x <- s * rsqrt(mean(s^2) + eps) * (weight + offset)     from the unrounded s
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
 from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import registry
-from serving_ops.ops.description import EPS, RESIDUAL, NormOp, Number, Rows, Vector
+from serving_ops.ops.description import EPS, UPDATED_RESIDUAL, NormOp, Number, Rows, Vector
 
 
 def fused_add_rms_norm(
@@ -49,13 +47,7 @@ registry.register(
     NormOp(
         fused_add_rms_norm,
         reference.fused_add_rms_norm,
-        (
-            Rows("x", written=True),
-            dataclasses.replace(RESIDUAL, written=True),
-            Vector("weight"),
-            EPS,
-            Number("weight_offset"),
-        ),
+        (Rows("x", written=True), UPDATED_RESIDUAL, Vector("weight"), EPS, Number("weight_offset")),
         route=cuda.norm_route,
         launch=cuda.launch_norm,
         in_cpp=("cpu", "cuda"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from serving_ops import checks, cuda, modes, reference
 from serving_ops.ops import quantized, registry
-from serving_ops.ops.description import EPS, RESIDUAL, NormOp, Number, Rows, Vector
+from serving_ops.ops.description import EPS, UPDATED_RESIDUAL, NormOp, Number, Rows, Vector
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
 from serving_ops.quant_format import QuantFormat
 
@@ -54,13 +53,11 @@ def _formula(
     return reference.quantized(y, fmt, scale, normed)
 
 
-_ROWS = Rows("x"), dataclasses.replace(RESIDUAL, written=True)
-
 registry.register(
     NormOp(
         fused_add_rms_norm_quant,
         _formula,
-        (*_ROWS, Vector("weight"), EPS, FORMAT, SCALE, Number("weight_offset"), NORMED),
+        (Rows("x"), UPDATED_RESIDUAL, Vector("weight"), EPS, FORMAT, SCALE, Number("weight_offset"), NORMED),
         RESULTS,
         route=cuda.norm_route,
         launch=cuda.launch_norm,

@@ -63,20 +63,19 @@ def rms_norm_gated(
     return out
 
 
+ROWS = Rows("x"), Rows("z", given="has_gate", token_stride="gate_token_stride"), Vector("weight"), EPS
+OPTIONS = (
+    Vector("bias", given="has_bias"),
+    Flag("norm_before_gate"),
+    Choice("activation", allowed=checks.ACTIVATIONS),
+)
+"""What `rms_norm_gated_quant` takes too."""
+
 registry.register(
     NormOp(
         rms_norm_gated,
         reference.rms_norm_gated,
-        (
-            Rows("x"),
-            Rows("z", given="has_gate", token_stride="gate_token_stride"),
-            Vector("weight"),
-            EPS,
-            Vector("bias", given="has_bias"),
-            Flag("norm_before_gate"),
-            Choice("activation", allowed=checks.ACTIVATIONS),
-            Divisor("group_size"),
-        ),
+        (*ROWS, *OPTIONS, Divisor("group_size")),
         (Result("out", may_be=("x", "z")),),
         route=cuda.gated_route,
         launch=cuda.launch_gated,

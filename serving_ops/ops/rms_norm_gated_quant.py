@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from serving_ops import checks, cuda, modes, reference
-from serving_ops.ops import quantized, registry
-from serving_ops.ops.description import EPS, Choice, Divisor, Flag, NormOp, Rows, Vector
+from serving_ops.ops import quantized, registry, rms_norm_gated
+from serving_ops.ops.description import Divisor, NormOp
 from serving_ops.ops.quantized import FORMAT, NORMED, RESULTS, SCALE
 from serving_ops.quant_format import QuantFormat
 
@@ -61,15 +61,10 @@ registry.register(
         rms_norm_gated_quant,
         _formula,
         (
-            Rows("x"),
-            Rows("z", given="has_gate", token_stride="gate_token_stride"),
-            Vector("weight"),
-            EPS,
+            *rms_norm_gated.ROWS,
             FORMAT,
             SCALE,
-            Vector("bias", given="has_bias"),
-            Flag("norm_before_gate"),
-            Choice("activation", allowed=checks.ACTIVATIONS),
+            *rms_norm_gated.OPTIONS,
             Divisor("norm_group_size", field="group_size"),
             dataclasses.replace(NORMED, may_be=("x", "z")),
         ),
