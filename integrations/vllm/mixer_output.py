@@ -71,7 +71,8 @@ class Kept:
 
 def take(models: Iterable[torch.nn.Module], vllm_config: Any) -> str | None:
     """Have the layers of a loaded model go on without the buffer; returns a phrase for the start-up line."""
-    layers = [layer for model in models for layer in model.modules() if _may(vllm_config) and _fits(layer)]
+    found = (layer for model in models for layer in model.modules() if _fits(layer))
+    layers = list(found) if _may(vllm_config) else []
     for cls in {type(layer) for layer in layers}:
         installed.wrap(cls, "forward", _with_ours)
     for layer in layers:
