@@ -60,7 +60,8 @@ def fits(name: str, tensor: Tensor, device: torch.device, *dtypes: torch.dtype, 
 
 def like_x(name: str, tensor: Tensor, x: Tensor, *, or_fp32: bool = False) -> None:
     """In shape, dtype and device. or_fp32: beside an x of half precision it may be fp32."""
-    fits(name, tensor, x.device, x.dtype, torch.float32 if or_fp32 and x.dtype.itemsize == 2 else x.dtype)
+    dtype = x.dtype
+    fits(name, tensor, x.device, dtype, torch.float32 if or_fp32 and dtype.itemsize == 2 else dtype)
     if not same_sizes(tensor.shape, x.shape):
         fail(f"{name}.shape", tuple(tensor.shape), f"it must be x's, {tuple(x.shape)}")
 

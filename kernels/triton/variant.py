@@ -74,10 +74,9 @@ def starts_aligned(rows: Iterable[Tensor | None], parameters: Iterable[Tensor | 
 
 def flags_of(x: Tensor, weight: Tensor | None, bias: Tensor | None = None, **others: int) -> int:
     """The flags of `kernels/contract.def`, packed. others: those that the tensors do not decide, by name, unless 0."""
-    flags = others | {
-        "x_dtype": _DTYPES[x.dtype],
-        "weight": _parameter(weight, x),
-        "bias": _parameter(bias, x),
-        "device": max(0, x.get_device()),
-    }
-    return sum(value << contract.FLAGS[name] for name, value in flags.items())
+    packed: int = _DTYPES[x.dtype] << contract.FLAGS["x_dtype"]
+    packed |= _parameter(weight, x) << contract.FLAGS["weight"] | _parameter(bias, x) << contract.FLAGS["bias"]
+    packed |= max(0, x.get_device()) << contract.FLAGS["device"]
+    for name, value in others.items():
+        packed |= value << contract.FLAGS[name]
+    return packed
