@@ -16,7 +16,7 @@ if (_beside / "pyproject.toml").is_file() and str(_beside) not in __path__:
 from serving_ops import counters, extension, reference, settings  # noqa: E402
 from serving_ops.explain import Explanation, explain  # noqa: E402
 from serving_ops.extension import cpp_library  # noqa: E402
-from serving_ops.norm_spec import NormSpec  # noqa: E402
+from serving_ops.norm_spec import NormSpec, RopeSpec  # noqa: E402
 from serving_ops.ops.add_rms_norm import add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm_quant import fused_add_rms_norm_quant  # noqa: E402
@@ -27,7 +27,6 @@ from serving_ops.ops.rms_norm_gated_quant import rms_norm_gated_quant  # noqa: E
 from serving_ops.ops.rms_norm_quant import rms_norm_quant  # noqa: E402
 from serving_ops.prewarm import PrewarmReport, prewarm  # noqa: E402
 from serving_ops.quant_format import QuantFormat  # noqa: E402
-from serving_ops.rope_spec import RopeSpec  # noqa: E402
 from serving_ops.training import backward_ops as _backward_ops  # noqa: E402, F401 (registers)
 from serving_ops.version import __version__  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""`NormSpec`: what a layer fixes of the calls that it makes."""
+"""`NormSpec`, and `RopeSpec` within it: what a layer fixes of the calls that it makes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,37 @@ import torch
 from torch import Tensor
 
 from serving_ops.quant_format import QuantFormat
-from serving_ops.rope_spec import PLAIN, RopeSpec
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """A layer's rotation. Its `NormSpec` has the size of a head as `size`, and the number of q's heads as `heads`.
+
+    num_kv_heads, is_neox, mrope_interleaved: the op's arguments of these names.
+    rotary_dim: the rotated elements of a head; None for all.
+    mrope_section: given where positions are (3, num_tokens). A list, as configurations have it, becomes a tuple.
+    table_dtype, cache_dtype: of cos and sin, and of the caches; None for x's.
+    index_dtype: of positions and slots.
+    separate: whether q, k and v are given apart, and not as one tensor.
+    has_cache: whether k and v go to a paged cache.
+    block_size: tokens a block of a cache; None for a cache without blocks.
+    """
+
+    num_kv_heads: int = 1
+    rotary_dim: int | None = None
+    is_neox: bool = True
+    mrope_section: tuple[int, int, int] | None = None
+    mrope_interleaved: bool = False
+    table_dtype: torch.dtype | None = None
+    index_dtype: torch.dtype = torch.int64
+    separate: bool = False
+    has_cache: bool = False
+    cache_dtype: torch.dtype | None = None
+    block_size: int | None = 16
+
+    def __post_init__(self) -> None:
+        if self.mrope_section is not None:
+            object.__setattr__(self, "mrope_section", tuple(self.mrope_section))
 
 
 @dataclass(frozen=True)
@@ -48,7 +78,7 @@ class NormSpec:
     fmt: QuantFormat | None = None
     has_normed: bool = False
     fp32_residual: bool = False
-    rotation: RopeSpec = PLAIN
+    rotation: RopeSpec = RopeSpec()
 
     def __post_init__(self) -> None:
         for name in ("size", "heads"):

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from serving_ops.norm_spec import NormSpec
+from serving_ops.norm_spec import NormSpec, RopeSpec
 from serving_ops.ops import registry
 from serving_ops.quant_format import QuantFormat
-from serving_ops.rope_spec import RopeSpec
 
 RMS_NORM, FUSED_ADD, GATED = "rms_norm", "fused_add_rms_norm", "rms_norm_gated"
 RMS_NORM_QUANT, FUSED_ADD_QUANT, GATED_QUANT = f"{RMS_NORM}_quant", f"{FUSED_ADD}_quant", f"{GATED}_quant"

@@ -18,7 +18,7 @@ from serving_ops import NormSpec, extension
 from serving_ops.integrations.common.norm_classes import Activations, rope_options
 from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.sglang.adapters import RMS_NORM
-from serving_ops.rope_spec import RopeSpec
+from serving_ops.norm_spec import RopeSpec
 
 OP = "qk_norm_rope"
 FROM_PYTHON = "a launch from Python takes longer than SGLang's"

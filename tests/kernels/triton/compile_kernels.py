@@ -26,10 +26,9 @@ from serving_ops import cuda
 from serving_ops.kernels import triton as kernels
 from serving_ops.kernels.launches import Plan
 from serving_ops.kernels.triton import launch
-from serving_ops.norm_spec import NormSpec
+from serving_ops.norm_spec import NormSpec, RopeSpec
 from serving_ops.ops import registry
 from serving_ops.quant_format import QuantFormat
-from serving_ops.rope_spec import RopeSpec
 from serving_ops.training import cuda_backward
 
 EVERY_CALL = 90

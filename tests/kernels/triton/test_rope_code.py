@@ -19,7 +19,7 @@ from compare_code import compiled, figures, record_launches
 from serving_ops import cuda_rope, plan_rope
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops import registry
-from serving_ops.rope_spec import RopeSpec
+from serving_ops.norm_spec import RopeSpec
 
 launches = record_launches()
 cuda_rope.pdl = lambda device: True
