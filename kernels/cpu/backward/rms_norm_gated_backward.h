@@ -39,15 +39,12 @@ struct RmsNormGatedBackward {
     slope = silu ? V::fma(gate, rest, sigmoid) : sigmoid * rest;
   }
 
-  template <class X>
-  struct Operands {
-    FewRows<V, X> dout, x, z, dx, dz;
-  };
-
   // dweight and dbias are those of the group; null where there is none.
   template <Gate gate, class X, class Count>
-  static void few_groups(const NormSpec& spec, int64_t start, const Operands<X>& of, float* dweight, float* dbias,
-                         Kept& kept, Count count) {
+  static void few_groups(const NormSpec& spec, int64_t start, const BackwardRows& of, float* dweight, float* dbias,
+                         Kept& kept, int64_t first, Count count) {
+    const auto few = [&](const Rows& rows) { return FewRows<V, X>(rows, first, count, start); };
+    const auto douts = few(of.dout), xs = few(of.x), zs = few(of.second), dxs = few(of.dx), dzs = few(of.dsecond);
     const bool has_weight = spec.weight.data != nullptr, has_bias = spec.bias.data != nullptr;
     const int64_t kept_row = whole_blocks(spec.group_size);
     const bool keeps = count * kept_row <= kKept;
@@ -55,7 +52,7 @@ struct RmsNormGatedBackward {
       return has_weight ? Forward::template param<X>(spec.weight, start + i, part) : Pair{};
     };
     const auto gated = [&](int m, int64_t i, auto part) {
-      const Pair z = of.z.load(m, i, part);
+      const Pair z = zs.load(m, i, part);
       GateAndSlope result;
       gate_of(z.a, spec.silu, result.gate.a, result.slope.a);
       gate_of(z.b, spec.silu, result.gate.b, result.slope.b);
@@ -66,7 +63,7 @@ struct RmsNormGatedBackward {
     float rstd[kRowsAtOnce], mean[kRowsAtOnce];  // the latter of dn * n
     for (int m = 0; m < count; ++m)
       sums[m] = Rest::sum_row(spec.group_size, [&](int64_t i, auto part) {
-        Pair s = of.x.load(m, i, part), dn = of.dout.load(m, i, part);
+        Pair s = xs.load(m, i, part), dn = douts.load(m, i, part);
         if constexpr (gate != Gate::none) {
           const GateAndSlope g = gated(m, i, part);
           if (keeps) {
@@ -88,9 +85,9 @@ struct RmsNormGatedBackward {
       Pair sum_weight = dweight == nullptr ? Pair{} : V::load(dweight + i, Full{});
       Pair sum_bias = dbias == nullptr ? Pair{} : V::load(dbias + i, Full{});
       for (int m = 0; m < count; ++m) {
-        of.dout.fetch(m, i), of.x.fetch(m, i), of.dx.template fetch<true>(m, i);
-        if constexpr (gate != Gate::none) of.z.fetch(m, i), of.dz.template fetch<true>(m, i);
-        const Pair x = of.x.load(m, i, part), dout = of.dout.load(m, i, part);
+        douts.fetch(m, i), xs.fetch(m, i), dxs.template fetch<true>(m, i);
+        if constexpr (gate != Gate::none) zs.fetch(m, i), dzs.template fetch<true>(m, i);
+        const Pair x = xs.load(m, i, part), dout = douts.load(m, i, part);
         GateAndSlope g{};
         if constexpr (gate != Gate::none) {
           if (keeps) g = {V::load(kept.gate + m * kept_row + i, Full{}), V::load(kept.slope + m * kept_row + i, Full{})};
@@ -101,13 +98,13 @@ struct RmsNormGatedBackward {
         const Pair ds = (dn - n * mean[m]) * rstd[m];
         if constexpr (gate == Gate::after_norm) {
           const Pair weighed = has_weight ? n * w : n, y = has_bias ? weighed + b : weighed;
-          V::store(of.dz.at(m, i), dout * y * g.slope, part);
+          V::store(dzs.at(m, i), dout * y * g.slope, part);
         }
         if constexpr (gate == Gate::before_norm) {
-          V::store(of.dx.at(m, i), ds * g.gate, part);
-          V::store(of.dz.at(m, i), ds * x * g.slope, part);
+          V::store(dxs.at(m, i), ds * g.gate, part);
+          V::store(dzs.at(m, i), ds * x * g.slope, part);
         } else {
-          V::store(of.dx.at(m, i), ds, part);
+          V::store(dxs.at(m, i), ds, part);
         }
         sum_weight = fma<V>(dy, n, sum_weight);
         sum_bias = sum_bias + dy;
@@ -124,10 +121,8 @@ struct RmsNormGatedBackward {
     Kept kept;
     const auto few = [&](int64_t first, auto count) {
       for (int64_t start = 0, at = 0; start < spec.size; start += spec.group_size, at += padded) {
-        const auto few_of = [&](const Rows& rows) { return FewRows<V, X>(rows, first, count, start); };
-        const Operands<X> operands = {few_of(of.dout), few_of(of.x), few_of(of.second), few_of(of.dx), few_of(of.dsecond)};
-        few_groups<gate, X>(spec, start, operands, weight ? weight.run + at : nullptr, bias ? bias.run + at : nullptr, kept,
-                            count);
+        few_groups<gate, X>(spec, start, of, weight ? weight.run + at : nullptr, bias ? bias.run + at : nullptr, kept,
+                            first, count);
       }
     };
     Rest::for_each_few(num_rows, spec.group_size, few, [&] { Rest::end_run(weight, size), Rest::end_run(bias, size); });
