@@ -82,7 +82,8 @@ def _declared(op: NormOp, parameters: Iterable[Argument | Result]) -> str:
 
 
 def _named(op: NormOp, parameter: Argument | Result, letters: Iterator[str] | None) -> str:
-    """Type and name, with a letter, which no other has, where it is written. The function's annotation has the type."""
+    """Type and name, with a letter, which no other has, where it is written. The function's annotation, a text in files
+    that postpone annotations, has the type."""
     kind = "Tensor" if isinstance(parameter, Result) else op.parameters[parameter.name].annotation
     for annotated, declared in ((" | None", "?"), ("Sequence[int]", "int[]"), ("QuantFormat", "str")):
         kind = kind.replace(annotated, declared)

@@ -52,7 +52,7 @@ def rms_norm_backward(
     dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of s and of weight (empty without one); `ds_more` is added to the first before it is rounded."""
-    _check(dout, s, weight, eps, weight_offset, ds_more)
+    _check(dout, s, ds_more, weight=weight, eps=eps, weight_offset=weight_offset)
     dy = reference.wide(dout)
     n, rstd = _normed(reference.wide(s), eps)
     dn = dy if weight is None else dy * (weight.to(dy.dtype) + weight_offset)
@@ -105,12 +105,9 @@ def rms_norm_gated_backward(
     return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
 
 
-def _check(
-    dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, weight_offset: float, ds_more: Tensor | None
-) -> None:
+def _check(dout: Tensor, s: Tensor, ds_more: Tensor | None, **forward: Any) -> None:
     """As the forward checks: s is its x."""
-    forward = {"x": s, "weight": weight, "eps": eps, "weight_offset": weight_offset}
-    registry.find("rms_norm").check_metadata(forward)
+    registry.find("rms_norm").check_metadata({"x": s, **forward})
     checks.like_x("dout", dout, s)
     if ds_more is not None:
         checks.like_x("ds_more", ds_more, s)
