@@ -74,6 +74,7 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
         and attn.query_quant is None
         and not getattr(attn, "calculate_kv_scales", False)
         and not attn.use_direct_call
+        and getattr(vllm_config.parallel_config, "decode_context_parallel_size", 1) == 1  # not tried with more
         and _stays_outside_of_graphs(vllm_config.compilation_config)
     )
 

@@ -86,7 +86,7 @@ def take(models: Iterable[torch.nn.Module], vllm_config: Any) -> str | None:
 def _may(vllm_config: Any) -> bool:
     """With an all-reduce in the norm, vLLM's passes have a graph of their own to find."""
     return (
-        FUSED in settings.ops()
+        FUSED in settings.ops() - installed.given_back
         and features.COMPILE_CACHE not in installed.failures
         and not features.joins_norms_to_an_all_reduce(vllm_config)
     )

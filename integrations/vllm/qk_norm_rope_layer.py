@@ -228,8 +228,6 @@ def _by_name(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_
 
 def take(found: Iterable[NormLayer], vllm_config: Any) -> None:
     """Have the layers that are on call the operator. vLLM compiles them later."""
-    define()
-    cache_write.define()
     on = [layer for layer in found if isinstance(layer, AttentionLayer) and layer.native_because is None]
     for cls in {type(layer.attention) for layer in on}:
         installed.wrap(cls, "forward", _with_ours)

@@ -74,8 +74,8 @@ def _norm_then_quantize(
 
 
 @functools.cache
-def _operators() -> tuple[Any, ...]:
-    """Define the two operators, once per process: one scale per token, and one per block.
+def define() -> tuple[Any, ...]:
+    """Define the two operators, once per process, and return them: one scale per token, and one per block.
 
     On CUDA the C++ library implements them, and calls their fallback where it has no compiled kernel yet.
     """
@@ -111,7 +111,6 @@ def take(fused: Sequence[NormSpec]) -> bool:
     vLLM looks the operators up when it first compiles, which is later. Returns False where the prewarm fails and `_C`'s
     stay.
     """
-    _operators()  # also where they are not put into the pass: a graph from vLLM's cache may call them
     failed = prewarm(fused, _logger)
     if not failed:
         install()
@@ -152,7 +151,7 @@ def install() -> None:
     from vllm.compilation.passes.fusion import rms_quant_fusion as fusion
     from vllm.compilation.passes.utility.fix_functionalization import FixFunctionalizationPass
 
-    token, block = _operators()
+    token, block = define()
     ours = {fusion.kFp8DynamicTokenSym: token, fusion.kFp8Dynamic128Sym: block, fusion.kFp8Dynamic64Sym: block}
     keys = [fusion.FusedRMSQuantKey(quant, fused) for quant in ours for fused in (False, True)]
     missing = [str(key) for key in keys if key not in fusion.FUSED_OPS]
@@ -179,7 +178,7 @@ def call_in_place(vllms_pass: Any, graph: torch.fx.Graph) -> None:
 
     vllms_pass.nodes_to_remove = []
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target is auto_functionalized and node.args[0] in _operators():
+        if node.op == "call_function" and node.target is auto_functionalized and node.args[0] in define():
             vllms_pass.defunctionalize(graph, node, WRITTEN)
     for node in vllms_pass.nodes_to_remove:
         graph.erase_node(node)

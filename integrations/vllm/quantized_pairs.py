@@ -177,7 +177,6 @@ def _may(vllm_config: Any) -> bool:
 
 def switch(pair: Pair) -> None:
     """Have a norm hand quantized rows on, and its kernel take them. The norm's change ends with the model."""
-    block_product.define()
     cls = type(pair.kernel)
     installed.wrap(cls, "apply_weights", functools.partial(_taking_quantized, CONSUMERS[cls.__name__].product))
     pair.norm._forward_method = _quantizing(pair)

@@ -17,12 +17,15 @@ from serving_ops import settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.norm_layers import Outcome, after_failures, describe, prewarm_layers
 from serving_ops.integrations.vllm import (
+    block_product,
+    cache_write,
     features,
     installed,
     layers,
     mixer_output,
     priority,
     qk_norm_rope_layer,
+    quant_fusion,
     quantized_pairs,
     token_pass,
 )
@@ -73,6 +76,7 @@ def _then_report(worker: Any, load_model: Any) -> Any:
 
 def on_model_loaded(worker: Any, *, strict: bool) -> None:
     """Prewarm the model's norms and log the line. Raises RuntimeError in strict mode if a layer fell back."""
+    define_operators()
     models = list(layers.models_of(worker))
     found = survey(models, worker.vllm_config, worker.device)
     outcome = prewarm(found)
@@ -85,6 +89,12 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
         raise RuntimeError(f"{guard.STRICT} {line}")
     qk_norm_rope_layer.take(found, worker.vllm_config)
     _logger.info(line)
+
+
+def define_operators() -> None:
+    """Define what compiled graphs call, for every model: vLLM may take an older graph from its cache."""
+    for module in (qk_norm_rope_layer, cache_write, quant_fusion, block_product):
+        module.define()
 
 
 def survey(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[NormLayer]:

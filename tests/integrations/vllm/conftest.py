@@ -18,7 +18,7 @@ import torch
 from in_process import FUSED, OURS_FIRST
 from once import once
 
-from serving_ops.integrations.vllm import installed, priority, register
+from serving_ops.integrations.vllm import installed, priority, register, startup
 
 HERE = Path(__file__).parent
 ENGINE_SECONDS = 300
@@ -80,6 +80,12 @@ def _lacks_experts() -> bool:
     if not torch.cuda.is_available():
         return False
     return not any(importlib.util.find_spec(f"vllm.{name}") for name in ("_moe_C", "_moe_C_stable_libtorch"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def operators() -> None:
+    """What start-up defines before it looks at a model."""
+    startup.define_operators()
 
 
 @pytest.fixture(scope="session")

@@ -288,6 +288,12 @@ def test_a_graph_that_vllm_does_not_split_at_its_own_write_is_left_to_vllm(
     assert not cache_write.is_for(attn, BF16, _of(_compiled_config(), **changes), CUDA)
 
 
+def test_a_cache_that_is_spread_over_workers_is_left_to_vllm(attn: Attention) -> None:
+    config = _compiled_config()
+    config.parallel_config.decode_context_parallel_size = 2
+    assert not cache_write.is_for(attn, BF16, config, CUDA)
+
+
 def _another_step(self: Any, *given: Any) -> None:
     torch.ops.vllm.unified_kv_cache_update(*given, self.layer_name)
     reshape_and_cache_flash(rotated(*given))  # type: ignore[name-defined] # noqa: F821

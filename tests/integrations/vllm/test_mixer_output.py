@@ -222,6 +222,11 @@ def test_it_stays_off_without_our_norm_behind_it(monkeypatch: pytest.MonkeyPatch
     assert _take(_layer("linear_attention")) is None
 
 
+def test_it_stays_off_where_the_prewarm_of_our_norm_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "given_back", {"fused_add_rms_norm"})
+    assert _take(_layer("linear_attention")) is None
+
+
 def test_it_stays_off_without_our_part_of_the_compile_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(installed.failures, features.COMPILE_CACHE, "keys made otherwise")
     assert _take(_layer("linear_attention")) is None

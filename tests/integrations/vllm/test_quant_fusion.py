@@ -38,7 +38,7 @@ ROW_MAJOR, COLUMN_MAJOR, ALIGNED_FOR_TMA = (2, 1), (1, 5), (1, 8)
 @pytest.mark.parametrize("strides", [ROW_MAJOR, COLUMN_MAJOR, ALIGNED_FOR_TMA])
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_block_operator_writes_what_the_public_op_returns(fused: bool, strides: tuple[int, int]) -> None:
-    _, block = quant_fusion._operators()
+    _, block = quant_fusion.define()
     x, residual, weight = _inputs()
     memory = torch.full((16,), -1.0)
     result, scale = torch.empty(x.shape, dtype=FP8), memory.as_strided((5, 2), strides)
@@ -58,7 +58,7 @@ def test_the_block_operator_writes_what_the_public_op_returns(fused: bool, strid
 
 
 def test_the_token_operator_writes_what_the_public_op_returns() -> None:
-    token, _ = quant_fusion._operators()
+    token, _ = quant_fusion.define()
     x, residual, weight = _inputs()
     result, scale, total = torch.empty(x.shape, dtype=FP8), torch.empty(5, 1), residual.clone()
     token(result=result, input=x, weight=weight, scale=scale, epsilon=EPS, scale_ub=None, residual=total)
@@ -71,7 +71,7 @@ def test_the_token_operator_writes_what_the_public_op_returns() -> None:
 
 
 def test_an_upper_bound_of_the_scale_is_refused_before_anything_is_written() -> None:
-    token, _ = quant_fusion._operators()
+    token, _ = quant_fusion.define()
     x, residual, weight = _inputs()
     before = residual.clone()
     result, scale = torch.empty(x.shape, dtype=FP8), torch.empty(5, 1)
@@ -88,7 +88,7 @@ def test_functional_calls_become_calls_in_place_on_the_very_residual() -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
     from vllm.compilation.passes.utility.fix_functionalization import FixFunctionalizationPass
 
-    _, block = quant_fusion._operators()
+    _, block = quant_fusion.define()
     x, residual, weight = _inputs()
 
     def functional(x: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +142,7 @@ def test_ours_replace_the_dynamic_forms_in_vllms_table_and_leave_it_when_undone(
     before, call = dict(table), FixFunctionalizationPass.__call__
     try:
         quant_fusion.install()
-        token, block = quant_fusion._operators()
+        token, block = quant_fusion.define()
         assert {table[key] for key in table if key.quant == "kFp8DynamicTokenSym"} == {token}
         assert {table[key] for key in table if key.quant in QUANTS[1:]} == {block}
         assert {table[key] for key in table if key.quant == "static"} == {"_C"}
