@@ -57,13 +57,13 @@ OFFSETS = {GEMMA_RMS_NORM: GEMMA_OFFSET, RMS_NORM: 0.0}
 
 @dataclass(frozen=True)
 class Consumer:
-    """A class of kernels, in the mode in which a model with it was measured to be faster; None until it was.
+    """A class of kernels, in the mode in which a model with it was measured to be faster.
 
     fmt: of the rows that the product takes.
     product: takes a kernel, its linear layer, a QuantizedActivation of two dimensions and a bias.
     """
 
-    mode: str | None
+    mode: str
     fmt: QuantFormat
     product: Callable[[Any, Any, Any, Tensor | None], Tensor]
 
@@ -97,7 +97,8 @@ CONSUMERS = {
     "CPUInt8ScaledMMLinearKernel": Consumer("eager", INT8, _by_onednn),  # TPOT 0.81: step-cpu-int8.json
     # 0.92: step-h200-int8-token-compiled.json
     "CutlassInt8ScaledMMLinearKernel": Consumer("compiled", INT8, _by_cutlass),
-    "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": Consumer(None, block_product.FMT, _by_flashinfer),
+    # 0.89: step-h200-fp8-block-flashinfer.json
+    "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": Consumer("compiled", block_product.FMT, _by_flashinfer),
 }
 """By the class's name; subclasses may do something else, and do not count. Beside each, the TPOT or the device time of
 a step, over vLLM's (Qwen3-0.6B's shape, with `qk_norm_rope`), and the file in bench_e2e/results."""

@@ -406,12 +406,10 @@ def test_a_user_who_leaves_an_op_out_gets_vllms(
 
 @pytest.mark.parametrize(
     ("kernel", "mode"),
-    [(lambda: _cpu_int8()[0], "eager"), (_cutlass_int8, "compiled"), (lambda: _in_blocks()[0], None)],
+    [(lambda: _cpu_int8()[0], "eager"), (_cutlass_int8, "compiled"), (lambda: _in_blocks()[0], "compiled")],
     ids=["oneDNN", "CUTLASS", "FlashInfer"],
 )
-def test_only_what_was_measured_to_be_faster_is_taken(
-    everywhere: None, in_vllm: Any, kernel: Any, mode: str | None
-) -> None:
+def test_only_what_was_measured_to_be_faster_is_taken(everywhere: None, in_vllm: Any, kernel: Any, mode: str) -> None:
     taken = {"eager": _take(_config("NONE"), kernel())[1], "compiled": _take(_config("VLLM_COMPILE"), kernel())[1]}
     assert taken == {other: other == mode for other in MODES}
 
