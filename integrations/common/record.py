@@ -22,6 +22,7 @@ class Installed:
     given_back: set[str] = field(default_factory=set)
     _changes: list[Callable[[], object]] = field(default_factory=list)
     _wrappers: list[tuple[object, str]] = field(default_factory=list)
+    _originals: dict[Any, Any] = field(default_factory=dict)
 
     def put(self, table: MutableMapping[str, Any], key: str, value: Any) -> None:
         """Put a value into one of the engine's tables. Does nothing if the table has it already."""
@@ -46,8 +47,17 @@ class Installed:
     def wrap(self, owner: object, name: str, wrapper_of: Callable[[Any], Any]) -> None:
         """Replace a method by a wrapper of it. Does nothing for a method that is wrapped already."""
         if not any(owner is wrapped and name == its for wrapped, its in self._wrappers):
-            self.set(owner, name, wrapper_of(getattr(owner, name)))
+            own = getattr(owner, name)
+            wrapper = wrapper_of(own)
+            self.set(owner, name, wrapper)
             self._wrappers.append((owner, name))
+            self._originals[wrapper] = own
+
+    def original(self, method: Any) -> Any:
+        """Return what a method was before `wrap`. What other code put around it stays."""
+        while method in self._originals:
+            method = self._originals[method]
+        return method
 
     def on_undo(self, restore: Callable[[], object]) -> None:
         """Have `undo` call `restore`. `undo` starts with the last change."""
@@ -58,5 +68,6 @@ class Installed:
         while self._changes:
             self._changes.pop()()
         self._wrappers.clear()
+        self._originals.clear()
         self.failures.clear()
         self.given_back.clear()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from serving_ops.integrations.vllm import installed
+from serving_ops.integrations.vllm.known_code import names_of
 from serving_ops.integrations.vllm.rope_text import options_of
 from serving_ops.schemas import TAGS, library
 
@@ -84,7 +85,7 @@ def _is(value: Any, known: tuple[str, str]) -> bool:
 
 
 def _does_no_more(method: Any, steps: set[str]) -> bool:
-    names = set(method.__code__.co_names)
+    names = names_of(method)
     return names <= steps and not names.isdisjoint(CALLS)
 
 

@@ -9,7 +9,6 @@ returns its result.
 from __future__ import annotations
 
 import functools
-import inspect
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from serving_ops import settings
 from serving_ops.integrations.vllm import features, installed
+from serving_ops.integrations.vllm.known_code import names_of
 
 LAYERS = {
     "Qwen3NextDecoderLayer": "vllm.model_executor.models.qwen3_next",
@@ -95,7 +95,7 @@ def _may(vllm_config: Any) -> bool:
 def _fits(layer: Any) -> bool:
     if not _is_one_of(LAYERS, layer):
         return False
-    names = _names(type(layer).forward)
+    names = names_of(type(layer).forward)
     mixer = getattr(layer, "linear_attn", None) or getattr(layer, "self_attn", None)
     return BUFFER in names and names <= STEPS and not layer.layer_scale and _only_writes(mixer)
 
@@ -104,14 +104,12 @@ def _is_one_of(known: dict[str, str], module: Any) -> bool:
     return known.get(type(module).__name__) == type(module).__module__
 
 
-def _names(method: Any) -> set[str]:
-    return set(inspect.unwrap(method).__code__.co_names)
-
-
 def _only_writes(mixer: Any) -> bool:
     """Return whether a mixer's methods that get the buffer have no step beyond those that are known."""
     methods = (getattr(mixer, name, None) for name in ("forward", "_forward_method", "_output_projection"))
-    return _is_one_of(MIXERS, mixer) and all(_names(method) <= MIXER_STEPS for method in methods if method is not None)
+    return _is_one_of(MIXERS, mixer) and all(
+        names_of(method) <= MIXER_STEPS for method in methods if method is not None
+    )
 
 
 def _leave(layer: weakref.ref[Any]) -> None:

@@ -23,6 +23,7 @@ from serving_ops import NormSpec, RopeSpec, extension, settings
 from serving_ops.integrations.common.norm_classes import Activations, rope_options, why_reference
 from serving_ops.integrations.vllm import cache_write, features, installed
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, Adapter, why_part
+from serving_ops.integrations.vllm.known_code import names_of
 from serving_ops.integrations.vllm.layers import LEFT_OUT, NormLayer, activations
 from serving_ops.integrations.vllm.rope_text import options_of, options_text
 from serving_ops.ops import registry
@@ -136,11 +137,10 @@ def _may_have_gate(cls: type) -> bool:
     return hasattr(cls, PROJECT)
 
 
-def _other_steps(cls: type) -> str | None:
-    methods = [getattr(cls.forward, "__wrapped__", cls.forward)]
+def _other_steps(cls: Any) -> str | None:
+    names = names_of(cls.forward)
     if _may_have_gate(cls):
-        methods.append(getattr(cls, PROJECT))
-    names = {name for method in methods for name in method.__code__.co_names}
+        names |= names_of(getattr(cls, PROJECT))
     if "qkv_proj" not in names:
         return f"{cls.__name__} projects elsewhere"  # as where another plugin put its code around vLLM's
     others = sorted(names - (GATED_STEPS if _may_have_gate(cls) else STEPS))

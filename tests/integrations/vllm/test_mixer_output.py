@@ -16,7 +16,7 @@ from torch import Tensor
 from vllm.model_executor.layers.mamba.gdn import qwen_gdn_linear_attn
 from vllm.model_executor.models import qwen3_next
 
-from serving_ops.integrations.vllm import compile_cache, features, installed, mixer_output, startup
+from serving_ops.integrations.vllm import compile_cache, features, installed, known_code, mixer_output, startup
 
 pytestmark = pytest.mark.usefixtures("registered")
 
@@ -250,9 +250,9 @@ def test_the_start_up_line_counts_the_layers(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_vllms_own_layers_are_known_where_they_have_a_buffer() -> None:
-    names = mixer_output._names(qwen3_next.Qwen3NextDecoderLayer.forward)
+    names = known_code.names_of(qwen3_next.Qwen3NextDecoderLayer.forward)
     mixer = qwen_gdn_linear_attn.QwenGatedDeltaNetAttention
     methods = (mixer.forward, mixer.forward_cuda, mixer.forward_cpu, mixer._output_projection)
-    of_mixers = set().union(*map(mixer_output._names, (*methods, qwen3_next.Qwen3NextAttention.forward)))
+    of_mixers = set().union(*map(known_code.names_of, (*methods, qwen3_next.Qwen3NextAttention.forward)))
     known = names <= mixer_output.STEPS and of_mixers <= mixer_output.MIXER_STEPS
     assert known == (mixer_output.BUFFER in names)

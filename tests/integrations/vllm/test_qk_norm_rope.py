@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import weakref
@@ -298,13 +299,22 @@ def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(
     assert _survey(layer).native_because == "Qwen3Attention also uses clip, gate_proj"
 
 
+@pytest.mark.parametrize("named_like", [lambda own: lambda around: around, functools.wraps], ids=["plain", "wraps"])
 def test_a_forward_that_another_plugin_put_around_vllms_is_not_passed_by(
-    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
+    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch, named_like: Any
 ) -> None:
     layer = build("Qwen3Attention")
     own = type(layer).forward
-    monkeypatch.setattr(type(layer), "forward", lambda self, *given: own(self, *given))
+    monkeypatch.setattr(type(layer), "forward", named_like(own)(lambda self, *given: own(self, *given)))
     assert _survey(layer).native_because == "Qwen3Attention projects elsewhere"
+
+
+def test_a_step_in_a_function_inside_forward_counts(
+    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = build("Qwen3Attention")
+    monkeypatch.setattr(type(layer), "forward", lambda self, x: (lambda qkv: qkv.clip())(self.qkv_proj(x)))
+    assert _survey(layer).native_because == "Qwen3Attention also uses clip"
 
 
 def test_a_step_beside_the_gate_that_ours_lacks_stays_vllms(

@@ -1,0 +1,18 @@
+"""The names that the code of one of vLLM's methods uses. A name that we do not know is a step that ours lacks."""
+
+from __future__ import annotations
+
+from types import CodeType
+from typing import Any
+
+from serving_ops.integrations.vllm import installed
+
+
+def names_of(method: Any) -> set[str]:
+    """Return the names that a method uses, without our wrapper around it, and with the functions inside it."""
+    return _names(installed.original(method).__code__)
+
+
+def _names(code: CodeType) -> set[str]:
+    inside = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(_names, inside))
