@@ -34,14 +34,8 @@ BACKEND = ("vllm.v1.attention.backends.flash_attn", "FlashAttentionImpl")
 STEPS = {
     *("query_quant", "_q_scale", "supports_quant_query_input", "fp8_dtype", "current_platform", "startswith"),
     *("calculate_kv_scales", "maybe_calc_kv_scales", "kv_cache_dtype", "kv_sharing_target_layer_name"),
-    *(
-        "attn_backend",
-        "impl",
-        "forward_includes_kv_cache_update",
-        "use_direct_call",
-        "layer_name",
-        "_encode_layer_name",
-    ),
+    *("attn_backend", "impl", "forward_includes_kv_cache_update", "use_direct_call"),
+    *("layer_name", "_encode_layer_name"),
     *("torch", "ops", "vllm", "unified_kv_cache_update", "unified_attention_with_output"),
     *("empty", "Size", "shape", "view", "dtype", "device", "head_size", "head_size_v", "num_heads", "num_kv_heads"),
 }

@@ -46,7 +46,7 @@ MIXER_STEPS = {
     *("key_dim", "value_dim", "head_v_dim", "num_v_heads", "tp_size"),
     *("torch", "ops", "vllm", "qwen_gdn_attention_core", "cpu_gdn_attention_core"),
     *("zeros", "dtype", "device", "shape", "size", "cat", "split", "chunk", "reshape", "flatten", "contiguous"),
-    *("map", "hasattr"),
+    *("map", "hasattr", "rearrange"),
 }
 """The names that vLLM 0.25's mixers use. They write their output by index, once and whole, and do no more with it."""
 
