@@ -100,10 +100,10 @@ def test_what_no_cuda_grid_holds_goes_to_the_reference() -> None:
     pytest.importorskip("triton", reason="needs Triton")
     many_rows = torch.empty(64, dtype=torch.bfloat16).expand(plan.MAX_ROWS + 1, 64)
     assert cuda.norm_route(many_rows, None) == support.TOO_MANY_ROWS
-    assert cuda.gated_route(many_rows, None, None, None, 64, many_rows) == support.TOO_MANY_ROWS
+    assert cuda.gated_route(many_rows, None, None, None, many_rows, 64) == support.TOO_MANY_ROWS
     row = torch.empty(1, plan.MAX_GROUPS + 1, dtype=torch.bfloat16)
-    assert cuda.gated_route(row, None, None, None, 1, row) == support.TOO_MANY_GROUPS
-    assert not isinstance(cuda.gated_route(row[:, :-1], None, None, None, 1, row[:, :-1]), str)
+    assert cuda.gated_route(row, None, None, None, row, 1) == support.TOO_MANY_GROUPS
+    assert not isinstance(cuda.gated_route(row[:, :-1], None, None, None, row[:, :-1], 1), str)
 
 
 def test_an_error_has_a_text_for_cpp() -> None:

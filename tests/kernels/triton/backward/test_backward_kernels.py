@@ -306,7 +306,7 @@ def test_rows_beyond_what_a_grid_holds_are_left_to_the_formula() -> None:
 def only_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels of the widest rows, and one program that goes over all rows, for rows of any size."""
     plan = BackwardPlan("columns", 128, 1, plan_backward.COLUMNS_WARPS, 1, plan_backward.STAGES)
-    monkeypatch.setattr(cuda_backward, "_plan", lambda s, more: plan)
+    monkeypatch.setattr(cuda_backward, "_plan_for", lambda *_: plan)
     monkeypatch.setattr(cuda_backward, "_num_sms", lambda device: 1)
 
 
