@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 _ABSENT = object()
@@ -58,6 +60,18 @@ class Installed:
         while method in self._originals:
             method = self._originals[method]
         return method
+
+    def mark(self, part: Any, **attributes: Any) -> None:
+        """Give one of a model's parts attributes of ours. A model that is gone stays so: only `undo` looks for it."""
+        left = weakref.ref(part)
+
+        def unmark() -> None:
+            for name in attributes:
+                vars(left() or SimpleNamespace()).pop(name, None)
+
+        for name, value in attributes.items():
+            setattr(part, name, value)
+        self.on_undo(unmark)
 
     def on_undo(self, restore: Callable[[], object]) -> None:
         """Have `undo` call `restore`. `undo` starts with the last change."""

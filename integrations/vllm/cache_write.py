@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serving_ops.integrations.vllm import installed
-from serving_ops.integrations.vllm.known_code import names_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of
 from serving_ops.integrations.vllm.rope_text import options_of
 from serving_ops.schemas import TAGS, library
 
@@ -27,9 +27,9 @@ QUALIFIED = f"serving_ops::{OP}"
 VLLM_WRITES = "vllm::unified_kv_cache_update"
 """Operators by which vLLM may split a compiled graph. Where it splits by its own write, it splits by ours."""
 
-ATTENTION = ("vllm.model_executor.layers.attention.attention", "Attention")
-BACKEND = ("vllm.v1.attention.backends.flash_attn", "FlashAttentionImpl")
-"""Module and name of the classes whose cache and whose write are known."""
+ATTENTION = {"Attention": "vllm.model_executor.layers.attention.attention"}
+BACKEND = {"FlashAttentionImpl": "vllm.v1.attention.backends.flash_attn"}
+"""The name of a class whose cache or whose write is known -> its module."""
 
 STEPS = {
     *("query_quant", "_q_scale", "supports_quant_query_input", "fp8_dtype", "current_platform", "startswith"),
@@ -58,9 +58,9 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
     """Return whether the kernel may write the cache of vLLM's layer `attn`, whose activations have `dtype`."""
     return (
         device.type == "cuda"
-        and _is(attn, ATTENTION)
+        and is_one_of(ATTENTION, attn)
         and _does_no_more(type(attn).forward, STEPS)
-        and _is(attn.impl, BACKEND)
+        and is_one_of(BACKEND, attn.impl)
         and _does_no_more(type(attn.impl).do_kv_cache_update, WRITE_STEPS)
         and attn.attn_type == "decoder"
         and attn.kv_sharing_target_layer_name is None
@@ -72,10 +72,6 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
         and getattr(vllm_config.parallel_config, "decode_context_parallel_size", 1) == 1  # not tried with more
         and _stays_outside_of_graphs(vllm_config.compilation_config)
     )
-
-
-def _is(value: Any, known: tuple[str, str]) -> bool:
-    return (type(value).__module__, type(value).__name__) == known
 
 
 def _does_no_more(method: Any, steps: set[str]) -> bool:

@@ -1,4 +1,7 @@
-"""The names that the code of one of vLLM's methods uses. A name that we do not know is a step that ours lacks."""
+"""Which of vLLM's classes and methods are those that our code stands in for.
+
+A method is known by the names that its code uses. A name that we do not know is a step that ours lacks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ from types import CodeType
 from typing import Any
 
 from serving_ops.integrations.vllm import installed
+
+
+def is_one_of(known: dict[str, str], part: Any) -> bool:
+    """Return whether a part of a model is of one of these classes, and no subclass. known: name -> module."""
+    return known.get(type(part).__name__) == type(part).__module__
 
 
 def names_of(method: Any) -> set[str]:

@@ -9,7 +9,6 @@ returns its result.
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from serving_ops import settings
 from serving_ops.integrations.vllm import features, installed
-from serving_ops.integrations.vllm.known_code import names_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of
 
 LAYERS = {
     "Qwen3NextDecoderLayer": "vllm.model_executor.models.qwen3_next",
@@ -76,8 +75,7 @@ def take(models: Iterable[torch.nn.Module], vllm_config: Any) -> str | None:
     for cls in {type(layer) for layer in layers}:
         installed.wrap(cls, "forward", _with_ours)
     for layer in layers:
-        setattr(layer, WITHOUT, True)
-        installed.on_undo(functools.partial(_leave, weakref.ref(layer)))  # a model that is gone stays so
+        installed.mark(layer, **{WITHOUT: True})
     layers_on[:] = sorted({type(layer).__name__ for layer in layers})
     installed.on_undo(layers_on.clear)
     return f"no copy of the result of {len(layers)} mixers" if layers else None
@@ -93,29 +91,17 @@ def _may(vllm_config: Any) -> bool:
 
 
 def _fits(layer: Any) -> bool:
-    if not _is_one_of(LAYERS, layer):
+    if not is_one_of(LAYERS, layer):
         return False
     names = names_of(type(layer).forward)
     mixer = getattr(layer, "linear_attn", None) or getattr(layer, "self_attn", None)
     return BUFFER in names and names <= STEPS and not layer.layer_scale and _only_writes(mixer)
 
 
-def _is_one_of(known: dict[str, str], module: Any) -> bool:
-    return known.get(type(module).__name__) == type(module).__module__
-
-
 def _only_writes(mixer: Any) -> bool:
     """Return whether a mixer's methods that get the buffer have no step beyond those that are known."""
     methods = (getattr(mixer, name, None) for name in ("forward", "_forward_method", "_output_projection"))
-    return _is_one_of(MIXERS, mixer) and all(
-        names_of(method) <= MIXER_STEPS for method in methods if method is not None
-    )
-
-
-def _leave(layer: weakref.ref[Any]) -> None:
-    left = layer()
-    if left is not None:
-        vars(left).pop(WITHOUT, None)
+    return is_one_of(MIXERS, mixer) and all(names_of(method) <= MIXER_STEPS for method in methods if method is not None)
 
 
 def _with_ours(original: Any) -> Any:

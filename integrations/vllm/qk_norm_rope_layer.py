@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from serving_ops import NormSpec, RopeSpec, extension, settings
 from serving_ops.integrations.common.norm_classes import Activations, rope_options, why_reference
 from serving_ops.integrations.vllm import cache_write, features, installed
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, Adapter, why_part
-from serving_ops.integrations.vllm.known_code import names_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of
 from serving_ops.integrations.vllm.layers import LEFT_OUT, NormLayer, activations
 from serving_ops.integrations.vllm.rope_text import options_of, options_text
 from serving_ops.ops import registry
@@ -98,16 +97,12 @@ class AttentionLayer(NormLayer):
 
 def survey(models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device) -> list[AttentionLayer]:
     """Return the attention layers of `CLASSES`, and why vLLM keeps each, or None."""
-    named = [(name, layer) for model in models for name, layer in model.named_modules() if _is_known(type(layer))]
+    named = [(name, layer) for model in models for name, layer in model.named_modules() if is_one_of(CLASSES, layer)]
     if not named:
         return []
     x = activations(vllm_config, device)
     everywhere = _why_nowhere(vllm_config)
     return [_examine(name, layer, x, everywhere, vllm_config) for name, layer in named]
-
-
-def _is_known(cls: type) -> bool:
-    return CLASSES.get(cls.__name__) == cls.__module__
 
 
 def _why_nowhere(vllm_config: Any) -> str | None:
@@ -234,18 +229,10 @@ def take(found: Iterable[NormLayer], vllm_config: Any) -> None:
     if any(layer.writes_cache for layer in on):
         cache_write.split_graphs(vllm_config.compilation_config)
     for layer in on:
-        setattr(layer.attention, WRITES_CACHE, layer.writes_cache)
-        setattr(layer.attention, OPTIONS, options_text(rope_options(layer.specs[0])))
-        installed.on_undo(functools.partial(_leave, weakref.ref(layer.attention)))  # a model that is gone stays so
+        options = options_text(rope_options(layer.specs[0]))
+        installed.mark(layer.attention, **{OPTIONS: options, WRITES_CACHE: layer.writes_cache})
     layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}:{layer.writes_cache:d}" for layer in on)
     installed.on_undo(layers_on.clear)
-
-
-def _leave(attention: weakref.ref[Any]) -> None:
-    layer = attention()
-    if layer is not None:
-        for attribute in (OPTIONS, WRITES_CACHE):
-            vars(layer).pop(attribute, None)
 
 
 def _with_ours(original: Any) -> Any:

@@ -61,11 +61,14 @@ class Consumer:
 
     fmt: of the rows that the product takes.
     product: takes a kernel, its linear layer, a QuantizedActivation of two dimensions and a bias.
+    quantizes_so: takes a kernel; returns whether vLLM would quantize its rows in this format, in a step of their own or
+        inside the product.
     """
 
     mode: str
     fmt: QuantFormat
     product: Callable[[Any, Any, Any, Tensor | None], Tensor]
+    quantizes_so: Callable[[Any], bool] = lambda kernel: True
 
 
 def _by_onednn(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
@@ -93,10 +96,17 @@ def _by_flashinfer(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Ten
     return out if bias is None else out + bias
 
 
+def _to_int8_by_token(kernel: Any) -> bool:
+    dynamic = kernel.config.input_symmetric and not kernel.config.is_static_input_scheme
+    method = getattr(kernel, "linear_method", None)  # on CPU; where it has AMX, another method quantizes by itself
+    return bool(dynamic) and (method is None or method.__name__ == "_apply_weights_onednn")
+
+
 CONSUMERS = {
-    "CPUInt8ScaledMMLinearKernel": Consumer("eager", INT8, _by_onednn),  # TPOT 0.81: step-cpu-int8.json
+    # 0.81: step-cpu-int8.json
+    "CPUInt8ScaledMMLinearKernel": Consumer("eager", INT8, _by_onednn, _to_int8_by_token),
     # 0.92: step-h200-int8-token-compiled.json
-    "CutlassInt8ScaledMMLinearKernel": Consumer("compiled", INT8, _by_cutlass),
+    "CutlassInt8ScaledMMLinearKernel": Consumer("compiled", INT8, _by_cutlass, _to_int8_by_token),
     # 0.89: step-h200-fp8-block-flashinfer.json
     "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": Consumer("compiled", block_product.FMT, _by_flashinfer),
 }
@@ -131,22 +141,12 @@ def _name(layer: Any) -> str:
 def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
     adapter = next((adapter for adapter in OFFSETS if adapter.is_of(type(norm))), None)
     kernel = linear_kernels.kernel_of(linear) if hasattr(linear, "quant_method") else None
-    if adapter is None or not _takes_rows(kernel) or why_part(norm):
+    consumer = CONSUMERS.get(type(kernel).__name__)
+    if adapter is None or consumer is None or not consumer.quantizes_so(kernel) or why_part(norm):
         return None
-    quantized = {"weight_offset": OFFSETS[adapter], "fmt": CONSUMERS[type(kernel).__name__].fmt}
+    quantized = {"weight_offset": OFFSETS[adapter], "fmt": consumer.fmt}
     plain = adapter.specs(norm, x)[: len(NORMS)]
     return Pair(norm, kernel, tuple(dataclasses.replace(spec, op=f"{spec.op}_quant", **quantized) for spec in plain))
-
-
-def _takes_rows(kernel: Any) -> bool:
-    """Return whether the kernel's product takes rows in the format of its class, as vLLM would quantize them."""
-    if type(kernel).__name__ not in CONSUMERS:
-        return False
-    if CONSUMERS[type(kernel).__name__].fmt != INT8:
-        return True
-    dynamic = kernel.config.input_symmetric and not kernel.config.is_static_input_scheme
-    method = getattr(kernel, "linear_method", None)  # on CPU; where it has AMX, another method quantizes by itself
-    return bool(dynamic) and (method is None or method.__name__ == "_apply_weights_onednn")
 
 
 def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> str | None:
@@ -200,8 +200,8 @@ def _quantizing(pair: Pair) -> Any:
     from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
 
     norm, own, spec, ops = pair.norm, pair.norm._forward_method, pair.specs[0], torch.ops.serving_ops
-    fmt = CONSUMERS[type(pair.kernel).__name__].fmt
-    eps, text, options = spec.eps, fmt.text, {"weight_offset": spec.weight_offset} if spec.weight_offset else {}
+    assert spec.fmt is not None
+    eps, text, options = spec.eps, spec.fmt.text, {"weight_offset": spec.weight_offset} if spec.weight_offset else {}
     has_weight = spec.weight_dtype is not None
 
     @functools.wraps(own)

@@ -89,7 +89,8 @@ class Attention(torch.nn.Module):
         self.kv_cache_update_bypass = False
 
 
-Attention.__module__, FlashAttentionImpl.__module__ = cache_write.ATTENTION[0], cache_write.BACKEND[0]
+Attention.__module__ = cache_write.ATTENTION["Attention"]
+FlashAttentionImpl.__module__ = cache_write.BACKEND["FlashAttentionImpl"]
 
 
 def _compiled_config() -> Any:
