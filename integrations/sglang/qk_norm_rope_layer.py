@@ -8,6 +8,7 @@ embedding, ours does; elsewhere the attention writes it, as before.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from types import MethodType
 from typing import Any
 
@@ -105,6 +106,9 @@ def why_slower(server_args: Any) -> str | None:
 
 def why_native(layer: Any) -> str | None:
     """Return what the layer does beyond our operator, or None."""
+    cls, method = type(layer), getattr(type(layer), ATTENTION[_name(layer)][0])
+    if method.__code__.co_filename != sys.modules[cls.__module__].__file__:
+        return f"other code stands in for its {ATTENTION[_name(layer)][0]}"
     if _rotation(layer.rotary_emb) is None:
         return f"no code for {type(layer.rotary_emb).__name__}"
     if getattr(layer, "use_fused_qk_norm_rope", False):

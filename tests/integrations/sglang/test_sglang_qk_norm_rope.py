@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from types import SimpleNamespace
@@ -266,6 +267,17 @@ def test_what_the_operator_does_not_do_stays_sglangs_and_that_is_no_fallback(
     layer = REFUSED[reason]()
     assert f"1 {type(layer).__name__}'s q and k ({reason})" in report(caplog, layer)
     assert not {"forward", "apply_qk_norm_rope", qk_norm_rope_layer.OPTIONS} & vars(layer).keys()
+
+
+@pytest.mark.parametrize(("name", "method"), [(DENSE, "forward"), (EXPERTS, "apply_qk_norm_rope")])
+def test_a_method_that_another_plugin_put_around_sglangs_is_not_passed_by(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = attention(name)
+    own = getattr(type(layer), method)
+    monkeypatch.setattr(type(layer), method, functools.wraps(own)(lambda self, *given: own(self, *given)))
+    assert f"(other code stands in for its {method})" in report(caplog, layer)
+    assert method not in vars(layer)
 
 
 def test_a_subclass_that_fills_its_table_otherwise_is_ours(caplog: pytest.LogCaptureFixture) -> None:
