@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from serving_ops.bench_e2e.environment import COMMAND
+
 COMMANDS = {
     "serve": ("serve.main", "serve a model with and without serving_ops in turns: TTFT and TPOT over HTTP"),
     "step": ("step.main", "engines side by side, no server: differences of a percent, the device time of a step"),
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         stream = sys.stdout if name in ("-h", "--help") else sys.stderr
         lines = [f"  {command:15} {what}" for command, (_, what) in COMMANDS.items()]
-        print("python -m serving_ops.bench_e2e SUBCOMMAND [--help]", *lines, sep="\n", file=stream)
+        print(f"{COMMAND} SUBCOMMAND [--help]", *lines, sep="\n", file=stream)
         return 0 if stream is sys.stdout else 2
     module, _, function = COMMANDS[name][0].rpartition(".")
     return int(getattr(importlib.import_module(f"serving_ops.bench_e2e.{module}"), function)(words[:-1]))

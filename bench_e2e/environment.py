@@ -19,6 +19,7 @@ from typing import Any
 
 from serving_ops.version import __version__
 
+COMMAND = "python -m serving_ops.bench_e2e"
 RECORDED = ("VLLM_", "SGLANG_", "SERVING_OPS")  # prefixes of the variables that decide figures
 REDACTED = "REDACTED"
 SECRET = re.compile(r"(keys?|token|secrets?|passw(or)?d|passphrase|credentials?|auth(orization)?)$", re.IGNORECASE)

@@ -16,9 +16,8 @@ from serving_ops import settings
 from serving_ops.bench_e2e import environment, presets, result_file, smollm2
 from serving_ops.bench_e2e.comparison import VARIANTS, Comparison
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
-from serving_ops.bench_e2e.environment import ENGINES, without_secrets
+from serving_ops.bench_e2e.environment import COMMAND, ENGINES, without_secrets
 
-COMMAND = "python -m serving_ops.bench_e2e"
 DUMMY = "dense"  # the preset for shapes
 MOST_BYTES = 200  # of a file's name, which gets an ending
 # The model is an option, a server has to answer the bench's own client, and a pipeline's step has no one device time.

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import result_file
+from serving_ops.bench_e2e.environment import COMMAND
 
-COMMAND = "python -m serving_ops.bench_e2e"
 RENDERERS = {"ops": "ops.ops_table", "training": "ops.ops_table", "accuracy": "accuracy.accuracy_bench"}
 
 

@@ -21,7 +21,6 @@ from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
 from serving_ops.bench_e2e.options import at_least_1, parse_without_engine
 
 KIND = "training-steps"
-COMMAND = f"python -m serving_ops.bench_e2e {KIND}"
 STEP = "step_ms"
 WARM_UP = 3  # steps: the first ones compile, and allocate what later ones reuse
 BATCH = {"cpu": (2, 128), "cuda": (4, 2048)}  # sequences, tokens
@@ -30,7 +29,7 @@ LEARNING_RATE = 1e-4
 
 def main(argv: Sequence[str]) -> int:
     chosen = _parse(argv)
-    run = result_file.of_run(KIND, environment.command_line(COMMAND, argv), chosen.device)
+    run = result_file.of_run(KIND, environment.command_line(f"{environment.COMMAND} {KIND}", argv), chosen.device)
     run |= {"model": f"preset {chosen.preset}", "engine": "transformers", "batch": list(chosen.batch)}
     run |= {"mode": "eager, bfloat16", "losses": {BASELINE: [], OURS: []}}
     measured = Comparison(run, {STEP: "step"}, {BASELINE: [], OURS: []}, {})
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"{environment.COMMAND} {KIND}", description=__doc__)
     add = parser.add_argument
     add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
     add("--batch", type=_batch, help="sequences x tokens; default 2x128, on CUDA 4x2048")

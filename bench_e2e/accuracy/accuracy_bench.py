@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> int:
     except (smollm2.Unavailable, ChildFailed) as error:
         print(error, file=sys.stderr)
         return 1
-    run = result_file.of_run(KIND, environment.command_line(f"{options.COMMAND} {KIND}", words), device)
+    run = result_file.of_run(KIND, environment.command_line(f"{environment.COMMAND} {KIND}", words), device)
     result = {**run, "name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, **found}
     print(f"wrote {result_file.save(result, chosen.out / f'{chosen.name}.json')}\n\n{markdown(result)}")
     return 0
@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> int:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     description = "Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours."
-    parser = argparse.ArgumentParser(prog=f"{options.COMMAND} {KIND}", description=description)
+    parser = argparse.ArgumentParser(prog=f"{environment.COMMAND} {KIND}", description=description)
     add = parser.add_argument
     several = {"type": names(*QUANTIZATIONS), "default": (NOT_QUANTIZED,)}
     add("--quantizations", **several, help=f"of {', '.join(QUANTIZATIONS)} (default: none)")

@@ -19,13 +19,14 @@ import torch
 import serving_ops
 from serving_ops.bench_e2e import environment, result_file
 from serving_ops.bench_e2e.comparison import OURS
+from serving_ops.bench_e2e.environment import COMMAND
 from serving_ops.bench_e2e.ops import cases, contestants, ops_table, peers, timing
 from serving_ops.bench_e2e.ops.cases import FORWARD, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 from serving_ops.bench_e2e.ops.timing import Samples
-from serving_ops.bench_e2e.options import COMMAND, names, numbers, parse_without_engine, shapes
+from serving_ops.bench_e2e.options import names, numbers, parse_without_engine, shapes
 from serving_ops.bench_e2e.session import FAILED
 from serving_ops.bench_e2e.stats import median_ratio, quartiles
 
