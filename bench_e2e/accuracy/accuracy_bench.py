@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,9 +49,13 @@ class Served:
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit status 1, with a sentence, where the model cannot be had or vLLM fails."""
+    """Saves what is measured after each combination. Exit status 1, with a sentence, where the model cannot be had or
+    vLLM fails."""
     chosen = _parse(words)
     device = environment.detect_device()
+    run = result_file.of_run(KIND, environment.command_line(f"{environment.COMMAND} {KIND}", words), device)
+    result = {**run, "name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, "rows": []}
+    file, status = chosen.out / f"{chosen.name}.json", 0
     try:
         served = []
         for named, mode in itertools.product(chosen.quantizations, chosen.modes):
@@ -59,14 +63,15 @@ def main(words: Sequence[str]) -> int:
             arguments = {"model": str(smollm2.checkpoint(name)), **presets.loading_args(name)}
             served.append(Served(name, mode, arguments))
         with tempfile.TemporaryDirectory(prefix="serving-ops-accuracy-") as work:
-            found = measure(smollm2.checkpoint(), TEXT.read_text(), served, device, Path(work))
+            for found in measure(smollm2.checkpoint(), TEXT.read_text(), served, device, Path(work)):
+                result |= found
+                file = result_file.save(result, file)
     except (smollm2.Unavailable, ChildFailed) as error:
         print(error, file=sys.stderr)
-        return 1
-    run = result_file.of_run(KIND, environment.command_line(f"{environment.COMMAND} {KIND}", words), device)
-    result = {**run, "name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, **found}
-    print(f"wrote {result_file.save(result, chosen.out / f'{chosen.name}.json')}\n\n{markdown(result)}")
-    return 0
+        status = 1
+    if result["rows"]:
+        print(f"wrote {file}\n\n{markdown(result)}")
+    return status
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -85,8 +90,11 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-def measure(model: Path, text: str, served: Iterable[Served], device: str, work: Path) -> dict[str, Any]:
-    """The figures of each. model: the bf16 checkpoint, computed in fp32 for the reference. Raises ChildFailed."""
+def measure(model: Path, text: str, served: Iterable[Served], device: str, work: Path) -> Iterator[dict[str, Any]]:
+    """The figures of those served so far, after each of them. Raises ChildFailed.
+
+    model: the bf16 checkpoint, computed in fp32 for the reference.
+    """
     import transformers
 
     tokens: list[int] = transformers.AutoTokenizer.from_pretrained(model)(text).input_ids
@@ -95,6 +103,7 @@ def measure(model: Path, text: str, served: Iterable[Served], device: str, work:
     with torch.inference_mode():
         reference = exact(torch.tensor([tokens])).logits[0, :-1]
     following, rows = torch.tensor(tokens[1:]), []
+    perplexity_of_reference, _ = figures(reference, reference, following)
     for one in served:
         perplexity, divergences, line = {}, {}, ""
         for variant in (BASELINE, OURS):
@@ -104,8 +113,7 @@ def measure(model: Path, text: str, served: Iterable[Served], device: str, work:
         row = {"quantization": one.quantization, "mode": one.mode, "startup": line, "active": is_active(line)}
         row |= {"perplexity": perplexity, "divergence": {name: float(of.mean()) for name, of in divergences.items()}}
         rows.append(row | {"divergence_ratio": ratio(divergences[OURS], divergences[BASELINE])})
-    perplexity_of_reference, _ = figures(reference, reference, following)
-    return {"tokens": len(tokens), "reference_perplexity": perplexity_of_reference, "rows": rows}
+        yield {"tokens": len(tokens), "reference_perplexity": perplexity_of_reference, "rows": rows}
 
 
 def _engine_logits(served: Served, variant: str, tokens: list[int], device: str, work: Path) -> tuple[Any, str]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from serving_ops.bench_e2e import presets
+from serving_ops.bench_e2e import options, presets, result_file, smollm2
+from serving_ops.bench_e2e.accuracy import accuracy_bench
 from serving_ops.bench_e2e.accuracy.accuracy_bench import Served, markdown, measure
 from serving_ops.bench_e2e.accuracy.engine_logits import of_prompt, record_logits
 from serving_ops.bench_e2e.environment import detect_device
@@ -47,7 +48,7 @@ def test_an_engine_in_bf16_is_near_the_reference_with_and_without_our_norms(
     pytest.importorskip("vllm")
     model = _checkpoint(tmp_path / "model")
     served = Served(None, "eager", {"model": str(model)})
-    found = measure(model, TEXT, [served], detect_device(), tmp_path)
+    (found,) = measure(model, TEXT, [served], detect_device(), tmp_path)
     (row,) = found["rows"]
     said = ["the reference: 60 tokens in fp32", "bf16, eager, native", "bf16, eager, serving_ops"]
     assert capsys.readouterr().out.splitlines() == said
@@ -61,6 +62,32 @@ def test_an_engine_in_bf16_is_near_the_reference_with_and_without_our_norms(
     low, high = row["divergence_ratio"][1:]
     assert low < 1.5
     assert high > 0.5
+
+
+@pytest.mark.parametrize("cut", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_is_cut_keeps_the_combinations_that_it_has_measured(
+    cut: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text = _checkpoint(tmp_path / "model"), tmp_path / "text"
+    text.write_text(TEXT)
+    asked: list[str] = []
+
+    def engine_logits(served: Served, variant: str, tokens: list[int], *_: object) -> tuple[torch.Tensor, str]:
+        asked.append(f"{served.mode} {variant}")
+        if len(asked) > 3:
+            raise cut
+        return torch.randn(len(tokens) - 1, VOCABULARY), ""
+
+    monkeypatch.setattr(accuracy_bench, "_engine_logits", engine_logits)
+    monkeypatch.setattr(accuracy_bench, "TEXT", text)
+    monkeypatch.setattr(smollm2, "checkpoint", lambda quantization=None: model)
+    monkeypatch.setattr(options, "check_installed", lambda *_: None)
+    with pytest.raises(cut):
+        accuracy_bench.main(["--out", str(tmp_path), "--name", "cut"])
+    assert asked == ["eager native", "eager serving_ops", "compiled native", "compiled serving_ops"]
+    saved = result_file.read(tmp_path / "cut.json")
+    assert [row["mode"] for row in saved["rows"]] == ["eager"]
+    assert "| bf16, eager |" in markdown(saved)
 
 
 def test_what_the_model_computes_is_kept_and_returned() -> None:
