@@ -60,7 +60,7 @@ class BackwardPlan:
     hints: whether its loads say what the caches are to keep.
     """
 
-    kernel: Literal["tile", "wide", "columns"]
+    kernel: Literal["tile", "wide"]
     block_n: int
     rows: int
     num_warps: int
@@ -71,10 +71,6 @@ class BackwardPlan:
     fetch_more: bool = False
     hints: bool = False
 
-    def column_blocks(self, size: int) -> int:
-        """Programs beside one another over a row of `size` elements."""
-        return -(-size // self.block_n) if self.kernel == "columns" else 1
-
-    def num_programs(self, num_rows: int, num_sms: int, beside: int) -> int:
+    def num_programs(self, num_rows: int, num_sms: int, beside: int = 1) -> int:
         """Programs over the rows where `beside` of them share a row: no more than run at once, none without a row."""
         return max(1, min(max(1, num_sms // beside) * self.programs_per_sm, -(-num_rows // self.rows)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,9 +47,6 @@ def _plan_for(size: int, itemsize: int, has_more: bool, has_bulk_copies: bool) -
     return plan if has_bulk_copies else dataclasses.replace(plan, fetch=False, fetch_more=False, hints=False)
 
 
-_why_not_rows = partial(why_not_rows, max_rows=plans.MAX_ROWS, max_n=plans.MAX_N)
-
-
 def norm(
     dout: Tensor,
     s: Tensor,
@@ -64,7 +61,8 @@ def norm(
 
     ds and dweight are new, contiguous and written; dweight is empty without a weight.
     """
-    reason = _why_not_rows(s, ("dout", dout), ("s", s), ("ds_more", ds_more), ("weight", weight))
+    named = ("dout", dout), ("s", s), ("ds_more", ds_more), ("weight", weight)
+    reason = why_not_rows(s, *named, max_rows=plans.MAX_ROWS, max_n=plans.MAX_N)
     if reason is not None:
         return reason
     plan = _plan_for(s.shape[-1], s.itemsize, ds_more is not None, _has_bulk_copies(s.device))
@@ -72,11 +70,11 @@ def norm(
     if rows is None or (plan.kernel != "tile" and rows.inner != rows.num_rows):
         dout, s, ds_more = dout.contiguous(), s.contiguous(), None if ds_more is None else ds_more.contiguous()
         rows = _flat(s)
-    programs = plan.num_programs(rows.num_rows, _num_sms(s.get_device()), plan.column_blocks(s.shape[-1]))
+    programs = plan.num_programs(rows.num_rows, _num_sms(s.get_device()))
     with torch.cuda._DeviceGuard(s.get_device()):
         _module().run_norm_backward(
             *(dout, s, ds_more, weight, ds, dweight, eps, weight_offset),
-            *(rows, plan, programs, plans.MOMENTS, plans.sum_block(s.shape[-1]), pdl(s.device)),
+            *(rows, plan, programs, plans.sum_block(s.shape[-1]), pdl(s.device)),
         )
     return None
 
@@ -102,7 +100,8 @@ def gated(
     """
     group_size = group_size or x.shape[-1]
     groups = x.shape[-1] // group_size
-    reason = _why_not_rows(x, ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias))
+    named = ("dout", dout), ("x", x), ("z", z), ("weight", weight), ("bias", bias)
+    reason = why_not_rows(x, *named, max_rows=plans.MAX_ROWS)
     plan = plans.plan_gated_backward(group_size, x.numel() // group_size)
     if reason is None and groups > MAX_GROUPS:
         reason = support.TOO_MANY_GROUPS

@@ -31,7 +31,7 @@ STAGES = 3
 STAGED_ROW_BYTES = 16384
 """Bytes of x in a row, at most, for staged loads: 4096 x 8192 in fp32 takes 104 us without, 108 to 110 with 3."""
 
-WIDE_MAX_N = 32768
+MAX_N = 32768
 """Elements per row, at most, for which one program's registers hold the weight's gradient in fp32."""
 
 WIDE_WARPS = 16
@@ -63,13 +63,6 @@ us or more with none kept, and 2490 us with the next row fetched. With a gradien
 with that row fetched. 16-bit rows are read twice: kept blocks took 880 instead of 898 us in bf16, but 952 instead of
 884 us in fp16."""
 
-COLUMNS_WARPS = 4
-MOMENTS = Block(1, 4096, COLUMNS_WARPS)
-COLUMNS_BLOCK = 2048
-COLUMNS_PROGRAMS = 4
-"""For rows wider than WIDE_MAX_N: the warps of both kernels, their blocks, and the second's programs per SM. No other
-values were measured."""
-
 GATED_TILE = 1024
 GATED_WARPS = 2
 GATED_PROGRAMS = 4
@@ -89,9 +82,6 @@ GATED_MAX_N = GATED_WIDE[-1][0]
 
 MAX_ROWS = 2**30
 """Rows per call: the kernels count rows in 32 bits, to one step beyond the last row."""
-
-MAX_N = COLUMNS_BLOCK * 65535
-"""Elements per row: the second dimension of a CUDA grid holds at most 65535 blocks of columns."""
 
 SUM_NARROW_N = 512
 SUM_NARROW = Block(128, 4, 4)
@@ -116,7 +106,7 @@ def gated_may_start_early(num_programs: int, num_sms: int) -> bool:
 
 
 def plan_norm_backward(size: int, itemsize: int, has_more: bool) -> BackwardPlan:
-    """For rows of `size` elements of `itemsize` bytes; has_more: a gradient is to be added."""
+    """For rows of `size` elements, at most `MAX_N`, of `itemsize` bytes; has_more: a gradient is to be added."""
     block_n = next_power_of_2(size)
     row_bytes = size * itemsize
     if block_n <= NARROW_N:
@@ -125,8 +115,6 @@ def plan_norm_backward(size: int, itemsize: int, has_more: bool) -> BackwardPlan
     if block_n <= TILE_N:
         rows, stages = max(1, TILE_BYTES // (block_n * itemsize)), STAGES if row_bytes <= STAGED_ROW_BYTES else 1
         return BackwardPlan("tile", block_n, rows, TILE_WARPS, TILE_PROGRAMS, stages)
-    if size > WIDE_MAX_N:
-        return BackwardPlan("columns", COLUMNS_BLOCK, 1, COLUMNS_WARPS, COLUMNS_PROGRAMS, STAGES)
     fetch = row_bytes <= FETCH_ROW_BYTES
     if size <= KEPT_MAX_N and fetch and has_more:
         return BackwardPlan("wide", WIDE_BLOCK_ADDED, 1, WIDE_WARPS, 1, STAGES, fetch=True, fetch_more=True)

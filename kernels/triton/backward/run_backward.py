@@ -10,7 +10,6 @@ from torch import Tensor
 from serving_ops.kernels.launches import BackwardPlan, Block, RowGrid
 from serving_ops.kernels.triton.backward.gated_backward import gated_backward_kernel
 from serving_ops.kernels.triton.backward.norm_backward import norm_backward_kernel
-from serving_ops.kernels.triton.backward.norm_backward_columns import norm_backward_columns_kernel, row_moments_kernel
 from serving_ops.kernels.triton.backward.norm_backward_wide import norm_backward_wide_kernel
 from serving_ops.kernels.triton.backward.partial_sum import partial_sum_kernel
 from serving_ops.kernels.triton.gated import gated_call
@@ -20,8 +19,6 @@ from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned
 
 _tile = Launcher(norm_backward_kernel)
 _wide = Launcher(norm_backward_wide_kernel)
-_moments = Launcher(row_moments_kernel)
-_columns = Launcher(norm_backward_columns_kernel)
 _gated = Launcher(gated_backward_kernel)
 _sum = Launcher(partial_sum_kernel)
 
@@ -38,7 +35,6 @@ def run_norm_backward(
     rows: RowGrid,  # of dout, s and more (or s again), in one leading dimension but for the tile kernel
     plan: BackwardPlan,
     num_programs: int,
-    moments_block: Block,
     sum_block: Block,
     pdl: bool,
 ) -> None:
@@ -62,15 +58,8 @@ def run_norm_backward(
         **_constants_of(plan, aligned),
     }
     variant = Variant(flags_of(s, weight, **flags), size, size)
-    if plan.kernel == "tile":
-        _tile(variant, plan, (num_programs, 1, 1), arguments, pdl)
-    elif plan.kernel == "wide":
-        _wide(variant, plan, (num_programs, 1, 1), arguments, pdl)
-    else:
-        arguments["moments_ptr"] = s.new_empty((rows.num_rows, 2), dtype=torch.float32)
-        of_moments = arguments | {"BLOCK_N": moments_block.columns}
-        _moments(variant, moments_block, (rows.num_rows, 1, 1), of_moments, False)
-        _columns(variant, plan, (num_programs, -(-size // plan.block_n), 1), arguments, False)
+    launcher = _tile if plan.kernel == "tile" else _wide
+    launcher(variant, plan, (num_programs, 1, 1), arguments, pdl)
     if weight is not None:
         _add_up(partial, dweight, sum_block, pdl)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import serving_ops
 from serving_ops import support
-from serving_ops.kernels.launches import BackwardPlan
 from serving_ops.kernels.triton.backward import run_backward
 from serving_ops.training import cuda_backward, plan_backward
 
@@ -23,7 +22,7 @@ SIZES = (1, 64, 100, 128, 1000)
 """Several rows a program and one, lengths with and without a kernel's padding."""
 
 ON_THE_GPU = (4096, 8192, 16383, 16384, 32767, 32768)
-WIDE_SIZES = (9000, 9001, 17000, *(pytest.param(size, marks=pytest.mark.gpu) for size in ON_THE_GPU), 33000)
+WIDE_SIZES = (9000, 9001, 17000, *(pytest.param(size, marks=pytest.mark.gpu) for size in ON_THE_GPU))
 """The other kernels; the interpreter takes seconds for each."""
 
 RELATIVE = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-18}
@@ -92,9 +91,7 @@ def test_a_wide_norms_gradients(kernel_device: torch.device, size: int, dtype: t
     check_norm(dout, s, rows((size,), dtype, kernel_device, 4), more if has_more else None)
 
 
-@pytest.mark.parametrize(
-    "size", [100, 1024, *(pytest.param(size, marks=pytest.mark.gpu) for size in (9000, 32768, 33000))]
-)
+@pytest.mark.parametrize("size", [100, 1024, *(pytest.param(size, marks=pytest.mark.gpu) for size in (9000, 32768))])
 @pytest.mark.parametrize("weight_kind", ["none", "fp32", "gemma"])
 @pytest.mark.parametrize("has_more", [True, False])
 def test_what_a_norm_may_have_besides(kernel_device: torch.device, size: int, weight_kind: str, has_more: bool) -> None:
@@ -154,7 +151,7 @@ def test_a_nan_stays_in_its_row_and_reaches_the_weight(kernel_device: torch.devi
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", [128, 4096, 16384, 33000])
+@pytest.mark.parametrize("size", [128, 4096, 16384, 32768])
 def test_the_same_bits_every_time(kernel_device: torch.device, size: int) -> None:
     dout, s = (rows((4099, size), torch.bfloat16, kernel_device, seed) for seed in (1, 2))
     weight = rows((size,), torch.bfloat16, kernel_device, 3)
@@ -284,7 +281,7 @@ def test_a_group_too_wide_for_registers_is_left_to_the_formula(kernel_device: to
     assert torch.isnan(ds).all()
 
 
-@pytest.mark.parametrize("size", [128, 4096, 16384, 32768, 65536, 2**20])
+@pytest.mark.parametrize("size", [128, 4096, 16384, 32768])
 def test_no_more_programs_than_run_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     asked: list[tuple[Any, ...]] = []
     launches = SimpleNamespace(run_norm_backward=lambda *arguments: asked.append(arguments))
@@ -294,40 +291,9 @@ def test_no_more_programs_than_run_at_once(monkeypatch: pytest.MonkeyPatch, size
     rows_of_one = row.expand(2**20, size)  # one row's memory
     assert cuda_backward.norm(rows_of_one, rows_of_one, None, row, EPS, 0.0, rows_of_one, row) is None
     chosen, num_programs = asked[0][9:11]
-    assert num_programs == max(1, 132 // chosen.column_blocks(size)) * chosen.programs_per_sm
-    assert num_programs * chosen.column_blocks(size) <= max(132, chosen.column_blocks(size)) * chosen.programs_per_sm
+    assert num_programs == 132 * chosen.programs_per_sm
 
 
-def test_rows_beyond_what_a_grid_holds_are_left_to_the_formula() -> None:
+def test_rows_whose_weight_has_a_gradient_beyond_registers_are_left_to_the_formula() -> None:
     x = torch.empty(1, plan_backward.MAX_N + 1, dtype=torch.float16, device="meta")
     assert cuda_backward.norm(x, x, None, None, EPS, 0.0, x, None) == support.TOO_WIDE
-
-
-def only_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels of the widest rows, and one program that goes over all rows, for rows of any size."""
-    plan = BackwardPlan("columns", 128, 1, plan_backward.COLUMNS_WARPS, 1, plan_backward.STAGES)
-    monkeypatch.setattr(cuda_backward, "_plan_for", lambda *_: plan)
-    monkeypatch.setattr(cuda_backward, "_num_sms", lambda device: 1)
-
-
-def test_the_error_of_a_wide_weights_gradient_does_not_grow_with_the_rows(
-    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only_columns(monkeypatch)
-    size, num_rows = 128, 40 if kernel_device.type == "cpu" else 2**16
-    dout, s = (rows((num_rows, size), torch.float32, kernel_device, seed) for seed in (1, 2))
-    _, dweight = norm_gradients(dout, s, s.new_ones(size))
-    n = s * torch.rsqrt(s.square().mean(dim=-1, keepdim=True) + EPS)
-    exact = exact_norm_gradients(dout, s, s.new_ones(size))[1]
-    assert dweight is not None
-    assert rms_error(dweight, exact) <= rms_error((dout * n).sum(dim=0), exact)
-
-
-def test_an_infinite_gradient_stays_infinite(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    only_columns(monkeypatch)
-    dout, s = (rows((8, 128), torch.float32, kernel_device, seed) for seed in (1, 2))
-    dout[0, 5] = float("inf")
-    _, dweight = norm_gradients(dout, s, s.new_ones(128))
-    assert dweight is not None
-    assert torch.isinf(dweight[5])
-    assert torch.isfinite(dweight[6:]).all()
