@@ -223,8 +223,7 @@ def unmeasured(
 ) -> Comparison:
     """What a result says of its run, without figures. load: a dataclass; given: what the engine was built with."""
     compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
-    command = environment.command_line(f"{COMMAND} {chosen.kind}", words)
-    run = result_file.of_run(chosen.kind, command, chosen.device) | {
+    run = result_file.of_run(chosen.kind, words, chosen.device) | {
         "name": chosen.name,
         "engine": chosen.engine,
         "model": chosen.label,

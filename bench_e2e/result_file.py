@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ OF_EVERY_RESULT = ("schema", "kind", "date", "command", "device", "versions", "h
 BROKEN = 3  # levels whose entries get a line each; of objects, one level fewer
 
 
-def of_run(kind: str, command: str, device: str) -> dict[str, Any]:
+def of_run(kind: str, words: Sequence[str], device: str) -> dict[str, Any]:
     """When, by which command, on which machine, with which versions. kind: the subcommand that measured."""
     return {
         "schema": SCHEMA,
         "kind": kind,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": environment.command_line(f"{environment.COMMAND} {kind}", words),
         "device": device,
         "versions": environment.versions(),
         "hardware": environment.hardware(),

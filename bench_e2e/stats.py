@@ -69,10 +69,10 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float], least: int =
     return Ratio(math.exp(centre), math.exp(centre - reach), math.exp(centre + reach), len(logs))
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The first, the median and the third, of at least two."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, median, high
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Of at least two microseconds, each of a round."""
+    low, median, high = (round(value, 4) for value in statistics.quantiles(values, n=4, method="inclusive"))
+    return {"median_us": median, "p25_us": low, "p75_us": high, "rounds": len(values)}
 
 
 def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float | None:

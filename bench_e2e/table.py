@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ class Block:
             rows.append([f"**{cell}**" if place == marked else cell for place, cell in enumerate(line)])
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
         return f"{self.title}\n\n{table}" if self.title else table
+
+
+def beside(what: str, a: Mapping[str, float], b: Mapping[str, float]) -> Block:
+    """A line for each name that both have. Behind them is the geometric mean of the ratios."""
+    both = {name: (one, b[name]) for name, one in a.items() if name in b}
+    lines = [[name, f"{one:.4g}", f"{other:.4g}", f"{other / one:.3f}"] for name, (one, other) in both.items()]
+    if both:
+        mean = statistics.geometric_mean(other / one for one, other in both.values())
+        lines.append(["geometric mean", "", "", f"{mean:.3f}"])
+    return Block([what, "A", "B", "B / A"], lines)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ LEARNING_RATE = 1e-4
 
 def main(argv: Sequence[str]) -> int:
     chosen = _parse(argv)
-    run = result_file.of_run(KIND, environment.command_line(f"{environment.COMMAND} {KIND}", argv), chosen.device)
+    run = result_file.of_run(KIND, argv, chosen.device)
     run |= {"model": f"preset {chosen.preset}", "engine": "transformers", "batch": list(chosen.batch)}
     run |= {"mode": "eager, bfloat16", "losses": {BASELINE: [], OURS: []}}
     measured = Comparison(run, {STEP: "step"}, {BASELINE: [], OURS: []}, {})

@@ -26,7 +26,7 @@ from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_
 from serving_ops.bench_e2e.engine_arguments import environment_of
 from serving_ops.bench_e2e.options import file_name, names
 from serving_ops.bench_e2e.process import ChildFailed, Children
-from serving_ops.bench_e2e.table import Block
+from serving_ops.bench_e2e.table import Block, beside
 
 KIND = "accuracy"
 TEXT = Path(__file__).with_name("text.txt")
@@ -53,8 +53,8 @@ def main(words: Sequence[str]) -> int:
     vLLM fails."""
     chosen = _parse(words)
     device = environment.detect_device()
-    run = result_file.of_run(KIND, environment.command_line(f"{environment.COMMAND} {KIND}", words), device)
-    result = {**run, "name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, "rows": []}
+    result = result_file.of_run(KIND, words, device)
+    result |= {"name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, "rows": []}
     file, status = chosen.out / f"{chosen.name}.json", 0
     try:
         served = []
@@ -172,11 +172,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
-    """A line for what both served: how far ours is from fp32."""
-    before, after = (
+    """How far ours is from fp32."""
+    divergences = (
         {f"{row['quantization'] or 'bf16'}, {row['mode']}": row["divergence"][OURS] for row in result["rows"]}
         for result in (a, b)
     )
-    both = {served: (one, after[served]) for served, one in before.items() if served in after}
-    lines = [[served, f"{one:.3g}", f"{other:.3g}", f"{other / one:.3f}"] for served, (one, other) in both.items()]
-    return Block([f"KL from fp32, {OURS}", "A", "B", "B / A"], lines)
+    return beside(f"KL from fp32, {OURS}", *divergences)

@@ -58,12 +58,12 @@ def problem(case: Case, inputs: Inputs, call: Call) -> str | None:
 def _exact_results(case: Case, inputs: Inputs, tokens: Tensor) -> Iterator[Expected]:
     """The formula's in float64. A quantized result is compared with that of the same op without quantization."""
     plain, wide = replace(case, op=case.op.removesuffix("_quant"), form=None), inputs.at(tokens, torch.float64)
-    exact = _results(plain, wide, eager().bind(plain, wide)())
+    exact = _results(plain, wide, eager.bind(plain, wide)())
     for name, value in exact.items():
         dtype, limit = case.torch_dtype, MAX_ROW_ERROR[case.torch_dtype]
         if case.fmt is not None and name == "result":
             some = inputs.at(tokens)
-            quantized = _results(case, some, eager().bind(case, some)())["result"]
+            quantized = _results(case, some, eager.bind(case, some)())["result"]
             dtype, limit = quantized.dtype, QUANT_SLACK * _error(quantized, value)
         yield name, value, dtype, limit
 

@@ -7,7 +7,7 @@ With gradients it returns those of the operands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from inspect import Parameter
@@ -22,6 +22,7 @@ from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, QK_ROPE, Case
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.ops import registry
+from serving_ops.ops.description import NormOp
 from serving_ops.plan import Plan
 
 Call = Callable[[], object]
@@ -63,27 +64,39 @@ class Contestant:
         return lambda: torch.autograd.grad(results, leaves, douts, retain_graph=True)
 
 
-def ours() -> Contestant:
-    return Contestant(OURS, serving_ops.__version__, _call_ours, lambda case: getattr(serving_ops, case.op))
-
-
-def _call_ours(case: Case, inputs: Inputs) -> Call:
-    """The operator, as engines call it: by name what is not its default, which costs host time."""
+def _call_operator(case: Case, inputs: Inputs) -> Call:
+    """The operator, as engines call it."""
     op, operator = registry.find(case.op), getattr(torch.ops.serving_ops, case.op)
     overload = operator.out if op.results else operator.default
-    values = op.unbind(inputs.call)
-    by_place = [values.pop(argument.name) for argument in overload._schema.arguments if not argument.kwarg_only]
-    named = {name: v for name, v in values.items() if isinstance(v, Tensor) or v != op.defaults[name]}
-    return partial(overload, *by_place, **named)
+    by_place = [argument.name for argument in overload._schema.arguments if not argument.kwarg_only]
+    return _bound(overload, by_place, op.unbind(inputs.call), op)
 
 
-def eager() -> Contestant:
-    return Contestant("eager", torch.__version__, partial(_call_formula, formula), formula)
+def _call_function(case: Case, inputs: Inputs, *, new: bool) -> Call:
+    """The public function, by name only what users must give so. new: the results, instead of those of the inputs."""
+    op = registry.find(case.op)
+    call = op.arguments_of(inputs.call) if new else dict(inputs.call)
+    by_place = [name for name, p in op.parameters.items() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    return _bound(getattr(serving_ops, case.op), by_place, call, op)
 
 
-def inductor() -> Contestant:
-    call = partial(_call_formula, _compiled)
-    return Contestant("Inductor", torch.__version__, call, lambda case: _compiled(replace(case, passes=BOTH)))
+def _bound(function: Norm, by_place: Sequence[str], call: dict[str, Any], op: NormOp) -> Call:
+    """By name goes what is not its default: each one costs host time."""
+    placed = [call.pop(name) for name in by_place]
+    named = {name: v for name, v in call.items() if isinstance(v, Tensor) or v != op.defaults[name]}
+    return partial(function, *placed, **named)
+
+
+def _call_by_plan(change: Callable[[Plan], dict[str, Any]], case: Case, inputs: Inputs) -> Call:
+    route = cuda_rope.rope_route(**inputs.call)
+    if isinstance(route, str):
+        raise Unsupported(route)
+    of_call, plan = route
+    changed = replace(plan, **change(plan))
+    if changed == plan:
+        raise Unsupported("this is the plan")
+    changed = replace(changed, min_rows=0, max_rows=0)  # so that C++ launches it for no call, and ours keep the plan
+    return lambda: cuda_rope.launch_rope((of_call, changed), **inputs.call)
 
 
 def peer(
@@ -107,79 +120,6 @@ def _offered(by_op: Mapping[Any, Any], case: Case) -> Any:
     if key not in by_op:
         raise Unsupported(f"no {case.op}")
     return by_op[key]
-
-
-def copy() -> Contestant:
-    """A copy of q and k of `qk_norm_rope`, which reads and writes as much. It computes nothing."""
-
-    def copied(inputs: Inputs) -> Call:
-        source = torch.cat(heads(inputs)[:2], dim=1)
-        return partial(torch.empty_like(source).copy_, source)
-
-    return peer("copy", torch.__version__, {QK_ROPE: copied}, computes=False)
-
-
-VARIATIONS: dict[str, Callable[[Case], Case]] = {
-    "odd N (N - 1)": lambda case: replace(case, shape=(*case.shape[:-1], case.size - 1)),
-    "strided rows": lambda case: replace(case, layout="strided"),
-    "offset 1": lambda case: replace(case, weight_offset=1.0),
-    "fp32 weight": lambda case: replace(case, weight="float32"),
-    "no weight": lambda case: replace(case, weight="none"),
-}
-
-
-def variants() -> list[Contestant]:
-    """Ours, and ours on the inputs that must cost no more than the plain ones beside them."""
-    return [ours(), *(replace(ours(), name=name, case=varied) for name, varied in VARIATIONS.items())]
-
-
-def calls() -> list[Contestant]:
-    """The public functions of a plain norm and of one that quantizes. No rows: what a call costs without its kernel."""
-    plain = replace(ours(), call=partial(_call_function, new=True))
-    to_int8 = replace(plain, name="to INT8", case=lambda case: replace(case, op=f"{case.op}_quant", form="int8"))
-    no_rows = replace(to_int8, case=lambda case: replace(to_int8.case(case), shape=(0, case.size)), computes=False)
-    given = {"name": "to INT8, results given", "call": partial(_call_function, new=False)}
-    return [plain, to_int8, replace(to_int8, **given), replace(no_rows, **given | {"name": "the same, no rows"})]
-
-
-def _call_function(case: Case, inputs: Inputs, *, new: bool) -> Call:
-    """By name only what users must give so. new: the results, instead of those of the inputs."""
-    op = registry.find(case.op)
-    call = op.arguments_of(inputs.call) if new else dict(inputs.call)
-    kinds = {name: parameter.kind for name, parameter in op.parameters.items()}
-    by_place = [call.pop(name) for name, kind in kinds.items() if kind is Parameter.POSITIONAL_OR_KEYWORD]
-    named = {name: v for name, v in call.items() if isinstance(v, Tensor) or v != op.parameters[name].default}
-    return partial(getattr(serving_ops, case.op), *by_place, **named)
-
-
-PLANS: dict[str, Callable[[Plan], dict[str, Any]]] = {
-    "half the elements": lambda plan: {"rows_per_program": max(1, plan.rows_per_program // 2)},
-    "twice the elements": lambda plan: {"rows_per_program": 2 * plan.rows_per_program},
-    **{f"{n} warp{'s' * (n > 1)}": lambda plan, n=n: {"num_warps": n} for n in (1, 2, 4)},
-    "early start": lambda plan: {"overlap": True},
-    "no early start": lambda plan: {"overlap": False},
-}
-"""What a contestant does otherwise than the plan of `qk_norm_rope`."""
-
-
-def plans() -> list[Contestant]:
-    """Ours, and our kernel by each change of its plan: what `serving_ops/plan_rope.py` is compared with."""
-    return [
-        ours(),
-        *(replace(ours(), name=name, call=partial(_call_by_plan, change)) for name, change in PLANS.items()),
-    ]
-
-
-def _call_by_plan(change: Callable[[Plan], dict[str, Any]], case: Case, inputs: Inputs) -> Call:
-    route = cuda_rope.rope_route(**inputs.call)
-    if isinstance(route, str):
-        raise Unsupported(route)
-    of_call, plan = route
-    changed = replace(plan, **change(plan))
-    if changed == plan:
-        raise Unsupported("this is the plan")
-    changed = replace(changed, min_rows=0, max_rows=0)  # so that C++ launches it for no call, and ours keep the plan
-    return lambda: cuda_rope.launch_rope((of_call, changed), **inputs.call)
 
 
 def heads(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -228,3 +168,47 @@ def _compiled(case: Case) -> Norm:
     # A backward pass that gives away the buffers it was handed cannot run twice on one forward pass.
     torch._functorch.config.donated_buffer = case.passes == FORWARD
     return torch.compile(formula(case), dynamic=False, fullgraph=True)
+
+
+def _copied(inputs: Inputs) -> Call:
+    source = torch.cat(heads(inputs)[:2], dim=1)
+    return partial(torch.empty_like(source).copy_, source)
+
+
+ours = Contestant(OURS, serving_ops.__version__, _call_operator, lambda case: getattr(serving_ops, case.op))
+eager = Contestant("eager", torch.__version__, partial(_call_formula, formula), formula)
+inductor = Contestant(
+    "Inductor", torch.__version__, partial(_call_formula, _compiled), lambda case: _compiled(replace(case, passes=BOTH))
+)
+copy = peer("copy", torch.__version__, {QK_ROPE: _copied}, computes=False)
+"""Of q and k of `qk_norm_rope`, which reads and writes as much. It computes nothing."""
+
+VARIATIONS: dict[str, Callable[[Case], Case]] = {
+    "odd N (N - 1)": lambda case: replace(case, shape=(*case.shape[:-1], case.size - 1)),
+    "strided rows": lambda case: replace(case, layout="strided"),
+    "offset 1": lambda case: replace(case, weight_offset=1.0),
+    "fp32 weight": lambda case: replace(case, weight="float32"),
+    "no weight": lambda case: replace(case, weight="none"),
+}
+"""Inputs that must cost no more than the plain ones beside them."""
+PLANS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    "half the elements": lambda plan: {"rows_per_program": max(1, plan.rows_per_program // 2)},
+    "twice the elements": lambda plan: {"rows_per_program": 2 * plan.rows_per_program},
+    **{f"{n} warp{'s' * (n > 1)}": lambda plan, n=n: {"num_warps": n} for n in (1, 2, 4)},
+    "early start": lambda plan: {"overlap": True},
+    "no early start": lambda plan: {"overlap": False},
+}
+"""What a contestant does otherwise than the plan of `qk_norm_rope`, which `serving_ops/plan_rope.py` chooses."""
+
+
+_new = replace(ours, call=partial(_call_function, new=True))
+_to_int8 = replace(_new, name="to INT8", case=lambda case: replace(case, op=f"{case.op}_quant", form="int8"))
+_given = replace(_to_int8, name="to INT8, results given", call=partial(_call_function, new=False))
+_without_rows = replace(_given, name="the same, no rows", computes=False)  # what a call costs without its kernel
+_without_rows = replace(_without_rows, case=lambda case: replace(_to_int8.case(case), shape=(0, case.size)))
+OF_OURS = {
+    "variants": [ours, *(replace(ours, name=name, case=varied) for name, varied in VARIATIONS.items())],
+    "calls": [_new, _to_int8, _given, _without_rows],
+    "rope-plans": [ours, *(replace(ours, name=n, call=partial(_call_by_plan, plan)) for n, plan in PLANS.items())],
+}
+"""Regime -> who takes part, where ours is compared with itself."""

@@ -17,28 +17,25 @@ from typing import Any
 import torch
 
 import serving_ops
-from serving_ops.bench_e2e import environment, result_file
+from serving_ops.bench_e2e import result_file
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.environment import COMMAND
 from serving_ops.bench_e2e.ops import cases, contestants, ops_table, peers, timing
 from serving_ops.bench_e2e.ops.cases import FORWARD, Case
 from serving_ops.bench_e2e.ops.check import problem
-from serving_ops.bench_e2e.ops.contestants import Call, Contestant, Unsupported
+from serving_ops.bench_e2e.ops.contestants import OF_OURS, Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 from serving_ops.bench_e2e.ops.timing import Samples
 from serving_ops.bench_e2e.options import names, numbers, parse_without_engine, shapes
 from serving_ops.bench_e2e.session import FAILED
 from serving_ops.bench_e2e.stats import median_ratio, quartiles
 
-OF_OURS = {"variants": contestants.variants, "calls": contestants.calls, "rope-plans": contestants.plans}
-"""Regime -> who takes part, where ours is compared with itself."""
-
 
 def main(bench: str, argv: Sequence[str]) -> int:
     """bench: "ops" or "training". The exit status is 1 if ours failed or was wrong at any size."""
     parser, chosen = _parse(bench, argv)
     others, absent = peers.load(peers.adapters_for(bench, chosen.device, libraries=chosen.peers))
-    known = (contestants.ours(), contestants.eager(), contestants.inductor(), *others, contestants.copy())
+    known = (contestants.ours, contestants.eager, contestants.inductor, *others, contestants.copy)
     available = {one.name: one for one in known if (one.call if bench == "ops" else one.norm)}
     for project, reason in absent.items():
         print(f"left out: {project} ({reason})")
@@ -49,7 +46,7 @@ def main(bench: str, argv: Sequence[str]) -> int:
     planned = cases.plan(bench, chosen.device, chosen.regime, **given)
     if not planned:
         parser.error("no such size here")
-    run = result_file.of_run(bench, environment.command_line(f"{COMMAND} {bench}", argv), chosen.device)
+    run = result_file.of_run(bench, argv, chosen.device)
     run |= {"contestants": {entrant.name: entrant.version for entrant in entrants}, "absent": absent}
     run |= {"copy_tb_s": timing.copy_tb_s() if chosen.device == "cuda" else None, "results": []}
     _measure(planned, entrants, run, chosen.out)
@@ -99,7 +96,7 @@ def measure(case: Case, entrants: Sequence[Contestant], device: str) -> dict[str
     """
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    present = {one.name: one for one in (OF_OURS[case.regime]() if case.regime in OF_OURS else entrants)}
+    present = {one.name: one for one in OF_OURS.get(case.regime, entrants)}
     stream = torch.cuda.Stream() if device == "cuda" else None
     with torch.set_grad_enabled(case.passes != FORWARD), torch.cuda.stream(stream):  # type: ignore[arg-type]
         sets = functools.cache(lambda own: _make_sets(own, device))
@@ -116,15 +113,10 @@ def measure(case: Case, entrants: Sequence[Contestant], device: str) -> dict[str
         "bytes_moved": case.bytes_moved,
         "path": path,  # how ours ran it: "cpu", "triton.row", "reference", ...
         "contestants": list(present),  # in the order in which the tables show them
-        "times": {name: _times(values) for name, values in samples.items()},
+        "times": {name: quartiles(values) for name, values in samples.items()},
         "ratios": {name: {"median": round(ratio, 4)} for name, ratio in ratios.items() if ratio},
         "problems": problems,
     }
-
-
-def _times(values: Sequence[float]) -> dict[str, float]:
-    low, median, high = (round(value, 4) for value in quartiles(values))
-    return {"median_us": median, "p25_us": low, "p75_us": high, "rounds": len(values)}
 
 
 def _enter(contestant: Contestant, case: Case, sets: Callable[[Case], list[Inputs]]) -> list[Call] | str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.result_file import machine
-from serving_ops.bench_e2e.table import Block
+from serving_ops.bench_e2e.table import Block, beside
 
 Result = dict[str, Any]  # one element of the JSON's "results"
 NO_PEERS = (OURS, "eager", "copy")  # nobody serves with eager, whose times at large sizes are page faults
@@ -75,22 +75,13 @@ def line(result: Result) -> str:
 
 
 def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
-    """A line a case that ours ran in both."""
-    before, after = (
-        {_case(result): result["times"][OURS]["median_us"] for result in report["results"] if OURS in result["times"]}
-        for report in (a, b)
-    )
-    times = {case: (time, after[case]) for case, time in before.items() if case in after}
-    lines = [[case, f"{one:.2f}", f"{other:.2f}", f"{other / one:.3f}"] for case, (one, other) in times.items()]
-    if times:
-        mean = statistics.geometric_mean(other / one for one, other in times.values())
-        sums = [f"{sum(column):.1f}" for column in zip(*times.values(), strict=True)]
-        lines.append(["sum; geometric mean of the ratios", *sums, f"{mean:.3f}"])
-    return Block([f"us of {OURS}", "A", "B", "B / A"], lines)
-
-
-def _case(result: Result) -> str:
-    return f"{result['regime']}: {_shape(result)} {_title(result).partition(':')[0]}"
+    """The cases that ours ran in both."""
+    times: list[dict[str, float]] = [{}, {}]
+    for report, found in zip((a, b), times, strict=True):
+        for result in (result for result in report["results"] if OURS in result["times"]):
+            case = f"{result['regime']}: {_shape(result)} {_title(result).partition(':')[0]}"
+            found[case] = result["times"][OURS]["median_us"]
+    return beside(f"us of {OURS}", *times)
 
 
 def _grouped(results: Iterable[Result], key: Callable[[Result], str]) -> Iterable[tuple[str, list[Result]]]:

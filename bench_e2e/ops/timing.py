@@ -57,7 +57,7 @@ def time_on_cpu(calls: Mapping[str, Call]) -> Samples:
 
     def measure(name: str) -> float:
         calls[name]()  # whoever ran before has left its own data in the caches
-        return _host_us(calls[name], counts[name])
+        return Timer(calls[name]).timeit(counts[name]) / counts[name] * 1e6
 
     round_s = sum((counts[name] + 1) * cost for name, cost in costs_s.items())
     rounds = round(min(ROUNDS, max(FEWEST_ROUNDS, BUDGET_S * len(calls) / (round_s or 1.0))))
@@ -69,13 +69,9 @@ def time_host(calls: Mapping[str, Call]) -> Samples:
 
     def measure(name: str) -> float:
         torch.cuda.synchronize()
-        return _host_us(calls[name], HOST_CALLS)
+        return Timer(calls[name]).timeit(HOST_CALLS) / HOST_CALLS * 1e6
 
     return round_robin(measure, calls)
-
-
-def _host_us(call: Call, count: int) -> float:
-    return Timer(call).timeit(count) / count * 1e6
 
 
 def sets_for(set_bytes: int, l2: int, *, trained: bool = False) -> int:

@@ -16,7 +16,7 @@ from serving_ops.bench_e2e.ops.cases import (
     Case,
 )
 from serving_ops.bench_e2e.ops.check import problem
-from serving_ops.bench_e2e.ops.contestants import eager, ours, variants
+from serving_ops.bench_e2e.ops.contestants import OF_OURS, Contestant, eager, ours
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 
 CASES = [
@@ -34,17 +34,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("make", [ours, eager])
+@pytest.mark.parametrize("contestant", [ours, eager], ids=lambda contestant: contestant.name)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_right_contestants_pass(make: Callable[[], object], case: Case) -> None:
+def test_right_contestants_pass(contestant: Contestant, case: Case) -> None:
     inputs = make_inputs(case, "cpu")
-    contestant = make()
-    assert problem(case, inputs, contestant.bind(case, inputs)) is None  # type: ignore[attr-defined]
+    assert problem(case, inputs, contestant.bind(case, inputs)) is None
 
 
 @pytest.mark.parametrize("op", [FUSED_ADD, RMS_NORM])
 def test_every_variant_of_ours_passes_on_its_own_case(op: str) -> None:
-    for variant in variants():
+    for variant in OF_OURS["variants"]:
         case = variant.case(Case("variants", op, (4, 96)))
         inputs = make_inputs(case, "cpu")
         assert problem(case, inputs, variant.bind(case, inputs)) is None, variant.name
@@ -53,7 +52,7 @@ def test_every_variant_of_ours_passes_on_its_own_case(op: str) -> None:
 def _wrong(change: Callable[[Inputs], object]) -> str | None:
     case = Case("rows", FUSED_ADD, (4, 64))
     inputs = make_inputs(case, "cpu")
-    right = ours().bind(case, inputs)
+    right = ours.bind(case, inputs)
 
     def call() -> None:
         right()
@@ -86,7 +85,7 @@ def test_every_check_draws_new_numbers() -> None:
     case = Case("rows", RMS_NORM, (4, 64))
     inputs = make_inputs(case, "cpu")
     before = inputs.x.clone()
-    problem(case, inputs, ours().bind(case, inputs))
+    problem(case, inputs, ours.bind(case, inputs))
     assert not torch.equal(before, inputs.x)
 
 
@@ -104,7 +103,7 @@ WRONG: dict[str, tuple[str, Callable[[Inputs], object]]] = {
 def test_what_is_wrong_with_a_quantized_result_is_found(form: str, fault: str) -> None:
     case = Case("quant", FUSED_ADD_QUANT, (4, 1024), form=form)
     inputs = make_inputs(case, "cpu")
-    right, (said, change) = ours().bind(case, inputs), WRONG[fault]
+    right, (said, change) = ours.bind(case, inputs), WRONG[fault]
 
     def call() -> None:
         right()
@@ -117,7 +116,7 @@ def test_what_is_wrong_with_a_quantized_result_is_found(form: str, fault: str) -
 def test_what_is_wrong_with_rotated_heads_or_a_cache_is_found(name: str) -> None:
     case = Case("rope", QK_ROPE, (16, 4, 2, 64), form="cached")
     inputs = make_inputs(case, "cpu")
-    right = ours().bind(case, inputs)
+    right = ours.bind(case, inputs)
 
     def call() -> None:
         right()

@@ -50,7 +50,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ids=lambda case: case.regime,
 )
 def test_a_call_takes_a_replay_over_the_calls_in_it(case: Case, stand_ins: list[int]) -> None:
-    record = ops_bench.measure(case, [ours(), eager()], "cuda")
+    record = ops_bench.measure(case, [ours, eager], "cuda")
     assert not record["problems"]
     assert {name: time["median_us"] for name, time in record["times"].items()} == {
         "serving_ops": CALL_US,
@@ -61,13 +61,13 @@ def test_a_call_takes_a_replay_over_the_calls_in_it(case: Case, stand_ins: list[
 
 
 def test_between_products_a_norm_takes_what_it_adds(stand_ins: list[int]) -> None:
-    record = ops_bench.measure(Case("gemm", FUSED_ADD, (2, 64)), [ours()], "cuda")
+    record = ops_bench.measure(Case("gemm", FUSED_ADD, (2, 64)), [ours], "cuda")
     assert record["times"]["serving_ops"]["median_us"] == CALL_US
     assert stand_ins == [2 * timing.PRODUCTS, timing.PRODUCTS]
 
 
 def test_host_time_is_of_calls_that_are_in_no_graph(stand_ins: list[int]) -> None:
-    record = ops_bench.measure(Case("host", QK_ROPE, (1, 4, 2, 64)), [ours()], "cuda")
+    record = ops_bench.measure(Case("host", QK_ROPE, (1, 4, 2, 64)), [ours], "cuda")
     assert record["times"]["serving_ops"]["rounds"] == timing.ROUNDS
     assert stand_ins == []
 
@@ -85,6 +85,6 @@ def test_who_cannot_be_captured_is_named_and_the_others_are_timed(monkeypatch: p
 
     monkeypatch.setattr(timing, "capture", waits)
     waiting = Contestant("waits", "1", bind, computes=False)
-    record = ops_bench.measure(Case("decode", RMS_NORM, (2, 64)), [ours(), waiting], "cuda")
+    record = ops_bench.measure(Case("decode", RMS_NORM, (2, 64)), [ours, waiting], "cuda")
     assert set(record["times"]) == {"serving_ops"}
     assert record["problems"]["waits"].startswith("failed in graph capture: RuntimeError: operation not permitted")

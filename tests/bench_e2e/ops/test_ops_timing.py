@@ -82,7 +82,7 @@ def test_every_round_runs_everyone_and_starts_one_further_on() -> None:
 
 def test_every_product_of_a_chain_is_followed_by_a_norm_of_its_activation() -> None:
     chain = timing.chains(Case("gemm", FUSED_ADD, (2, 64), dtype="float32"), "cpu")
-    bare, calls = chain(None), chain(ours())
+    bare, calls = chain(None), chain(ours)
     assert len(bare) == timing.PRODUCTS
     assert len(calls) == 2 * timing.PRODUCTS
     for product, norm in zip(calls[::2], calls[1::2], strict=True):

@@ -49,7 +49,7 @@ def _peer(norm: Callable[..., Any], **options: bool) -> Contestant:
 @pytest.mark.parametrize("op", CASES)
 def test_both_passes_are_timed_of_whoever_has_the_right_gradients(op: str, dtype: str) -> None:
     for passes in PASSES["training"]:
-        result = _measured(replace(CASES[op], dtype=dtype, passes=passes), ours(), eager())
+        result = _measured(replace(CASES[op], dtype=dtype, passes=passes), ours, eager)
         assert not result["problems"]
         assert result["passes"] == passes
         assert set(result["times"]) == {OURS, "eager"}
@@ -57,7 +57,7 @@ def test_both_passes_are_timed_of_whoever_has_the_right_gradients(op: str, dtype
 
 def test_inductors_backward_pass_runs_often_on_one_forward_pass() -> None:
     for passes in PASSES["training"]:
-        assert not _measured(replace(CASES[RMS_NORM], dtype="float32", passes=passes), ours(), inductor())["problems"]
+        assert not _measured(replace(CASES[RMS_NORM], dtype="float32", passes=passes), ours, inductor)["problems"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_inductors_backward_pass_runs_often_on_one_forward_pass() -> None:
     ],
 )
 def test_wrong_gradients_are_never_timed(wrong: Callable[..., Tensor], problem: str) -> None:
-    result = _measured(replace(CASES[RMS_NORM], dtype="float32"), ours(), _peer(wrong))
+    result = _measured(replace(CASES[RMS_NORM], dtype="float32"), ours, _peer(wrong))
     assert "peer" not in result["times"]
     assert result["problems"]["peer"].startswith(problem)
 
@@ -76,7 +76,7 @@ def test_wrong_gradients_are_never_timed(wrong: Callable[..., Tensor], problem: 
 def test_the_weight_is_compared_over_all_rows_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("rows", ADD, (1000, 64), dtype="float32", passes=BACKWARD)
     inputs = make_inputs(case, "cpu")
-    right = ours().bind(case, inputs)
+    right = ours.bind(case, inputs)
     monkeypatch.setattr(check, "CHUNK_ELEMENTS", 130)
     assert check.problem(case, inputs, right) is None
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_a_contestant_that_overwrites_its_gradient_gets_its_own() -> None:
             return dout.copy_(dx), dweight
 
     overwriting = _peer(Overwrites.apply, overwrites_dout=True)
-    assert not _measured(replace(CASES[RMS_NORM], dtype="float32"), overwriting, ours())["problems"]
+    assert not _measured(replace(CASES[RMS_NORM], dtype="float32"), overwriting, ours)["problems"]
 
 
 def test_bytes_are_those_of_every_tensor_once() -> None:

@@ -42,7 +42,7 @@ def test_every_plan_gives_the_right_result_and_differs_from_ours(
 ) -> None:
     inputs = make_inputs(Case(**(vars(CASE) | {"form": form})), str(device))
     changed = 0
-    for contestant in contestants.plans()[1:]:
+    for contestant in contestants.OF_OURS["rope-plans"][1:]:
         try:
             call = contestant.bind(CASE, inputs)
         except Unsupported:  # the plan itself
@@ -57,8 +57,8 @@ def test_every_plan_gives_the_right_result_and_differs_from_ours(
 def test_a_copy_is_timed_and_never_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "WINDOW_S", 2e-5)
     case = Case("rope", QK_ROPE, (2, 4, 2, 64), threads=1)
-    wrong = Contestant("peer", "1", copy().call)
-    result = ops_bench.measure(case, [ours(), copy(), wrong], "cpu")
+    wrong = Contestant("peer", "1", copy.call)
+    result = ops_bench.measure(case, [ours, copy, wrong], "cpu")
     assert set(result["times"]) == {"serving_ops", "copy"}
     assert result["problems"]["peer"].startswith("wrong")
     (block,) = blocks({"kind": "ops", "results": [result]})
