@@ -40,6 +40,12 @@ def not_differentiated(instead: str, **tensors: Tensor | None) -> None:
             fail(name, "transformed by torch.func or forward-mode AD", allowed)
 
 
+def dense(name: str, tensor: Tensor) -> None:
+    """With strides, as neither sparse nor nested tensors have them."""
+    if tensor.layout != torch.strided:
+        fail(f"{name}.layout", tensor.layout, "it must be torch.strided")
+
+
 def rows(name: str, tensor: Tensor) -> None:
     """(..., N) of a floating dtype."""
     if tensor.dtype not in FLOATING:

@@ -71,6 +71,18 @@ class Arguments {
   bool boolean(int i) const { return unboxed<bool>(stack_[i]); }
   std::string_view text(int i) const { return text_of(stack_[i]); }
 
+  // Returns what `read` returns. Where it throws because an argument is None in place of a tensor, which PyTorch lets
+  // through as one that nothing can be read of, throws the argument's name. `names` has a space between two.
+  template <class Read>
+  auto naming_none(std::string_view names, Read read) const {
+    try {
+      return read();
+    } catch (const std::exception&) {
+      throw_name_of_none(names);
+      throw;
+    }
+  }
+
   // Calls the operator's Python fallback, which returns a text, and throws that text unless it is empty.
   void hand_over(const char* name) {
     const std::string fallback = std::string("serving_ops::_") + name + "_fallback";
@@ -88,6 +100,16 @@ class Arguments {
   }
 
  private:
+  void throw_name_of_none(std::string_view names) const {
+    for (int i = 0; kinds_[i] != '\0'; ++i) {
+      const std::string name(names.substr(0, names.find(' ')));
+      names.remove_prefix(name.size() + (name.size() < names.size()));
+      bool defined = true;
+      if (kinds_[i] == 't' || kinds_[i] == 'T') check(aoti_torch_is_defined(tensor(i), &defined), "reading a tensor");
+      if (!defined) throw std::runtime_error("serving_ops: " + name + " is None: it must be a tensor");
+    }
+  }
+
   StableIValue* inner(int i) const { return unboxed<StableIValue*>(stack_[i]); }
 
   static std::string_view text_of(StableIValue value) {

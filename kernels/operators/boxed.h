@@ -38,7 +38,9 @@ struct Operator {
   // Runs the kernels, or, where they do not take the call, the fallback.
   static void call(Arguments& arguments) {
     Call call;
-    if (call.template read<Op>(arguments) || !run(call)) arguments.hand_over(Op::kName);
+    const Refusal refusal =
+        arguments.naming_none(Op::kArguments, [&] { return call.template read<Op>(arguments); });
+    if (refusal || !run(call)) arguments.hand_over(Op::kName);
   }
 
   // The operator that writes into its arguments.
@@ -55,7 +57,7 @@ struct Operator {
     StableIValue with_results[kAll], *given = stack;
     for (int i = 0; i < kAll; ++i) with_results[i] = kinds[i] == 'b' ? 0 : *given++;
     Arguments arguments(with_results, kinds);
-    auto results = Op::results(arguments);
+    auto results = arguments.naming_none(Op::kArguments, [&] { return Op::results(arguments); });
     for (int i = 0, made = 0; i < kAll; ++i)
       if (kinds[i] == 'b') with_results[i] = results[made++].boxed();
     call(arguments);

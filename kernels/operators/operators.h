@@ -26,7 +26,10 @@ inline void add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
   StableIValue sources[] = {stack[0], stack[1]}, in_place[] = {0, 0, stack[2], stack[3], stack[4]};
   Arguments given(sources, "tt");
   Arguments arguments(in_place, "bbo..");
-  NewTensor out = NewTensor::copy_of(given.tensor(0)), total = NewTensor::copy_of(given.tensor(1));
+  const auto copy = [&given](int i) {
+    return given.naming_none(FusedAdd::kArguments, [&] { return NewTensor::copy_of(given.tensor(i)); });
+  };
+  NewTensor out = copy(0), total = copy(1);
   in_place[0] = out.boxed();
   in_place[1] = total.boxed();
   FusedAddCpu::call(arguments);
@@ -89,6 +92,7 @@ using BlockQuantCuda = OnCuda<BlockQuant>;
 
 struct Rope {
   static constexpr char kName[] = "qk_norm_rope", kKinds[] = "tttoo.....i.l.ooooooo";
+  static constexpr char kArguments[] = "qkv positions cos_sin_cache";  // and more
   static constexpr bool kIsShort = false;
 };
 using RopeCpu = OnCpu<Rope, RopeCall>;
@@ -97,6 +101,7 @@ using RopeCuda = OnCuda<Rope, RopeCall>;
 // The same with few arguments, for vLLM's layers: integrations/vllm/qk_norm_rope_layer.py defines it.
 struct ShortRope {
   static constexpr char kName[] = "vllm_qk_norm_rope", kKinds[] = "ttttts";
+  static constexpr char kArguments[] = "qkv positions cos_sin_cache q_weight k_weight options";
   static constexpr bool kIsShort = true;
 };
 using ShortRopeCpu = OnCpu<ShortRope, RopeCall>;

@@ -236,6 +236,12 @@ class NormOp:
         return self.function.__name__
 
     @cached_property
+    def needed(self) -> frozenset[str]:
+        """The tensors that are never None: PyTorch lets None through, as a tensor that is not defined."""
+        results = {result.name for result in self.results}
+        return frozenset(name for name in self.all if name in results or self.parameters[name].annotation == "Tensor")
+
+    @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(self.function).parameters
 
@@ -301,6 +307,10 @@ class NormOp:
     def check_metadata(self, call: Call) -> None:
         """Raises for wrong shapes, dtypes, devices and options; reads no address, so that it can be traced."""
         for name, value in call.items():
+            if value is None and name in self.needed:
+                checks.fail(name, None, "it must be a tensor")
+            if isinstance(value, Tensor):
+                checks.dense(name, value)
             self.all[name].check(value, call)
         if self.check_own is not None:
             self.check_own(call)

@@ -363,6 +363,28 @@ def test_what_is_no_tensor_is_named_and_changes_nothing(device: torch.device, op
 
 
 @each_op
+def test_none_in_place_of_a_tensor_is_named_and_changes_nothing(device: torch.device, op: NormOp) -> None:
+    call = make(next(iter(specs(op))), device, num_tokens=4)
+    needed = [name for name in call if op.parameters[name].annotation == "Tensor"]
+    assert needed[0] == op.arguments[0].name
+    before = copied(call)
+    for name in needed:
+        for ask in (op.function, functools.partial(serving_ops.explain, op.name)):
+            with pytest.raises(RuntimeError, match=f"serving_ops: {name} is None: it must be a tensor"):
+                ask(**call | {name: None})
+    assert all(same_bits(value, before[name]) for name, value in call.items() if isinstance(value, Tensor))
+
+
+@each_op
+def test_a_sparse_tensor_is_named(device: torch.device, op: NormOp) -> None:
+    call = make(next(iter(specs(op))), device, num_tokens=4)
+    for name, tensor in call.items():
+        if isinstance(tensor, Tensor):
+            with pytest.raises(RuntimeError, match=f"serving_ops: {name}.layout is torch.sparse_coo: .*torch.strided"):
+                op.function(**call | {name: tensor.to_sparse()})
+
+
+@each_op
 def test_a_call_that_writes_does_not_differentiate_and_says_so(device: torch.device, op: NormOp) -> None:
     for spec in specs(op):
         call = make(spec, device)
