@@ -52,7 +52,6 @@ def rms_norm_backward(
     dout: Tensor, s: Tensor, weight: Tensor | None, eps: float, *, weight_offset: float, ds_more: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of s and of weight (empty without one); `ds_more` is added to the first before it is rounded."""
-    _check(dout, s, ds_more, weight=weight, eps=eps, weight_offset=weight_offset)
     dy = reference.wide(dout)
     n, rstd = _normed(reference.wide(s), eps)
     dn = dy if weight is None else dy * (weight.to(dy.dtype) + weight_offset)
@@ -83,8 +82,6 @@ def rms_norm_gated_backward(
     group_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, z, weight and bias; empty for what is None."""
-    options = {"bias": bias, "norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-    _check_gated(dout, x=x, z=z, weight=weight, eps=eps, **options)
     groups = (-1, group_size or x.shape[-1])
     wide, dy = reference.wide(x), reference.wide(dout)
     gate, slope = (None, None) if z is None else _gate(reference.wide(z), activation)
@@ -105,19 +102,6 @@ def rms_norm_gated_backward(
     return _rounded(dx, x), dz, _over_rows(dy * normed, weight, x), _over_rows(dy, bias, x)
 
 
-def _check(dout: Tensor, s: Tensor, ds_more: Tensor | None, **forward: Any) -> None:
-    """As the forward checks: s is its x."""
-    registry.find("rms_norm").check_metadata({"x": s, **forward})
-    checks.like_x("dout", dout, s)
-    if ds_more is not None:
-        checks.like_x("ds_more", ds_more, s)
-
-
-def _check_gated(dout: Tensor, **call: Any) -> None:
-    registry.find("rms_norm_gated").check_metadata(call)
-    checks.like_x("dout", dout, call["x"])
-
-
 def _new(like: Tensor | None, x: Tensor) -> Tensor:
     """For a gradient: contiguous. Operators have no optional results: an empty one stands for what is None."""
     return x.new_empty(0) if like is None else torch.empty(like.shape, dtype=like.dtype, device=like.device)
@@ -129,43 +113,48 @@ def _dense(value: Any) -> Any:
 
 
 def _register(
-    formula: Callable[..., tuple[Tensor, ...]],
-    check: Callable[..., None],
-    on_cuda: Callable[..., str | None],
-    differentiated: tuple[str, ...],
+    formula: Callable[..., tuple[Tensor, ...]], on_cuda: Callable[..., str | None], differentiated: tuple[str, ...]
 ) -> None:
     """Define and implement the operator of the formula's name, and the fallback of the C++ kernels.
 
-    differentiated: the arguments whose gradients it returns, x first. on_cuda: takes the arguments, and gradients as
-    `d<argument>`, by name; writes the gradients, or returns why not.
+    differentiated: the arguments whose gradients it returns; the first is what the forward calls x. on_cuda: takes the
+    arguments, and gradients as `d<argument>`, by name; writes the gradients, or returns why not.
     """
-    name, names = formula.__name__, tuple(inspect.signature(formula).parameters)
+    name, names, x = formula.__name__, tuple(inspect.signature(formula).parameters), differentiated[0]
 
-    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The arguments, and tensors for the gradients."""
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, checked as the forward's are."""
         call = dict(zip(names, args, strict=False)) | kwargs
-        check(**call)
-        return call, {f"d{each}": _new(call[each], call[differentiated[0]]) for each in differentiated}
+        forward = registry.find(name.removesuffix("_backward"))
+        forward.check_metadata({"x": call[x]} | {each: call[each] for each in forward.defaults if each in call})
+        for each in ("dout", "ds_more"):
+            if call.get(each) is not None:
+                checks.like_x(each, call[each], call[x])
+        return call
 
-    def run_on_cuda(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    def gradients_of(call: dict[str, Any]) -> dict[str, Tensor]:
+        return {f"d{each}": _new(call[each], call[x]) for each in differentiated}
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """On Triton's kernels, or by the formula where they say why not, or there are no rows."""
-        call, gradients = bind(args, kwargs)
-        dense = {argument: _dense(value) for argument, value in call.items()}
-        if call[differentiated[0]].numel() and on_cuda(**dense, **gradients) is None:
-            return tuple(gradients.values())
+        call = bind(args, kwargs)
+        if call[x].is_cuda and call[x].numel():
+            gradients = gradients_of(call)
+            dense = {argument: _dense(value) for argument, value in call.items()}
+            if on_cuda(**dense, **gradients) is None:
+                return tuple(gradients.values())
         return formula(**call)
 
     def fake(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        return tuple(bind(args, kwargs)[1].values())
+        return tuple(gradients_of(bind(args, kwargs)).values())
 
     def take_over(*args: Any) -> None:
         """What C++ does not take: again with dense rows where they were not, or the formula."""
-        call, results = dict(zip(names, args, strict=False)), args[len(names) :]
-        check(**call)
+        call = bind(args[: len(names)], {})
         dense = {argument: _dense(value) for argument, value in call.items()}
         as_given = all(dense[argument] is call[argument] for argument in names)
-        run = formula if as_given else getattr(torch.ops.serving_ops, name).default
-        for result, gradient in zip(results, run(**dense), strict=True):
+        again = formula if as_given else getattr(torch.ops.serving_ops, name).default
+        for result, gradient in zip(args[len(names) :], again(**dense), strict=True):
             result.copy_(gradient)
 
     schema = schema_of(formula)
@@ -173,11 +162,10 @@ def _register(
     written = ", ".join(f"Tensor({letter}!) d{each}" for letter, each in zip("abcd", differentiated, strict=False))
     library.define(name + schema, tags=TAGS)
     library.define(f"_{name}_fallback{given}, {written}) -> str")
-    library.impl(name, run_on_cuda, "CUDA")
-    library.impl(name, formula, "CompositeExplicitAutograd")
+    library.impl(name, run, "CompositeExplicitAutograd")
     library.impl(f"_{name}_fallback", registry.fallback(take_over), "CompositeExplicitAutograd")
     torch.library.register_fake(f"serving_ops::{name}", fake, lib=library)
 
 
-_register(rms_norm_backward, _check, cuda_backward.norm, ("s", "weight"))
-_register(rms_norm_gated_backward, _check_gated, cuda_backward.gated, ("x", "z", "weight", "bias"))
+_register(rms_norm_backward, cuda_backward.norm, ("s", "weight"))
+_register(rms_norm_gated_backward, cuda_backward.gated, ("x", "z", "weight", "bias"))
