@@ -9,23 +9,11 @@ from torch import Tensor
 import triton
 import triton.language as tl
 from serving_ops.kernels.launches import Plan, Quantized, RowGrid
-from serving_ops.kernels.triton.arithmetic import (
-    columns_at,
-    pairwise_sum,
-    split_rows,
-    tile_at,
-    wait_for_kernel_before,
-)
+from serving_ops.kernels.triton.arithmetic import columns_at, pairwise_sum, split_rows, tile_at, wait_for_kernel_before
 from serving_ops.kernels.triton.epilogue import UE8M0, put_quantized_rows, put_rounded
 from serving_ops.kernels.triton.finish import finish_gated, gate_of
 from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm import (
-    constants_of,
-    fields_of,
-    quant_fields,
-    quant_flags,
-    starts_like,
-)
+from serving_ops.kernels.triton.norm import constants_of, fields_of, quant_fields, quant_flags, starts_like
 from serving_ops.kernels.triton.variant import Variant, flags_of, starts_aligned, unspecialized
 
 

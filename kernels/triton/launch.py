@@ -9,7 +9,7 @@ its `Variant`, its plan and how it is launched, and goes to the compiled kernel;
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -45,13 +45,6 @@ SCRATCH_BUFFERS = 2
 """That Triton appends to a kernel's parameters; these kernels do not use them, and the C++ launcher passes null."""
 
 _PLACES = {name: place for place, name in enumerate(contract.FIELDS)}
-
-_compilations = 0
-
-
-def compilations() -> int:
-    """How many variants this process had Triton compile or load, prewarm included."""
-    return _compilations
 
 
 def programmatic_launch_supported(device: torch.device) -> bool:
@@ -96,15 +89,19 @@ class Launcher:
             self._compile(variant, plan, grid, args, pdl)
             return
         pointers, others = args[: self._num_pointers], args[self._num_pointers :]
-        _launch(compiled, grid, device_index, [tensor.data_ptr() for tensor in pointers], others)
+        addresses = [tensor.data_ptr() for tensor in pointers]
+        if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler listens
+            compiled[grid](*addresses, *others)
+            return
+        stream = torch._C._cuda_getCurrentRawStream(device_index)
+        function, packed = compiled.function, compiled.packed_metadata
+        compiled.run(*grid, stream, function, packed, None, None, None, *addresses, *others)
 
     def _compile(
         self, variant: Variant, plan: Any, grid: tuple[int, int, int], args: tuple[Any, ...], pdl: bool
     ) -> None:
         """The first call of a variant: Triton compiles, or loads from its cache, and launches."""
-        global _compilations
         compiled = self.kernel[grid](*args, num_warps=plan.num_warps, launch_pdl=pdl, **self.options)
-        _compilations += 1
         self._variants[variant, plan, pdl] = compiled
         recipe = self.recipe
         if on_compiled is not None and recipe is not None and self._is_plain(compiled, len(recipe)):
@@ -122,17 +119,6 @@ class Launcher:
             and not getattr(metadata, "global_scratch_size", 0)
             and not getattr(metadata, "profile_scratch_size", 0)
         )
-
-
-def _launch(
-    compiled: Any, grid: tuple[int, int, int], device_index: int, addresses: Iterable[int], others: tuple[Any, ...]
-) -> None:
-    if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler listens
-        compiled[grid](*addresses, *others)
-        return
-    stream = torch._C._cuda_getCurrentRawStream(device_index)
-    function, packed = compiled.function, compiled.packed_metadata
-    compiled.run(*grid, stream, function, packed, None, None, None, *addresses, *others)
 
 
 def _is_type(triton_type: str, field_type: str) -> bool:

@@ -2,13 +2,7 @@
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import (
-    columns_at,
-    prefetch_row,
-    row_at,
-    split_rows,
-    wait_for_kernel_before,
-)
+from serving_ops.kernels.triton.arithmetic import columns_at, prefetch_row, row_at, split_rows, wait_for_kernel_before
 from serving_ops.kernels.triton.epilogue import put_rounded
 from serving_ops.kernels.triton.finish import finish
 

@@ -6,12 +6,7 @@ rest is read backwards, newest first, and results are stored as what will not be
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import (
-    columns_at,
-    row_start,
-    split_rows,
-    wait_for_kernel_before,
-)
+from serving_ops.kernels.triton.arithmetic import columns_at, row_start, split_rows, wait_for_kernel_before
 from serving_ops.kernels.triton.epilogue import (
     GIVEN,
     UE8M0,

@@ -7,11 +7,7 @@ rotation moves nothing between threads.
 
 import triton
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import (
-    prefetch_row,
-    tile_at,
-    wait_for_kernel_before,
-)
+from serving_ops.kernels.triton.arithmetic import prefetch_row, tile_at, wait_for_kernel_before
 from serving_ops.kernels.triton.finish import finish
 from serving_ops.kernels.triton.variant import unspecialized
 

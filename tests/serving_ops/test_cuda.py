@@ -126,7 +126,7 @@ def test_streams_and_threads_do_not_disturb_each_other() -> None:
     assert not wrong
 
 
-def test_nothing_compiles_after_prewarm() -> None:
+def test_nothing_compiles_after_prewarm(monkeypatch: pytest.MonkeyPatch) -> None:
     from serving_ops.kernels.triton import launch
 
     device = torch.device("cuda", torch.cuda.current_device())
@@ -138,7 +138,7 @@ def test_nothing_compiles_after_prewarm() -> None:
     ]
     report = serving_ops.prewarm(specs)
     assert not report.failed
-    before = launch.compilations()
+    monkeypatch.setattr(launch.Launcher, "_compile", lambda *_: pytest.fail("it compiled"))
     weight = torch.ones(2816, dtype=BF16, device=device)
     narrow = torch.ones(96, dtype=BF16, device=device)
     gate_weight = torch.ones(192, device=device)
@@ -150,10 +150,9 @@ def test_nothing_compiles_after_prewarm() -> None:
         serving_ops.rms_norm(heads, narrow)
         gate = torch.randn(num_tokens, 2048, dtype=BF16, device=device)[:, :576].unflatten(1, (3, 192))
         serving_ops.rms_norm_gated(torch.randn(num_tokens, 3, 192, dtype=BF16, device=device), gate, gate_weight)
-    assert launch.compilations() == before
 
 
-def test_no_rotation_compiles_after_prewarm() -> None:
+def test_no_rotation_compiles_after_prewarm(monkeypatch: pytest.MonkeyPatch) -> None:
     from serving_ops.kernels.triton import launch
 
     device = torch.device("cuda", torch.cuda.current_device())
@@ -163,13 +162,12 @@ def test_no_rotation_compiles_after_prewarm() -> None:
         for rotation in rotations
     ]
     assert not serving_ops.prewarm(specs).failed
-    before = launch.compilations()
+    monkeypatch.setattr(launch.Launcher, "_compile", lambda *_: pytest.fail("it compiled"))
     for spec in specs:
         for num_tokens in (1, 2, 3, 28, 29, 100, 227, 228, 3000):
             call = registry.sample(spec, num_tokens)
             serving_ops.qk_norm_rope(**call)
             serving_ops.qk_norm_rope(**{n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in call.items()})
-    assert launch.compilations() == before
 
 
 @pytest.mark.parametrize("size", [64, 128, 896, 1024, 4096, 4095, 40000])
