@@ -16,7 +16,7 @@ import torch
 from serving_ops.bench_e2e.layer_profile import Span, added_times, layer_of
 
 STEPS = 16  # that a graph must be replayed for, to count as one a step
-WARM_REPLAYS, REPLAYS, SAMPLES = 20, 30, 10  # the median of SAMPLES, each over REPLAYS
+REPLAYS, SAMPLES = 30, 10  # the median of SAMPLES, each over REPLAYS
 PROFILED_STEPS = 32
 HOST_LOOP = 1_000_000  # turns, which take 35 to 70 ms in engines beside each other on one host of H200s
 
@@ -27,6 +27,17 @@ Ask = Callable[[str], Any]
 
 All are asked at once: a graph that holds collectives can only be replayed by all of them together.
 """
+
+
+def event_ms(work: Callable[[], object]) -> float:
+    """Of the device, between events around the work, queued while the device is still busy with one more of it."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    work()
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
 
 
 class Gpu:
@@ -55,19 +66,13 @@ class Gpu:
 
     def replayed_ms(self) -> float:
         """Of the graph that was replayed last, whose buffers still describe its step."""
-        torch.cuda.synchronize()
-        for _ in range(WARM_REPLAYS):
-            self.last.replay()
-        samples = []
-        for _ in range(SAMPLES):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+
+        def replays() -> None:
             for _ in range(REPLAYS):
                 self.last.replay()
-            end.record()
-            end.synchronize()
-            samples.append(start.elapsed_time(end) / REPLAYS)
-        return statistics.median(samples)
+
+        torch.cuda.synchronize()
+        return statistics.median(event_ms(replays) for _ in range(SAMPLES)) / REPLAYS
 
     def host_loop_ms(self) -> float:
         """Of a fixed loop of Python. Not the GPU's: it says how fast the core is on which this process launches."""
@@ -131,10 +136,9 @@ def decode_step_ms(decode: Decode, ask: Ask) -> float:
     return float(all_ms - one) / PROFILED_STEPS
 
 
-def layer(decode: Decode, ask: Ask, steps: int) -> list[dict[str, str | float]] | None:
+def layer(decode: Decode, ask: Ask, steps: int) -> Any:
     """The kernels of one layer in a step of a batch that is decoding, on one of the engine's GPUs."""
-    found: list[dict[str, str | float]] | None = _around(decode, ask, 1 + steps, "profile", "layer")
-    return found
+    return _around(decode, ask, 1 + steps, "profile", "layer")
 
 
 def _around(decode: Decode, ask: Ask, tokens: int, before: str, after: str) -> Any:

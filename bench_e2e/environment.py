@@ -1,7 +1,4 @@
-"""Which machine, which versions, which command: what a figure needs beside it to mean anything.
-
-Result files are committed, and read by others: secrets, which their names give away, are left out.
-"""
+"""Which machine, which versions, which command, without secrets: what a figure needs beside it to mean anything."""
 
 from __future__ import annotations
 

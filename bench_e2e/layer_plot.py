@@ -1,7 +1,6 @@
 """`python -m serving_ops.bench_e2e plot layer FILE... --out SVG`: what runs between the products of one layer.
 
-Each result of `step` is two rows, the engine alone and with serving_ops. Kernels that are no product are drawn to
-scale, products and attention as blocks of one width. The colours can be read on light and dark pages.
+Each result of `step` is two rows, the engine alone and with serving_ops. Colours suit light and dark pages.
 """
 
 from __future__ import annotations

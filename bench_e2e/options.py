@@ -104,17 +104,14 @@ def check_writable(parser: argparse.ArgumentParser, file: Path) -> None:
         parser.error(f"--out: {file} cannot be written; allowed: a file in a folder that can be written")
 
 
-def check_variables(parser: argparse.ArgumentParser) -> None:
-    """A variable of ours that says nothing would be recorded beside figures that it did not decide."""
+def check_ready(parser: argparse.ArgumentParser, engine: str | None = None) -> None:
+    """A variable of ours that says nothing would be recorded beside figures that it did not decide. engine: starts."""
     if faults := [*settings.wrong().values(), *settings.unknown()]:
         parser.error("; ".join(faults))
-
-
-def check_installed(parser: argparse.ArgumentParser, engine: str) -> None:
-    name = ENGINES[engine]
-    if environment.engine_version(engine) is None:
+    name = ENGINES.get(engine)
+    if name and environment.engine_version(engine) is None:
         parser.error(f"{name.title} is not installed: pip install 'serving-ops[{' or '.join(name.distributions)}]'")
-    if not environment.plugin_installed(engine):
+    if name and not environment.plugin_installed(engine):
         parser.error(f"{name.title} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
 
 
@@ -127,7 +124,7 @@ def parse_without_engine(
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--out", type=Path, help="the JSON (default: by bench and device, in bench_results)")
     chosen = made.parse_args(words)
-    check_variables(made)
+    check_ready(made)
     if chosen.device == "cuda" and not torch.cuda.is_available():
         made.error("--device cuda: torch finds no GPU on this machine")
     chosen.out = chosen.out or Path("bench_results") / f"{name(chosen)}.json"
@@ -165,8 +162,7 @@ def complete(
     tokens: Callable[[argparse.Namespace], int],
 ) -> argparse.Namespace:
     """Checks the options and fills the defaults of the device in; `tokens` are those of the longest request."""
-    check_variables(made)
-    check_installed(made, chosen.engine)
+    check_ready(made, chosen.engine)
     chosen.device = environment.detect_device(chosen.engine)
     _choose_model(made, chosen)
     if chosen.engine == "sglang" and chosen.device == "cpu" and chosen.eager is False:

@@ -1,8 +1,4 @@
-"""The statistics behind the tables, all pure.
-
-Of servers and engines, few and costly: the spread over pairs, and a ratio with its confidence interval. Of ops, which
-run hundreds of rounds: medians and quartiles, so that a round in which the machine did something else does not count.
-"""
+"""The statistics behind the tables, all pure. Those of ops are of hundreds of rounds, and so of their medians."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """`python -m serving_ops.bench_e2e step`: engines with and without serving_ops, all alive at once, asked in turns.
 
-A difference of a percent drowns in what differs from one start of a server to the next, and in HTTP. Here every
-variant has several engines, so that starts average out, and each round measures all of them within seconds of each
-other, so that what the machine does meanwhile meets both variants alike.
+A difference of a percent drowns in HTTP, and in what differs between starts: here each variant has several engines.
 """
 
 from __future__ import annotations
@@ -64,8 +62,11 @@ class Engines:
         whole = min(map(len, figures.values()))
         rounds = _by_variant({name: of[:whole] for name, of in figures.items()})
         self.measured.run.update(method=self.load.method(self.chosen.engines, whole), rounds=rounds)
-        if whole:
-            self.measured.pairs.update({variant: list(map(_medians, engines)) for variant, engines in rounds.items()})
+        for variant, engines in rounds.items() if whole else ():
+            self.measured.pairs[variant] = [
+                {figure: statistics.median(entry[figure] for entry in of_one) for figure in of_one[0]}
+                for of_one in engines
+            ]
 
     def _start(self, names: Sequence[str], children: Children, work: Path) -> dict[str, turns.Asked]:
         """All at once on CUDA. On CPU, where each takes all the cores, one after the other."""
@@ -141,8 +142,3 @@ def _variables(variant: str, chosen: argparse.Namespace, model: str, work: Path)
 
 def _by_variant(of_engines: dict[str, Any]) -> dict[str, list[Any]]:
     return {variant: [of for name, of in of_engines.items() if name.startswith(f"{variant}-")] for variant in VARIANTS}
-
-
-def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each figure: what else the machine does makes a turn longer, never shorter."""
-    return {figure: statistics.median(entry[figure] for entry in rounds) for figure in rounds[0]}

@@ -1,8 +1,4 @@
-"""`python -m serving_ops.bench_e2e accuracy`: is a model with our norms as near to its fp32 form as with vLLM's?
-
-Every combination that is asked for: vLLM with its own norms and with ours, beside the same weights in fp32, which
-transformers computes on CPU.
-"""
+"""`python -m serving_ops.bench_e2e accuracy`: is a model with our norms as near to its fp32 form as with vLLM's?"""
 
 from __future__ import annotations
 
@@ -84,8 +80,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, default=Path("bench_results"), help="for the JSON (default: %(default)s)")
     add("--name", type=file_name, default=f"{datetime.now(UTC):%Y%m%d-%H%M}-accuracy", help="of the file")
     chosen = parser.parse_args(words)
-    options.check_variables(parser)
-    options.check_installed(parser, "vllm")
+    options.check_ready(parser, "vllm")
     options.check_writable(parser, chosen.out / f"{chosen.name}.json")
     return chosen
 

@@ -1,8 +1,6 @@
-"""`python -m serving_ops.bench_e2e.accuracy.engine_logits JOB`: vLLM's logits of a text, in a process of its own.
+"""`python -m serving_ops.bench_e2e.accuracy.engine_logits JOB`: vLLM's logits of a text, in a separate process.
 
-Runs where SERVING_OPS says which norms it has. JOB is a file, JSON: the engine's arguments, the tokens, and where the
-logits of every position but the last go. They are taken where vLLM computes them, before it makes log-probabilities of
-a few.
+JOB is a file, JSON: the engine's arguments, the tokens, and where the logits of every position but the last go.
 """
 
 from __future__ import annotations

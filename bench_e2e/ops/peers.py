@@ -1,8 +1,4 @@
-"""Other projects' norms: those of vLLM, SGLang, FlashInfer, Quack, Liger and flash-linear-attention.
-
-Each has a function that returns contestants, and raises (ImportError as a rule) where it cannot. Liger's kernels return
-new tensors, the others write in place, or into `out`.
-"""
+"""Other projects' norms: each project has a function that returns contestants, and raises where it cannot."""
 
 from __future__ import annotations
 
@@ -138,8 +134,7 @@ def _pair(i: Inputs) -> Call:
         name = "dynamic_scaled_int8_quant" if i.fmt.dtype == torch.int8 else "dynamic_per_token_scaled_fp8_quant"
         return _in_turn(norm, partial(_op(name), i.out, i.x, i.scales_out, None))
     limits = i.fmt.group_size, MIN_AMAX, -FP8_MAX, FP8_MAX
-    exponents, column_major, tma_aligned = False, True, False
-    layout = exponents, column_major, tma_aligned
+    layout = False, True, False  # exponents, columns, alignment for TMA
     return _in_turn(norm, partial(_op("per_token_group_fp8_quant"), i.x, i.out, i.scales_out, *limits, *layout))
 
 
@@ -174,7 +169,6 @@ def sgl() -> list[Contestant]:
     ops = torch.ops.sgl_kernel
     if not hasattr(ops, "fused_add_rmsnorm"):
         load_library(["sgl_kernel/sm90/common_ops.abi3.so"])
-
     calls = {
         FUSED_ADD: lambda pdl, i: partial(ops.fused_add_rmsnorm.default, i.x, i.residual, i.weight, EPS, pdl),
         RMS_NORM: lambda pdl, i: partial(ops.rmsnorm.default, i.out, i.x, i.weight, EPS, pdl),
@@ -185,7 +179,6 @@ def sgl() -> list[Contestant]:
 def flashinfer() -> list[Contestant]:
     """Its norm for FP8 in blocks came with 0.7. Its other quantizing norm takes a scale that is given, as no case."""
     norm = import_module("flashinfer.norm")
-
     calls = {
         FUSED_ADD: lambda pdl, i: partial(norm.fused_add_rmsnorm, i.x, i.residual, i.weight, EPS, pdl),
         RMS_NORM: lambda pdl, i: partial(norm.rmsnorm, i.x, i.weight, EPS, i.out, pdl),

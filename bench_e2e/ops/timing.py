@@ -1,12 +1,10 @@
 """Microseconds of one call, in alternating rounds: what the machine does meanwhile meets every contestant alike.
 
-On CPU a round is a window of about a millisecond. On CUDA it is a replay of a graph of many calls, which go round over
-several sets of tensors: in decode they stay in the L2, as a served token's activations do; in prefill they are several
-times as large as it. An eager call has host time too.
+On CPU a round is a window of about a millisecond. On CUDA it is a replay of a graph of calls, over several sets of
+tensors: in decode they stay in the L2, as a served token's activations do; in prefill they are several times as large.
 
-A served token feels what a norm adds between two matrix products: there one graph runs product, norm, product, norm,
-..., and another the products alone. Their difference, over the number of norms, also holds what the norm's launch hides
-or fails to hide behind its neighbours.
+A norm between two matrix products is a graph of products and norms, less one of the products alone. So it also holds
+what the norm's launch hides or fails to hide behind its neighbours.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from typing import Any
 
 import torch
 
+from serving_ops.bench_e2e.device_time import event_ms
 from serving_ops.bench_e2e.ops.cases import Case
 from serving_ops.bench_e2e.ops.contestants import Call, Contestant
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
@@ -110,7 +109,7 @@ def capture(calls: Sequence[Call], pool: Any) -> torch.cuda.CUDAGraph:
 
 def time_graphs(graphs: Mapping[str, torch.cuda.CUDAGraph], count: int) -> Samples:
     """Of the device. count: calls in a graph."""
-    return round_robin(lambda name: _device_us(graphs[name].replay) / count, graphs)
+    return round_robin(lambda name: 1e3 * event_ms(graphs[name].replay) / count, graphs)
 
 
 def chains(case: Case, device: str = "cuda") -> Callable[[Contestant | None], list[Call]]:
@@ -146,14 +145,3 @@ def copy_tb_s() -> float:
     source = torch.empty(COPY_BYTES // 2, dtype=torch.bfloat16, device="cuda").normal_()
     target = torch.empty_like(source)
     return float(2 * COPY_BYTES / do_bench(lambda: target.copy_(source), return_mode="median") / 1e9)
-
-
-def _device_us(work: Callable[[], object]) -> float:
-    """Between events around the work, queued while the device is still busy with one more of it."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    work()
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1000.0

@@ -81,7 +81,7 @@ def test_a_run_that_is_cut_keeps_the_combinations_that_it_has_measured(
     monkeypatch.setattr(accuracy_bench, "_engine_logits", engine_logits)
     monkeypatch.setattr(accuracy_bench, "TEXT", text)
     monkeypatch.setattr(smollm2, "checkpoint", lambda quantization=None: model)
-    monkeypatch.setattr(options, "check_installed", lambda *_: None)
+    monkeypatch.setattr(options, "check_ready", lambda *_: None)
     with pytest.raises(cut):
         accuracy_bench.main(["--out", str(tmp_path), "--name", "cut"])
     assert asked == ["eager native", "eager serving_ops", "compiled native", "compiled serving_ops"]

@@ -30,7 +30,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return SimpleNamespace(replay=lambda: len(calls))
 
     monkeypatch.setattr(timing, "capture", capture)
-    monkeypatch.setattr(timing, "_device_us", lambda replay: CALL_US * replay())
+    monkeypatch.setattr(timing, "event_ms", lambda replay: CALL_US * replay() / 1e3)
     monkeypatch.setattr(timing, "chains", partial(timing.chains, device="cpu"))
     monkeypatch.setattr(ops_bench, "make_inputs", lambda case, device: make_inputs(case, "cpu"))
     for name in ("Stream", "graph_pool_handle", "current_device", "synchronize"):
