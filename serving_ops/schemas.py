@@ -1,4 +1,8 @@
-"""The library that the operators are defined in, by `serving_ops.ops.registry`, `serving_ops.training` and plugins."""
+"""The library that the operators are defined in, by `serving_ops.ops.registry`, `serving_ops.training` and plugins.
+
+The `_..._fallback` operators serve the C++ kernels: what those do not take goes there, and the text that comes
+back is empty, or the message of an error (exceptions cross LibTorch's stable ABI only from torch 2.13 on).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from serving_ops import support
 
 library = torch.library.Library("serving_ops", "DEF")
 
@@ -15,3 +21,25 @@ TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 def schema_of(function: Callable[..., Any]) -> str:
     """Say a function's arguments and results, from its annotations, as the schema of an operator does."""
     return torch.library.infer_schema(function, mutates_args=()).replace("SymInt", "int")
+
+
+def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define an operator that runs the same function on every device where C++ has none."""
+    name = schema.partition("(")[0]
+    library.define(schema, tags=TAGS)
+    library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"serving_ops::{name}", fake, lib=library)
+
+
+def define_fallback(name: str, arguments: str, run: Callable[..., Any]) -> None:
+    """Define the operator that C++ calls where it does not take a call of `name`. `run` gets all arguments in order."""
+
+    def run_or_say(*args: Any) -> str:
+        try:
+            run(*args)
+        except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
+            return support.text_of(error)
+        return ""
+
+    library.define(f"_{name}_fallback({arguments}) -> str")
+    library.impl(f"_{name}_fallback", run_or_say, "CompositeExplicitAutograd")

@@ -12,8 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-from serving_ops import QuantFormat
-from serving_ops.schemas import TAGS, library
+from serving_ops import QuantFormat, schemas
 
 FMT = QuantFormat(scale_layout="tma_aligned")
 """Of the rows."""
@@ -42,6 +41,5 @@ def _empty(q: Tensor, scales: Tensor, weight: Tensor, weight_scale: Tensor) -> T
 @functools.cache
 def define() -> None:
     """Define the operator, once per process: it is opaque to a compiled graph, where the number of rows is unknown."""
-    library.define(f"{NAME}(Tensor q, Tensor scales, Tensor weight, Tensor weight_scale) -> Tensor", tags=TAGS)
-    library.impl(NAME, _product, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"serving_ops::{NAME}", _empty, lib=library)
+    arguments = "Tensor q, Tensor scales, Tensor weight, Tensor weight_scale"
+    schemas.define(f"{NAME}({arguments}) -> Tensor", _product, _empty)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serving_ops import schemas
 from serving_ops.integrations.vllm import installed
 from serving_ops.integrations.vllm.known_code import is_one_of, names_of
 from serving_ops.integrations.vllm.rope_text import options_of
-from serving_ops.schemas import TAGS, library
 
 OP = "vllm_qk_norm_rope_cached"
 ARGUMENTS = (
@@ -95,9 +95,7 @@ def split_graphs(compilation: Any) -> None:
 @functools.cache
 def define() -> None:
     """Define the operator, once per process: graphs from vLLM's cache call it by its name."""
-    library.define(f"{OP}({ARGUMENTS}) -> Tensor", tags=TAGS)
-    library.impl(OP, _norm_rotate_and_write, "CompositeExplicitAutograd")
-    torch.library.register_fake(QUALIFIED, lambda q, *_: q.new_empty(0), lib=library)
+    schemas.define(f"{OP}({ARGUMENTS}) -> Tensor", _norm_rotate_and_write, lambda q, *_: q.new_empty(0))
 
 
 def _norm_rotate_and_write(

@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, RopeSpec, extension, settings
+from serving_ops import NormSpec, RopeSpec, extension, schemas, settings
 from serving_ops.integrations.common.norm_classes import Activations, rope_options, why_reference
 from serving_ops.integrations.vllm import cache_write, features, installed
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, Adapter, why_part
 from serving_ops.integrations.vllm.known_code import is_one_of, names_of
 from serving_ops.integrations.vllm.layers import LEFT_OUT, NormLayer, activations
 from serving_ops.integrations.vllm.rope_text import options_of, options_text
-from serving_ops.ops import registry
-from serving_ops.schemas import TAGS, library
 
 OP = "qk_norm_rope"
 KIND = "q and k norms with rotary in one kernel"
@@ -209,11 +207,8 @@ def _why_slower(x: Activations) -> str | None:
 @functools.cache
 def define() -> None:
     """Define the operator, once per process: graphs from vLLM's cache call it by its name."""
-    library.define(f"{SHORT}({ARGUMENTS}) -> ()", tags=TAGS)
-    library.define(f"_{SHORT}_fallback({ARGUMENTS}) -> str")
-    library.impl(SHORT, _by_name, "CompositeExplicitAutograd")
-    library.impl(f"_{SHORT}_fallback", registry.fallback(_by_name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"serving_ops::{SHORT}", lambda *_: None, lib=library)
+    schemas.define(f"{SHORT}({ARGUMENTS}) -> ()", _by_name, lambda *_: None)
+    schemas.define_fallback(SHORT, ARGUMENTS, _by_name)
 
 
 def _by_name(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:

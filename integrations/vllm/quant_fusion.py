@@ -19,13 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, QuantFormat, extension, settings
+from serving_ops import NormSpec, QuantFormat, extension, schemas, settings
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.norm_classes import NORMS
 from serving_ops.integrations.common.norm_layers import prewarm
 from serving_ops.integrations.vllm import installed, linear_kernels
-from serving_ops.ops import registry
-from serving_ops.schemas import TAGS, library
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -79,13 +77,9 @@ def define() -> tuple[Any, ...]:
 
     On CUDA the C++ library implements them, and calls their fallback where it has no compiled kernel yet.
     """
-    run = _norm_then_quantize
     for name, arguments in ARGUMENTS.items():
-        library.define(f"{name}({arguments}) -> ()", tags=TAGS)
-        library.define(f"_{name}_fallback({arguments}) -> str")
-        library.impl(name, run, "CompositeExplicitAutograd")
-        library.impl(f"_{name}_fallback", registry.fallback(run), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"serving_ops::{name}", lambda *_, **__: None, lib=library)
+        schemas.define(f"{name}({arguments}) -> ()", _norm_then_quantize, lambda *_, **__: None)
+        schemas.define_fallback(name, arguments, _norm_then_quantize)
     return tuple(getattr(torch.ops.serving_ops, name).default for name in (TOKEN, BLOCK))
 
 

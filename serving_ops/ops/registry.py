@@ -3,9 +3,8 @@
 The mutating overloads return nothing: PyTorch's functionalization takes operators that mutate, and operators
 that return fresh tensors, but not results that alias arguments.
 
-The `_..._fallback` operators serve the C++ kernels: what those do not take goes there, and the text that comes
-back is empty, or the message of an error (exceptions cross LibTorch's stable ABI only from torch 2.13 on).
-The `_..._refusal` operators take the same arguments and ask C++ why it would hand them over; empty where it would not.
+The `_..._refusal` operators take the arguments of the `_..._fallback` operators (`serving_ops.schemas`) and ask C++ why
+it would hand them over; empty where it would not.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from serving_ops import counters, support
 from serving_ops.norm_spec import NormSpec
 from serving_ops.ops.description import Argument, Call, NormOp, Own, Result, Rows, is_written
-from serving_ops.schemas import TAGS, library
+from serving_ops.schemas import define, define_fallback, library
 
 OPS: dict[str, NormOp] = {}
 """The registered ops by name."""
@@ -39,15 +38,11 @@ def register(op: NormOp) -> None:
     if op.part_of is None:
         counters.add_op(op.name)
     for schema in schemas_of(op):
-        library.define(schema, tags=TAGS)
-        overload = schema.partition("(")[0]
-        library.impl(overload, _implementation(op), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"serving_ops::{overload}", _fake(op), lib=library)
+        define(schema, _implementation(op), _fake(op))
     if op.in_cpp:
-        library.define(_handed_over(op, "fallback"))
-        library.impl(f"_{op.name}_fallback", fallback(_implementation(op)), "CompositeExplicitAutograd")
+        define_fallback(op.name, _handed_over(op, iter(string.ascii_lowercase)), _implementation(op))
     if "cpu" in op.in_cpp:
-        library.define(_handed_over(op, "refusal", writes=False))
+        library.define(f"_{op.name}_refusal({_handed_over(op, None)}) -> str")
 
 
 def schemas_of(op: NormOp) -> tuple[str, ...]:
@@ -59,11 +54,9 @@ def schemas_of(op: NormOp) -> tuple[str, ...]:
     return tuple(schemas)
 
 
-def _handed_over(op: NormOp, to: str, *, writes: bool = True) -> str:
-    """The schema of a private operator of the same call: all in order, without defaults, as C++ passes them."""
-    letters = iter(string.ascii_lowercase) if writes else None
-    declared = ", ".join(_named(op, parameter, letters) for parameter in op.all.values())
-    return f"_{op.name}_{to}({declared}) -> str"
+def _handed_over(op: NormOp, letters: Iterator[str] | None) -> str:
+    """The arguments of a private operator of the same call: all in order, without defaults, as C++ passes them."""
+    return ", ".join(_named(op, parameter, letters) for parameter in op.all.values())
 
 
 def _declared(op: NormOp, parameters: Iterable[Argument | Result]) -> str:
@@ -114,19 +107,6 @@ def _fake(op: NormOp) -> Callable[..., Any]:
         return _returned(op.empty_results(call))
 
     return fake
-
-
-def fallback(run: Callable[..., Any]) -> Callable[..., str]:
-    """Run what C++ does not take: compiled and launched from Python, or the reference. Returns an error's text."""
-
-    def run_or_say(*args: Any) -> str:
-        try:
-            run(*args)
-        except BaseException as error:  # Triton's own and an interrupt included: none crosses into C++
-            return support.text_of(error)
-        return ""
-
-    return run_or_say
 
 
 def _run(op: NormOp, call: Call) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from serving_ops import modes
 from serving_ops.ops import registry
-from serving_ops.schemas import TAGS, library, schema_of
+from serving_ops.schemas import define, library, schema_of
 from serving_ops.training import backward_ops
 
 _ops = torch.ops.serving_ops
@@ -128,9 +128,7 @@ FUNCTIONS: dict[str, type[torch.autograd.Function]] = {
 }
 
 for _name, _function in FUNCTIONS.items():
-    library.define(f"{_name}_trainable{schema_of(_function.forward)}", tags=TAGS)
-    library.impl(f"{_name}_trainable", _function.forward, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"serving_ops::{_name}_trainable", _function.forward, lib=library)
+    define(f"{_name}_trainable{schema_of(_function.forward)}", _function.forward, _function.forward)
     torch.library.register_autograd(
         f"serving_ops::{_name}_trainable", _function.backward, setup_context=_function.setup_context, lib=library
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from serving_ops import checks, reference
 from serving_ops.ops import registry
-from serving_ops.schemas import TAGS, library, schema_of
+from serving_ops.schemas import define, define_fallback, schema_of
 from serving_ops.training import cuda_backward
 
 
@@ -158,13 +158,10 @@ def _register(
             result.copy_(gradient)
 
     schema = schema_of(formula)
-    given = schema.partition(") ->")[0].replace(" *,", "")
+    given = schema.partition(") ->")[0].removeprefix("(").replace(" *,", "")
     written = ", ".join(f"Tensor({letter}!) d{each}" for letter, each in zip("abcd", differentiated, strict=False))
-    library.define(name + schema, tags=TAGS)
-    library.define(f"_{name}_fallback{given}, {written}) -> str")
-    library.impl(name, run, "CompositeExplicitAutograd")
-    library.impl(f"_{name}_fallback", registry.fallback(take_over), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"serving_ops::{name}", fake, lib=library)
+    define(name + schema, run, fake)
+    define_fallback(name, f"{given}, {written}", take_over)
 
 
 _register(rms_norm_backward, cuda_backward.norm, ("s", "weight"))
