@@ -31,10 +31,20 @@ SPARE = 2
 def of(chosen: argparse.Namespace, engines: int, context: int, together: int) -> dict[str, Any]:
     """Arguments by their names in Python; what the user gave comes last, and wins.
 
-    engines: alive at once. context: tokens of the longest request. together: requests at once.
+    engines: alive at once. context: tokens of the longest request. together: requests at once. Prefixes are not cached:
+    a prompt that was warmed up would skip its prefill.
     """
-    build = _of_sglang if chosen.engine == "sglang" else _of_vllm
-    return {**build(chosen, engines, context, together), **chosen.model_args, **chosen.engine_args}
+    room, on_gpu = context + SPARE_TOKENS, chosen.device == "cuda"
+    if chosen.engine == "sglang":  # it would fill the memory with its cache, and idle, poll on a core
+        own = {"context_length": room, "disable_radix_cache": True, "sleep_on_idle": True}
+        own |= {"max_running_requests": together, "max_total_tokens": SPARE * room * together}
+        own |= {"disable_cuda_graph": bool(chosen.eager)} if on_gpu else presets.SGLANG_ON_CPU
+    else:
+        own = {"enforce_eager": bool(chosen.eager), "max_model_len": room, "enable_prefix_caching": False}
+        if on_gpu:  # a share of what vLLM wants to find free at its start, and a cache of a fixed size
+            own |= {"gpu_memory_utilization": round(0.9 / engines, 3), "kv_cache_memory_bytes": KV_CACHE_GIB * 2**30}
+            own |= {"max_num_seqs": max(MAX_NUM_SEQS, together)}
+    return {**own, **chosen.model_args, **chosen.engine_args}
 
 
 def of_step(chosen: argparse.Namespace, load: StepLoad) -> dict[str, Any]:
@@ -51,39 +61,6 @@ def of_step(chosen: argparse.Namespace, load: StepLoad) -> dict[str, Any]:
             prefills = {*load.prompt_lens, *(size * prompt for size in load.batch_sizes)}
             own |= {"cuda_graph_bs_decode": sorted(load.batch_sizes), "cuda_graph_bs_prefill": sorted(prefills)}
     return {**of(chosen, 2 * chosen.engines, load.context, together), **own, **chosen.engine_args}
-
-
-def _of_vllm(chosen: argparse.Namespace, engines: int, context: int, together: int) -> dict[str, Any]:
-    """Prefixes are not cached: a prompt that was warmed up would skip its prefill.
-
-    On CUDA each engine takes a cache of a fixed size, and its share of what vLLM wants to find free at its start.
-    """
-    on_gpu = {
-        "gpu_memory_utilization": round(0.9 / engines, 3),
-        "kv_cache_memory_bytes": KV_CACHE_GIB * 2**30,
-        "max_num_seqs": max(MAX_NUM_SEQS, together),
-    }
-    return {
-        "enforce_eager": bool(chosen.eager),
-        "max_model_len": context + SPARE_TOKENS,
-        "enable_prefix_caching": False,
-        **(on_gpu if chosen.device == "cuda" else {}),
-    }
-
-
-def _of_sglang(chosen: argparse.Namespace, engines: int, context: int, together: int) -> dict[str, Any]:
-    """An idle scheduler sleeps, where by default it polls: it would take a core from the one whose turn it is.
-
-    The size of its cache is said, since SGLang would fill the memory with it, which on CPU takes a minute.
-    """
-    return {
-        "context_length": context + SPARE_TOKENS,
-        "disable_radix_cache": True,
-        "sleep_on_idle": True,
-        "max_running_requests": together,
-        "max_total_tokens": SPARE * (context + SPARE_TOKENS) * together,
-        **(presets.SGLANG_ON_CPU if chosen.device == "cpu" else {"disable_cuda_graph": bool(chosen.eager)}),
-    }
 
 
 def as_words(engine: str, arguments: dict[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ def parts_of(kernels: Sequence[dict[str, Any]]) -> list[Part]:
 
     A product is one block with the sum of its parts behind it.
     """
-    parts = [_part(str(kernel["name"]), float(kernel["us"])) for kernel in kernels]
+    parts = [_part(kernel["name"], kernel["us"]) for kernel in kernels]
     parts = [part for place, part in enumerate(parts) if not (part.block and parts[place - 1].role == part.role)]
     blocks = [place for place, part in enumerate(parts) if part.block]
     if not blocks:
@@ -84,12 +84,15 @@ def write_layers(results: dict[Path, Comparison], out: Path) -> None:
 
     rows: list[tuple[str, str, list[Part]]] = []  # a heading where one stands above, a label, and what is drawn
     for path, result in results.items():
-        engine, layer = ENGINES[result.run["engine"]].title, result.run.get("layer", {})
-        for variant, label in ((BASELINE, engine), (OURS, "with serving_ops")):
-            if not layer.get(variant, {}).get("kernels"):
-                raise ValueError(f"{path} says of no layer which kernels it runs: `step` of this version records them")
-            heading = _heading(engine, result) if variant == BASELINE else ""
-            rows.append((heading, label, parts_of(layer[variant]["kernels"])))
+        run, engine, layer = result.run, ENGINES[result.run["engine"]].title, result.run.get("layer", {})
+        if not all(layer.get(variant, {}).get("kernels") for variant in (BASELINE, OURS)):
+            raise ValueError(f"{path} says of no layer which kernels it runs: `step` of this version records them")
+        native, ours = (parts_of(layer[variant]["kernels"]) for variant in (BASELINE, OURS))
+        heading = (
+            f"{engine} {run['versions'][run['engine']]}, {presets.said(run['model'])}, {run['mode']}, "
+            f"batch {layer[BASELINE]['batch_size']}: {machine(run)}, {run['date'][:10]}"
+        )
+        rows += [(heading, engine, native), ("", "with serving_ops", ours)]
     figure = Figure(figsize=(WIDTH_INCHES, HEADER_INCHES + GROUP_INCHES * len(results)))
     figure.patch.set_alpha(0)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -113,12 +116,6 @@ def write_layers(results: dict[Path, Comparison], out: Path) -> None:
     write(0.005, 0.3, f"Between the products of one layer: {note}", fontsize=8)
     with matplotlib.rc_context({"svg.hashsalt": "serving_ops", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-
-
-def _heading(engine: str, result: Comparison) -> str:
-    run = result.run
-    model = f"{presets.said(run['model'])}, {run['mode']}, batch {run['layer'][BASELINE]['batch_size']}"
-    return f"{engine} {run['versions'][run['engine']]}, {model}: {machine(run)}, {run['date'][:10]}"
 
 
 def _draw_row(axes: Any, write: Any, y: float, parts: Sequence[Part], scale: float) -> float:

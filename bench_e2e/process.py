@@ -33,11 +33,9 @@ class Child(subprocess.Popen[bytes]):
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> None:
         self.log = log
-        silent, merged = subprocess.DEVNULL, subprocess.STDOUT
         with log.open("wb") as out:  # its process group is its pid
-            super().__init__(
-                command, env=environment, cwd=cwd, stdin=silent, stdout=out, stderr=merged, start_new_session=True
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+            super().__init__(command, env=environment, cwd=cwd, start_new_session=True, **streams)
 
     def send(self, number: int) -> None:
         """Sends it to the whole process group."""
@@ -70,10 +68,8 @@ class Children:
         self.started: list[Child] = []
 
     def __enter__(self) -> Children:
-        watch = ["sh", "-c", WATCH]
-        self.watch = subprocess.Popen(
-            watch, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, bufsize=0
-        )
+        streams = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.watch = subprocess.Popen(["sh", "-c", WATCH], start_new_session=True, bufsize=0, **streams)
         return self
 
     def __exit__(self, *_: object) -> None:

