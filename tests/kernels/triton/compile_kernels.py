@@ -76,7 +76,6 @@ NORM_GRADIENTS = (
     (10240, BF16, False),
     (32768, BF16, False),
     (20480, FP32, True),
-    (WIDE, BF16, True),
 )
 """size, dtype and has_more of every plan's kind."""
 
