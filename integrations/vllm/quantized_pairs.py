@@ -24,6 +24,7 @@ from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Ac
 from serving_ops.integrations.common.norm_layers import prewarm
 from serving_ops.integrations.vllm import block_product, features, installed, linear_kernels, priority, quantization
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, why_part
+from serving_ops.integrations.vllm.known_code import names_of
 from serving_ops.integrations.vllm.layers import activations
 
 _logger = logging.getLogger("vllm.serving_ops")
@@ -50,6 +51,15 @@ READERS = {
     *("llama.LlamaAttention", "llama.LlamaMLP", "qwen2.Qwen2Attention", "qwen2.Qwen2MLP", "qwen3.Qwen3Attention"),
 }
 """The readers that use their input for one linear layer alone. Mixtures of experts also route by it."""
+
+STEPS = {
+    *("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"),
+    *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    *("qkv_proj", "split", "q_size", "kv_size", "qk_norm", "q_norm", "k_norm", "rotary_emb", "attn", "o_proj"),
+    *("view", "shape", "unflatten", "flatten", "head_dim", "num_heads", "num_kv_heads"),
+    *("gate_up_proj", "act_fn", "maybe_fused_act_quant", "down_proj"),
+}
+"""The names that the `forward` of these layers and readers uses in vLLM 0.25 to 0.33. Another may read the result."""
 
 OFFSETS = {GEMMA_RMS_NORM: GEMMA_OFFSET, RMS_NORM: 0.0}
 """vLLM's classes of norms -> what is added to their weights."""
@@ -116,9 +126,10 @@ a step, over vLLM's (Qwen3-0.6B's shape, with `qk_norm_rope`), and the file in b
 
 @dataclass(frozen=True)
 class Pair:
-    """A norm and the kernel of the linear layer that reads its result. specs: without a residual and with one."""
+    """A norm, the linear layer that reads its result, and its kernel. specs: without a residual and with one."""
 
     norm: Any
+    linear: Any
     kernel: Any
     specs: tuple[NormSpec, ...]
 
@@ -129,13 +140,17 @@ def pairs_of(models: Iterable[torch.nn.Module], x: Activations) -> Iterator[Pair
         for layer in model.modules():
             for norm_name, reader_name, linear_name in LAYERS.get(_name(layer), ()):
                 reader = getattr(layer, reader_name)
-                if _name(reader) in READERS:
+                if _name(reader) in READERS and _does_no_more(layer) and _does_no_more(reader):
                     pair = _pair(getattr(layer, norm_name), getattr(reader, linear_name), x)
                     yield from () if pair is None else (pair,)
 
 
 def _name(layer: Any) -> str:
     return f"{type(layer).__module__}.{type(layer).__name__}".removeprefix("vllm.model_executor.models.")
+
+
+def _does_no_more(layer: Any) -> bool:
+    return names_of(type(layer).forward) <= STEPS
 
 
 def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
@@ -146,7 +161,8 @@ def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
         return None
     quantized = {"weight_offset": OFFSETS[adapter], "fmt": consumer.fmt}
     plain = adapter.specs(norm, x)[: len(NORMS)]
-    return Pair(norm, kernel, tuple(dataclasses.replace(spec, op=f"{spec.op}_quant", **quantized) for spec in plain))
+    specs = tuple(dataclasses.replace(spec, op=f"{spec.op}_quant", **quantized) for spec in plain)
+    return Pair(norm, linear, kernel, specs)
 
 
 def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> str | None:
@@ -163,6 +179,8 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
     if failed:
         installed.failures[NAME] = next(iter(failed.values()))
         return f"no norm quantizes for the layer behind it: {installed.failures[NAME]}"
+    for pair in {type(pair.kernel): pair for pair in found}.values():
+        try_product(pair)
     for pair in found:
         switch(pair)
     return f"{len(found)} norms quantize for the layer behind them, where our kernels run"
@@ -174,6 +192,17 @@ def _may(vllm_config: Any) -> bool:
     left_to_us = not priority.user_chose_any(vllm_config)
     as_measured = on_one_device and vllm_config.lora_config is None and not features.is_batch_invariant()
     return as_measured and left_to_us and settings.ops().issuperset(NORMS)
+
+
+@torch.inference_mode()
+def try_product(pair: Pair) -> None:
+    """Compute a row once. Raises where vLLM's kernels or rows are not what ours were written for: nothing is switched.
+
+    vLLM would find that out while it profiles memory, and stop.
+    """
+    spec = pair.specs[0]
+    row = _quantizing(pair)(torch.ones(1, spec.size, dtype=spec.dtype, device=spec.device))
+    CONSUMERS[type(pair.kernel).__name__].product(pair.kernel, pair.linear, row, None)
 
 
 def switch(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from in_process import DEVICE, HIDDEN, model_config, rows
 import serving_ops
 from serving_ops import PrewarmReport, extension
 from serving_ops.integrations.common.norm_classes import Activations
-from serving_ops.integrations.vllm import features, installed, priority, quantized_pairs
+from serving_ops.integrations.vllm import features, installed, priority, quantized_pairs, startup
 
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
@@ -27,15 +28,17 @@ MODES = ("eager", "compiled")
 
 
 def _module(module: str, name: str, **children: Any) -> Any:
-    """A layer of vLLM's class of this name, with these children."""
-    made = type(name, (torch.nn.Module,), {"__module__": f"vllm.model_executor.models.{module}"})()
+    """A layer of vLLM's class of this name, with its `forward` and these children."""
+    module = f"vllm.model_executor.models.{module}"
+    vllms = getattr(importlib.import_module(module), name, None) if importlib.util.find_spec(module) else None
+    made = type(name, (torch.nn.Module,), {"__module__": module, "forward": getattr(vllms, "forward", None)})()
     for child, value in children.items():
         setattr(made, child, value)
     return made
 
 
-def _linear(kernel: Any) -> Any:
-    linear = torch.nn.Module()
+def _linear(kernel: Any, linear: Any = None) -> Any:
+    linear = linear or torch.nn.Module()
     vars(linear).update(quant_method=SimpleNamespace(kernel=kernel))
     return linear
 
@@ -66,9 +69,9 @@ def _cpu_int8(*, symmetric: bool = True) -> tuple[Any, Any]:
     return kernel, layer
 
 
-def _decoder(norm: Any, kernel: Any, module: str = "qwen3", name: str = "Qwen3DecoderLayer") -> Any:
+def _decoder(norm: Any, kernel: Any, linear: Any = None, module: str = "qwen3", name: str = "Qwen3DecoderLayer") -> Any:
     """A decoder layer of which only the norm before attention can be paired."""
-    attention = _module("qwen3", "Qwen3Attention", qkv_proj=_linear(kernel))
+    attention = _module("qwen3", "Qwen3Attention", qkv_proj=_linear(kernel, linear))
     experts = _module("qwen3_moe", "Qwen3MoeSparseMoeBlock", gate_up_proj=_linear(kernel))
     children = {"input_layernorm": norm, "post_attention_layernorm": _norm(), "self_attn": attention, "mlp": experts}
     return _module(module, name, **children)
@@ -357,9 +360,9 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_OPS", "auto")
 
 
-def _take(config: Any, kernel: Any = None) -> tuple[str | None, bool]:
-    """The phrase, and whether the norm quantizes."""
-    layer = _decoder(_norm(), kernel or _cpu_int8()[0])
+def _take(config: Any, of: tuple[Any, Any] | None = None) -> tuple[str | None, bool]:
+    """The phrase, and whether the norm quantizes. of: a kernel and its layer."""
+    layer = _decoder(_norm(), *(of or _cpu_int8()))
     phrase = quantized_pairs.take([torch.nn.ModuleList([layer])], config, CPU)
     return phrase, not isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
 
@@ -406,10 +409,15 @@ def test_a_user_who_leaves_an_op_out_gets_vllms(
 
 @pytest.mark.parametrize(
     ("kernel", "mode"),
-    [(lambda: _cpu_int8()[0], "eager"), (_cutlass_int8, "compiled"), (lambda: _in_blocks()[0], "compiled")],
+    [(_cpu_int8, "eager"), (lambda: (_cutlass_int8(), _layer()), "compiled"), (_in_blocks, "compiled")],
     ids=["oneDNN", "CUTLASS", "FlashInfer"],
 )
-def test_only_what_was_measured_to_be_faster_is_taken(everywhere: None, in_vllm: Any, kernel: Any, mode: str) -> None:
+def test_only_what_was_measured_to_be_faster_is_taken(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, products: Any, kernel: Any, mode: str
+) -> None:
+    from vllm import _custom_ops as ops
+
+    monkeypatch.setattr(ops, "cutlass_scaled_mm", lambda a, *_, **__: a)
     taken = {"eager": _take(_config("NONE"), kernel())[1], "compiled": _take(_config("VLLM_COMPILE"), kernel())[1]}
     assert taken == {other: other == mode for other in MODES}
 
@@ -417,6 +425,39 @@ def test_only_what_was_measured_to_be_faster_is_taken(everywhere: None, in_vllm:
 def test_a_norm_without_a_kernel_is_vllms(everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
     monkeypatch.setattr(quantized_pairs, "why_reference", lambda specs: "no kernels for it on cpu")
     assert _take(_config()) == (None, False)
+
+
+def test_a_kernel_that_takes_other_rows_leaves_the_norm_to_vllm_and_does_not_stop_it(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm import _custom_ops as ops
+
+    def onednn_scaled_mm(handler: Any, x: Tensor, output: Tensor) -> Tensor:
+        raise AssertionError("this vLLM's takes other arguments")
+
+    kernel, linear = _cpu_int8()
+    layer = _decoder(_norm(), kernel, linear)
+    own = layer.input_layernorm._forward_method
+    with monkeypatch.context() as other, caplog.at_level("WARNING", "vllm.serving_ops"):
+        other.setattr(ops, "onednn_scaled_mm", onednn_scaled_mm)
+        worker = SimpleNamespace(vllm_config=_config(), device=CPU)
+        assert list(startup._beside_norms([torch.nn.ModuleList([layer])], [], worker)) == []
+    assert "could not have its norms quantize: " in caplog.text
+    assert "onednn_scaled_mm() takes" in caplog.text
+    assert layer.input_layernorm._forward_method == own
+    assert isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
+
+
+@pytest.mark.parametrize("spoilt", ["Qwen3DecoderLayer", "Qwen3Attention"])
+def test_a_layer_with_a_step_that_is_not_known_is_not_paired(in_vllm: Any, spoilt: str) -> None:
+    def forward(self: Any, hidden_states: Tensor) -> Any:
+        return self.mlp(hidden_states), self.route(hidden_states)
+
+    layer = _decoder(_norm(), *_cpu_int8())
+    assert len(_pairs(layer)) == 1
+    cls = next(type(part) for part in layer.modules() if type(part).__name__ == spoilt)
+    cls.forward = forward
+    assert _pairs(layer) == []
 
 
 def test_where_the_prewarm_fails_nothing_changes_and_cached_graphs_are_told_apart(
