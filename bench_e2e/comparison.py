@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class Comparison:
 
     run: dict[str, Any]
     labels: dict[str, str]
-    pairs: dict[str, list[dict[str, float]]]
-    plugin_lines: dict[str, list[str | None]]
+    pairs: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {name: [] for name in VARIANTS})
+    plugin_lines: dict[str, list[str | None]] = field(default_factory=lambda: {name: [] for name in VARIANTS})
 
     @property
     def figures(self) -> dict[str, str]:

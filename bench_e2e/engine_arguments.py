@@ -22,10 +22,8 @@ CPU_DEFAULTS = {
 MAX_NUM_SEQS = 256
 """Of vLLM on CUDA; a hybrid's state needs room in the cache for each, and its own 1024 do not fit into a few GiB."""
 KV_CACHE_GIB = 4  # of each vLLM on CUDA
-SPARE_TOKENS = 64
-"""Room in the context beside prompt and answer."""
-SPARE = 2
-"""Room in SGLang's cache, over what is asked at once."""
+SPARE_TOKENS = 64  # room in the context beside prompt and answer
+SPARE = 2  # room in SGLang's cache, over what is asked at once
 
 
 def of(chosen: argparse.Namespace, engines: int, context: int, together: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from serving_ops import settings
 from serving_ops.bench_e2e import environment, presets, result_file, smollm2
-from serving_ops.bench_e2e.comparison import VARIANTS, Comparison
+from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
 from serving_ops.bench_e2e.environment import COMMAND, ENGINES, without_secrets
 
@@ -189,8 +189,8 @@ def _choose_model(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
     if chosen.model:
         if quantized:
             made.error(f"--quantization {quantized}: for presets alone")
-        label = Path(chosen.model).name if os.path.isabs(chosen.model) else without_secrets(chosen.model)
-        chosen.label, chosen.positions, chosen.model_args = label, None, {}
+        chosen.label = Path(chosen.model).name if os.path.isabs(chosen.model) else without_secrets(chosen.model)
+        chosen.positions, chosen.model_args = None, {}
         return
     by_default = preset is None and chosen.kind == "serve" and chosen.engine == "vllm"
     if (preset == smollm2.NAME or by_default) and quantized in (None, *smollm2.QUANTIZED):
@@ -219,15 +219,10 @@ def unmeasured(
 ) -> Comparison:
     """What a result says of its run, without figures. load: a dataclass; given: what the engine was built with."""
     compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
-    run = result_file.of_run(chosen.kind, words, chosen.device) | {
-        "name": chosen.name,
-        "engine": chosen.engine,
-        "model": chosen.label,
-        "mode": "eager" if chosen.eager else compiled,
-        "load": asdict(load),
-        "engine_options": without_secrets(given),
-    }
-    return Comparison(run, labels, {name: [] for name in VARIANTS}, {name: [] for name in VARIANTS})
+    run = result_file.of_run(chosen.kind, words, chosen.device) | {"name": chosen.name, "engine": chosen.engine}
+    run |= {"model": chosen.label, "mode": "eager" if chosen.eager else compiled}
+    run |= {"load": asdict(load), "engine_options": without_secrets(given)}
+    return Comparison(run, labels)
 
 
 def model_and_tokenizer(chosen: argparse.Namespace, work: Path) -> tuple[str, str]:

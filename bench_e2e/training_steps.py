@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     run = result_file.of_run(KIND, argv, chosen.device)
     run |= {"model": f"preset {chosen.preset}", "engine": "transformers", "batch": list(chosen.batch)}
     run |= {"mode": "eager, bfloat16", "losses": {BASELINE: [], OURS: []}}
-    measured = Comparison(run, {STEP: "step"}, {BASELINE: [], OURS: []}, {})
+    measured = Comparison(run, {STEP: "step"})
     return session.run(lambda work: _measure(chosen, measured), measured, chosen.out)
 
 
