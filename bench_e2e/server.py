@@ -6,19 +6,18 @@ A process for each turn of `vllm bench serve` or SGLang's would spend 8 s on imp
 from __future__ import annotations
 
 import functools
-import http.client
 import json
 import os
 import socket
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+import requests
 
 from serving_ops.bench_e2e.comparison import BASELINE
 from serving_ops.bench_e2e.engine_arguments import HOST, as_words, environment_of
@@ -27,7 +26,8 @@ NAME = "bench"  # of the model
 HEALTH_SECONDS, ANSWER_SECONDS = 2.0, 120.0  # that a request may take
 QUESTION = "Why is the sky blue? Answer in two sentences."
 ANSWER_TOKENS = 60
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+DIRECT = requests.Session()
+DIRECT.trust_env = False  # no proxy
 LABELS = {
     f"{figure}_{metric}_ms": f"{metric.upper()} {figure}"
     for metric in ("ttft", "tpot")
@@ -75,10 +75,9 @@ def serve_command(engine: str, model: str, tokenizer: str, port: int, arguments:
 
 def is_healthy(port: int) -> bool:
     try:
-        _fetch(port, "/health", HEALTH_SECONDS)
-    except (OSError, http.client.HTTPException):
+        return DIRECT.get(f"http://{HOST}:{port}/health", timeout=HEALTH_SECONDS).ok
+    except requests.RequestException:
         return False
-    return True
 
 
 def answer(port: int) -> str:
@@ -86,20 +85,12 @@ def answer(port: int) -> str:
     asked = {"model": NAME, "messages": [{"role": "user", "content": QUESTION}]}
     asked |= {"max_tokens": ANSWER_TOKENS, "temperature": 0}
     try:
-        found = json.loads(_fetch(port, "/v1/chat/completions", ANSWER_SECONDS, asked))
-        return str(found["choices"][0]["message"]["content"]).strip()
-    except urllib.error.HTTPError as error:
-        return f"no answer: {error.code}, {error.read()[:200]!r}"
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        found = DIRECT.post(f"http://{HOST}:{port}/v1/chat/completions", json=asked, timeout=ANSWER_SECONDS)
+        if not found.ok:
+            return f"no answer: {found.status_code}, {found.text[:200]!r}"
+        return str(found.json()["choices"][0]["message"]["content"]).strip()
+    except (requests.RequestException, LookupError, TypeError) as error:
         return f"no answer: {error!r}"
-
-
-def _fetch(port: int, path: str, timeout: float, asked: dict[str, Any] | None = None) -> bytes:
-    """Raises OSError or HTTPException. asked: is sent as JSON."""
-    body = json.dumps(asked).encode() if asked else None
-    request = urllib.request.Request(f"http://{HOST}:{port}{path}", body, {"Content-Type": "application/json"})
-    with DIRECT.open(request, timeout=timeout) as response:
-        return bytes(response.read())
 
 
 @dataclass(frozen=True)

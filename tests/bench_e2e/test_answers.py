@@ -56,7 +56,7 @@ def test_the_answer_is_greedy_and_comes_from_the_chat_endpoint(served: tuple[int
 def test_a_server_without_an_answer_is_shown_with_its_words(served: tuple[int, list[dict[str, Any]]]) -> None:
     answer(served[0])
     assert re.match("no answer: 404.*no such", answer(served[0]))
-    assert answer(free_port()).startswith("no answer: URLError")
+    assert answer(free_port()).startswith("no answer: ConnectionError")
 
 
 def test_a_server_is_healthy_once_it_says_so(served: tuple[int, list[dict[str, Any]]]) -> None:
