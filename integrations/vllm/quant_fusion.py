@@ -151,9 +151,18 @@ def install() -> None:
     missing = [str(key) for key in keys if key not in fusion.FUSED_OPS]
     if missing:
         raise AttributeError(f"vLLM's table of fused norms has no {missing[0]}")
+    for key in keys:
+        wanted, taken = (_names(operator) for operator in (fusion.FUSED_OPS[key], ours[key.quant]))
+        if wanted != taken:
+            raise AttributeError(f"vLLM's fused norm {key} takes ({wanted}), not ({taken})")
     installed.wrap(FixFunctionalizationPass, "__call__", _in_place)
     for key in keys:
         installed.put(fusion.FUSED_OPS, key, ours[key.quant])
+
+
+def _names(operator: Any) -> str:
+    """Return the names of an operator's arguments."""
+    return ", ".join(argument.name for argument in operator._schema.arguments)
 
 
 def _in_place(original: Any) -> Any:

@@ -120,6 +120,17 @@ class _Key(NamedTuple):
 
 QUANTS = ("kFp8DynamicTokenSym", "kFp8Dynamic128Sym", "kFp8Dynamic64Sym")
 
+TOKEN = "Tensor! result, Tensor input, Tensor weight, Tensor! scale, float epsilon, Tensor? scale_ub, Tensor!? residual"
+
+
+def _operator(arguments: str) -> Any:
+    """One of vLLM's, of which only the schema is asked for."""
+    return types.SimpleNamespace(_schema=torch._C.parse_schema(f"_C::fused({arguments}) -> ()"))
+
+
+VLLMS = {quant: _operator(f"{TOKEN}, int group_size, bool is_scale_transposed") for quant in QUANTS}
+VLLMS |= {QUANTS[0]: _operator(TOKEN), "static": "_C"}
+
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> dict[_Key, Any]:
@@ -128,7 +139,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[_Key, Any]:
     module.FusedRMSQuantKey = _Key  # type: ignore[attr-defined]
     for quant in QUANTS:
         setattr(module, quant, quant)
-    module.FUSED_OPS = {_Key(quant, fused): "_C" for quant in (*QUANTS, "static") for fused in (False, True)}  # type: ignore[attr-defined]
+    module.FUSED_OPS = {_Key(quant, fused): VLLMS[quant] for quant in VLLMS for fused in (False, True)}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     import vllm.compilation.passes.fusion as package
 
@@ -157,6 +168,15 @@ def test_a_table_without_one_of_the_forms_stays_as_it_is(table: dict[_Key, Any])
     del table[_Key("kFp8Dynamic64Sym", True)]
     before = dict(table)
     with pytest.raises(AttributeError, match="no "):
+        quant_fusion.install()
+    assert table == before
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_a_table_whose_operators_take_other_arguments_stays_as_it_is(table: dict[_Key, Any], quant: str) -> None:
+    table[_Key(quant, True)] = _operator(f"{TOKEN}, int group_size, Tensor? bias")
+    before = dict(table)
+    with pytest.raises(AttributeError, match=r"takes \(.*, bias\), not \(result, .*\)"):
         quant_fusion.install()
     assert table == before
 
