@@ -129,13 +129,13 @@ def divides(name: str, value: int | None, x: Tensor) -> None:
         fail(name, value, f"it must be at least 1 and divide N = {x.shape[-1]}")
 
 
-def quantizes(fmt: QuantFormat, x: Tensor, scale_name: str, scale: Tensor | None) -> None:
+def quantizes(fmt: QuantFormat, x: Tensor, scale: Tensor | None) -> None:
     """Whether rows like x can have this format, and the scale is given where the format has no other."""
     if x.shape[-1] % fmt.group(x.shape[-1]):
         fail("fmt.group_size", fmt.group_size, f"it must divide N = {x.shape[-1]}")
     if (scale is None) == (fmt.granularity == "tensor"):
         value = "None" if scale is None else "given"
-        fail(scale_name, value, "it is given where fmt.granularity is 'tensor', and nowhere else")
+        fail("scale", value, "it is given where fmt.granularity is 'tensor', and nowhere else")
 
 
 def extent(tensor: Tensor) -> int:

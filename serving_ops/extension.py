@@ -28,7 +28,6 @@ REMEDY = (
 
 _library: Path | None = None
 _handle: ctypes.CDLL | None = None
-_why_missing = "not looked for yet"
 
 
 def _find() -> Path | None:
@@ -84,16 +83,15 @@ def _declare(handle: ctypes.CDLL) -> None:
     ]
 
 
-def _load() -> None:
-    global _library, _handle, _why_missing
+def _load() -> str:
+    """Load it; returns why there is none, or an empty text."""
+    global _library, _handle
     path = _find()
     if path is None:
-        _why_missing = "the C++ library was not built (no compiler or no torch at install time)"
-        return
+        return "the C++ library was not built (no compiler or no torch at install time)"
     refused = _why_refused(path)
     if refused is not None:
-        _why_missing = f"{path} is not this package's library: {refused}"
-        return
+        return f"{path} is not this package's library: {refused}"
     try:
         torch.ops.load_library(str(path))
         handle = ctypes.CDLL(str(path))
@@ -102,9 +100,9 @@ def _load() -> None:
         if wanted is not None and not handle.serving_ops_cpu_use(ctypes.c_char_p(wanted.encode())):
             settings.refuse(settings.CPU_ISA, f"is not possible: this processor or build has no {wanted} kernels")
     except (OSError, AttributeError) as error:
-        _why_missing = f"the C++ library did not load: {error}"
-        return
+        return f"the C++ library did not load: {error}"
     _library, _handle = path, handle
+    return ""
 
 
 def cpp_library() -> Path | None:
@@ -151,4 +149,4 @@ def add_cuda_variant(*launch: Any) -> None:
         raise MemoryError("serving_ops: no memory for a compiled kernel's key")
 
 
-_load()
+_why_missing = _load()

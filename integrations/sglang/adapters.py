@@ -88,21 +88,19 @@ def _quantizes(layer: Any) -> bool:
     return layernorm._fp8_static_input_scale(projection) is not None
 
 
-def rms_norm(layer: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
-    """`RMSNorm.forward`: x (..., N); with a residual like x, both are written and returned."""
-    weight = layer.weight if getattr(layer, "has_weight", True) else None
-    ours = None
-    if not given(more, others):
-        ours = calls.norm(x, residual, weight, layer.variance_epsilon, WEIGHT_IN_FP32)
-    return native(layer)(x, residual, *more, **others) if ours is None else ours
+def _norm(weight_offset: float) -> Callable[..., Any]:
+    def forward(layer: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
+        """x (..., N); with a residual like x, both are written and returned."""
+        weight, ours = layer.weight if getattr(layer, "has_weight", True) else None, None
+        if not given(more, others):
+            ours = calls.norm(x, residual, weight, layer.variance_epsilon, weight_offset)
+        return native(layer)(x, residual, *more, **others) if ours is None else ours
+
+    return forward
 
 
-def _gemma(layer: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
-    """`GemmaRMSNorm.forward`: as `RMSNorm`'s."""
-    ours = None
-    if not given(more, others):
-        ours = calls.norm(x, residual, layer.weight, layer.variance_epsilon, GEMMA_OFFSET)
-    return native(layer)(x, residual, *more, **others) if ours is None else ours
+rms_norm, _gemma = _norm(WEIGHT_IN_FP32), _norm(GEMMA_OFFSET)
+"""`RMSNorm.forward` and `GemmaRMSNorm.forward`."""
 
 
 def _gated(layer: Any, x: Tensor, z: Tensor | None = None, *more: Any, **others: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 
 from serving_ops import extension, settings
 from serving_ops.integrations.common import guard, norm_layers
-from serving_ops.integrations.common.norm_classes import Activations, why_reference
+from serving_ops.integrations.common.norm_classes import NORMS, Activations, why_reference
 from serving_ops.integrations.common.norm_layers import LEFT_OUT, NO_ADAPTER
 from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.sglang import qk_norm_rope_layer, quantizing_rms_norm
@@ -123,8 +123,7 @@ def _norm_layer(layer: torch.nn.Module, x: Activations, nothing_because: str | N
 
 def _kind(adapter: Adapter, narrow_on_cuda: bool) -> str:
     """Return the start-up line's name for a layer."""
-    may_be_fused = narrow_on_cuda and "fused_add_rms_norm" in adapter.ops
-    return f"{adapter.name}{UNLESS_FUSED}" if may_be_fused else adapter.name
+    return f"{adapter.name}{UNLESS_FUSED}" if narrow_on_cuda and adapter.ops == NORMS else adapter.name
 
 
 def _why_not_wanted(layer: Any, adapter: Adapter) -> str | None:

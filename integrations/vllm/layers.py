@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,15 +55,12 @@ def survey(
     """Return every norm layer of the models that vLLM built from this configuration, except those in `without`."""
     x = activations(vllm_config, device)
     found = (_norm_layer(layer, x) for model in models for layer in model.modules() if layer not in without)
-    stays = quantization.why_norms_stay(vllm_config)
-    return [_that_stays(layer, stays) for layer in found if layer is not None]
-
-
-def _that_stays(layer: NormLayer, because: str | None) -> NormLayer:
-    """Give a native layer this reason. A layer that the user's own IR priority gives to our providers stays on."""
-    if because is None or layer.native_because is None:
-        return layer
-    return dataclasses.replace(layer, native_because=because)
+    layers = [layer for layer in found if layer is not None]
+    stay = quantization.why_norms_stay(vllm_config)
+    if stay is None:
+        return layers
+    # A layer that the user's own IR priority gives to our providers stays on.
+    return [layer if layer.native_because is None else replace(layer, native_because=stay) for layer in layers]
 
 
 def _norm_layer(layer: Any, x: Activations) -> NormLayer | None:
@@ -94,7 +90,7 @@ def _layer_of_the_ir(layer: Any, adapter: Adapter, x: Activations) -> NormLayer:
     """Return what is on of a layer whose norms the IR dispatches. Gemma's gives it the weight plus 1, in fp32."""
     specs = rms_norm_specs(layer, x)
     if adapter is GEMMA_RMS_NORM:
-        specs = tuple(dataclasses.replace(spec, weight_dtype=torch.float32) for spec in specs)
+        specs = tuple(replace(spec, weight_dtype=torch.float32) for spec in specs)
     chosen = tuple(spec for spec in specs if spec.op in settings.ops())
     of_heads = specs[0].size == x.head_size != x.hidden_size
     called = tuple(spec for spec in chosen if (spec.heads > 1) == of_heads)

@@ -110,31 +110,26 @@ class Divisor(Number):
 
 @dataclass(frozen=True)
 class Scalar:
-    """An fp32 tensor of one element, or None. given: as `Rows.given`."""
+    """An fp32 tensor of one element, the scale of all rows where their format has no other, or None."""
 
     name: str
-    given: str
 
     def check(self, value: Any, call: Call) -> None:
         if value is not None:
             checks.laid_out(self.name, value, call["x"].device, (), torch.float32, None)
 
     def sample(self, spec: NormSpec, num_tokens: int) -> Tensor | None:
-        return torch.ones((), device=spec.device) if getattr(spec, self.given) else None
+        return torch.ones((), device=spec.device) if spec.has_scale else None
 
 
 @dataclass(frozen=True)
 class Format:
-    """A `QuantFormat`. The operator takes its text instead, as schemas know no dataclasses.
-
-    scale: the argument that is given where all rows share one scale, and nowhere else.
-    """
+    """A `QuantFormat`, beside a `Scalar`, `scale`. The operator takes its text instead: schemas know no dataclasses."""
 
     name: str
-    scale: str
 
     def check(self, value: QuantFormat, call: Call) -> None:
-        checks.quantizes(value, call["x"], self.scale, call[self.scale])
+        checks.quantizes(value, call["x"], call["scale"])
 
     def sample(self, spec: NormSpec, num_tokens: int) -> QuantFormat | None:
         return spec.fmt

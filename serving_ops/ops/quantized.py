@@ -19,8 +19,8 @@ def _scales(call: Call) -> Layout:
     return Layout(*call["fmt"].scales(tuple(call["x"].shape)))
 
 
-FORMAT = Format("fmt", scale="scale")
-SCALE = Scalar("scale", given="has_scale")
+FORMAT = Format("fmt")
+SCALE = Scalar("scale")
 NORMED = Rows("normed", read=False, written=True, may_be=("x",), given="has_normed")
 RESULTS = (Result("out", _quantized), Result("scales_out", _scales))
 
