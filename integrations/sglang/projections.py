@@ -57,7 +57,7 @@ def _fp8_method(projection: Any, dtype: torch.dtype) -> Prequantized | str:
     if method.use_marlin or method.use_mxfp8 or getattr(method, "block_fp8_as_mxfp8", False):
         return f"{UNKNOWN} FP8 by Marlin or MXFP8"
     if method.block_quant:
-        return _in_blocks(method, projection.weight, projection.weight_scale_inv, dtype)
+        return _in_blocks(method, projection, "weight_scale_inv", dtype)
     return _fp8(projection, use_per_token_if_dynamic=method.use_per_token_if_dynamic)
 
 
@@ -68,29 +68,33 @@ def _compressed(projection: Any, dtype: torch.dtype) -> Prequantized | str:
     if type(scheme).__name__ != "CompressedTensorsW8A8Fp8":
         return f"{UNKNOWN} {type(scheme).__name__}"
     if scheme.weight_block_size is not None:
-        return _in_blocks(scheme, projection.weight, projection.weight_scale, dtype)
+        return _in_blocks(scheme, projection, "weight_scale", dtype)
     return _fp8(projection, use_per_token_if_dynamic=True, compressed_tensor_quant=True)
 
 
-def _in_blocks(method: Any, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Prequantized | str:
-    """The method has the function that SGLang has chosen for this machine; two are known to take what we write."""
+def _in_blocks(method: Any, projection: Any, of_weight: str, dtype: torch.dtype) -> Prequantized | str:
+    """The method has the function that SGLang has chosen for this machine; two are known to take what we write.
+
+    of_weight: the name of the weight's scales. SGLang may replace them and the weight when it loads weights again.
+    """
     from sglang.srt.layers import deep_gemm_wrapper
     from sglang.srt.layers.quantization import fp8_utils
 
     size, linear = method.weight_block_size, method.w8a8_block_fp8_linear
-    if weight_scale.dtype != torch.float32 or size[1] not in (64, 128):
-        return f"{UNKNOWN} FP8 in blocks of {tuple(size)} with scales in {weight_scale.dtype}"
+    scale_dtype = getattr(projection, of_weight).dtype
+    if scale_dtype != torch.float32 or size[1] not in (64, 128):
+        return f"{UNKNOWN} FP8 in blocks of {tuple(size)} with scales in {scale_dtype}"
     if linear is fp8_utils.triton_w8a8_block_fp8_linear:
         multiply, layout = fp8_utils.w8a8_block_fp8_matmul_triton, "row_major"
     elif linear is not fp8_utils.deepgemm_w8a8_block_fp8_linear_with_fallback or deep_gemm_wrapper.DEEPGEMM_SCALE_UE8M0:
         return f"{UNKNOWN} {getattr(linear, '__name__', linear)}"
     else:
         multiply, layout = fp8_utils.w8a8_block_fp8_matmul_deepgemm, "tma_aligned"
-        if dtype != torch.bfloat16 or list(size) != BLOCK or weight.shape[0] % DEEP_GEMM_COLUMNS:
+        if dtype != torch.bfloat16 or list(size) != BLOCK or projection.weight.shape[0] % DEEP_GEMM_COLUMNS:
             return "DeepGEMM does not take its projection"
 
-    def product(_: Any, q: Tensor, scales: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
-        out = multiply(q, weight, scales, weight_scale, size, output_dtype=dtype)
+    def product(projection: Any, q: Tensor, scales: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
+        out = multiply(q, projection.weight, scales, getattr(projection, of_weight), size, output_dtype=dtype)
         return out if bias is None else out.add_(bias)
 
     return Prequantized(QuantFormat(group_size=size[1], scale_layout=layout), product)

@@ -94,6 +94,23 @@ def test_a_projection_of_quantized_rows_gives_the_bits_of_its_own_method(
             assert torch.equal(projection.quant_method.apply(projection, normed, bias), y)  # not ours: its own method
 
 
+@pytest.mark.parametrize("case", TAKEN)
+def test_weights_that_are_loaded_again_are_those_of_the_product(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    projection = TAKEN[case][0]()
+    own = projection.quant_method.apply
+    layer = layer_of(projection)
+    report(caplog, layer)
+    x = rows(5, HIDDEN)
+    before = projection.quant_method.apply(projection, layer.input_layernorm(x), None)
+    for name in ("weight_scale", "weight_scale_inv"):
+        if hasattr(projection, name):
+            setattr(projection, name, getattr(projection, name) * 2)
+    projection.weight = torch.ones_like(projection.weight, dtype=torch.float32).to(projection.weight.dtype)
+    after = projection.quant_method.apply(projection, layer.input_layernorm(x), None)
+    assert torch.equal(after, own(projection, _unfused(layer.input_layernorm)(x), None))
+    assert not torch.equal(after, before)
+
+
 def test_rows_say_what_decoder_layers_ask_of_a_tensor() -> None:
     q, scales = reference.quantize(rows(3, HIDDEN), QuantFormat())
     taken = Rows((q, scales, torch.bfloat16))
