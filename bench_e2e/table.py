@@ -26,17 +26,14 @@ RENDERERS = {"ops": "ops.ops_table", "training": "ops.ops_table", "accuracy": "a
 
 @dataclass(frozen=True)
 class Block:
-    """One table. marked: for each line the place of the cell that is bold."""
+    """One table."""
 
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
     title: str = ""
-    marked: Sequence[int | None] = ()
 
     def markdown(self) -> str:
-        rows = [self.header, ("---", *["---:"] * (len(self.header) - 1))]
-        for line, marked in zip(self.lines, self.marked or [None] * len(self.lines), strict=True):
-            rows.append([f"**{cell}**" if place == marked else cell for place, cell in enumerate(line)])
+        rows = [self.header, ("---", *["---:"] * (len(self.header) - 1)), *self.lines]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
         return f"{self.title}\n\n{table}" if self.title else table
 

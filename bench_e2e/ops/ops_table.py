@@ -118,22 +118,20 @@ def _block(title: str, results: Sequence[Result], copy_rate: float | None) -> Bl
     found = ((name, str(result["problems"].get(name, ""))) for result in results for name in result["contestants"])
     names = dict.fromkeys(name for name, problem in found if not problem.startswith("unsupported"))
     lines = [_cells(result, list(names), copy_rate) for result in results]
-    header, marked = list(lines[0]), []
-    for result in results:
-        times = {name: of["median_us"] for name, of in result["times"].items() if name != "copy"}
-        shown = times and result["regime"] not in OF_OURS
-        marked.append(header.index(min(times, key=times.__getitem__)) if shown else None)
-    return Block(header, [list(cells.values()) for cells in lines], title, marked)
+    return Block(list(lines[0]), [list(cells.values()) for cells in lines], title)
 
 
 def _cells(result: Result, names: Sequence[str], copy_rate: float | None) -> dict[str, str]:
     of_ours, cells = result["regime"] in OF_OURS, {"shape": _shape(result)}
+    times = {name: entry["median_us"] for name, entry in result["times"].items()}
+    fastest = min((name for name in times if name != "copy"), key=times.__getitem__, default="")
     for name in names:
         cells[name] = str(result["problems"].get(name, "-")).partition(":")[0]
-        if name in result["times"]:
-            ratio = result["ratios"].get(name) if of_ours else None
-            times = f" ({ratio['median']:.2f})" if ratio else ""
-            cells[name] = format_us(result["times"][name]["median_us"]) + times
+        if name in times and of_ours:
+            ratio = result["ratios"].get(name)
+            cells[name] = format_us(times[name]) + (f" ({ratio['median']:.2f})" if ratio else "")
+        elif name in times:
+            cells[name] = f"**{format_us(times[name])}**" if name == fastest else format_us(times[name])
     if not of_ours:
         peer = best_peer(result)
         cells["best peer / ours"] = f"{peer[1]:.2f} ({peer[0]})" if peer else "-"
