@@ -30,6 +30,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {"eager": False, "batch_sizes": (1, 16), "prompt_lens": (512, 8192), "decode_steps": 96},
 }
 
+Name = tuple[str, int]  # of an engine: its variant, and its place among them
+Rounds = list[dict[str, float]]  # the figures of one engine
+
 
 @dataclass
 class Engines:
@@ -43,24 +46,24 @@ class Engines:
     def run(self, work: Path) -> None:
         """Raises ChildFailed; the whole rounds until then stay."""
         chosen = self.chosen
-        names = [f"{variant}-{place}" for place in range(1, chosen.engines + 1) for variant in VARIANTS]
+        names = [(variant, place) for place in range(chosen.engines) for variant in VARIANTS]
         with starting(chosen.lock) as measure_alone, Children() as children:
             say(f"{len(names)} engines, all alive at once; logs in {work}")
             running = self._start(names, children, work)
-            lines = {name: startup_line(asked.child.lines()) for name, asked in running.items()}
-            self.measured.plugin_lines.update(_by_variant(lines))
+            for (variant, _), asked in running.items():
+                self.measured.plugin_lines[variant].append(startup_line(asked.child.lines()))
             measure_alone()
-            figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-            for number, name in turns.order(names, chosen.rounds):
-                figures[name].append(running[name].ask(number))
-                say_figures(f"round {number} of {chosen.rounds}, {name}", figures[name][-1])
+            figures: dict[str, list[Rounds]] = {variant: [[] for _ in range(chosen.engines)] for variant in VARIANTS}
+            for number, (variant, place) in turns.order(names, chosen.rounds):
+                figures[variant][place].append(running[variant, place].ask(number))
+                say_figures(f"round {number} of {chosen.rounds}, {variant}-{place + 1}", figures[variant][place][-1])
                 self.keep(figures)
-            self.measured.run["layer"] = {variant: running[f"{variant}-1"].ask(LAYER) for variant in VARIANTS}
+            self.measured.run["layer"] = {variant: running[variant, 0].ask(LAYER) for variant in VARIANTS}
 
-    def keep(self, figures: dict[str, list[dict[str, float]]]) -> None:
-        """The whole rounds. figures: engine, such as `native-1` -> what it measured in each round."""
-        whole = min(map(len, figures.values()))
-        rounds = _by_variant({name: of[:whole] for name, of in figures.items()})
+    def keep(self, figures: dict[str, list[Rounds]]) -> None:
+        """The whole rounds. figures: variant -> of each engine what it measured in each round."""
+        whole = min(len(rounds) for engines in figures.values() for rounds in engines)
+        rounds = {variant: [of_one[:whole] for of_one in engines] for variant, engines in figures.items()}
         self.measured.run.update(method=self.load.method(self.chosen.engines, whole), rounds=rounds)
         for variant, engines in rounds.items() if whole else ():
             self.measured.pairs[variant] = [
@@ -68,21 +71,21 @@ class Engines:
                 for of_one in engines
             ]
 
-    def _start(self, names: Sequence[str], children: Children, work: Path) -> dict[str, turns.Asked]:
+    def _start(self, names: Sequence[Name], children: Children, work: Path) -> dict[Name, turns.Asked]:
         """All at once on CUDA. On CPU, where each takes all the cores, one after the other."""
         chosen, running = self.chosen, {}
         model, _ = options.model_and_tokenizer(chosen, work)
         settings = {"engine": chosen.engine, "model": model, "options": self.engine_options}
         settings |= {"load": asdict(self.load), "device": chosen.device}
-        for name in names:
-            folder = work / name
+        for variant, place in names:
+            folder = work / f"{variant}-{place + 1}"
             folder.mkdir()
             (folder / "engine.json").write_text(json.dumps(settings))
-            variables = _variables(name.rpartition("-")[0], chosen, model, work)
+            variables = _variables(variant, chosen, model, work)
             child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
-            running[name] = turns.Asked(name, child, folder, chosen.start_timeout)
+            running[variant, place] = turns.Asked(folder.name, child, folder, chosen.start_timeout)
             if chosen.device == "cpu":
-                running[name].start()
+                running[variant, place].start()
         for asked in running.values() if chosen.device != "cpu" else ():
             asked.start()
         return running
@@ -138,7 +141,3 @@ def _variables(variant: str, chosen: argparse.Namespace, model: str, work: Path)
     if found.get("SGLANG_PLUGINS"):  # the user's choice, beside which this one is to load; empty means all
         found["SGLANG_PLUGINS"] += f",{PLUGIN}"
     return found
-
-
-def _by_variant(of_engines: dict[str, Any]) -> dict[str, list[Any]]:
-    return {variant: [of for name, of in of_engines.items() if name.startswith(f"{variant}-")] for variant in VARIANTS}

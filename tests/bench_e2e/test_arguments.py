@@ -200,7 +200,7 @@ def test_whole_rounds_are_saved_even_where_a_time_is_0(monkeypatch: pytest.Monke
 
     def interrupted(self: step.Engines, work: Path) -> None:
         self.measured.plugin_lines["serving_ops"].append(ON)
-        self.keep({"native-1": [figures], "serving_ops-1": [figures, figures]})
+        self.keep({"native": [[figures]], "serving_ops": [[figures, figures]]})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(step.Engines, "run", interrupted)
