@@ -31,7 +31,7 @@ def prewarm(norms: Iterable[NormSpec]) -> PrewarmReport:
     After it, no call that matches a spec compiles, whatever its number of rows. On CPU it runs each norm once, which
     loads and chooses the C++ kernels. A norm that fails is logged once and reported, and not raised.
 
-    Raises TypeError where `norms` holds something else than a `NormSpec`, and then runs none.
+    Raises TypeError where `norms` is no iterable, or holds something else than a `NormSpec`, and then runs none.
     """
     report = PrewarmReport()
     started = time.perf_counter()
@@ -48,6 +48,8 @@ def prewarm(norms: Iterable[NormSpec]) -> PrewarmReport:
 
 def _specs(norms: Iterable[NormSpec]) -> list[NormSpec]:
     """Each once."""
+    if not isinstance(norms, Iterable):
+        raise TypeError(f"serving_ops: norms is {norms!r}: it must be an iterable of serving_ops.NormSpec")
     specs = [norms] if isinstance(norms, str) else list(norms)
     for spec in specs:
         if not isinstance(spec, NormSpec):

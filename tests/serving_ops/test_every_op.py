@@ -508,6 +508,12 @@ def test_a_failing_prewarm_is_reported_and_not_raised(device: torch.device, op: 
     assert report.warmed == [good]
 
 
+@pytest.mark.parametrize("norms", [next(iter(specs(OPS[0]))), None], ids=["one spec", "None"])
+def test_prewarm_takes_an_iterable_alone(norms: Any) -> None:
+    with pytest.raises(TypeError, match=r"norms is (NormSpec|None).*: it must be an iterable"):
+        serving_ops.prewarm(norms)
+
+
 @pytest.mark.parametrize("norms", ["rms_norm", ["rms_norm"], [None]], ids=str)
 def test_prewarm_takes_specs_alone(norms: Any) -> None:
     with pytest.raises(TypeError, match=r"norms holds ('rms_norm'|None): .*NormSpec"):
