@@ -99,16 +99,16 @@ def is_for(vllm_config: Any) -> bool:
     return can_run() and bool(getattr(vllm_config.compilation_config.pass_config, "fuse_norm_quant", False))
 
 
-def take(fused: Sequence[NormSpec]) -> bool:
+def take(fused: Sequence[NormSpec]) -> None:
     """Prewarm what vLLM's pass may make of a loaded model's norms, and put our operators into the pass.
 
-    vLLM looks the operators up when it first compiles, which is later. Returns False where the prewarm fails and `_C`'s
-    stay.
+    vLLM looks the operators up when it first compiles, which is later. Raises RuntimeError where the prewarm fails, and
+    as `install`; `_C`'s operators stay then.
     """
     failed = prewarm(fused, _logger)
-    if not failed:
-        install()
-    return not failed
+    if failed:
+        raise RuntimeError(next(iter(failed.values())))
+    install()
 
 
 def specs(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_config: Any) -> list[NormSpec]:

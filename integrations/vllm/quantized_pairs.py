@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import NormSpec, QuantFormat, settings
+from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.calls import alike, rows_fit
 from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
 from serving_ops.integrations.common.norm_layers import prewarm
@@ -166,7 +167,10 @@ def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
 
 
 def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> str | None:
-    """Have the norms of a loaded model quantize where that serves faster; returns a phrase for the start-up line."""
+    """Have the norms of a loaded model quantize where that serves faster; returns a phrase for the start-up line.
+
+    Raises where the kernels fail, ours or vLLM's; nothing has changed then.
+    """
     every = list(pairs_of(models, activations(vllm_config, device)))
     if not every or not _may(vllm_config):
         return None
@@ -175,12 +179,11 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
     found = [pair for pair in faster if why_reference(pair.specs) is None]
     if not found:
         return None
-    failed = prewarm(list(dict.fromkeys(spec for pair in found for spec in pair.specs)), _logger)
-    if failed:
-        installed.failures[NAME] = next(iter(failed.values()))
-        return f"no norm quantizes for the layer behind it: {installed.failures[NAME]}"
-    for pair in {type(pair.kernel): pair for pair in found}.values():
-        try_product(pair)
+    try:
+        _try(found)
+    except Exception as error:
+        installed.failures[NAME] = guard.reason_of(error)  # cached graphs are told apart by it
+        raise
     for pair in found:
         switch(pair)
     return f"{len(found)} norms quantize for the layer behind them, where our kernels run"
@@ -195,14 +198,16 @@ def _may(vllm_config: Any) -> bool:
 
 
 @torch.inference_mode()
-def try_product(pair: Pair) -> None:
-    """Compute a row once. Raises where vLLM's kernels or rows are not what ours were written for: nothing is switched.
-
-    vLLM would find that out while it profiles memory, and stop.
-    """
-    spec = pair.specs[0]
-    row = _quantizing(pair)(torch.ones(1, spec.size, dtype=spec.dtype, device=spec.device))
-    CONSUMERS[type(pair.kernel).__name__].product(pair.kernel, pair.linear, row, None)
+def _try(pairs: Sequence[Pair]) -> None:
+    """Prewarm the norms, and compute a row by each class of kernels. Raises where a kernel of ours fails, or vLLM's
+    kernels or rows are not what ours were written for: vLLM would find that while it profiles memory, and stop."""
+    failed = prewarm(list(dict.fromkeys(spec for pair in pairs for spec in pair.specs)), _logger)
+    if failed:
+        raise RuntimeError(next(iter(failed.values())))
+    for pair in {type(pair.kernel): pair for pair in pairs}.values():
+        spec = pair.specs[0]
+        row = _quantizing(pair)(torch.ones(1, spec.size, dtype=spec.dtype, device=spec.device))
+        CONSUMERS[type(pair.kernel).__name__].product(pair.kernel, pair.linear, row, None)
 
 
 def switch(pair: Pair) -> None:

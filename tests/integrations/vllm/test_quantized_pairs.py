@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -442,8 +443,11 @@ def test_a_kernel_that_takes_other_rows_leaves_the_norm_to_vllm_and_does_not_sto
         other.setattr(ops, "onednn_scaled_mm", onednn_scaled_mm)
         worker = SimpleNamespace(vllm_config=_config(), device=CPU)
         assert list(startup._beside_norms([torch.nn.ModuleList([layer])], [], worker)) == []
-    assert "could not have its norms quantize: " in caplog.text
-    assert "onednn_scaled_mm() takes" in caplog.text
+        monkeypatch.setenv("SERVING_OPS", "strict")
+        with pytest.raises(RuntimeError, match=r"strict: could not have its norms quantize: .*onednn_scaled_mm"):
+            list(startup._beside_norms([torch.nn.ModuleList([layer])], [], worker))
+    assert re.search(r"could not have its norms quantize: .*onednn_scaled_mm\(\) takes", caplog.text)
+    assert quantized_pairs.NAME in installed.failures
     assert layer.input_layernorm._forward_method == own
     assert isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
 
@@ -464,5 +468,8 @@ def test_where_the_prewarm_fails_nothing_changes_and_cached_graphs_are_told_apar
     everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any
 ) -> None:
     monkeypatch.setattr(serving_ops, "prewarm", lambda specs: PrewarmReport(failed=dict.fromkeys(specs, "no compiler")))
-    assert _take(_config()) == ("no norm quantizes for the layer behind it: no compiler", False)
-    assert quantized_pairs.NAME in installed.failures
+    layer = _decoder(_norm(), *_cpu_int8())
+    with pytest.raises(RuntimeError, match="no compiler"):
+        quantized_pairs.take([torch.nn.ModuleList([layer])], _config(), CPU)
+    assert isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
+    assert installed.failures == {quantized_pairs.NAME: "no compiler"}

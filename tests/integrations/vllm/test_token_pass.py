@@ -13,7 +13,8 @@ pytest.importorskip("vllm")
 
 from in_process import DEVICE, HIDDEN, fp8_linear, model_config
 
-from serving_ops import NormSpec
+import serving_ops
+from serving_ops import NormSpec, PrewarmReport
 from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import quant_fusion, quantization, startup, token_pass
 
@@ -106,7 +107,7 @@ def test_our_operators_are_in_a_pass_that_runs_where_a_layer_quantizes_before_it
 ) -> None:
     """Whether the norms that the pass leaves are ours or not."""
     taken: list[NormSpec] = []
-    monkeypatch.setattr(quant_fusion, "take", lambda fused: not taken.extend(fused))
+    monkeypatch.setattr(quant_fusion, "take", taken.extend)
     monkeypatch.setattr(quantization, "why_norms_stay", lambda config: None)
     models = [torch.nn.ModuleList([fp8_linear(kernel, BLOCK)])]
     phrase = token_pass.take(models, [SimpleNamespace(specs=(NORM,))], _config(True))
@@ -118,21 +119,32 @@ def of_a_token_model() -> Any:
     return _config(), [torch.nn.ModuleList([fp8_linear()])], [SimpleNamespace(specs=(NORM,))]
 
 
-@pytest.mark.parametrize("warmed", [True, False])
-def test_it_is_turned_on_once_our_kernels_are_in_it_and_not_where_they_cannot_be(
-    monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any, warmed: bool
+def test_it_is_turned_on_once_our_kernels_are_in_it(monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any) -> None:
+    config, models, found = of_a_token_model
+    monkeypatch.setattr(quant_fusion, "install", lambda: None)
+    monkeypatch.setattr(serving_ops, "prewarm", lambda norms: PrewarmReport())
+    assert "our kernels run" in (token_pass.take(models, found, config) or "")
+    assert config.compilation_config.pass_config.fuse_norm_quant
+
+
+def _fail(norms: Any) -> PrewarmReport:
+    return PrewarmReport(failed=dict.fromkeys(norms, "no compiler"))
+
+
+@pytest.mark.parametrize(
+    ("ours", "fail"), [(serving_ops, "prewarm"), (quant_fusion, "install")], ids=["prewarm", "install"]
+)
+def test_a_failure_of_ours_leaves_it_off_and_stops_strict_mode(
+    monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any, ours: Any, fail: str
 ) -> None:
     config, models, found = of_a_token_model
-    monkeypatch.setattr(quant_fusion, "take", lambda fused: warmed)
-    phrase = token_pass.take(models, found, config) or ""
-    assert config.compilation_config.pass_config.fuse_norm_quant == warmed
-    assert ("our kernels run" in phrase) == warmed
-
-
-def test_an_error_of_ours_leaves_it_off(monkeypatch: pytest.MonkeyPatch, of_a_token_model: Any) -> None:
-    config, models, found = of_a_token_model
-    monkeypatch.setenv("SERVING_OPS", "auto")
-    monkeypatch.setattr(quant_fusion, "take", lambda fused: 1 / 0)
+    monkeypatch.setattr(ours, fail, _fail if fail == "prewarm" else lambda: 1 / 0)
     worker = SimpleNamespace(vllm_config=config, device=DEVICE)
+    monkeypatch.setenv("SERVING_OPS", "auto")
     assert list(startup._beside_norms(models, found, worker)) == []
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    with pytest.raises(
+        RuntimeError, match=r"SERVING_OPS=strict: could not take its fused norms: (no compiler|division)"
+    ):
+        list(startup._beside_norms(models, found, worker))
     assert not config.compilation_config.pass_config.fuse_norm_quant
