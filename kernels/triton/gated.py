@@ -173,7 +173,7 @@ def gated_quant_kernel(
     )  # fmt: skip
 
 
-_launcher = Launcher(gated_kernel, enable_fp_fusion=False)  # as norm_tile
+_launcher = Launcher(gated_kernel, enable_fp_fusion=False)  # as tiles of norms
 _quantizing = Launcher(gated_quant_kernel, enable_fp_fusion=False)
 
 

@@ -1,15 +1,13 @@
 """The kernels of `rms_norm` and `fused_add_rms_norm`, plain and quantized, for rows of any size.
 
-KERNEL says how rows are loaded and summed, and so which of `norm_tile`, `norm_row` and `norm_wide` is compiled. These
-take the rows of a tensor as `row_start` does, and a weight with its offset; what is absent is None. Constants are
-not in these tuples: Triton keeps no constant that a loop finds in a tuple.
+KERNEL says how rows are loaded and summed, and so which of `norm_rows` and `norm_wide` is compiled. These take the rows
+of a tensor as `row_start` does, and a weight with its offset; what is absent is None. Constants are not in these
+tuples: Triton keeps no constant that a loop finds in a tuple.
 """
 
 import triton.language as tl
-from serving_ops.kernels.triton.arithmetic import row_at, tile_at
 from serving_ops.kernels.triton.epilogue import put_quantized_rows, put_rounded
-from serving_ops.kernels.triton.norm_row import normed_row
-from serving_ops.kernels.triton.norm_tile import normed_tile
+from serving_ops.kernels.triton.norm_rows import normed_rows, rows_at
 from serving_ops.kernels.triton.norm_wide import norm_wide
 from serving_ops.kernels.triton.variant import unspecialized
 
@@ -52,23 +50,18 @@ def norm_rows_kernel(
         total = (total_ptr, residual_outer_stride, residual_row_stride)
     if HAS_WEIGHT:
         weight = (weight_ptr, weight_offset)
-    if KERNEL == "tile":
-        normed, outer, row, columns, mask = normed_tile(
-            x, residual, total, weight, num_rows, inner, eps,
-            N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
-        )  # fmt: skip
-        put_rounded(tile_at(out, outer, row, columns, ALIGNED), normed, mask)
-    elif KERNEL == "row":
-        normed, outer, row, columns, mask = normed_row(
-            x, residual, total, weight, inner, eps,
-            N, BLOCK_N, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
-        )  # fmt: skip
-        put_rounded(row_at(out, outer, row, columns, ALIGNED), normed, mask)
-    else:
+    if KERNEL == "wide":
         norm_wide(
             x, residual, total, weight, out, None, None, inner, eps,
             N, BLOCK_N, KEPT_N, None, None, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
         )  # fmt: skip
+    else:
+        TILE: tl.constexpr = KERNEL == "tile"
+        normed, outer, row, columns, mask = normed_rows(
+            x, residual, total, weight, num_rows, inner, eps,
+            N, BLOCK_N, LOG2_BLOCK_N, ROWS, TILE, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
+        )  # fmt: skip
+        put_rounded(rows_at(out, outer, row, columns, ALIGNED, TILE), normed, mask)
 
 
 @unspecialized
@@ -126,20 +119,13 @@ def norm_rows_quant_kernel(
             N, BLOCK_N, KEPT_N, SCALED, FORM, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
         )  # fmt: skip
     else:
-        if KERNEL == "tile":
-            y, outer, row, columns, mask = normed_tile(
-                x, residual, residual, weight, num_rows, inner, eps,
-                N, BLOCK_N, LOG2_BLOCK_N, ROWS, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
-            )  # fmt: skip
-            values = y.to(x_ptr.dtype.element_ty)
-            normed_ptrs = tile_at(normed, outer, row, columns, ALIGNED)
-            q_ptrs = tile_at(q, outer, row, columns, ALIGNED, Q_BYTES)
-        else:
-            y, outer, row, columns, mask = normed_row(
-                x, residual, residual, weight, inner, eps, N, BLOCK_N, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP
-            )  # fmt: skip
-            values = y.to(x_ptr.dtype.element_ty)
-            normed_ptrs = row_at(normed, outer, row, columns, ALIGNED)
-            q_ptrs = row_at(q, outer, row, columns, ALIGNED, Q_BYTES)
+        TILE: tl.constexpr = KERNEL == "tile"
+        y, outer, row, columns, mask = normed_rows(
+            x, residual, residual, weight, num_rows, inner, eps,
+            N, BLOCK_N, LOG2_BLOCK_N, ROWS, TILE, FLAT, ALIGNED, WEIGHT_IN_FP32, PDL, OVERLAP,
+        )  # fmt: skip
+        values = y.to(x_ptr.dtype.element_ty)
+        normed_ptrs = rows_at(normed, outer, row, columns, ALIGNED, TILE)
+        q_ptrs = rows_at(q, outer, row, columns, ALIGNED, TILE, Q_BYTES)
         first_row = tl.program_id(0).to(tl.int64) * ROWS
         put_quantized_rows(normed_ptrs, q_ptrs, values, mask, first_row, num_rows, scales, N, SCALED, FORM)

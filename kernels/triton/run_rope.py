@@ -14,7 +14,7 @@ from serving_ops.kernels.triton.launch import Launcher
 from serving_ops.kernels.triton.rope import qk_norm_rope_kernel
 from serving_ops.kernels.triton.variant import ALIGNMENT, Variant, flags_of
 
-_launcher = Launcher(qk_norm_rope_kernel, enable_fp_fusion=False)  # as norm_tile
+_launcher = Launcher(qk_norm_rope_kernel, enable_fp_fusion=False)  # as tiles of norms
 
 
 def run_qk_norm_rope(
