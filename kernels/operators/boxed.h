@@ -31,10 +31,12 @@ std::array<NewTensor, 2> new_quantized(const Arguments& arguments) {
           NewTensor::empty(x.handle, scales.num_dims, scales.sizes, scales.strides, scales.dtype)};
 }
 
-// An operator on one device: what its arguments are read into, and what runs that. Op: kName, kKinds, kArguments,
+// An operator on one device, where `run` runs what its arguments are read into. Op: Call, kName, kKinds, kArguments,
 // and where it makes its results, results(arguments).
-template <class Op, class Call, bool (*run)(const Call&)>
+template <class Op, bool (*run)(const typename Op::Call&)>
 struct Operator {
+  using Call = typename Op::Call;
+
   // Runs the kernels, or, where they do not take the call, the fallback.
   static void call(Arguments& arguments) {
     Call call;

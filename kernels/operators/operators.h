@@ -9,17 +9,21 @@
 
 namespace serving_ops {
 
-template <class Op, class Call = NormCall>
-using OnCpu = Operator<Op, Call, &cpu::run>;
-template <class Op, class Call = NormCall>
-using OnCuda = Operator<Op, Call, &cuda::run>;
+template <class Op>
+using OnCpu = Operator<Op, &cpu::run>;
+template <class Op>
+using OnCuda = Operator<Op, &cuda::run>;
 
-struct FusedAdd {
+// What an op's arguments are read into.
+template <class Read>
+struct ReadAs {
+  using Call = Read;
+};
+
+struct FusedAdd : ReadAs<NormCall> {
   static constexpr char kName[] = "fused_add_rms_norm", kKinds[] = "tto..";
   static constexpr char kArguments[] = "x residual weight eps weight_offset";
 };
-using FusedAddCpu = OnCpu<FusedAdd>;
-using FusedAddCuda = OnCuda<FusedAdd>;
 
 // add_rms_norm: (x, residual, weight, eps, weight_offset) -> (out, total), the same on copies.
 inline void add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
@@ -32,94 +36,77 @@ inline void add_rms_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
   NewTensor out = copy(0), total = copy(1);
   in_place[0] = out.boxed();
   in_place[1] = total.boxed();
-  FusedAddCpu::call(arguments);
+  OnCpu<FusedAdd>::call(arguments);
   stack[0] = out.release();
   stack[1] = total.release();
 }
 
-struct RmsNorm {
+struct RmsNorm : ReadAs<NormCall> {
   static constexpr char kName[] = "rms_norm", kKinds[] = "to..T";
   static constexpr char kArguments[] = "x weight eps weight_offset out";
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
-using RmsNormCpu = OnCpu<RmsNorm>;
-using RmsNormCuda = OnCuda<RmsNorm>;
 
-struct Gated {
+struct Gated : ReadAs<NormCall> {
   static constexpr char kName[] = "rms_norm_gated", kKinds[] = "too.o.siT";
   static constexpr char kArguments[] = "x z weight eps bias norm_before_gate activation group_size out";
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
-using GatedCpu = OnCpu<Gated>;
-using GatedCuda = OnCuda<Gated>;
 
-struct NormQuant {
+struct NormQuant : ReadAs<NormCall> {
   static constexpr char kName[] = "rms_norm_quant", kKinds[] = "to.sTTo.o";
   static constexpr char kArguments[] = "x weight eps fmt out scales_out scale weight_offset normed";
   static auto results(const Arguments& arguments) { return new_quantized<NormQuant>(arguments); }
 };
-using NormQuantCpu = OnCpu<NormQuant>;
-using NormQuantCuda = OnCuda<NormQuant>;
 
-struct FusedAddQuant {
+struct FusedAddQuant : ReadAs<NormCall> {
   static constexpr char kName[] = "fused_add_rms_norm_quant", kKinds[] = "tto.sTTo.o";
   static constexpr char kArguments[] = "x residual weight eps fmt out scales_out scale weight_offset normed";
   static auto results(const Arguments& arguments) { return new_quantized<FusedAddQuant>(arguments); }
 };
-using FusedAddQuantCpu = OnCpu<FusedAddQuant>;
-using FusedAddQuantCuda = OnCuda<FusedAddQuant>;
 
-struct GatedQuant {
+struct GatedQuant : ReadAs<NormCall> {
   static constexpr char kName[] = "rms_norm_gated_quant", kKinds[] = "too.sTToo.sio";
   static constexpr char kArguments[] =
       "x z weight eps fmt out scales_out scale bias norm_before_gate activation group_size normed";
   static auto results(const Arguments& arguments) { return new_quantized<GatedQuant>(arguments); }
 };
-using GatedQuantCuda = OnCuda<GatedQuant>;
 
 // With the schemas of vLLM's _C operators, whose is_scale_transposed the strides of the scales say too.
-struct TokenQuant {
+struct TokenQuant : ReadAs<NormCall> {
   static constexpr char kName[] = "vllm_rms_norm_dynamic_per_token_quant", kKinds[] = "tttt.oo";
   static constexpr char kArguments[] = "out x weight scales_out eps scale_ub residual";
 };
-using TokenQuantCuda = OnCuda<TokenQuant>;
 
-struct BlockQuant {
+struct BlockQuant : ReadAs<NormCall> {
   static constexpr char kName[] = "vllm_rms_norm_per_block_quant", kKinds[] = "tttt.oo..";
   static constexpr char kArguments[] = "out x weight scales_out eps scale_ub residual group_size";
 };
-using BlockQuantCuda = OnCuda<BlockQuant>;
 
-struct Rope {
+struct Rope : ReadAs<RopeCall> {
   static constexpr char kName[] = "qk_norm_rope", kKinds[] = "tttoo.....i.l.ooooooo";
   static constexpr char kArguments[] = "qkv positions cos_sin_cache";  // and more
   static constexpr bool kIsShort = false;
 };
-using RopeCpu = OnCpu<Rope, RopeCall>;
-using RopeCuda = OnCuda<Rope, RopeCall>;
 
 // The same with few arguments, for vLLM's layers: integrations/vllm/qk_norm_rope_layer.py defines it.
-struct ShortRope {
+struct ShortRope : ReadAs<RopeCall> {
   static constexpr char kName[] = "vllm_qk_norm_rope", kKinds[] = "ttttts";
   static constexpr char kArguments[] = "qkv positions cos_sin_cache q_weight k_weight options";
   static constexpr bool kIsShort = true;
 };
-using ShortRopeCpu = OnCpu<ShortRope, RopeCall>;
-using ShortRopeCuda = OnCuda<ShortRope, RopeCall>;
 
 // The gradients.
-struct NormBackward {
+struct NormBackward : ReadAs<BackwardCall> {
   static constexpr char kName[] = "rms_norm_backward", kKinds[] = "tto..oTT";
   static constexpr char kArguments[] = "dout x weight eps weight_offset ds_more dx dweight";
   static auto results(const Arguments& arguments) { return new_like<1, 2>(arguments); }
 };
-using NormBackwardCpu = OnCpu<NormBackward, BackwardCall>;
 
-struct GatedBackward {
+struct GatedBackward : ReadAs<BackwardCall> {
   static constexpr char kName[] = "rms_norm_gated_backward", kKinds[] = "ttoo.o.siTTTT";
   static constexpr char kArguments[] = "dout x z weight eps bias norm_before_gate activation group_size dx dz dweight dbias";
   static auto results(const Arguments& arguments) { return new_like<1, 2, 3, 5>(arguments); }
 };
-using GatedBackwardCpu = OnCpu<GatedBackward, BackwardCall>;
 
 }  // namespace serving_ops

@@ -8,26 +8,28 @@
 #include "../cuda/run.h"
 #include "operators.h"
 
+using namespace serving_ops;  // contract.def names what is in it
+
 // For Python, through ctypes (serving_ops/extension.py).
 #define SERVING_OPS_EXPORT extern "C" __attribute__((visibility("default")))
 
 STABLE_TORCH_LIBRARY_IMPL(serving_ops, CPU, library) {
-#define CPU(name, function) library.impl(#name, &serving_ops::function);
+#define CPU(name, function) library.impl(#name, &function);
 #include "../contract.def"
 }
 
 STABLE_TORCH_LIBRARY_IMPL(serving_ops, CUDA, library) {
-#define CUDA(name, function) library.impl(#name, &serving_ops::function);
+#define CUDA(name, function) library.impl(#name, &function);
 #include "../contract.def"
 }
 
 SERVING_OPS_EXPORT uint64_t serving_ops_kernel_calls(int op) {
-  return op < 0 || op >= serving_ops::kNumOps ? 0 : serving_ops::kernel_calls[op].load(std::memory_order_relaxed);
+  return op < 0 || op >= kNumOps ? 0 : kernel_calls[op].load(std::memory_order_relaxed);
 }
 
-SERVING_OPS_EXPORT int serving_ops_cpu_use(const char* isa) { return serving_ops::cpu::use_kernels(isa); }
+SERVING_OPS_EXPORT int serving_ops_cpu_use(const char* isa) { return cpu::use_kernels(isa); }
 
-SERVING_OPS_EXPORT const char* serving_ops_cpu_isa() { return serving_ops::cpu::chosen_kernels().isa; }
+SERVING_OPS_EXPORT const char* serving_ops_cpu_isa() { return cpu::chosen_kernels().isa; }
 
 // 0 where it was added; nothing that C++ throws may reach Python's C.
 SERVING_OPS_EXPORT int serving_ops_cuda_add_variant(uint64_t flags, int64_t size, int64_t group_size, int64_t min_rows,
@@ -35,10 +37,9 @@ SERVING_OPS_EXPORT int serving_ops_cuda_add_variant(uint64_t flags, int64_t size
                                                     uint32_t num_warps, uint32_t shared_bytes, int dependent,
                                                     const uint8_t* parameters, int num_parameters) {
   try {
-    serving_ops::cuda::variants().add(
-        {flags, size, group_size},
-        {min_rows, max_rows, rows_per_program, function, 32 * num_warps, shared_bytes, dependent != 0,
-         serving_ops::cuda::Recipe(parameters, num_parameters)});
+    cuda::variants().add({flags, size, group_size},
+                         {min_rows, max_rows, rows_per_program, function, 32 * num_warps, shared_bytes, dependent != 0,
+                          cuda::Recipe(parameters, num_parameters)});
     return 0;
   } catch (const std::exception&) {
     return -1;

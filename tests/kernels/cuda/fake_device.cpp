@@ -90,18 +90,9 @@ const Kernels& chosen_kernels() {  // never called: no call comes to the CPU's h
 }  // namespace serving_ops
 
 STABLE_TORCH_LIBRARY_IMPL(serving_ops_fake, CPU, library) {
-  library.impl("fused_add_rms_norm", &serving_ops::FusedAddCuda::into);
-  library.impl("rms_norm.out", &serving_ops::RmsNormCuda::into);
-  library.impl("rms_norm_gated.out", &serving_ops::GatedCuda::into);
-  library.impl("qk_norm_rope", &serving_ops::RopeCuda::into);
-  library.impl("vllm_qk_norm_rope", &serving_ops::ShortRopeCuda::into);
-  library.impl("rms_norm_quant", &serving_ops::NormQuantCuda::make);
-  library.impl("rms_norm_quant.out", &serving_ops::NormQuantCuda::into);
-  library.impl("fused_add_rms_norm_quant.out", &serving_ops::FusedAddQuantCuda::into);
-  library.impl("rms_norm_gated_quant", &serving_ops::GatedQuantCuda::make);
-  library.impl("rms_norm_gated_quant.out", &serving_ops::GatedQuantCuda::into);
-  library.impl("vllm_rms_norm_dynamic_per_token_quant", &serving_ops::TokenQuantCuda::into);
-  library.impl("vllm_rms_norm_per_block_quant", &serving_ops::BlockQuantCuda::into);
+  using namespace serving_ops;
+#define CUDA(name, function) library.impl(#name, &function);
+#include "../../../kernels/contract.def"
 }
 
 extern "C" const void* fake_last() { return &last; }
