@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_ENTRY = re.compile(r"^(CPU|CUDA|OP|DTYPE|FLAG|PARAMETER|SCALE_FORM|FIELD|ROWS|LIMIT)\((.*?)\)", re.MULTILINE)
-_ENTRIES = [
-    (kind, words.split(", ")) for kind, words in _ENTRY.findall(Path(__file__).with_name("contract.def").read_text())
-]
+_FILE = Path(__file__).with_name("contract.def").read_bytes()
+_ENTRY = re.compile(r"^(OP|DTYPE|FLAG|PARAMETER|SCALE_FORM|FIELD|ROWS|LIMIT)\((.*?)\)", re.MULTILINE)
+_ENTRIES = [(kind, words.split(", ")) for kind, words in _ENTRY.findall(_FILE.decode())]
+
+DIGEST = hashlib.sha256(_FILE).hexdigest()
+"""Of the file, as `kernels/CMakeLists.txt` puts it into the library."""
 
 
 def _fields() -> Iterator[tuple[str, str]]:
@@ -33,8 +36,3 @@ FIELDS = dict(_fields())
 """What a kernel may be passed: names and types, in the order in which C++ holds them."""
 
 LIMITS = {name: int(value) for _, name, value in _of("LIMIT")}
-
-
-def text() -> str:
-    """All of it, as `kernels/operators/register.cpp` puts it into the library."""
-    return "".join(f" {kind}({', '.join(words)})" for kind, words in _ENTRIES)

@@ -55,13 +55,13 @@ def _why_refused(path: Path) -> str | None:
         content = path.read_bytes()
     except OSError as error:
         return str(error)
-    found = re.search(rb"serving_ops contract: version (\S+)([^\0]*)\0", content)
+    found = re.search(rb"serving_ops contract: version (\S+) (\w+)\0", content)
     if found is None:
         return "it says neither its version nor what it was built for"
-    version, agreed = (part.decode(errors="replace") for part in found.groups())
+    version, digest = (part.decode(errors="replace") for part in found.groups())
     if version != __version__:
         return f"its version is {version}, this package's is {__version__}"
-    if agreed != contract.text():
+    if digest != contract.DIGEST:
         return "it was built from another kernels/contract.def: build it again"
     return None
 

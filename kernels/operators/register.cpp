@@ -47,17 +47,5 @@ SERVING_OPS_EXPORT int serving_ops_cuda_add_variant(uint64_t flags, int64_t size
 }
 
 // Python reads this from the file before it loads it: loading registers the operators.
-#define CPU(name, function) " CPU(" #name ", " #function ")"
-#define CUDA(name, function) " CUDA(" #name ", " #function ")"
-#define OP(symbol, name) " OP(" #symbol ", " #name ")"
-#define DTYPE(name) " DTYPE(" #name ")"
-#define FLAG(symbol, name, bit) " FLAG(" #symbol ", " #name ", " #bit ")"
-#define PARAMETER(symbol, name) " PARAMETER(" #symbol ", " #name ")"
-#define SCALE_FORM(name) " SCALE_FORM(" #name ")"
-#define FIELD(name, type) " FIELD(" #name ", " #type ")"
-#define ROWS(name) " ROWS(" #name ")"
-#define LIMIT(symbol, name, value) " LIMIT(" #symbol ", " #name ", " #value ")"
 SERVING_OPS_EXPORT __attribute__((used)) const char serving_ops_contract[] =
-    "serving_ops contract: version " SERVING_OPS_VERSION
-#include "../contract.def"
-    ;
+    "serving_ops contract: version " SERVING_OPS_VERSION " " SERVING_OPS_CONTRACT;
