@@ -24,18 +24,20 @@ inline void fetch(const X* block) {
     __builtin_prefetch(reinterpret_cast<const char*>(block) + line, to_write);
 }
 
-struct One {  // a count that the compiler knows
-  constexpr operator int() const { return 1; }
+template <int kCount>
+struct Known {  // a count that the compiler knows
+  constexpr operator int() const { return kCount; }
 };
 
-// f(first, count) for as many rows at once as pays, until num_rows are done; count is One or an int up to kRowsAtOnce.
-template <class F>
+// f(first, count) for as many rows at once as pays, until num_rows are done: kWide long ones, or kRowsAtOnce short ones.
+// count is Known<kWide> or an int.
+template <int kWide = 1, class F>
 inline void for_each_few_rows(int64_t num_rows, int64_t size, F f) {
   int64_t m = 0;
-  if (size <= kShortRow)
-    for (; m < num_rows; m += kRowsAtOnce)
-      f(m, static_cast<int>(num_rows - m < kRowsAtOnce ? num_rows - m : kRowsAtOnce));
-  for (; m < num_rows; ++m) f(m, One{});
+  if (size > kShortRow)
+    for (; m + kWide <= num_rows; m += kWide) f(m, Known<kWide>{});
+  for (; m < num_rows; m += kRowsAtOnce)
+    f(m, static_cast<int>(num_rows - m < kRowsAtOnce ? num_rows - m : kRowsAtOnce));
 }
 
 // A few rows of an operand, from a column on; data is null where a call lacks it.

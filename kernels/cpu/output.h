@@ -7,14 +7,12 @@ namespace serving_ops::cpu {
 namespace {
 
 // Rounded to X.
-template <class X>
-struct Rounded {
-  X* data;
-  int64_t stride;
-  Rounded(Rows rows, int64_t first) : data(static_cast<X*>(rows.data) + first * rows.stride), stride(rows.stride) {}
-  template <class V, class Size>
+template <class V, class X>
+struct Rounded : FewRows<V, X> {
+  using FewRows<V, X>::FewRows;
+  template <class Rounding, class Size>
   void write(int m, int64_t i, typename V::Pair y, Size part) const {
-    V::store(data + m * stride + i, y, part);
+    Rounding::store(this->at(m, i), y, part);
   }
   void end(int, int64_t) const {}
 };
@@ -23,28 +21,22 @@ struct Rounded {
 template <class V, class X>
 struct Int8 {
   using Pair = typename V::Pair;
-  X* rounded;
-  int8_t* data;
-  float* scales;
-  int64_t rounded_stride, stride, scales_stride;
+  FewRows<V, X> rounded;
+  FewRows<V, int8_t> quantized;
+  FewRows<V, float> scales;
   typename V::Signed largest[kRowsAtOnce] = {};  // magnitudes, as bits
 
   // scratch_stride: of the rows of scratch, in fp32. A row rounded lies over the sums that it is made of, and behind
   // those that are still to be read.
-  Int8(const NormRows& rows, int64_t scratch_stride, int64_t first)
-      : rounded(reinterpret_cast<X*>(rows.scratch)),
-        data(static_cast<int8_t*>(rows.q.data) + first * rows.q.stride),
-        scales(static_cast<float*>(rows.scales.data) + first * rows.scales.stride),
-        rounded_stride(scratch_stride * static_cast<int64_t>(sizeof(float) / sizeof(X))),
-        stride(rows.q.stride),
-        scales_stride(rows.scales.stride) {
-    if (rows.out.data == nullptr) return;
-    rounded = static_cast<X*>(rows.out.data) + first * rows.out.stride;
-    rounded_stride = rows.out.stride;
+  Int8(const NormRows& rows, int64_t scratch_stride, int64_t first, int count)
+      : rounded(rows.out, first, count), quantized(rows.q, first, count), scales(rows.scales, first, count) {
+    if (rounded.data != nullptr) return;
+    rounded.data = reinterpret_cast<X*>(rows.scratch);
+    rounded.stride = scratch_stride * static_cast<int64_t>(sizeof(float) / sizeof(X));
   }
   template <class Rounding, class Size>
   void write(int m, int64_t i, Pair y, Size part) {
-    Rounding::store(rounded + m * rounded_stride + i, y, part);
+    Rounding::store(rounded.at(m, i), y, part);
     largest[m] = Rounding::larger(largest[m], y, X{});
   }
   // Once all blocks of `count` rows are written.
@@ -53,7 +45,7 @@ struct Int8 {
     for (int m = 0; m < count; ++m) {
       const float amax = V::magnitude(largest[m], X{});
       const float inverse = amax == 0.0f ? 0.0f : kLimit / amax;
-      scales[m * scales_stride] = amax / kLimit;
+      *scales.at(m, 0) = amax / kLimit;
       if (inverse == __builtin_inff()) quantize<true>(m, size, inverse);
       else quantize<false>(m, size, inverse);
     }
@@ -67,17 +59,17 @@ struct Int8 {
       if constexpr (!saturate) return y * inverse;
       return V::at_most(V::at_least(y * inverse, V::broadcast(-128.0f)), V::broadcast(127.0f));
     };
-    const X* row = rounded + m * rounded_stride;
-    int8_t* out = data + m * stride;
-    const auto quantized = [=](int64_t i, auto part) {
-      const Pair y = V::load(row + i, part);
+    const FewRows<V, X> row = rounded;
+    int8_t* out = quantized.at(m, 0);
+    const auto limited = [=](int64_t i, auto part) {
+      const Pair y = row.load(m, i, part);
       return Pair{scaled(y.a), scaled(y.b)};
     };
     const int64_t in_twos = size / (2 * V::kBlock) * (2 * V::kBlock);
     for (int64_t i = 0; i < in_twos; i += 2 * V::kBlock)
-      V::store_two_int8(out + i, quantized(i, Full{}), quantized(i + V::kBlock, Full{}), X{});
+      V::store_two_int8(out + i, limited(i, Full{}), limited(i + V::kBlock, Full{}), X{});
     for_each_block<V>(size - in_twos, [&](int64_t i, auto part) {
-      V::store_int8(out + in_twos + i, quantized(in_twos + i, part), X{}, part);
+      V::store_int8(out + in_twos + i, limited(in_twos + i, part), X{}, part);
     });
   }
 };

@@ -11,16 +11,12 @@ namespace {
 // bf16, one core of Zen 5: 63 and 1880 us with k = 2, 67 and 2400 us with 4, 70 and 2140 us with 1.
 constexpr int kWideRowsAtOnce = 2;
 
-struct Few {  // a count that the compiler knows
-  constexpr operator int() const { return kWideRowsAtOnce; }
-};
-
 template <class V>
 struct OverRows {
   using Pair = typename V::Pair;
 
-  // A sum in fp32 errs by as much as it has additions, so the rows are added up in two steps: a run of kRun rows or a
-  // few more, then all runs. Both are arranged as pairs made of the rows' dtype are.
+  // A sum in fp32 errs by as much as it has additions, so the rows are added up in two steps: a run of kRun rows, then all
+  // runs. Both are arranged as pairs made of the rows' dtype are.
   static constexpr int64_t kRun = 16;
   struct Sum {
     float *total, *run;
@@ -29,27 +25,13 @@ struct OverRows {
     explicit operator bool() const { return run != nullptr; }
   };
 
-  static void end_run(Sum sum, int64_t size) {
-    if (!sum) return;
+  // After `done` rows. So many are worked on at once that each run ends there.
+  static void end_run(Sum sum, int64_t size, int64_t done, int64_t num_rows) {
+    static_assert(kRun % kRowsAtOnce == 0 && kRun % kWideRowsAtOnce == 0);
+    if (!sum || (done % kRun != 0 && done != num_rows)) return;
     for (int64_t i = 0; i < size; i += V::kBlock) {
       V::store(sum.total + i, V::load(sum.run + i, Full{}) + V::load(sum.total + i, Full{}), Full{});
       V::store(sum.run + i, Pair{}, Full{});
-    }
-  }
-
-  // f(first, count) until num_rows are done; count is Few or an int up to kRowsAtOnce. end_of_run() between them.
-  template <class F, class EndOfRun>
-  static void for_each_few(int64_t num_rows, int64_t size, F f, EndOfRun end_of_run) {
-    int64_t in_run = 0;
-    for (int64_t m = 0; m < num_rows;) {
-      const int64_t most = size <= kShortRow ? kRowsAtOnce : kWideRowsAtOnce;
-      const int count = static_cast<int>(num_rows - m < most ? num_rows - m : most);
-      if (size > kShortRow && count == kWideRowsAtOnce) f(m, Few{});
-      else f(m, count);
-      m += count, in_run += count;
-      if (in_run < kRun && m < num_rows) continue;
-      end_of_run();
-      in_run = 0;
     }
   }
 

@@ -152,7 +152,7 @@ struct RmsNorm {
     with_types(spec, [&](auto type, auto weight) {
       using X = decltype(type);
       const auto few = [&](auto load, auto keep, int64_t first, auto count) {
-        few_rows<X>(spec, weight, Rounded<X>(of.out, first), count, load, load, keep);
+        few_rows<X>(spec, weight, Rounded<V, X>(of.out, first, count), count, load, load, keep);
       };
       if (of.second.data == nullptr) rows<X>(spec, of, num_rows, few);
       else if (spec.fp32_residual) added_rows<X, float>(spec, of, num_rows, few);
@@ -167,7 +167,7 @@ struct RmsNorm {
       float* sums = of.scratch;
       if (of.second.data == nullptr)
         return rows<X>(spec, of, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
-          few_rows<X>(spec, weight, Int8<V, X>(of, stride, first), count, load, load, keep);
+          few_rows<X>(spec, weight, Int8<V, X>(of, stride, first, count), count, load, load, keep);
         });
       added_rows<X, X>(spec, of, num_rows, [&](auto load, auto keep, int64_t first, auto count) {
         const auto load_and_keep = [=](int m, int64_t i, auto part) {
@@ -176,7 +176,7 @@ struct RmsNorm {
           return s;
         };
         const auto again = [=](int m, int64_t i, auto) { return V::load(sums + m * stride + i, Full{}); };
-        few_rows<X>(spec, weight, Int8<V, X>(of, stride, first), count, load_and_keep, again, keep);
+        few_rows<X>(spec, weight, Int8<V, X>(of, stride, first, count), count, load_and_keep, again, keep);
       });
     });
   }

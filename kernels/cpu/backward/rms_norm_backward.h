@@ -53,11 +53,11 @@ struct RmsNormBackward {
     with_dtype(spec.dtype, [&](auto dtype) {
       using X = decltype(dtype);
       with_weight<X, false>(spec, [&](auto weight) {
-        const auto few = [&](int64_t first, auto count) {
+        for_each_few_rows<kWideRowsAtOnce>(num_rows, spec.size, [&](int64_t first, auto count) {
           few_rows<X>(spec, weight, {of.dout, first, count}, {of.x, first, count}, {of.second, first, count},
                       {of.dx, first, count}, sum.run, count);
-        };
-        Rest::for_each_few(num_rows, spec.size, few, [&] { Rest::end_run(sum, spec.size); });
+          Rest::end_run(sum, spec.size, first + count, num_rows);
+        });
       });
     });
   }

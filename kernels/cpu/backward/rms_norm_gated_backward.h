@@ -119,13 +119,13 @@ struct RmsNormGatedBackward {
     const int64_t padded = whole_blocks(spec.group_size), size = spec.size / spec.group_size * padded;
     const typename Rest::Sum weight(of.dweight, size), bias(of.dbias, size);
     Kept kept;
-    const auto few = [&](int64_t first, auto count) {
-      for (int64_t start = 0, at = 0; start < spec.size; start += spec.group_size, at += padded) {
+    for_each_few_rows<kWideRowsAtOnce>(num_rows, spec.group_size, [&](int64_t first, auto count) {
+      for (int64_t start = 0, at = 0; start < spec.size; start += spec.group_size, at += padded)
         few_groups<gate, X>(spec, start, of, weight ? weight.run + at : nullptr, bias ? bias.run + at : nullptr, kept,
                             first, count);
-      }
-    };
-    Rest::for_each_few(num_rows, spec.group_size, few, [&] { Rest::end_run(weight, size), Rest::end_run(bias, size); });
+      Rest::end_run(weight, size, first + count, num_rows);
+      Rest::end_run(bias, size, first + count, num_rows);
+    });
   }
 
   static void rms_norm_gated_backward(const NormSpec& spec, const BackwardRows& of, int64_t num_rows) {
