@@ -122,7 +122,7 @@ struct Generic {
 
   static Bits pack_bf16(Pair v) { return (round_bf16(v.a) >> 16) | (round_bf16(v.b) & 0xffff0000u); }
 
-  static Pair load(const float* p, Full) { return read<Pair>(p); }
+  static Pair load(const float* p, Full) { return {read<Vec>(p), read<Vec>(p + W)}; }
   static Pair load(const bf16* p, Full) {
     const Bits both = read<Bits>(p);
     return {bit_cast<Vec>(both << 16), bit_cast<Vec>(both & 0xffff0000u)};
@@ -130,7 +130,10 @@ struct Generic {
   static Pair load(const fp16* p, Full) {
     return {Self::widen(read<Halves>(p)), Self::widen(read<Halves>(p + W))};
   }
-  static void store(float* p, Pair v, Full) { std::memcpy(p, &v, sizeof v); }
+  static void store(float* p, Pair v, Full) {
+    std::memcpy(p, &v.a, sizeof v.a);
+    std::memcpy(p + W, &v.b, sizeof v.b);
+  }
   static void store(bf16* p, Pair v, Full) {
     const Bits both = pack_bf16(v);
     std::memcpy(p, &both, sizeof both);
