@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from serving_ops import modes
-from serving_ops.quant_format import QuantFormat
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ACTIVATIONS = ("silu", "swish", "sigmoid")
-MAX_FLOAT = torch.finfo(torch.float32).max
 
 
 def fail(argument: str, value: object, allowed: str) -> NoReturn:
@@ -86,15 +84,6 @@ def same_sizes(sizes: Sequence[int], wanted: Sequence[int]) -> bool:
     return True
 
 
-def per_channel(name: str, tensor: Tensor | None, x: Tensor) -> None:
-    """(N,) in x's dtype or fp32, or None."""
-    if tensor is None:
-        return
-    fits(name, tensor, x.device, x.dtype, torch.float32)
-    if tensor.dim() != 1 or tensor.shape[0] != x.shape[-1]:
-        fail(f"{name}.shape", tuple(tensor.shape), f"it must be (N,) = ({x.shape[-1]},)")
-
-
 def laid_out(
     name: str,
     tensor: Tensor,
@@ -110,32 +99,6 @@ def laid_out(
     steps = zip(tensor.shape, tensor.stride(), strides or (), strict=False)
     if any(size > 1 and step != wanted for size, step, wanted in steps):
         fail(f"{name}.stride()", tensor.stride(), f"it must be {strides}")
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        fail(name, repr(value), f"allowed are {', '.join(allowed)}")
-
-
-def number(name: str, value: float, least: float | None) -> None:
-    """At least `least`, and finite in fp32, in which kernels compute. A number that a trace does not know is any."""
-    if isinstance(value, torch.SymFloat) or (-MAX_FLOAT if least is None else least) <= value <= MAX_FLOAT:
-        return
-    fail(name, value, "it must be finite in float32" + ("" if least is None else f", and at least {least}"))
-
-
-def divides(name: str, value: int | None, x: Tensor) -> None:
-    if value is not None and (value < 1 or x.shape[-1] % value):
-        fail(name, value, f"it must be at least 1 and divide N = {x.shape[-1]}")
-
-
-def quantizes(fmt: QuantFormat, x: Tensor, scale: Tensor | None) -> None:
-    """Whether rows like x can have this format, and the scale is given where the format has no other."""
-    if x.shape[-1] % fmt.group(x.shape[-1]):
-        fail("fmt.group_size", fmt.group_size, f"it must divide N = {x.shape[-1]}")
-    if (scale is None) == (fmt.granularity == "tensor"):
-        value = "None" if scale is None else "given"
-        fail("scale", value, "it is given where fmt.granularity is 'tensor', and nowhere else")
 
 
 def extent(tensor: Tensor) -> int:

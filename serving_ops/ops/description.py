@@ -24,6 +24,9 @@ Call = dict[str, Any]
 """Arguments of one call by name, and those results that the caller gives or that are allocated for it."""
 
 
+MAX_FLOAT = torch.finfo(torch.float32).max
+
+
 @dataclass(frozen=True)
 class Rows:
     """A tensor like x: (..., N), in x's dtype, on x's device, any strides.
@@ -64,7 +67,12 @@ class Vector:
     given: str | None = None
 
     def check(self, value: Any, call: Call) -> None:
-        checks.per_channel(self.name, value, call["x"])
+        if value is None:
+            return
+        x = call["x"]
+        checks.fits(self.name, value, x.device, x.dtype, torch.float32)
+        if value.dim() != 1 or value.shape[0] != x.shape[-1]:
+            checks.fail(f"{self.name}.shape", tuple(value.shape), f"it must be (N,) = ({x.shape[-1]},)")
 
     def sample(self, spec: NormSpec, num_tokens: int) -> Tensor | None:
         return spec.vector() if self.given is None or getattr(spec, self.given) else None
@@ -72,14 +80,20 @@ class Vector:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number. field: the one of `NormSpec` that has it, by default the one of its name. least: the lowest."""
+    """A number that is finite in fp32, in which kernels compute. One that a trace does not know is any.
+
+    field: the one of `NormSpec` that has it, by default the one of its name. least: the lowest.
+    """
 
     name: str
     field: str | None = None
     least: float | None = None
 
     def check(self, value: Any, call: Call) -> None:
-        checks.number(self.name, value, self.least)
+        least = -MAX_FLOAT if self.least is None else self.least
+        if not isinstance(value, torch.SymFloat) and not least <= value <= MAX_FLOAT:
+            at_least = "" if self.least is None else f", and at least {self.least}"
+            checks.fail(self.name, value, f"it must be finite in float32{at_least}")
 
     def sample(self, spec: NormSpec, num_tokens: int) -> Any:
         return getattr(spec, self.field or self.name)
@@ -97,7 +111,8 @@ class Choice(Number):
     allowed: tuple[str, ...] = ()
 
     def check(self, value: Any, call: Call) -> None:
-        checks.one_of(self.name, value, self.allowed)
+        if value not in self.allowed:
+            checks.fail(self.name, repr(value), f"allowed are {', '.join(self.allowed)}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,9 @@ class Divisor(Number):
     """A number of elements that divides N; None for N."""
 
     def check(self, value: Any, call: Call) -> None:
-        checks.divides(self.name, value, call["x"])
+        size = call["x"].shape[-1]
+        if value is not None and (value < 1 or size % value):
+            checks.fail(self.name, value, f"it must be at least 1 and divide N = {size}")
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,12 @@ class Format:
     name: str
 
     def check(self, value: QuantFormat, call: Call) -> None:
-        checks.quantizes(value, call["x"], call["scale"])
+        size, scale = call["x"].shape[-1], call["scale"]
+        if size % value.group(size):
+            checks.fail("fmt.group_size", value.group_size, f"it must divide N = {size}")
+        if (scale is None) == (value.granularity == "tensor"):
+            given = "None" if scale is None else "given"
+            checks.fail("scale", given, "it is given where fmt.granularity is 'tensor', and nowhere else")
 
     def sample(self, spec: NormSpec, num_tokens: int) -> QuantFormat | None:
         return spec.fmt

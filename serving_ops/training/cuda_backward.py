@@ -34,17 +34,14 @@ def _num_sms(device_index: int) -> int:
 
 
 @cache
-def _has_bulk_copies(device: torch.device) -> bool:
+def _plan_for(size: int, itemsize: int, has_more: bool, device: torch.device) -> BackwardPlan:
     """`cp.async.bulk` came with compute capability 9.0, as programmatic dependent launch did."""
     from serving_ops.kernels.triton.launch import programmatic_launch_supported
 
-    return bool(programmatic_launch_supported(device))
-
-
-@cache
-def _plan_for(size: int, itemsize: int, has_more: bool, has_bulk_copies: bool) -> BackwardPlan:
     plan = plans.plan_norm_backward(size, itemsize, has_more)
-    return plan if has_bulk_copies else dataclasses.replace(plan, fetch=False, fetch_more=False, hints=False)
+    if programmatic_launch_supported(device):
+        return plan
+    return dataclasses.replace(plan, fetch=False, fetch_more=False, hints=False)
 
 
 def norm(
@@ -65,7 +62,7 @@ def norm(
     reason = why_not_rows(s, *named, max_rows=plans.MAX_ROWS, max_n=plans.MAX_N)
     if reason is not None:
         return reason
-    plan = _plan_for(s.shape[-1], s.itemsize, ds_more is not None, _has_bulk_copies(s.device))
+    plan = _plan_for(s.shape[-1], s.itemsize, ds_more is not None, s.device)
     rows = row_grid(dout, s, s if ds_more is None else ds_more)
     if rows is None or (plan.kernel != "tile" and rows.inner != rows.num_rows):
         dout, s, ds_more = dout.contiguous(), s.contiguous(), None if ds_more is None else ds_more.contiguous()

@@ -132,7 +132,7 @@ def pretend(capability: int) -> None:
     """Have calls launch what they would on such a GPU."""
     torch.cuda.get_device_capability = lambda *_: divmod(capability, 10)  # type: ignore[assignment]
     launch.programmatic_launch_supported = lambda _: capability >= 90  # type: ignore[assignment]
-    for answer in (cuda.pdl, cuda.converts_to_fp8, cuda_backward._has_bulk_copies):
+    for answer in (cuda.pdl, cuda.converts_to_fp8, cuda_backward._plan_for):
         answer.cache_clear()
 
 
