@@ -18,11 +18,6 @@ library = torch.library.Library("serving_ops", "DEF")
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 
-def schema_of(function: Callable[..., Any]) -> str:
-    """Say a function's arguments and results, from its annotations, as the schema of an operator does."""
-    return torch.library.infer_schema(function, mutates_args=()).replace("SymInt", "int")
-
-
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Define an operator that runs the same function on every device where C++ has none."""
     name = schema.partition("(")[0]

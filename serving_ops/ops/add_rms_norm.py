@@ -63,6 +63,7 @@ registry.register(
         (Result("out"), Result("total", _like_residual)),
         route=_route,
         launch=_launch,
+        differentiated=autograd.AddRMSNorm,
         has_out=False,
         part_of=IN_PLACE,
         run=_through_copies,

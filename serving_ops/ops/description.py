@@ -221,6 +221,7 @@ class NormOp:
     route: on CUDA, takes a checked call by name; returns what it takes to launch it, the plan last, or why the
         reference runs.
     launch: takes a route, and the call by name.
+    differentiated: runs the operator forward, and its gradients backward; takes the call in the operator's order.
     in_cpp: the types of device that the C++ library registers it for; there Python serves what C++ hands back.
     has_out: whether there is an overload that writes results where the caller wants them.
     part_of: the op that does the same in place, and counts the calls of both.
@@ -238,6 +239,7 @@ class NormOp:
     results: tuple[Result, ...] = ()
     route: Callable[..., Any] | None = None
     launch: Callable[..., None] | None = None
+    differentiated: type[torch.autograd.Function] | None = None
     in_cpp: tuple[str, ...] = ()
     has_out: bool = True
     part_of: str | None = None

@@ -39,6 +39,10 @@ def register(op: NormOp) -> None:
         counters.add_op(op.name)
     for schema in schemas_of(op):
         define(schema, _implementation(op), _fake(op))
+    if op.differentiated is not None:
+        define(schemas_of(op)[0].replace("(", "_trainable(", 1), op.differentiated.forward, _fake(op))
+        setup, backward = op.differentiated.setup_context, op.differentiated.backward
+        torch.library.register_autograd(f"serving_ops::{op.name}_trainable", backward, setup_context=setup, lib=library)
     if op.in_cpp:
         define_fallback(op.name, _handed_over(op, iter(string.ascii_lowercase)), _implementation(op))
     if "cpu" in op.in_cpp:

@@ -58,6 +58,7 @@ registry.register(
         (Result("out", may_be=("x",)),),
         route=cuda.norm_route,
         launch=cuda.launch_norm,
+        differentiated=autograd.RMSNorm,
         in_cpp=("cpu", "cuda"),
     )
 )

@@ -52,7 +52,7 @@ def rms_norm_gated(
     if out is None:
         if not modes.only_computed(x, z, weight, bias):
             options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-            result: Tensor = autograd.run("rms_norm_gated", x=x, z=z, weight=weight, bias=bias, eps=eps, **options)
+            result: Tensor = autograd.run("rms_norm_gated", x=x, z=z, weight=weight, eps=eps, bias=bias, **options)
             return result
         result = _default(x, z, weight, eps, bias, norm_before_gate, activation, group_size)
         return result
@@ -79,6 +79,7 @@ registry.register(
         (Result("out", may_be=("x", "z")),),
         route=cuda.gated_route,
         launch=cuda.launch_gated,
+        differentiated=autograd.RMSNormGated,
         in_cpp=("cpu", "cuda"),
     )
 )

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from serving_ops import modes
 from serving_ops.ops import registry
-from serving_ops.schemas import define, library, schema_of
 from serving_ops.training import backward_ops
 
 _ops = torch.ops.serving_ops
@@ -39,7 +38,7 @@ def _unless_empty(gradient: Tensor, of: Tensor | None) -> Tensor | None:
 
 
 def run(name: str, **call: Any) -> Any:
-    """The public function of an op. call: the arguments of its `forward` below, in its order."""
+    """The public function of an op. call: its arguments in the operator's order."""
     op = registry.find(name)
     # The kernels' gradients have one dtype.
     if modes.transformed() or ("residual" in call and call["residual"].dtype != call["x"].dtype):
@@ -47,16 +46,16 @@ def run(name: str, **call: Any) -> Any:
         return op.formula(**call)
     if modes.exporting():
         return getattr(_ops, f"{name}_trainable")(*call.values())
-    return FUNCTIONS[name].apply(*call.values())
+    assert op.differentiated is not None
+    return op.differentiated.apply(*call.values())
 
 
 class RMSNorm(torch.autograd.Function):
     """`rms_norm`; keeps x."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
-        result: Tensor = _ops.rms_norm.default(x, weight, eps, weight_offset)
-        return result
+    def forward(*call: Any) -> Any:
+        return _ops.rms_norm.default(*call)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,11 +71,8 @@ class AddRMSNorm(torch.autograd.Function):
     """`add_rms_norm`; keeps the sum, which its caller has anyway."""
 
     @staticmethod
-    def forward(
-        x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, weight_offset: float
-    ) -> tuple[Tensor, Tensor]:
-        out, total = _ops.add_rms_norm.default(x, residual, weight, eps, weight_offset)
-        return out, total
+    def forward(*call: Any) -> Any:
+        return _ops.add_rms_norm.default(*call)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -93,42 +89,19 @@ class RMSNormGated(torch.autograd.Function):
     """`rms_norm_gated`; keeps x and z."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        z: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        norm_before_gate: bool,
-        activation: str,
-        group_size: int | None,
-    ) -> Tensor:
-        options = (norm_before_gate, activation, group_size)
-        result: Tensor = _ops.rms_norm_gated.default(x, z, weight, eps, bias, *options)
-        return result
+    def forward(*call: Any) -> Any:
+        return _ops.rms_norm_gated.default(*call)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.eps, norm_before_gate, activation, group_size = inputs
+        x, z, weight, ctx.eps, bias, norm_before_gate, activation, group_size = inputs
         ctx.options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(x, z, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, z, weight, bias = ctx.saved_tensors
         run = backward_ops.rms_norm_gated_backward if torch.is_grad_enabled() else _ops.rms_norm_gated_backward.default
         gradients = run(dout, x, z, weight, ctx.eps, bias=bias, **ctx.options)
-        return (*map(_unless_empty, gradients, (x, z, weight, bias)), None, None, None, None)
-
-
-FUNCTIONS: dict[str, type[torch.autograd.Function]] = {
-    "rms_norm": RMSNorm,
-    "add_rms_norm": AddRMSNorm,
-    "rms_norm_gated": RMSNormGated,
-}
-
-for _name, _function in FUNCTIONS.items():
-    define(f"{_name}_trainable{schema_of(_function.forward)}", _function.forward, _function.forward)
-    torch.library.register_autograd(
-        f"serving_ops::{_name}_trainable", _function.backward, setup_context=_function.setup_context, lib=library
-    )
+        dx, dz, dweight, dbias = map(_unless_empty, gradients, (x, z, weight, bias))
+        return dx, dz, dweight, None, dbias, None, None, None

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from serving_ops import checks, reference
 from serving_ops.ops import registry
-from serving_ops.schemas import define, define_fallback, schema_of
+from serving_ops.schemas import define, define_fallback
 from serving_ops.training import cuda_backward
 
 
@@ -157,7 +157,7 @@ def _register(
         for result, gradient in zip(args[len(names) :], again(**dense), strict=True):
             result.copy_(gradient)
 
-    schema = schema_of(formula)
+    schema = torch.library.infer_schema(formula, mutates_args=()).replace("SymInt", "int")
     given = schema.partition(") ->")[0].removeprefix("(").replace(" *,", "")
     written = ", ".join(f"Tensor({letter}!) d{each}" for letter, each in zip("abcd", differentiated, strict=False))
     define(name + schema, run, fake)
