@@ -1,6 +1,7 @@
 """Which of vLLM's classes and methods are those that our code stands in for.
 
-A method is known by the names that its code uses. A name that we do not know is a step that ours lacks.
+A method is known by the names that its code uses, and by those of its parameters. One that we do not know is a step, or
+an argument, that ours lacks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ def is_one_of(known: dict[str, str], part: Any) -> bool:
 def names_of(method: Any) -> set[str]:
     """Return the names that a method uses, without our wrapper around it, and with the functions inside it."""
     return _names(installed.original(method).__code__)
+
+
+def parameters_of(method: Any) -> set[str]:
+    """Return the names of a method's parameters, but not that of `**kwargs`, without our wrapper around it."""
+    code = installed.original(method).__code__
+    return set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
 def _names(code: CodeType) -> set[str]:

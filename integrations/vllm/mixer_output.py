@@ -17,7 +17,7 @@ from torch import Tensor
 
 from serving_ops import settings
 from serving_ops.integrations.vllm import features, installed
-from serving_ops.integrations.vllm.known_code import is_one_of, names_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of
 
 LAYERS = {
     "Qwen3NextDecoderLayer": "vllm.model_executor.models.qwen3_next",
@@ -37,6 +37,9 @@ STEPS = {
     *("torch", BUFFER, "ValueError"),
 }
 """The names that the `forward` of a decoder layer uses which ours may replace."""
+
+PARAMETERS = {"self", "hidden_states", "residual", "positions"}
+"""Its parameters that ours takes."""
 
 MIXER_STEPS = {
     *("qkv_proj", "_project_qkv_gate", "attn", "sigmoid", "o_proj"),
@@ -93,9 +96,9 @@ def _may(vllm_config: Any) -> bool:
 def _fits(layer: Any) -> bool:
     if not is_one_of(LAYERS, layer):
         return False
-    names = names_of(type(layer).forward)
+    names, others = names_of(type(layer).forward), parameters_of(type(layer).forward) - PARAMETERS
     mixer = getattr(layer, "linear_attn", None) or getattr(layer, "self_attn", None)
-    return BUFFER in names and names <= STEPS and not layer.layer_scale and _only_writes(mixer)
+    return BUFFER in names and names <= STEPS and not others and not layer.layer_scale and _only_writes(mixer)
 
 
 def _only_writes(mixer: Any) -> bool:

@@ -22,7 +22,7 @@ from serving_ops import NormSpec, RopeSpec, extension, schemas, settings
 from serving_ops.integrations.common.norm_classes import Activations, rope_options, why_reference
 from serving_ops.integrations.vllm import cache_write, features, installed
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, Adapter, why_part
-from serving_ops.integrations.vllm.known_code import is_one_of, names_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of
 from serving_ops.integrations.vllm.layers import LEFT_OUT, NormLayer, activations
 from serving_ops.integrations.vllm.rope_text import options_of, options_text
 
@@ -43,6 +43,9 @@ STEPS = {
     *("view", "shape", "unflatten", "flatten", "head_dim", "num_heads", "num_kv_heads"),
 }
 """The names that a `forward` uses which ours may replace. A name beyond them is a step that ours lacks."""
+
+PARAMETERS = {"self", "positions", "hidden_states", "output"}
+"""The parameters of a `forward` that ours takes."""
 
 PROJECT = "_project_qkv_gate"
 """The method of classes whose q may come with an output gate, which does what is ours between the projection and the
@@ -136,7 +139,8 @@ def _other_steps(cls: Any) -> str | None:
         names |= names_of(getattr(cls, PROJECT))
     if "qkv_proj" not in names:
         return f"{cls.__name__} projects elsewhere"  # as where another plugin put its code around vLLM's
-    others = sorted(names - (GATED_STEPS if _may_have_gate(cls) else STEPS))
+    steps = GATED_STEPS if _may_have_gate(cls) else STEPS
+    others = sorted((names - steps) | (parameters_of(cls.forward) - PARAMETERS))
     return f"{cls.__name__} also uses {', '.join(others)}" if others else None
 
 

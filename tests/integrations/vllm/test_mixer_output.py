@@ -184,6 +184,13 @@ def _step_in_the_layer(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Qwen3NextDecoderLayer, "forward", forward)
 
 
+def _argument_of_the_layer(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, hidden_states: Tensor, residual: Any, positions: Any = None, scale: float = 1.0) -> Any:
+        return self.mlp(torch.empty_like(hidden_states)) * scale, residual
+
+    monkeypatch.setattr(Qwen3NextDecoderLayer, "forward", forward)
+
+
 def _no_buffer(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(self: Any, hidden_states: Tensor, residual: Any, positions: Any = None) -> Any:
         return self.mlp(self.linear_attn(hidden_states)), residual
@@ -207,7 +214,11 @@ def _another_mixer(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [_scale, _step_in_the_layer, _no_buffer, _step_in_the_mixer, _another_layer, _another_mixer]
+    "change",
+    [
+        *(_scale, _step_in_the_layer, _argument_of_the_layer, _no_buffer),
+        *(_step_in_the_mixer, _another_layer, _another_mixer),
+    ],
 )
 def test_a_layer_with_another_step_stays_vllms(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = _layer("linear_attention")

@@ -313,8 +313,22 @@ def test_a_step_in_a_function_inside_forward_counts(
     build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = build("Qwen3Attention")
-    monkeypatch.setattr(type(layer), "forward", lambda self, x: (lambda qkv: qkv.clip())(self.qkv_proj(x)))
+    monkeypatch.setattr(
+        type(layer), "forward", lambda self, positions: (lambda qkv: qkv.clip())(self.qkv_proj(positions))
+    )
     assert _survey(layer).native_because == "Qwen3Attention also uses clip"
+
+
+def test_a_forward_with_an_argument_that_ours_lacks_stays_vllms(
+    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: Any, positions: Tensor, hidden_states: Tensor, *, scale: float = 1.0) -> Tensor:
+        qkv, _ = self.qkv_proj(hidden_states)
+        return self.o_proj(qkv * scale)  # type: ignore[no-any-return]
+
+    layer = build("Qwen3Attention")
+    monkeypatch.setattr(type(layer), "forward", forward)
+    assert _survey(layer).native_because == "Qwen3Attention also uses scale"
 
 
 def test_a_step_beside_the_gate_that_ours_lacks_stays_vllms(
