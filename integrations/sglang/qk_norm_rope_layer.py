@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import NormSpec, extension
+from serving_ops.integrations.common.code_names import names_in, parameters_in
 from serving_ops.integrations.common.norm_classes import Activations, rope_options
 from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.sglang.adapters import RMS_NORM
@@ -81,6 +82,29 @@ ATTENTION = {
 }
 """A class of SGLang's -> the method that ours replaces, and ours."""
 
+INSIDE = {"forward": ("forward", "forward_prepare_native"), "apply_qk_norm_rope": ("apply_qk_norm_rope",)}
+"""A method that ours replaces -> the methods whose work it does."""
+
+STEPS = {
+    *("qkv_proj", "split", "q_size", "kv_size", "q_norm", "k_norm", "apply_qk_norm", "rotary_emb", "attn", "o_proj"),
+    *("head_dim", "num_heads", "num_kv_heads", "weight", "variance_epsilon", "alt_stream"),
+    *("forward_prepare_native", "forward_prepare_npu", "forward_prepare_aiter_fused_mrope"),
+    *("forward_prepare_aiter_fused", "use_fused_qk_norm_mrope", "forward_mode", "is_decode"),
+    *("is_extend_or_draft_extend_or_mixed", "get_token_to_kv_pool", "get_kv_buffer", "layer_id", "dim"),
+    *("get_global_server_args", "get_exec", "deterministic", "rl_on_policy_target"),
+    *("_used_fused_qk_norm_rope_last_call", "compatible_with_fused_kv_buffer"),
+    *("create_fused_set_kv_buffer_arg", "enable_fused_set_kv_buffer"),
+    *("use_fused_qk_norm_rope", "fused_qk_norm_rope", "fused_inplace_qknorm_rope", "compute_yarn_parameters"),
+    *("use_fused_qk_norm_rope_cpu", "fused_qk_norm_rope_cpu", "sgl_kernel", "_match_cos_sin_cache_dtype"),
+    *("config", "rope_theta", "is_neox_style", "cos_sin_cache", "rotary_dim", "contiguous", "view"),
+    *("_is_npu", "_is_cuda", "_is_xpu", "_is_cpu"),
+    *("torch", "ops", "to", "dtype", "device", "bfloat16", "float16", "int32"),
+}
+"""The names that these methods use in SGLang 0.5.11 to 0.5.23. A name beyond them is a step that ours lacks."""
+
+PARAMETERS = {"self", "positions", "hidden_states", "qkv", "forward_batch"}
+"""Their parameters."""
+
 ROTARY = "sglang.srt.layers.rotary_embedding"
 GLM = "mrope_interleaved_glm"
 """The attribute of embeddings whose MRoPE takes turns in another way."""
@@ -106,9 +130,13 @@ def why_slower(server_args: Any) -> str | None:
 
 def why_native(layer: Any) -> str | None:
     """Return what the layer does beyond our operator, or None."""
-    cls, method = type(layer), getattr(type(layer), ATTENTION[_name(layer)][0])
-    if method.__code__.co_filename != sys.modules[cls.__module__].__file__:
-        return f"other code stands in for its {ATTENTION[_name(layer)][0]}"
+    cls, replaced = type(layer), ATTENTION[_name(layer)][0]
+    codes = [getattr(cls, name).__code__ for name in INSIDE[replaced]]
+    if any(code.co_filename != sys.modules[cls.__module__].__file__ for code in codes):
+        return f"other code stands in for its {replaced}"
+    others = set().union(*map(names_in, codes)) - STEPS | set().union(*map(parameters_in, codes)) - PARAMETERS
+    if others:
+        return f"its {replaced} also uses {', '.join(sorted(others))}"
     if _rotation(layer.rotary_emb) is None:
         return f"no code for {type(layer.rotary_emb).__name__}"
     if getattr(layer, "use_fused_qk_norm_rope", False):

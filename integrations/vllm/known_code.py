@@ -6,9 +6,9 @@ an argument, that ours lacks.
 
 from __future__ import annotations
 
-from types import CodeType
 from typing import Any
 
+from serving_ops.integrations.common.code_names import names_in, parameters_in
 from serving_ops.integrations.vllm import installed
 
 
@@ -18,16 +18,10 @@ def is_one_of(known: dict[str, str], part: Any) -> bool:
 
 
 def names_of(method: Any) -> set[str]:
-    """Return the names that a method uses, without our wrapper around it, and with the functions inside it."""
-    return _names(installed.original(method).__code__)
+    """Return the names that a method uses, without our wrapper around it."""
+    return names_in(installed.original(method).__code__)
 
 
 def parameters_of(method: Any) -> set[str]:
-    """Return the names of a method's parameters, but not that of `**kwargs`, without our wrapper around it."""
-    code = installed.original(method).__code__
-    return set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-
-
-def _names(code: CodeType) -> set[str]:
-    inside = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*map(_names, inside))
+    """Return the names of a method's parameters, without our wrapper around it."""
+    return parameters_in(installed.original(method).__code__)

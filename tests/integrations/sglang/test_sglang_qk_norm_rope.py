@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -278,6 +279,30 @@ def test_a_method_that_another_plugin_put_around_sglangs_is_not_passed_by(
     monkeypatch.setattr(type(layer), method, functools.wraps(own)(lambda self, *given: own(self, *given)))
     assert f"(other code stands in for its {method})" in report(caplog, layer)
     assert method not in vars(layer)
+
+
+def _clipping(self: Any, positions: Any, hidden_states: Any) -> Any:
+    return self.clip(self.qkv_proj(hidden_states)[0]).split(self.q_size)
+
+
+def _scaling(self: Any, qkv: Any, positions: Any, forward_batch: Any, scale: float = 1.0) -> Any:
+    return (qkv * scale).split(self.q_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "changed", "step"),
+    [(DENSE, "forward_prepare_native", _clipping, "clip"), (EXPERTS, "apply_qk_norm_rope", _scaling, "scale")],
+)
+def test_a_method_with_a_step_or_an_argument_that_ours_lacks_stays_sglangs(
+    name: str, method: str, changed: Any, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """changed: SGLang's method in another version."""
+    layer, replaced = attention(name), {DENSE: "forward", EXPERTS: "apply_qk_norm_rope"}[name]
+    file = sys.modules[type(layer).__module__].__file__
+    changed.__name__, changed.__code__ = method, changed.__code__.replace(co_filename=file)
+    monkeypatch.setattr(type(layer), method, changed)
+    assert f"(its {replaced} also uses {step})" in report(caplog, layer)
+    assert replaced not in vars(layer)
 
 
 def test_a_subclass_that_fills_its_table_otherwise_is_ours(caplog: pytest.LogCaptureFixture) -> None:
