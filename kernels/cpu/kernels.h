@@ -6,6 +6,7 @@
 #include "rms_norm.h"
 #include "backward/rms_norm_backward.h"
 #include "rms_norm_gated.h"
+#include "backward/rms_norm_gated_backward.h"
 
 namespace serving_ops::cpu {
 namespace {
@@ -13,7 +14,8 @@ namespace {
 template <class V>
 constexpr Kernels kernels_of(const char* isa) {
   return {isa, RmsNorm<V>::rms_norm, RmsNorm<V>::rms_norm_int8, QkNormRope<V>::qk_norm_rope,
-          RmsNormGated<V>::rms_norm_gated, RmsNormBackward<V>::rms_norm_backward, OverRows<V>::sum_of_parts};
+          RmsNormGated<V>::rms_norm_gated, RmsNormBackward<V>::rms_norm_backward,
+          RmsNormGatedBackward<V>::rms_norm_gated_backward, OverRows<V>::sum_of_parts};
 }
 
 }  // namespace

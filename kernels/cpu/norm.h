@@ -67,10 +67,12 @@ struct Kernels {
   void (*qk_norm_rope)(const RopeSpec&, const Heads& q, const Heads& k, const Angles&, int64_t first, int64_t last);
   // out <- norm(x) * weight + bias, gated by second before or after
   void (*rms_norm_gated)(const NormSpec&, const NormRows&, int64_t num_rows);
-  // dx <- the gradient of x, where the norm has the gradient dout, plus second; or with dsecond, the gradients of x and of
-  // second, the gate. dweight and dbias get theirs added, arranged as the kernel likes: whole_blocks(group_size) floats for
-  // each group, and as many behind them all to work in, all zero before the first rows
+  // dx <- the gradient of x, where norm(x) * weight has the gradient dout, plus second. dweight gets that of weight added,
+  // arranged as the kernel likes: whole_blocks(group_size) floats for each group, and as many behind them all to work in,
+  // all zero before the first rows
   void (*rms_norm_backward)(const NormSpec&, const BackwardRows&, int64_t num_rows);
+  // dx, dsecond <- the gradients of x and the gate; dweight and dbias as above
+  void (*rms_norm_gated_backward)(const NormSpec&, const BackwardRows&, int64_t num_rows);
   // gradient <- the sum of num_parts such sums over rows of `dtype`, each `stride` floats behind the one before
   void (*sum_of_parts)(Dtype dtype, const float* parts, int64_t num_parts, int64_t stride, int64_t size, Gradient gradient);
 };

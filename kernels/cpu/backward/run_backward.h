@@ -66,7 +66,8 @@ class BlockSums {
 
 inline bool run(const BackwardCall& call) {
   if (!call.x.on_cpu()) return false;
-  const auto kernel = chosen_kernels().rms_norm_backward;
+  const Kernels& kernels = chosen_kernels();
+  const auto kernel = call.is_gated ? kernels.rms_norm_gated_backward : kernels.rms_norm_backward;
   const bool has_gate = call.is_gated && call.has_second;
   const TensorView* const tensors[] = {&call.dout, &call.x, call.has_second ? &call.second : nullptr, &call.dx,
                                        has_gate ? &call.dsecond : nullptr};

@@ -350,11 +350,11 @@ void check_gated_backward(const Kernels& kernels, Dtype dtype, int64_t size, Par
   const NormSpec spec{size, kEps, 0.0f, dtype, weight, false, group_size, of_bias, before, silu};
   Sums dweight(size, group_size), dbias(size, group_size);
   const auto run = [&](int64_t first, int64_t last, int part) {
-    kernels.rms_norm_backward(spec,
-                              {from(dout, first), from(x, first), with_gate ? from(z, first) : Rows{},
-                               from(dx, first), with_gate ? from(dz, first) : Rows{}, dweight.part(part),
-                               with_bias ? dbias.part(part) : nullptr},
-                              last - first);
+    kernels.rms_norm_gated_backward(spec,
+                                    {from(dout, first), from(x, first), with_gate ? from(z, first) : Rows{},
+                                     from(dx, first), with_gate ? from(dz, first) : Rows{}, dweight.part(part),
+                                     with_bias ? dbias.part(part) : nullptr},
+                                    last - first);
   };
   run(0, kFirstPart, 0), run(kFirstPart, kRows, 1);
   std::vector<double> want_dweight(size), of_dweight(size), want_dbias(size), of_dbias(size);
