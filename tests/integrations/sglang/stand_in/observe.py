@@ -27,7 +27,7 @@ def register() -> None:
     if "HIDE_LIBRARY" in os.environ:
         from serving_ops import extension
 
-        extension._library = None
+        extension._library, extension._why_missing = None, "the C++ library was not built"
     if "OBSERVE" in os.environ:
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
