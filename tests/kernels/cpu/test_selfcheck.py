@@ -37,6 +37,7 @@ def test_every_instruction_set_of_this_cpu_agrees_with_double_precision(tmp_path
     assert "portable" in check(str(build(tmp_path)))
 
 
+@pytest.mark.slow
 def test_neon_agrees_with_double_precision_under_qemu(tmp_path: Path) -> None:
     require("cmake", CROSS_COMPILER, EMULATOR)
     target = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
