@@ -122,6 +122,7 @@ struct Generic {
 
   static Bits pack_bf16(Pair v) { return (round_bf16(v.a) >> 16) | (round_bf16(v.b) & 0xffff0000u); }
 
+  // A vector at a time, as in `store`: GCC copies a pair of them in smaller pieces.
   static Pair load(const float* p, Full) { return {read<Vec>(p), read<Vec>(p + W)}; }
   static Pair load(const bf16* p, Full) {
     const Bits both = read<Bits>(p);
