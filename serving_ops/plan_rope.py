@@ -1,8 +1,7 @@
 """How `qk_norm_rope` runs on CUDA. A head is summed by an explicit pairwise tree, so no plan changes its bits.
 
 Figures are of one H200 (torch 2.11, Triton 3.6, 2026-11-28): 16 heads of q and 8 of k, 128 elements of bf16 each, in a
-CUDA graph. They come from a search that is not kept. The bench of the ops compares this plan with others in its regime
-`rope-plans`.
+CUDA graph. They come from a search that is not kept.
 """
 
 from __future__ import annotations

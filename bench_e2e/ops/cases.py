@@ -86,7 +86,6 @@ SIZES = {
         Sizes("host", (QK_ROPE,), ROPE[:1]),
         Sizes("quant", (FUSED_ADD_QUANT,), QUANT, standard=False),
         Sizes("rope", (QK_ROPE,), ROPE, standard=False),
-        Sizes("rope-plans", (QK_ROPE,), ROPE[:6], standard=False),
     ),
     ("training", "cpu"): (
         Sizes("rows", (RMS_NORM, ADD), CPU_TRAINING),

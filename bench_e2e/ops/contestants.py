@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 import serving_ops
-from serving_ops import cuda_rope, rope_reference
+from serving_ops import rope_reference
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops.cases import ADD, BOTH, FORWARD, FUSED_ADD, QK_ROPE, Case
 from serving_ops.bench_e2e.ops.inputs import EPS, Inputs
 from serving_ops.ops import registry
 from serving_ops.ops.description import NormOp
-from serving_ops.plan import Plan
 
 Call = Callable[[], object]
 Norm = Callable[..., Any]  # of a case's operands
@@ -85,18 +84,6 @@ def _bound(function: Norm, by_place: Sequence[str], call: dict[str, Any], op: No
     placed = [call.pop(name) for name in by_place]
     named = {name: v for name, v in call.items() if isinstance(v, Tensor) or v != op.defaults[name]}
     return partial(function, *placed, **named)
-
-
-def _call_by_plan(change: Callable[[Plan], dict[str, Any]], case: Case, inputs: Inputs) -> Call:
-    route = cuda_rope.rope_route(**inputs.call)
-    if isinstance(route, str):
-        raise Unsupported(route)
-    of_call, plan = route
-    changed = replace(plan, **change(plan))
-    if changed == plan:
-        raise Unsupported("this is the plan")
-    changed = replace(changed, min_rows=0, max_rows=0)  # so that C++ launches it for no call, and ours keep the plan
-    return lambda: cuda_rope.launch_rope((of_call, changed), **inputs.call)
 
 
 def peer(
@@ -191,15 +178,6 @@ VARIATIONS: dict[str, Callable[[Case], Case]] = {
     "no weight": lambda case: replace(case, weight="none"),
 }
 """Inputs that must cost no more than the plain ones beside them."""
-PLANS: dict[str, Callable[[Plan], dict[str, Any]]] = {
-    "half the elements": lambda plan: {"rows_per_program": max(1, plan.rows_per_program // 2)},
-    "twice the elements": lambda plan: {"rows_per_program": 2 * plan.rows_per_program},
-    **{f"{n} warp{'s' * (n > 1)}": lambda plan, n=n: {"num_warps": n} for n in (1, 2, 4)},
-    "early start": lambda plan: {"overlap": True},
-    "no early start": lambda plan: {"overlap": False},
-}
-"""What a contestant does otherwise than the plan of `qk_norm_rope`, which `serving_ops/plan_rope.py` chooses."""
-
 
 _new = replace(ours, call=partial(_call_function, new=True))
 _to_int8 = replace(_new, name="to INT8", case=lambda case: replace(case, op=f"{case.op}_quant", form="int8"))
@@ -209,6 +187,5 @@ _without_rows = replace(_without_rows, case=lambda case: replace(_to_int8.case(c
 OF_OURS = {
     "variants": [ours, *(replace(ours, name=name, case=varied) for name, varied in VARIATIONS.items())],
     "calls": [_new, _to_int8, _given, _without_rows],
-    "rope-plans": [ours, *(replace(ours, name=n, call=partial(_call_by_plan, plan)) for n, plan in PLANS.items())],
 }
 """Regime -> who takes part, where ours is compared with itself."""

@@ -12,7 +12,7 @@ from serving_ops.bench_e2e.table import Block, beside
 
 Result = dict[str, Any]  # one element of the JSON's "results"
 NO_PEERS = (OURS, "eager", "copy")  # nobody serves with eager, whose times at large sizes are page faults
-OF_OURS = ("variants", "calls", "rope-plans")  # regimes that compare ours with itself
+OF_OURS = ("variants", "calls")  # regimes that compare ours with itself
 BANDWIDTH_REGIMES = ("prefill", "wide", "gated", "rows", "large", "narrow")
 IN_A_GRAPH = "us of device time a call in a CUDA graph"
 REGIMES = {  # what a table has, which is the same where a table has both, and a line of the summary
@@ -29,7 +29,6 @@ REGIMES = {  # what a table has, which is the same where a table has both, and a
     "quant": (IN_A_GRAPH, "1 to 8192 rows to FP8"),
     "int8": ("us a call", "1 to 512 rows to INT8"),
     "rope": (f"{IN_A_GRAPH}, shape tokens x q heads x kv heads x head_dim", "1 to 8192 tokens"),
-    "rope-plans": ("us of device time a call of ours by its plan (over the plan), shape as in rope", None),
 }
 FORMS = {
     "cached": ", with k and v written to a cache",

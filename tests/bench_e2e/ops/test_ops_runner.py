@@ -4,8 +4,8 @@ import pytest
 
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import ops_table, timing
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, RMS_NORM, Case
-from serving_ops.bench_e2e.ops.contestants import OF_OURS, Call, Contestant, Unsupported, eager, ours
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, QK_ROPE, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.contestants import OF_OURS, Call, Contestant, Unsupported, copy, eager, ours
 from serving_ops.bench_e2e.ops.inputs import Inputs
 from serving_ops.bench_e2e.ops.ops_bench import measure
 
@@ -87,3 +87,14 @@ def test_a_quantized_norm_is_measured_beside_the_reference_and_has_a_table_a_for
         2,
         1,
     ]
+
+
+def test_a_copy_is_timed_and_never_the_fastest() -> None:
+    wrong = Contestant("peer", "1", copy.call)
+    result = measure(Case("rope", QK_ROPE, (2, 4, 2, 64), threads=1), [ours, copy, wrong], "cpu")
+    assert set(result["times"]) == {"serving_ops", "copy"}
+    assert result["problems"]["peer"].startswith("wrong")
+    (block,) = ops_table.blocks({"kind": "ops", "results": [result]})
+    cells = dict(zip(block.header, block.lines[0], strict=True))
+    assert cells["best peer / ours"] == "-"
+    assert [name for name, cell in cells.items() if cell.startswith("**")] == ["serving_ops"]
