@@ -116,7 +116,7 @@ def _to_int8_by_token(kernel: Any) -> bool:
 CONSUMERS = {
     # 0.81: step-cpu-int8.json
     "CPUInt8ScaledMMLinearKernel": Consumer("eager", INT8, _by_onednn, _to_int8_by_token),
-    # 0.92: step-h200-int8-token-compiled.json
+    # 0.89: step-h200-int8-token-compiled.json
     "CutlassInt8ScaledMMLinearKernel": Consumer("compiled", INT8, _by_cutlass, _to_int8_by_token),
     # 0.89: step-h200-fp8-block-flashinfer.json
     "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": Consumer("compiled", block_product.FMT, _by_flashinfer),
