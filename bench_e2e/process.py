@@ -31,11 +31,13 @@ class ChildFailed(RuntimeError):
 class Child(subprocess.Popen[bytes]):
     """A command that runs or ran."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path, files: Sequence[int]
+    ) -> None:
         self.log = log
         with log.open("wb") as out:  # its process group is its pid
             streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
-            super().__init__(command, env=environment, cwd=cwd, start_new_session=True, **streams)
+            super().__init__(command, env=environment, cwd=cwd, start_new_session=True, pass_fds=files, **streams)
 
     def send(self, number: int) -> None:
         """Sends it to the whole process group."""
@@ -77,10 +79,13 @@ class Children:
         self.watch.kill()  # not the end of its input: a group that is gone may have its number given to another
         self.watch.communicate()
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> Child:
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path, files: Sequence[int] = ()
+    ) -> Child:
+        """files: descriptors that stay open in the command."""
         assert self.watch.stdin
         with _interrupts_held():  # one that came now would leave a process unknown to us
-            self.started.append(Child(command, environment, log, cwd))
+            self.started.append(Child(command, environment, log, cwd, files))
             self.watch.stdin.write(b"-%d\n" % self.started[-1].pid)
         return self.started[-1]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import statistics
 import sys
@@ -80,14 +79,12 @@ class Engines:
         for variant, place in names:
             folder = work / f"{variant}-{place + 1}"
             folder.mkdir()
-            (folder / "engine.json").write_text(json.dumps(settings))
             variables = _variables(variant, chosen, model, work)
-            child = children.start([*ENGINE, str(folder)], variables, folder / "log", cwd=work)
-            running[variant, place] = turns.Asked(folder.name, child, folder, chosen.start_timeout)
+            running[variant, place] = turns.Asked(children, ENGINE, variables, folder, settings)
             if chosen.device == "cpu":
-                running[variant, place].start()
+                running[variant, place].wait(chosen.start_timeout)
         for asked in running.values() if chosen.device != "cpu" else ():
-            asked.start()
+            asked.wait(chosen.start_timeout)
         return running
 
 

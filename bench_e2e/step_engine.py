@@ -1,6 +1,6 @@
 """One engine of `step` in a process, by its own offline interface: its load, and what it measures at its turn.
 
-`python -m serving_ops.bench_e2e.step_engine FOLDER` reads `engine.json` there and talks through the folder.
+`python -m serving_ops.bench_e2e.step_engine FOLDER PIPE` is started, told and asked by `turns.Asked`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e.device_time import PROFILED_STEPS, Decode, ask_own_gpu, decode_step_ms, layer, slowest
-from serving_ops.bench_e2e.turns import answer_all
 
 CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
@@ -172,9 +172,11 @@ class Measured:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    told = json.loads((folder / "engine.json").read_text())
-    started = ENGINES[told["engine"]](told["model"], told["options"], folder)
+    pipe = Connection(int(sys.argv[2]))
+    told = pipe.recv()
+    started = ENGINES[told["engine"]](told["model"], told["options"], Path(sys.argv[1]))
     engine = Measured(started, StepLoad(**told["load"]), told["device"])
     engine.measure()  # warms up
-    answer_all(folder, lambda asked: engine.layer() if asked == LAYER else engine.measure())
+    pipe.send("up")
+    while True:
+        pipe.send(engine.layer() if pipe.recv() == LAYER else engine.measure())

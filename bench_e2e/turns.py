@@ -1,20 +1,16 @@
-"""Turns: a folder through which the bench asks a process that stays alive, and the order in which it asks several."""
+"""Turns: a pipe through which the bench asks a process that stays alive, and the order in which it asks several."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from serving_ops.bench_e2e.process import Child
+from serving_ops.bench_e2e.process import Children
 
-POLL_SECONDS = 0.05
 say = partial(print, flush=True)
 
 
@@ -25,49 +21,35 @@ def order(names: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
             yield number, name
 
 
-def answer_all(folder: Path, answer: Callable[[Any], Any]) -> NoReturn:
-    """In the process that is asked: says that it is up, as turn 0, and then answers turn after turn."""
-    _put(folder / "answer-0", {})
-    for turn in itertools.count(1):
-        asked = folder / f"ask-{turn}"
-        while not asked.exists():
-            time.sleep(POLL_SECONDS)
-        _put(folder / f"answer-{turn}", answer(json.loads(asked.read_text())))
-    raise AssertionError("turns do not end")
-
-
-@dataclass
 class Asked:
-    """The process to the bench. name: to a reader; folder: as it was told; timeout: seconds that its start may take."""
+    """A command that is asked over a pipe, of which it gets a descriptor, behind the name of the folder with its log.
 
-    name: str
-    child: Child
-    folder: Path
-    timeout: float
-    turn: int = 0
+    It finds what it is told in the pipe, sends a message when it is up, and then an answer to each question.
+    """
 
-    def start(self) -> None:
-        """Waits until it is up. Raises ChildFailed where it ended, or is late."""
-        self._answer(self.timeout)
+    def __init__(
+        self, children: Children, command: Sequence[str], variables: Mapping[str, str], folder: Path, told: Any
+    ) -> None:
+        self.name = folder.name
+        self.pipe, self.its_end = Pipe()  # open here too, its end does not close when it dies: wait_until says so
+        self.pipe.send(told)
+        end = self.its_end.fileno()
+        self.child = children.start([*command, str(folder), str(end)], variables, folder / "log", folder.parent, (end,))
+
+    def wait(self, timeout: float) -> None:
+        """Until it is up, for so many seconds. Raises ChildFailed where it ended, or is late."""
+        self._answer(timeout)
         say(f"{self.name} is up")
 
-    def ask(self, what: Any) -> dict[str, Any]:
+    def ask(self, what: Any) -> Any:
         """Its answer. Raises ChildFailed where it ended."""
-        self.turn += 1
-        _put(self.folder / f"ask-{self.turn}", what)
+        self.pipe.send(what)
         return self._answer(math.inf)
 
-    def _answer(self, timeout: float) -> dict[str, Any]:
-        path = self.folder / f"answer-{self.turn}"
-        self.child.wait_until(path.exists, self.name, timeout)
-        return dict(json.loads(path.read_text()))
+    def _answer(self, timeout: float) -> Any:
+        self.child.wait_until(self.pipe.poll, self.name, timeout)
+        return self.pipe.recv()
 
 
 def say_figures(whose: str, figures: Mapping[str, float]) -> None:
     say(f"{whose}: {', '.join(f'{name} {value:.2f}' for name, value in figures.items())}")
-
-
-def _put(file: Path, what: Any) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(what))
-    partial.rename(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,19 +15,20 @@ from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.step_engine import StepLoad
 
 STAND_IN = """
-import json, os, sys
+import os, sys
 from importlib.metadata import entry_points
+from multiprocessing.connection import Connection
 from pathlib import Path
-from serving_ops.bench_e2e.turns import answer_all
 
-folder = Path(sys.argv[1])
-told = json.loads((folder / "engine.json").read_text())["options"]
-if os.environ["SERVING_OPS"] == told.get("dies as"):
+folder, pipe = Path(sys.argv[1]), Connection(int(sys.argv[2]))
+told = pipe.recv()
+if os.environ["SERVING_OPS"] == told["options"].get("dies as"):
     sys.exit("the weights are made of cheese")
 if os.environ["SERVING_OPS"] == "auto":
     print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
 (folder / "plugins").write_text(" ".join(point.name for point in entry_points(group="sglang.srt.plugins")))
 (folder / "allowed").write_text(os.environ.get("SGLANG_PLUGINS", ""))
+(folder / "told").write_text(f"{told['model']} {told['load']['prompt_lens']}")
 
 def answer(turn):
     if turn == "layer":
@@ -37,7 +37,12 @@ def answer(turn):
         order.write(folder.name + " ")
     return {"tpot_ms_batch_1": 10.0 * turn}
 
-answer_all(folder, answer)
+pipe.send("up")
+while True:
+    turn = pipe.recv()
+    if os.environ["SERVING_OPS"] == told["options"].get("dies in its turn as"):
+        sys.exit("out of memory")
+    pipe.send(answer(turn))
 """
 
 
@@ -73,8 +78,7 @@ def test_every_engine_has_one_turn_a_round_and_the_order_alternates(
     assert (tmp_path / "order").read_text().split() == [*first, *reversed(first)]
     rounds = engines.measured.run["rounds"]["native"]
     assert [entry["tpot_ms_batch_1"] for entry in rounds[0]] == [10.0, 20.0]
-    told = json.loads((tmp_path / "native-1" / "engine.json").read_text())
-    assert (told["model"], told["load"]["prompt_lens"]) == (str(tmp_path), [512])
+    assert (tmp_path / "native-1" / "told").read_text() == f"{tmp_path} (512,)"
 
 
 def test_a_pair_of_engines_is_compared_by_the_medians_of_its_rounds(engines: step.Engines, tmp_path: Path) -> None:
@@ -100,9 +104,12 @@ def test_a_method_counts_in_english() -> None:
     assert LOAD.method(5, 2).startswith("5 engines of each variant, alive at once, in turns over 2 rounds: median over")
 
 
-def test_an_engine_that_dies_ends_the_run_with_its_last_words(engines: step.Engines, tmp_path: Path) -> None:
-    engines.engine_options["dies as"] = "auto"
-    with pytest.raises(ChildFailed, match="made of cheese") as failure:
+@pytest.mark.parametrize(("when", "words"), [("dies as", "made of cheese"), ("dies in its turn as", "out of memory")])
+def test_an_engine_that_dies_ends_the_run_with_its_last_words(
+    engines: step.Engines, tmp_path: Path, when: str, words: str
+) -> None:
+    engines.engine_options[when] = "auto"
+    with pytest.raises(ChildFailed, match=words) as failure:
         engines.run(tmp_path)
     assert "serving_ops-1 ended with status 1" in str(failure.value)
     assert engines.measured.pairs["native"] == []
