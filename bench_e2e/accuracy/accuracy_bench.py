@@ -8,7 +8,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,6 @@ ROWS_AT_ONCE = 256  # bounds the memory: a row has as many values as the vocabul
 HEADER = ("weights, mode", "perplexity", "with serving_ops", "KL from fp32", "with serving_ops", "ratio of KL [95%]")
 
 
-@dataclass(frozen=True)
-class Served:
-    """What the engine is given. arguments: of vLLM, the model among them."""
-
-    quantization: str | None
-    mode: str
-    arguments: dict[str, Any]
-
-
 def main(words: Sequence[str]) -> int:
     """Saves what is measured after each combination. Exit status 1, with a sentence, where the model cannot be had or
     vLLM fails."""
@@ -55,13 +45,9 @@ def main(words: Sequence[str]) -> int:
     result |= {"name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, "rows": []}
     file, status = chosen.out / f"{chosen.name}.json", 0
     try:
-        served = []
-        for named, mode in itertools.product(chosen.quantizations, chosen.modes):
-            name = None if named == NOT_QUANTIZED else named
-            arguments = {"model": str(smollm2.checkpoint(name)), **presets.loading_args(name)}
-            served.append(Served(name, mode, arguments))
+        combinations = itertools.product(chosen.quantizations, chosen.modes)
         with tempfile.TemporaryDirectory(prefix="serving-ops-accuracy-") as work:
-            for found in measure(smollm2.checkpoint(), TEXT.read_text(), served, device, Path(work)):
+            for found in measure(TEXT.read_text(), combinations, device, Path(work)):
                 result |= found
                 file = result_file.save(result, file)
     except (smollm2.Unavailable, ChildFailed) as error:
@@ -87,13 +73,14 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-def measure(model: Path, text: str, served: Iterable[Served], device: str, work: Path) -> Iterator[dict[str, Any]]:
-    """The figures of those served so far, after each of them. Raises ChildFailed.
+def measure(text: str, combinations: Iterable[tuple[str, str]], device: str, work: Path) -> Iterator[dict[str, Any]]:
+    """The figures of the combinations of a quantization and a mode so far, after each of them.
 
-    model: the bf16 checkpoint, computed in fp32 for the reference.
+    Raises Unavailable and ChildFailed.
     """
     import transformers
 
+    model = smollm2.checkpoint()
     tokens: list[int] = transformers.AutoTokenizer.from_pretrained(model)(text).input_ids
     print(f"the reference: {len(tokens)} tokens in fp32", flush=True)
     exact = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -101,35 +88,39 @@ def measure(model: Path, text: str, served: Iterable[Served], device: str, work:
         reference = exact(torch.tensor([tokens])).logits[0, :-1]
     following, rows = torch.tensor(tokens[1:]), []
     perplexity_of_reference, _ = figures(reference, reference, following)
-    for one in served:
+    for named, mode in combinations:
+        quantization = None if named == NOT_QUANTIZED else named
         perplexity, divergences, line = {}, {}, ""
         for variant in (BASELINE, OURS):
-            print(f"{one.quantization or 'bf16'}, {one.mode}, {variant}", flush=True)
-            logits, line = _engine_logits(one, variant, tokens, device, work)
+            print(f"{quantization or 'bf16'}, {mode}, {variant}", flush=True)
+            logits, line = _engine_logits(quantization, mode, variant, tokens, device, work)
             perplexity[variant], divergences[variant] = figures(logits, reference, following)
-        row = {"quantization": one.quantization, "mode": one.mode, "startup": line, "active": is_active(line)}
+        row = {"quantization": quantization, "mode": mode, "startup": line, "active": is_active(line)}
         row |= {"perplexity": perplexity, "divergence": {name: float(of.mean()) for name, of in divergences.items()}}
         rows.append(row | {"divergence_ratio": ratio(divergences[OURS], divergences[BASELINE])})
         yield {"tokens": len(tokens), "reference_perplexity": perplexity_of_reference, "rows": rows}
 
 
-def _engine_logits(served: Served, variant: str, tokens: list[int], device: str, work: Path) -> tuple[Any, str]:
+def _engine_logits(
+    quantization: str | None, mode: str, variant: str, tokens: list[int], device: str, work: Path
+) -> tuple[Any, str]:
     """The logits, and what serving_ops said at start-up."""
     room = len(tokens) + SPARE_TOKENS
     arguments = {
-        "enforce_eager": served.mode == "eager",
+        "model": str(smollm2.checkpoint(quantization)),
+        "enforce_eager": mode == "eager",
         "max_model_len": room,
         "max_num_batched_tokens": room,  # the text in one step
         "enable_prefix_caching": False,
         **(BESIDE_OTHERS if device == "cuda" else {}),
-        **served.arguments,
+        **presets.loading_args(quantization),
     }
     job, out, log = (work / f"{variant}.{ending}" for ending in ("json", "pt", "log"))
     job.write_text(json.dumps({"engine_arguments": arguments, "tokens": tokens, "out": str(out)}))
     with Children() as children:
         child = children.start([*WORKER, str(job)], environment_of(variant, device, True), log, cwd=work)
         if status := child.wait():
-            raise ChildFailed(f"vLLM ended with status {status} ({served.mode}, {variant})", child)
+            raise ChildFailed(f"vLLM ended with status {status} ({mode}, {variant})", child)
     return torch.load(out), startup_line(child.lines()) or ""
 
 

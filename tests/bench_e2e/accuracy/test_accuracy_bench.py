@@ -8,7 +8,7 @@ import torch
 
 from serving_ops.bench_e2e import options, presets, result_file, smollm2
 from serving_ops.bench_e2e.accuracy import accuracy_bench
-from serving_ops.bench_e2e.accuracy.accuracy_bench import Served, markdown, measure
+from serving_ops.bench_e2e.accuracy.accuracy_bench import NOT_QUANTIZED, markdown, measure
 from serving_ops.bench_e2e.accuracy.engine_logits import of_prompt, record_logits
 from serving_ops.bench_e2e.environment import detect_device
 
@@ -43,12 +43,12 @@ def _checkpoint(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_engine_in_bf16_is_near_the_reference_with_and_without_our_norms(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vllm")
     model = _checkpoint(tmp_path / "model")
-    served = Served(None, "eager", {"model": str(model)})
-    (found,) = measure(model, TEXT, [served], detect_device(), tmp_path)
+    monkeypatch.setattr(smollm2, "checkpoint", lambda quantization=None: model)
+    (found,) = measure(TEXT, [(NOT_QUANTIZED, "eager")], detect_device(), tmp_path)
     (row,) = found["rows"]
     said = ["the reference: 60 tokens in fp32", "bf16, eager, native", "bf16, eager, serving_ops"]
     assert capsys.readouterr().out.splitlines() == said
@@ -72,8 +72,8 @@ def test_a_run_that_is_cut_keeps_the_combinations_that_it_has_measured(
     text.write_text(TEXT)
     asked: list[str] = []
 
-    def engine_logits(served: Served, variant: str, tokens: list[int], *_: object) -> tuple[torch.Tensor, str]:
-        asked.append(f"{served.mode} {variant}")
+    def engine_logits(_: None, mode: str, variant: str, tokens: list[int], *of: object) -> tuple[torch.Tensor, str]:
+        asked.append(f"{mode} {variant}")
         if len(asked) > 3:
             raise cut
         return torch.randn(len(tokens) - 1, VOCABULARY), ""
