@@ -85,13 +85,9 @@ class Comparison:
         return f"{named}, {machine(self.run)}, {self.run['date'][:10]}"
 
     def to_json(self) -> dict[str, Any]:
-        ratios = {
-            variant: {figure: asdict(ratio) for figure in self.figures if (ratio := self.ratio(figure, variant))}
-            for variant in self.pairs
-            if variant != BASELINE
-        }
+        ratios = {figure: asdict(ratio) for figure in self.figures if (ratio := self.ratio(figure))}
         own = {"labels": self.labels, "pairs": self.pairs, "plugin_lines": self.plugin_lines}
-        return {**self.run, "plugin_active": self.active, "ratios": ratios, **own}
+        return {**self.run, "plugin_active": self.active, "ratios": {OURS: ratios}, **own}
 
     def markdown(self) -> str:
         """A line a figure. Older results have variants that are shown by their ratio alone."""

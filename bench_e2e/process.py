@@ -1,14 +1,17 @@
-"""Commands in process groups of their own, their output in files, gone for certain when we leave."""
+"""Commands in process groups of their own, their output in files, gone for certain when we leave; some are asked."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 STOP_SECONDS = 15.0  # vLLM needs 2 to 4 s to shut its engine core down; after this it is killed
 POLL_SECONDS = 0.25  # seldom, since we share the cores with what is measured
@@ -103,6 +106,36 @@ class Children:
                 child.send(signal.SIGKILL)  # also workers that outlived their parent
             for child in stopped:
                 child.wait()
+
+
+class Asked:
+    """A command that is asked over a pipe, of which it gets a descriptor, behind the name of the folder with its log.
+
+    It finds what it is told in the pipe, sends a message when it is up, and then an answer to each question.
+    """
+
+    def __init__(
+        self, children: Children, command: Sequence[str], variables: Mapping[str, str], folder: Path, told: Any
+    ) -> None:
+        self.name = folder.name
+        self.pipe, self.its_end = Pipe()  # open here too, its end does not close when it dies: wait_until says so
+        self.pipe.send(told)
+        end = self.its_end.fileno()
+        self.child = children.start([*command, str(folder), str(end)], variables, folder / "log", folder.parent, (end,))
+
+    def wait(self, timeout: float) -> None:
+        """Until it is up, for so many seconds. Raises ChildFailed where it ended, or is late."""
+        self._answer(timeout)
+        print(f"{self.name} is up", flush=True)
+
+    def ask(self, what: Any) -> Any:
+        """Its answer. Raises ChildFailed where it ended."""
+        self.pipe.send(what)
+        return self._answer(math.inf)
+
+    def _answer(self, timeout: float) -> Any:
+        self.child.wait_until(self.pipe.poll, self.name, timeout)
+        return self.pipe.recv()
 
 
 @contextlib.contextmanager

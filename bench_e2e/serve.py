@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, options, server, session, smollm2, turns
+from serving_ops.bench_e2e import engine_arguments, options, server, session, smollm2
 from serving_ops.bench_e2e.comparison import BASELINE, VARIANTS, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
 from serving_ops.bench_e2e.server import LABELS, MOST_CHAT_TOKENS, Generator, ServeLoad
-from serving_ops.bench_e2e.turns import say, say_figures
+from serving_ops.bench_e2e.session import say, say_figures
 
 FIRST_SEED = 1000
 WARMUPS = 2  # requests before a server's first turn
@@ -54,7 +54,7 @@ class Serving:
             say(f"up after {time.monotonic() - started:.0f} s")
             if up and self.load.input_len is None:
                 say(compared({variant: server.answer(port) for variant, (_, port) in up.items()}))
-            for number, variant in turns.order(VARIANTS, chosen.pairs):
+            for number, variant in session.order(VARIANTS, chosen.pairs):
                 child, port = up.get(variant) or self._up(variant, self._start(variant))
                 warmups = WARMUPS if chosen.sequential or number == 1 else 0
                 # Both halves of a pair have the same prompts.

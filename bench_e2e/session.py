@@ -1,12 +1,14 @@
-"""What every run has: an end on signals that leaves no process, and a result that is saved before it is shown."""
+"""What every run has: turns, an end on signals that leaves no process, a result that is saved before it is shown."""
 
 from __future__ import annotations
 
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,9 +16,20 @@ from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.result_file import save
-from serving_ops.bench_e2e.turns import say
 
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
+say = partial(print, flush=True)
+
+
+def order(names: Sequence[Any], rounds: int) -> Iterator[tuple[int, Any]]:
+    """(round, name): whoever went first in one round goes last in the next."""
+    for number in range(1, rounds + 1):
+        for name in names if number % 2 else reversed(names):
+            yield number, name
+
+
+def say_figures(whose: str, figures: Mapping[str, float]) -> None:
+    say(f"{whose}: {', '.join(f'{name} {value:.2f}' for name, value in figures.items())}")
 
 
 def run(measure: Callable[[Path], None], measured: Comparison, out: Path, keep_logs: bool = False) -> int:

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import engine_arguments, options, session, turns
+from serving_ops.bench_e2e import engine_arguments, options, session
 from serving_ops.bench_e2e.comparison import VARIANTS, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, numbers
-from serving_ops.bench_e2e.process import Children
+from serving_ops.bench_e2e.process import Asked, Children
+from serving_ops.bench_e2e.session import say, say_figures
 from serving_ops.bench_e2e.step_engine import LAYER, PLUGIN, StepLoad, write_plugin
-from serving_ops.bench_e2e.turns import say, say_figures
 
 ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ class Engines:
                 self.measured.plugin_lines[variant].append(startup_line(asked.child.lines()))
             measure_alone()
             figures: dict[str, list[Rounds]] = {variant: [[] for _ in range(chosen.engines)] for variant in VARIANTS}
-            for number, (variant, place) in turns.order(names, chosen.rounds):
+            for number, (variant, place) in session.order(names, chosen.rounds):
                 figures[variant][place].append(running[variant, place].ask(number))
                 say_figures(f"round {number} of {chosen.rounds}, {variant}-{place + 1}", figures[variant][place][-1])
                 self.keep(figures)
@@ -70,7 +70,7 @@ class Engines:
                 for of_one in engines
             ]
 
-    def _start(self, names: Sequence[Name], children: Children, work: Path) -> dict[Name, turns.Asked]:
+    def _start(self, names: Sequence[Name], children: Children, work: Path) -> dict[Name, Asked]:
         """All at once on CUDA. On CPU, where each takes all the cores, one after the other."""
         chosen, running = self.chosen, {}
         model, _ = options.model_and_tokenizer(chosen, work)
@@ -80,7 +80,7 @@ class Engines:
             folder = work / f"{variant}-{place + 1}"
             folder.mkdir()
             variables = _variables(variant, chosen, model, work)
-            running[variant, place] = turns.Asked(children, ENGINE, variables, folder, settings)
+            running[variant, place] = Asked(children, ENGINE, variables, folder, settings)
             if chosen.device == "cpu":
                 running[variant, place].wait(chosen.start_timeout)
         for asked in running.values() if chosen.device != "cpu" else ():

@@ -1,6 +1,6 @@
 """One engine of `step` in a process, by its own offline interface: its load, and what it measures at its turn.
 
-`python -m serving_ops.bench_e2e.step_engine FOLDER PIPE` is started, told and asked by `turns.Asked`.
+`python -m serving_ops.bench_e2e.step_engine FOLDER PIPE` is started, told and asked by `process.Asked`.
 """
 
 from __future__ import annotations

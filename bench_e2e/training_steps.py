@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from serving_ops import nn
-from serving_ops.bench_e2e import environment, presets, result_file, session, turns
+from serving_ops.bench_e2e import environment, presets, result_file, session
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
 from serving_ops.bench_e2e.options import at_least_1, parse_without_engine
 
@@ -64,7 +64,7 @@ def _measure(chosen: argparse.Namespace, measured: Comparison) -> None:
     torch.manual_seed(1)
     tokens = torch.randint(native.config.vocab_size, chosen.batch, device=chosen.device)
     steps = {name: _step(m, tokens) for name, m in ((BASELINE, native), (OURS, ours))}
-    for number, name in turns.order(list(steps), WARM_UP + chosen.rounds):
+    for number, name in session.order(list(steps), WARM_UP + chosen.rounds):
         start = perf_counter()
         measured.run["losses"][name].append(steps[name]())
         if number > WARM_UP:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from serving_ops.bench_e2e.turns import order
+from serving_ops.bench_e2e.session import order
 
 
 def test_every_round_asks_each_and_who_went_first_goes_last_in_the_next() -> None:
