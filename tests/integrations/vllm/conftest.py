@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import answers
 import other_versions
@@ -86,6 +87,13 @@ def _lacks_experts() -> bool:
 def operators() -> None:
     """What start-up defines before it looks at a model."""
     startup.define_operators()
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """After each test it is as before: where vLLM resolves a configuration, it sets variables that engines inherit."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +16,6 @@ from vllm.model_executor.layers.mamba.gdn import qwen_gdn_linear_attn
 from vllm.model_executor.models import qwen3_next
 
 from serving_ops.integrations.vllm import compile_cache, features, installed, known_code, mixer_output, startup
-
-pytestmark = pytest.mark.usefixtures("registered")
 
 TOKENS = 5
 
@@ -90,7 +87,7 @@ KINDS = ("linear_attention", "full_attention")
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def known(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """These classes are taken for vLLM's, and the layer runs vLLM's own forward where that has the buffer."""
     for cls in (Qwen3NextDecoderLayer, QwenGatedDeltaNetAttention, Qwen3NextAttention):
         known = mixer_output.LAYERS if cls is Qwen3NextDecoderLayer else mixer_output.MIXERS
@@ -98,8 +95,6 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     own = qwen3_next.Qwen3NextDecoderLayer.forward
     if mixer_output.BUFFER in own.__code__.co_names:
         monkeypatch.setattr(Qwen3NextDecoderLayer, "forward", own)
-    yield
-    installed.undo()
 
 
 def _config(**passes: bool) -> Any:
