@@ -183,6 +183,14 @@ def test_a_cache_that_is_not_known_is_written_by_vllm(
     assert asked[0] is cache
 
 
+def test_with_more_slots_than_tokens_the_cache_is_written_by_vllm(attending: Any, step: Any) -> None:
+    layer = attending(LAYOUTS["until 0.31"]())
+    _take(layer)
+    step.slots = torch.tensor([*range(TOKENS), -1], device=DEVICE)
+    _run(layer)
+    assert layer.attn.impl.wrote
+
+
 def test_while_memory_is_profiled_nothing_is_written(attending: Any, step: Any) -> None:
     layer = attending(LAYOUTS["until 0.31"]())
     _take(layer)

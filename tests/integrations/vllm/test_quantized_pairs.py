@@ -255,7 +255,11 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
-    ("count", "product"), [(1, ("FlashInfer", (1, 4))), (31, ("FlashInfer", (1, 32))), (33, ("DeepGEMM", (1, 36)))]
+    ("count", "product"),
+    [
+        *((1, ("FlashInfer", (1, 4))), (31, ("FlashInfer", (1, 32)))),
+        *((32, ("DeepGEMM", (1, 32))), (33, ("DeepGEMM", (1, 36)))),
+    ],
 )
 def test_a_product_that_quantizes_inside_gets_rows_that_are_quantized(
     in_vllm: Any, products: Any, count: int, product: Any, fused: bool, traced: bool, kind: str
