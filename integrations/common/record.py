@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 _ABSENT = object()
@@ -23,6 +22,7 @@ class Installed:
     failures: dict[str, str] = field(default_factory=dict)
     given_back: set[str] = field(default_factory=set)
     _changes: list[Callable[[], object]] = field(default_factory=list)
+    _marks: weakref.WeakKeyDictionary[Any, set[str]] = field(default_factory=weakref.WeakKeyDictionary)
     _wrappers: list[tuple[object, str]] = field(default_factory=list)
     _originals: dict[Any, Any] = field(default_factory=dict)
 
@@ -62,25 +62,24 @@ class Installed:
         return method
 
     def mark(self, part: Any, **attributes: Any) -> None:
-        """Give one of a model's parts attributes of ours. A model that is gone stays so: only `undo` looks for it."""
-        left = weakref.ref(part)
-
-        def unmark() -> None:
-            for name in attributes:
-                vars(left() or SimpleNamespace()).pop(name, None)
-
+        """Give one of a model's parts attributes of ours. A model that is gone leaves nothing in the record."""
         for name, value in attributes.items():
             setattr(part, name, value)
-        self.on_undo(unmark)
+        self._marks.setdefault(part, set()).update(attributes)
 
     def on_undo(self, restore: Callable[[], object]) -> None:
-        """Have `undo` call `restore`. `undo` starts with the last change."""
-        self._changes.append(restore)
+        """Have `undo` call `restore`, once however often it is given. `undo` starts with the last change."""
+        if restore not in self._changes:
+            self._changes.append(restore)
 
     def undo(self) -> None:
         """Restore the engine. A change that other code has replaced since is left alone."""
         while self._changes:
             self._changes.pop()()
+        for part, names in self._marks.items():
+            for name in names:
+                vars(part).pop(name, None)
+        self._marks.clear()
         self._wrappers.clear()
         self._originals.clear()
         self.failures.clear()

@@ -63,6 +63,19 @@ def test_the_last_change_is_undone_first() -> None:
     assert order == ["second", "first"]
 
 
+def test_models_that_are_loaded_again_and_again_do_not_grow_the_record() -> None:
+    installed, on = Installed(), ["a layer"]
+    for _ in range(3):
+        model = Engine()
+        installed.mark(model, mode="ours", added=True)
+        installed.on_undo(on.clear)
+    assert (len(installed._changes), len(installed._marks)) == (1, 1)
+    installed.undo()
+    assert vars(model) == {}
+    assert on == []
+    assert installed == Installed()
+
+
 def test_what_someone_else_put_over_a_change_stays() -> None:
     installed, table = Installed(), {}
     installed.put(table, "key", "ours")
