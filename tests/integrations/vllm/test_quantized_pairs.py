@@ -456,6 +456,26 @@ def test_a_kernel_that_takes_other_rows_leaves_the_norm_to_vllm_and_does_not_sto
     assert isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
 
 
+def test_where_attention_layers_cannot_be_taken_no_norm_quantizes(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def take(found: Any, config: Any) -> None:
+        raise AttributeError("this vLLM's configurations are others")
+
+    monkeypatch.setattr(startup.qk_norm_rope_layer, "take", take)
+    layer = _decoder(_norm(), *_cpu_int8())
+    worker = SimpleNamespace(
+        get_model=lambda: torch.nn.ModuleList([layer]),
+        model_runner=SimpleNamespace(),
+        device=CPU,
+        vllm_config=_config(quant_config=None),
+    )
+    with caplog.at_level("WARNING", "vllm.serving_ops"):
+        startup._then_report(worker, lambda: None)()
+    assert "whose norms stay vLLM's own: this vLLM's configurations are others" in caplog.text
+    assert isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
+
+
 @pytest.mark.parametrize("spoilt", ["Qwen3DecoderLayer", "Qwen3Attention"])
 def test_a_layer_with_a_step_that_is_not_known_is_not_paired(in_vllm: Any, spoilt: str) -> None:
     def forward(self: Any, hidden_states: Tensor) -> Any:
