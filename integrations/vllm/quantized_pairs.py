@@ -199,15 +199,17 @@ def _may(vllm_config: Any) -> bool:
 
 @torch.inference_mode()
 def _try(pairs: Sequence[Pair]) -> None:
-    """Prewarm the norms, and compute a row by each class of kernels. Raises where a kernel of ours fails, or vLLM's
-    kernels or rows are not what ours were written for: vLLM would find that while it profiles memory, and stop."""
+    """Prewarm the norms, and compute a row and as many as another product takes by each class of kernels. Raises where a
+    kernel of ours fails, or vLLM's kernels or rows are not what ours were written for: vLLM would find that while it
+    profiles memory, and stop."""
     failed = prewarm(list(dict.fromkeys(spec for pair in pairs for spec in pair.specs)), _logger)
     if failed:
         raise RuntimeError(next(iter(failed.values())))
     for pair in {type(pair.kernel): pair for pair in pairs}.values():
         spec = pair.specs[0]
-        row = _quantizing(pair)(torch.ones(1, spec.size, dtype=spec.dtype, device=spec.device))
-        CONSUMERS[type(pair.kernel).__name__].product(pair.kernel, pair.linear, row, None)
+        for count in (1, block_product.FEW_ROWS):
+            rows = _quantizing(pair)(torch.ones(count, spec.size, dtype=spec.dtype, device=spec.device))
+            CONSUMERS[type(pair.kernel).__name__].product(pair.kernel, pair.linear, rows, None)
 
 
 def switch(pair: Pair) -> None:

@@ -456,6 +456,18 @@ def test_a_kernel_that_takes_other_rows_leaves_the_norm_to_vllm_and_does_not_sto
     assert isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
 
 
+@pytest.mark.parametrize("product", ["flashinfer.flashinfer_fp8_blockscale_gemm", "deep_gemm.fp8_gemm_nt"])
+def test_a_product_of_few_or_of_many_rows_that_takes_others_leaves_the_norm_to_vllm(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, products: Any, product: str
+) -> None:
+    def of_another_vllm(*, rows: Any) -> Tensor:
+        raise AssertionError("it takes other arguments")
+
+    monkeypatch.setattr(f"vllm.utils.{product}", of_another_vllm)
+    with pytest.raises(TypeError, match="of_another_vllm"):
+        _take(_config("VLLM_COMPILE"), _in_blocks())
+
+
 def test_where_attention_layers_cannot_be_taken_no_norm_quantizes(
     everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
