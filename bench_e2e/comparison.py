@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from serving_ops.bench_e2e.result_file import machine, read
-from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio, Spread, paired_ratio
+from serving_ops.bench_e2e.result_file import machine, read, shown_command
+from serving_ops.bench_e2e.stats import Ratio, Spread, paired_ratio
 from serving_ops.bench_e2e.table import Block
 
 VARIANTS = BASELINE, OURS = "native", "serving_ops"
@@ -28,6 +28,8 @@ NOTHING_ON = ": on for no layer"
 OFF = "serving_ops is off: "
 IN_VLLMS_PASS = "our kernels run"
 """Said where no layer is ours, and vLLM's fusion pass calls our kernels all the same."""
+STEADY = re.compile(r"decode_step_device_ms_batch_\d+|ttft_ms_prompt_8192")
+"""On CUDA a summary shows these figures alone. In the others is the host's time, which scatters."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ class Comparison:
 
     def ratio(self, figure: str, variant: str = OURS) -> Ratio | None:
         """A variant over native; None if a time is not positive."""
-        least = self.run.get("least_pairs", LEAST_PAIRS)  # older runs were compared with fewer
-        return paired_ratio(self.values(BASELINE, figure), self.values(variant, figure), least)
+        return paired_ratio(self.values(BASELINE, figure), self.values(variant, figure))
 
     @property
     def active(self) -> bool:
@@ -103,7 +104,7 @@ class Comparison:
         ]
         table = Block(["ms", *VARIANTS, *ratios], lines).markdown()
         head = f"**{self.title}**: {self.circumstances}{'' if self.active else f'. **{INACTIVE}.**'}"
-        return f"{head}\n\n{table}\n\n{self.run['method']}. `{self.run['command']}`"
+        return f"{head}\n\n{table}\n\n{self.run['method']}. `{shown_command(self.run)}`"
 
     def show(self, console: Console) -> None:
         console.print(Markdown(self.markdown()))
@@ -149,6 +150,7 @@ def summary(plains: Sequence[dict[str, Any]]) -> str:
     """A line a result, a column a figure: serving_ops over native. Of several engines each line has its name."""
     results = [of(plain) for plain in plains]
     columns = {figure: label for result in results for figure, label in result.figures.items()}
+    columns = {figure: label for figure, label in columns.items() if STEADY.fullmatch(figure)} or columns
     several = len({result.run["engine"] for result in results}) > 1
     lines = [
         [

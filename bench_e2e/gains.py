@@ -1,7 +1,7 @@
 """Who gains: a line an engine and model, with the ratios whose interval excludes 1, and a list of who gains nothing.
 
-Each engine, machine, model and mode counts once, by its result with the most pairs; of several with at least 5 pairs by
-the newest. Results whose pairs are too few for an interval, and those of a plugin that was not on, say nothing here.
+Each engine, machine, model and mode counts once, by its newest result. Results whose pairs are too few for an interval,
+and those of a plugin that was not on, say nothing here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from typing import Any
 from serving_ops.bench_e2e import comparison, presets
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.environment import ENGINES
-from serving_ops.bench_e2e.stats import LEAST_PAIRS, Ratio
+from serving_ops.bench_e2e.stats import Ratio
 from serving_ops.bench_e2e.step_engine import HOST
 from serving_ops.bench_e2e.table import Block
 
 MOST_LINES = 8
 KINDS = ("serve", "step")
 COLUMNS = {
-    "TPOT": r"tpot_ms_batch_1|median_tpot_ms",
     "GPU time of a step": r"decode_step_device_ms_batch_1",
+    "TPOT": r"tpot_ms_batch_1|median_tpot_ms",
     "TTFT": r"ttft_ms_prompt_\d+|median_ttft_ms",
 }
-"""Column -> the figures that it may show. Of several prompts the longest whose interval excludes 1."""
+"""Column -> the figures that it may show. Of several prompts the longest whose interval excludes 1. A row stands in the
+order of its first column that gains."""
+MOST_USED = ("preset dense", "compiled"), ("preset dense", "CUDA graphs")
+"""Models and modes that the table shows on GPUs also where others gain more: an engine's default."""
 LINE_LENGTH = 120
 
 
@@ -39,27 +42,33 @@ class Row:
     path: Path
     engine: str
     model: str
+    most_used: bool
     columns: dict[str, tuple[Ratio, str]]
     slower: list[str]
 
     @property
-    def best(self) -> float:
-        return min((ratio.ratio for ratio, _ in self.columns.values()), default=1.0)
+    def gain(self) -> tuple[float, str]:
+        """The ratio of the first column that gains, and the column; 1 where none does."""
+        ratios = [(self.columns[column][0].ratio, column) for column in COLUMNS if column in self.columns]
+        return next((found for found in ratios if found[0] < 1), (1.0, ""))
 
 
 def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
     """Results as they were read; those of other benches are left out. beside: the folder that links start from."""
     rows = _rows(results)
-    gaining = sorted((row for row in rows if row.best < 1), key=lambda row: row.best)
+    gaining = sorted((row for row in rows if row.gain[0] < 1), key=lambda row: row.gain)
+    shown = sorted(gaining, key=lambda row: not row.most_used)[:MOST_LINES]
+    others = [row for row in gaining if row not in shown]
     lines = [
         [
             f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})",
             *(row.columns.get(column, ("", ""))[1] for column in COLUMNS),
         ]
-        for row in gaining[:MOST_LINES]
+        for row in gaining
+        if row in shown
     ]
     texts = {
-        "Smaller gains": _listed([(row, f"{row.model} {row.best:.3f}") for row in gaining[MOST_LINES:]]),
+        "Other gains": _listed([(row, f"{row.model} {row.gain[0]:.3f} of the {row.gain[1]}") for row in others]),
         "Nothing gained": _listed([(row, row.model) for row in rows if not row.columns]),
         "Slower": _listed([(row, f"{row.model} ({figure})") for row in rows for figure in row.slower]),
     }
@@ -75,9 +84,9 @@ def _listed(said: Sequence[tuple[Row, str]]) -> str:
 
 
 def _rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
-    """Those with few pairs first, then in the order of their dates."""
+    """In the order of their dates."""
     compared = [(path, comparison.of(plain)) for path, plain in results.items() if plain["kind"] in KINDS]
-    compared.sort(key=lambda entry: (min(LEAST_PAIRS, *map(len, entry[1].pairs.values())), entry[1].run["date"]))
+    compared.sort(key=lambda entry: entry[1].run["date"])
     rows = (_row(path, result) for path, result in compared if result.active)
     return list({(row.engine, row.model): row for row in rows if row}.values())
 
@@ -98,5 +107,12 @@ def _row(path: Path, result: Comparison) -> Row | None:
     run = result.run
     on_cuda, version = run["device"] == "cuda", run["versions"][run["engine"]].removesuffix("+cpu")
     machine = run["hardware"]["gpu"].removeprefix("NVIDIA ") if on_cuda else f"{run['hardware']['cores']} CPU cores"
+    if (gpus := _gpus(run.get("engine_options", {}))) > 1:
+        machine = f"{gpus} x {machine}"
     engine = f"{ENGINES[run['engine']].title} {version}, {machine}, {result.mode}"
-    return Row(path, engine, presets.said(run["model"]), columns, slower)
+    most_used = on_cuda and gpus == 1 and (run["model"], result.mode) in MOST_USED
+    return Row(path, engine, presets.said(run["model"]), most_used, columns, slower)
+
+
+def _gpus(options: dict[str, Any]) -> int:
+    return int(options.get("tensor_parallel_size", options.get("tp_size", 1)))

@@ -19,11 +19,11 @@ from serving_ops.bench_e2e.result_file import machine
 ROLES = {
     "cache": r"reshape_and_cache|set_kv|store_kv|kv_?cache",
     "attention": r"flash|attention|attn|fmha|_fwd_(grouped_)?kernel|merge_state",
-    "product": r"gemm|gemv|nvjet|cutlass|cublas|splitk|matmul|scaled_mm|::linear|::(add)?mm\b|onednn",
+    "product": r"gemm(?!::scale_)|gemv|nvjet|cutlass|cublas|splitk|matmul|scaled_mm|::linear|::(add)?mm\b|onednn",
     "SiLU": r"silu|act_and_mul|gelu",
     "norm, rope": r"qk_norm_rope",
     "norm": r"norm|rsqrt|^triton_(red|per)_",
-    "quant": r"quant",
+    "quant": r"quant|gemm::scale_",
     "rope": r"rope|rotary|_cat_",
     "copy": r"copy|clone|memcpy|memset|fill",
 }
@@ -52,9 +52,9 @@ class Part(NamedTuple):
 
 
 def parts_of(kernels: Sequence[dict[str, Any]]) -> list[Part]:
-    """From the layer's first norm on: behind the product before the one whose result attention reads.
+    """From the layer's first norm on: after the product before the one whose result attention reads.
 
-    A product is one block with the sum of its parts behind it.
+    A product is one block with the sum of its parts after it.
     """
     parts = [_part(kernel["name"], kernel["us"]) for kernel in kernels]
     parts = [part for place, part in enumerate(parts) if not (part.block and parts[place - 1].role == part.role)]

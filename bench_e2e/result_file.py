@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,11 @@ def of_run(kind: str, words: Sequence[str], device: str) -> dict[str, Any]:
         "versions": environment.versions(),
         "hardware": environment.hardware(),
     }
+
+
+def shown_command(run: dict[str, Any]) -> str:
+    """For a caption: without where the run wrote its files and found its caches, which changes no figure."""
+    return re.sub(r"\bVLLM_CACHE_ROOT=\S+ | --(out|lock|name)[ =]\S+| --keep-logs\b", "", run["command"])
 
 
 def machine(run: dict[str, Any]) -> str:

@@ -46,11 +46,11 @@ class Ratio:
         return f"{self.ratio:.3f} [{self.low:.3f}-{self.high:.3f}]"
 
 
-def paired_ratio(baseline: Sequence[float], other: Sequence[float], least: int = LEAST_PAIRS) -> Ratio | None:
+def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio | None:
     """`other / baseline`, pair by pair: what a slow minute of the machine does to both cancels.
 
-    least: pairs that give an interval. None where a value is not positive: a short load's noise can be larger than its
-    time per token. Raises ValueError if the values do not pair up, or there are none.
+    None where a value is not positive: a short load's noise can be larger than its time per token. Raises ValueError if
+    the values do not pair up, or there are none.
     """
     if len(baseline) != len(other) or not baseline:
         raise ValueError(f"pairs are incomplete: {len(baseline)} against {len(other)}")
@@ -58,7 +58,7 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float], least: int =
         return None
     logs = [math.log(b / a) for a, b in zip(baseline, other, strict=True)]
     centre = statistics.fmean(logs)
-    if len(logs) < max(2, least):
+    if len(logs) < LEAST_PAIRS:
         return Ratio(math.exp(centre), None, None, len(logs))
     quantile = T_95[min(len(logs) - 1, len(T_95)) - 1]  # past the table it errs by under 4%, and on the careful side
     reach = quantile * statistics.stdev(logs) / math.sqrt(len(logs))

@@ -60,7 +60,7 @@ class StepLoad:
         turns = f"{rounds} round{'s' if rounds > 1 else ''}"
         return (
             f"{of_each}, alive at once, in turns over {turns}: median over engines of their medians over rounds "
-            f"[lowest-highest]. TPOT over {self.decode_steps} steps behind a prompt of {self.decode_prompt_len} tokens"
+            f"[lowest-highest]. TPOT over {self.decode_steps} steps after a prompt of {self.decode_prompt_len} tokens"
         )
 
 

@@ -156,7 +156,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append([f"{row['quantization'] or 'bf16'}, {row['mode']}", *perplexity, *divergence, ratio])
     table = Block(HEADER, lines).markdown()
     versions = f"vllm {result['versions']['vllm']}, torch {result['versions']['torch']}"
-    return f"{table}\n\n{versions}, {result_file.machine(result)}, {result['date'][:10]}: `{result['command']}`"
+    command = result_file.shown_command(result)
+    return f"{table}\n\n{versions}, {result_file.machine(result)}, {result['date'][:10]}: `{command}`"
 
 
 def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:

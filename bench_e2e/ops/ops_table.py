@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.result_file import machine
+from serving_ops.bench_e2e.result_file import machine, shown_command
 from serving_ops.bench_e2e.table import Block, beside
 
 Result = dict[str, Any]  # one element of the JSON's "results"
@@ -45,7 +45,7 @@ def markdown(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in (report["contestants"] | torch).items())
     copy = f" Copy rate {report['copy_tb_s']:.2f} TB/s." if report.get("copy_tb_s") else ""
     date = report["date"][:16].replace("T", " ")
-    head = f"{machine(report)}; {versions}; {date} UTC.{copy} Medians of alternating rounds: `{report['command']}`"
+    head = f"{machine(report)}; {versions}; {date} UTC.{copy} Medians of alternating rounds: `{shown_command(report)}`"
     return "\n\n".join([head, *(block.markdown() for block in blocks(report))])
 
 

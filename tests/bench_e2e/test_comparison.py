@@ -48,23 +48,6 @@ def test_an_interval_needs_five_pairs(result: Comparison) -> None:
     assert "| 0.849 [0." in comparison.markdown(more_pairs(result).to_json())
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "figure", "ratio"),
-    [
-        ("serve-cpu", "serve", "median_ttft_ms", (0.942, 0.926, 0.959)),
-        ("turns-h200-fp8-block-fused", "step", "decode_step_device_ms_batch_1", (0.897, 0.857, 0.939)),
-        ("steps-h200-dense", "training-steps", "step_ms", (0.700, 0.645, 0.760)),
-    ],
-)
-def test_older_results_keep_their_ratios_of_fewer_pairs(
-    name: str, kind: str, figure: str, ratio: tuple[float, float, float]
-) -> None:
-    result = comparison.load(RESULTS / f"{name}.json")
-    found = result.ratio(figure)
-    assert (result.run["kind"], found.low is None) == (kind, False)
-    assert (found.ratio, found.low, found.high) == pytest.approx(ratio, abs=0.0006)
-
-
 @pytest.mark.parametrize("text", ["", "[]", "3", "{}", json.dumps(dict.fromkeys(OF_EVERY_RESULT, 1))])
 def test_a_file_that_is_no_result_is_named_in_the_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
@@ -133,6 +116,22 @@ def test_a_summary_has_a_line_a_result_and_a_column_a_figure(result: Comparison)
     assert lines[0] == "| serving_ops / native | TPOT, batch 1 | TTFT, 512 tokens |"
     assert lines[2] == "| preset dense, eager | 0.800 [0.800-0.800] | 0.900 [0.900-0.900] |"
     assert lines[3] == "| preset dense, eager, `VLLM_BATCH_INVARIANT=1` |  | 0.900 [0.900-0.900] |"
+
+
+def test_a_summary_of_gpus_has_no_figure_in_which_the_hosts_time_is(result: Comparison) -> None:
+    load = StepLoad(batch_sizes=(1,), prompt_lens=(512, 8192), decode_steps=32)
+    pairs = {variant: [dict.fromkeys(load.labels, 1.0)] * 5 for variant in ("native", "serving_ops")}
+    on_gpu = dataclasses.replace(result, labels=load.labels, pairs=pairs)
+    columns = comparison.summary([on_gpu.to_json()]).splitlines()[0].split(" | ")
+    assert columns[1:] == ["device time of a decode step, batch 1", "TTFT, 8192 tokens |"]
+
+
+def test_a_caption_leaves_out_where_a_run_wrote_its_files(result: Comparison) -> None:
+    words = (
+        "VLLM_CACHE_ROOT=/tmp/cache A=1 python step --name it --out /tmp/out --keep-logs --lock /tmp/lock --rounds 1"
+    )
+    text = dataclasses.replace(result, run=result.run | {"command": words}).markdown()
+    assert text.endswith("`A=1 python step --rounds 1`")
 
 
 def test_two_runs_are_compared_figure_by_figure(

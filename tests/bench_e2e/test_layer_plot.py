@@ -76,6 +76,12 @@ def test_what_lies_between_is_neither_product_nor_attention() -> None:
     assert (layer_plot.between(native), layer_plot.between(ours)) == (10.0, 7.75)
 
 
+def test_rows_that_a_products_library_quantizes_are_no_part_of_the_product() -> None:
+    scale = "void tensorrt_llm::kernels::fp8_blockscale_gemm::scale_1x128_kernel<__nv_bfloat16"
+    parts = layer_plot.parts_of([{"name": name, "us": 1.0} for name in ("norm_rows_kernel", scale, "deep_gemm", scale)])
+    assert sorted(part.role for part in parts if not part.block) == ["norm", "quant", "quant"]
+
+
 def test_a_layer_without_attention_is_drawn_too() -> None:
     kernels = [{"name": name, "us": 1.0} for name in ("gemm", "norm_row_kernel", "gemm", "conv")]
     assert layer_plot.between(layer_plot.parts_of(kernels)) == 2.0

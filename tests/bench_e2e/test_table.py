@@ -64,7 +64,8 @@ def test_every_table_names_its_command_its_day_its_machine_and_its_versions(page
         if (file := RESULTS / f"{name}.json").is_file():
             result = result_file.read(file)
             machine = result["hardware"]["gpu" if result["device"] == "cuda" else "cpu"]
-            named = (result["command"], result["date"][:10], machine, result["versions"]["torch"].partition("+")[0])
+            command = result_file.shown_command(result)
+            named = (command, result["date"][:10], machine, result["versions"]["torch"].partition("+")[0])
             assert all(part in text for part in named), name
 
 
