@@ -199,9 +199,9 @@ def _may(vllm_config: Any) -> bool:
 
 @torch.inference_mode()
 def _try(pairs: Sequence[Pair]) -> None:
-    """Prewarm the norms, and compute a row and as many as another product takes by each class of kernels. Raises where a
-    kernel of ours fails, or vLLM's kernels or rows are not what ours were written for: vLLM would find that while it
-    profiles memory, and stop."""
+    """Prewarm the norms, and compute few rows and many by each class of kernels. Raises where a kernel of ours fails,
+    or vLLM's kernels or rows are not what ours were written for: vLLM would find that while it profiles memory, and
+    stop."""
     failed = prewarm(list(dict.fromkeys(spec for pair in pairs for spec in pair.specs)), _logger)
     if failed:
         raise RuntimeError(next(iter(failed.values())))

@@ -84,11 +84,12 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
         found = survey(models, worker.vllm_config, worker.device)
         outcome = prewarm(found)
     found = [after_failures(layer, outcome) for layer in found]
-    line = describe(found, str(worker.device), outcome.summary, *_beside_norms(models, found, worker))
+    device = str(worker.device)
     if strict and any(layer.fell_back() for layer in found):
-        raise RuntimeError(f"{guard.STRICT} {line}")
+        raise RuntimeError(f"{guard.STRICT} {describe(found, device, outcome.summary)}")
     qk_norm_rope_layer.take(found, worker.vllm_config)
-    _logger.info(line)
+    # Last: what raises before leaves all norms to vLLM.
+    _logger.info(describe(found, device, outcome.summary, *_beside_norms(models, found, worker)))
 
 
 def define_operators() -> None:
