@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
 from types import MethodType
 from typing import Any
 
@@ -26,14 +29,30 @@ OP = "qk_norm_rope"
 FROM_PYTHON = "a launch from Python takes longer than SGLang's"
 NOT_MEASURED = "without CUDA graphs its host time beside SGLang's kernels was not measured"
 
-OPTIONS = "serving_ops_qk_norm_rope"
-"""The attribute of an attention layer that keeps what its calls have in common."""
+KEPT = "serving_ops_qk_norm_rope"
+"""The attribute of an attention layer that has its `Kept`."""
+
+READ = ("qkv_proj", "o_proj", "q_size", "kv_size", "attn.layer_id", "attn.k_scale", "attn.v_scale")
+"""What calls read of an attention layer, beyond what is read when it is looked at."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the calls of an attention layer have in common: the operator's options, and SGLang's access to the cache.
+
+    may_write: takes a batch; returns whether the kernel may write the cache.
+    pool: takes a batch; returns the caches of all layers.
+    """
+
+    options: dict[str, Any]
+    may_write: Callable[[Any], bool]
+    pool: Callable[[Any], Any]
 
 
 def _forward(layer: Any, positions: Tensor, hidden_states: Any, forward_batch: Any) -> Tensor:
     """`Qwen3Attention.forward`."""
     qkv, _ = layer.qkv_proj(hidden_states)
-    caches = _caches(layer.attn, qkv, forward_batch)
+    caches = _caches(layer, qkv, forward_batch)
     q, k, v = _normed_and_rotated(layer, qkv, positions, caches)
     out, _ = layer.o_proj(layer.attn(q, k, v, forward_batch, save_kv_cache=not caches))
     return out
@@ -41,7 +60,7 @@ def _forward(layer: Any, positions: Tensor, hidden_states: Any, forward_batch: A
 
 def _apply_qk_norm_rope(layer: Any, qkv: Tensor, positions: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
     """`Qwen3MoeAttention.apply_qk_norm_rope`. Its caller reads the attribute, and writes the cache where it is True."""
-    caches = _caches(layer.attn, qkv, forward_batch) if layer.compatible_with_fused_kv_buffer else {}
+    caches = _caches(layer, qkv, forward_batch) if layer.compatible_with_fused_kv_buffer else {}
     layer._used_fused_qk_norm_rope_last_call = not caches
     return _normed_and_rotated(layer, qkv, positions, caches)
 
@@ -49,31 +68,35 @@ def _apply_qk_norm_rope(layer: Any, qkv: Tensor, positions: Tensor, forward_batc
 def _normed_and_rotated(layer: Any, qkv: Tensor, positions: Tensor, caches: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """q, k and v as views of qkv, with k and v in the caches."""
     weights = layer.q_norm.weight, layer.k_norm.weight
-    options = getattr(layer, OPTIONS)
+    options = getattr(layer, KEPT).options
     torch.ops.serving_ops.qk_norm_rope(qkv, positions, layer.rotary_emb.cos_sin_cache, *weights, **options, **caches)
     return qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
 
 
-def _caches(attn: Any, qkv: Tensor, forward_batch: Any) -> dict[str, Tensor]:
+def _caches(layer: Any, qkv: Tensor, forward_batch: Any) -> dict[str, Tensor]:
     """Return the caches that the kernel may write, as SGLang's rotary embedding may, and the slots; else nothing."""
-    from sglang.srt.models import utils
-
-    if attn.k_scale is not None or attn.v_scale is not None or not utils.enable_fused_set_kv_buffer(forward_batch):
+    attn, kept = layer.attn, getattr(layer, KEPT)
+    if attn.k_scale is not None or attn.v_scale is not None or not kept.may_write(forward_batch):
         return {}
-    keys, values = _pool(forward_batch).get_kv_buffer(attn.layer_id)
+    keys, values = kept.pool(forward_batch).get_kv_buffer(attn.layer_id)
     slots = forward_batch.out_cache_loc
     if keys.dim() != 3 or keys.dtype != qkv.dtype or slots.shape[0] > qkv.shape[0]:
         return {}
     return {"key_cache": keys, "value_cache": values, "slot_mapping": slots}
 
 
-def _pool(forward_batch: Any) -> Any:
-    """A batch of SGLang 0.5.11 has its pool."""
-    if hasattr(forward_batch, "token_to_kv_pool"):
-        return forward_batch.token_to_kv_pool
+def _access() -> tuple[Callable[[Any], bool], Callable[[Any], Any]]:
+    """Return `Kept.may_write` and `Kept.pool`. Raises ImportError or AttributeError in a SGLang without them."""
+    from sglang.srt.mem_cache.memory_pool import KVCache
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.models import utils
+
+    attrgetter("get_kv_buffer")(KVCache)
+    if hasattr(ForwardBatch, "token_to_kv_pool"):  # SGLang 0.5.11
+        return utils.enable_fused_set_kv_buffer, attrgetter("token_to_kv_pool")
     from sglang.srt.model_executor.forward_context import get_token_to_kv_pool
 
-    return get_token_to_kv_pool()
+    return utils.enable_fused_set_kv_buffer, lambda forward_batch: get_token_to_kv_pool()
 
 
 ATTENTION = {
@@ -143,6 +166,10 @@ def why_native(layer: Any) -> str | None:
         return "the user chose SGLang's fused kernel"
     if layer.q_norm.variance_epsilon != layer.k_norm.variance_epsilon:
         return "q and k have norms of two kinds"
+    try:
+        attrgetter(*READ)(layer), _access()
+    except (AttributeError, ImportError) as error:
+        return f"this SGLang is not known: {error}"
     return RMS_NORM.why_native(layer.q_norm) or RMS_NORM.why_native(layer.k_norm)
 
 
@@ -176,5 +203,5 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
 def connect(layer: Any, spec: NormSpec, changes: Installed) -> None:
     """Have our method run for an attention layer."""
     method, ours = ATTENTION[_name(layer)]
-    changes.set(layer, OPTIONS, rope_options(spec))
+    changes.set(layer, KEPT, Kept(rope_options(spec), *_access()))
     changes.set(layer, method, MethodType(ours, layer))

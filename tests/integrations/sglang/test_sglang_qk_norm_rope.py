@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -131,6 +132,12 @@ def _positions(kind: str, tokens: int) -> torch.Tensor:
 
 
 def _batch(pool: Pool, tokens: int) -> Any:
+    """A step's batch. SGLang 0.5.11 has the pool there, and later versions in a context."""
+    with contextlib.suppress(ImportError):
+        from sglang.srt.model_executor import forward_context
+
+        backend = SimpleNamespace(token_to_kv_pool=pool)
+        forward_context.set_forward_context(forward_context.ForwardContext(attn_backend=backend))
     return SimpleNamespace(token_to_kv_pool=pool, out_cache_loc=torch.arange(tokens) * 2 + 1)
 
 
@@ -267,7 +274,31 @@ def test_what_the_operator_does_not_do_stays_sglangs_and_that_is_no_fallback(
 ) -> None:
     layer = REFUSED[reason]()
     assert f"1 {type(layer).__name__}'s q and k ({reason})" in report(caplog, layer)
-    assert not {"forward", "apply_qk_norm_rope", qk_norm_rope_layer.OPTIONS} & vars(layer).keys()
+    assert not {"forward", "apply_qk_norm_rope", qk_norm_rope_layer.KEPT} & vars(layer).keys()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        ["sglang.srt.models.utils.enable_fused_set_kv_buffer"],
+        [
+            "sglang.srt.model_executor.forward_batch_info.ForwardBatch.token_to_kv_pool",
+            "sglang.srt.model_executor.forward_context.get_token_to_kv_pool",
+        ],
+        ["sglang.srt.mem_cache.memory_pool.KVCache.get_kv_buffer"],
+        [f"{__name__}.Attn.k_scale"],
+    ],
+    ids=lambda read: read[-1].rpartition(".")[2],
+)
+def test_where_sglang_lacks_what_a_call_reads_the_layer_stays_its_own(
+    read: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = attention(DENSE)
+    for name in read:
+        with contextlib.suppress(ImportError):  # SGLang 0.5.11 has no such context
+            monkeypatch.delattr(name, raising=False)
+    assert "native: 1 Qwen3Attention's q and k (this SGLang is not known: " in report(caplog, layer)
+    assert "forward" not in vars(layer)
 
 
 @pytest.mark.parametrize(("name", "method"), [(DENSE, "forward"), (EXPERTS, "apply_qk_norm_rope")])
