@@ -88,7 +88,7 @@ def _quantizing(found: NormLayer, x: Activations, pair: Pair | None) -> NormLaye
         return found
     if isinstance(pair.form, str):
         return dataclasses.replace(found, quantized_apart=pair.form)
-    adapter = quantizing_rms_norm.adapter(pair.form)
+    adapter = quantizing_rms_norm.adapter(pair.projection, pair.form.fmt)
     return dataclasses.replace(
         found, kind=adapter.name, adapter=adapter, specs=adapter.specs(found.layer, x), connect=pair.connect
     )

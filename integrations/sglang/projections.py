@@ -36,11 +36,14 @@ DEEP_GEMM_COLUMNS = 64
 
 @dataclass(frozen=True)
 class Prequantized:
-    """The form of a projection's input, the product that takes it, and the scale that the checkpoint gives, or None."""
+    """The form of a projection's input, and the product that takes it.
+
+    Where all rows have one scale, it is the projection's `input_scale`. SGLang may replace it when it loads weights
+    again.
+    """
 
     fmt: QuantFormat
     product: Product
-    scale: Tensor | None = None
 
 
 def prequantized(projection: Any, dtype: torch.dtype) -> Prequantized | str:
@@ -107,14 +110,12 @@ def _fp8(projection: Any, **options: bool) -> Prequantized | str:
     if not fp8_utils.cutlass_fp8_supported():
         return f"{UNKNOWN} FP8 on this GPU"
     static = getattr(projection, "input_scale", None)
-    if static is not None and (static.numel() != 1 or static.dtype != torch.float32):
-        return f"{UNKNOWN} FP8 with {static.numel()} input scales in {static.dtype}"
+    if static is not None and (static.shape != () or static.dtype != torch.float32):
+        return f"{UNKNOWN} FP8 with input scales {tuple(static.shape)} in {static.dtype}"
     product = _fp8_product(projection, static is not None, options)
     if product is None:
         return f"{UNKNOWN} product in FP8"
-    if static is None:
-        return Prequantized(QuantFormat(granularity="token"), product)
-    return Prequantized(QuantFormat(granularity="tensor"), product, static.detach().reshape(()))
+    return Prequantized(QuantFormat(granularity="token" if static is None else "tensor"), product)
 
 
 def _fp8_product(projection: Any, static: bool, options: dict[str, bool]) -> Product | None:
@@ -122,32 +123,42 @@ def _fp8_product(projection: Any, static: bool, options: dict[str, bool]) -> Pro
     from sglang.srt.layers.quantization import fp8_utils
 
     if "pre_quant_output_dtype" in inspect.signature(fp8_utils.apply_fp8_linear).parameters:
-        return partial(_apply_fp8_linear, options)
+        return partial(_apply_fp8_linear, fp8_utils.apply_fp8_linear, options)
     weight, scale = projection.weight, projection.weight_scale
     if scale.numel() == weight.shape[1] and not fp8_utils.use_triton_w8a8_fp8_kernel:
-        return None if any(size % CUTLASS_MULTIPLE for size in weight.shape) else _fp8_scaled_mm
+        fits = not any(size % CUTLASS_MULTIPLE for size in weight.shape)
+        return partial(_fp8_scaled_mm, fp8_utils.fp8_scaled_mm) if fits else None
     return _scaled_mm if scale.numel() == 1 and static else None
 
 
 def _apply_fp8_linear(
-    options: dict[str, bool], projection: Any, q: Tensor, scales: Tensor, dtype: torch.dtype, bias: Tensor | None
+    apply: Callable[..., Tensor],
+    options: dict[str, bool],
+    projection: Any,
+    q: Tensor,
+    scales: Tensor,
+    dtype: torch.dtype,
+    bias: Tensor | None,
 ) -> Tensor:
     """A single row's scale has one dimension: SGLang repeats it, as a static one, on GPUs before Hopper."""
-    from sglang.srt.layers.quantization import fp8_utils
-
     weight, weight_scale = projection.weight, projection.weight_scale
     if scales.dim() == 2 and weight_scale.numel() > scales.numel() == 1:
         scales = scales.view(1)
     options = {**options, "bias": bias, "pre_quant_output_dtype": dtype}
-    return fp8_utils.apply_fp8_linear(q, weight, weight_scale, input_scale=scales, **options)
+    return apply(q, weight, weight_scale, input_scale=scales, **options)
 
 
-def _fp8_scaled_mm(projection: Any, q: Tensor, scales: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
+def _fp8_scaled_mm(
+    multiply: Callable[..., Tensor],
+    projection: Any,
+    q: Tensor,
+    scales: Tensor,
+    dtype: torch.dtype,
+    bias: Tensor | None,
+) -> Tensor:
     """CUTLASS's product with a scale a row; a static scale is repeated."""
-    from sglang.srt.layers.quantization import fp8_utils
-
     rows = scales if scales.dim() == 2 else scales.repeat(q.shape[0], 1)
-    return fp8_utils.fp8_scaled_mm(q, projection.weight, rows, projection.weight_scale, out_dtype=dtype, bias=bias)
+    return multiply(q, projection.weight, rows, projection.weight_scale, out_dtype=dtype, bias=bias)
 
 
 def _scaled_mm(projection: Any, q: Tensor, scale: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:

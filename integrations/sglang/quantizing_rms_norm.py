@@ -113,10 +113,9 @@ def _specs(norm: Any, x: Activations, fmt: QuantFormat) -> list[NormSpec]:
     return [dataclasses.replace(spec, op=f"{spec.op}_quant", fmt=fmt) for spec in rms_norm_specs(norm, x)]
 
 
-def adapter(form: Prequantized) -> Adapter:
-    """Return the adapter of a norm that quantizes for such a projection."""
-    fmt, scale = form.fmt, form.scale
-    text, fixed = fmt.text, {"weight_offset": WEIGHT_IN_FP32} | ({} if scale is None else {"scale": scale})
+def adapter(projection: Any, fmt: QuantFormat) -> Adapter:
+    """Return the adapter of a norm that quantizes for a projection."""
+    text, is_static, fixed = fmt.text, fmt.granularity == "tensor", {"weight_offset": WEIGHT_IN_FP32}
     ops = torch.ops.serving_ops
     norm_quant, fused_add_norm_quant = ops.rms_norm_quant.default, ops.fused_add_rms_norm_quant.default
 
@@ -128,11 +127,12 @@ def adapter(form: Prequantized) -> Adapter:
         fits = x.dim() == 2 and x.shape[0] > 0 and rows_fit(x, norm.weight) and not given(more, others)
         if not fits or (residual is not None and (residual is x or not alike(x, residual))):
             return rms_norm(norm, x, residual, *more, **others)
+        options = fixed | {"scale": projection.input_scale} if is_static else fixed
         if residual is None:
-            q, scales = norm_quant(x, norm.weight, norm.variance_epsilon, text, **fixed)
+            q, scales = norm_quant(x, norm.weight, norm.variance_epsilon, text, **options)
         else:
-            q, scales = fused_add_norm_quant(x, residual, norm.weight, norm.variance_epsilon, text, **fixed)
-        rows = Rows((q, scales if scale is None else scale, x.dtype))
+            q, scales = fused_add_norm_quant(x, residual, norm.weight, norm.variance_epsilon, text, **options)
+        rows = Rows((q, options.get("scale", scales), x.dtype))
         return rows if residual is None else (rows, residual)
 
     return dataclasses.replace(RMS_NORM, name=f"RMSNorm with {_name(fmt)}", specs=specs, forward=forward)

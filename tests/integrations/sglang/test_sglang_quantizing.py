@@ -102,9 +102,11 @@ def test_weights_that_are_loaded_again_are_those_of_the_product(case: str, caplo
     report(caplog, layer)
     x = rows(5, HIDDEN)
     before = projection.quant_method.apply(projection, layer.input_layernorm(x), None)
-    for name in ("weight_scale", "weight_scale_inv"):
-        if hasattr(projection, name):
-            setattr(projection, name, getattr(projection, name) * 2)
+    for name in ("weight_scale", "weight_scale_inv", "input_scale"):
+        if getattr(projection, name, None) is not None:
+            again = torch.nn.Parameter(getattr(projection, name) * 2, requires_grad=False)
+            delattr(projection, name)
+            setattr(projection, name, again)
     projection.weight = torch.ones_like(projection.weight, dtype=torch.float32).to(projection.weight.dtype)
     after = projection.quant_method.apply(projection, layer.input_layernorm(x), None)
     assert torch.equal(after, own(projection, _unfused(layer.input_layernorm)(x), None))
@@ -198,6 +200,10 @@ NOT_TAKEN: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     ),
     "packed scales": (
         _of_another_dtype, "no code for its projection's FP8 in blocks of (128, 128) with scales in torch.int32",
+    ),
+    "a scale for each part": (
+        lambda: per_column(fp8_method(), input_scale=torch.ones(3)),
+        "no code for its projection's FP8 with input scales (3,) in torch.float32",
     ),
     "another product": (
         lambda: blocks("cutlass_w8a8_block_fp8_linear_with_fallback"),
