@@ -6,6 +6,7 @@ package imports neither Triton nor an engine, and does not initialise CUDA.
 
 from __future__ import annotations
 
+import typing as _typing
 from pathlib import Path as _Path
 
 # `kernels`, `integrations` and `bench_e2e` install inside this package; in a checkout they lie beside it.
@@ -31,6 +32,19 @@ from serving_ops.training import backward_ops as _backward_ops  # noqa: E402, F4
 from serving_ops.version import __version__  # noqa: E402
 
 extension.warn_without_library()
+
+if _typing.TYPE_CHECKING:
+    from serving_ops import nn as nn
+else:
+
+    def __getattr__(name: str) -> object:
+        """`serving_ops.nn`, imported when it is first named: serving needs no modules."""
+        if name != "nn":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import serving_ops.nn
+
+        return serving_ops.nn
+
 
 __all__ = [
     "Explanation",

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
+from serving_ops import checks
 from serving_ops.kernels.launches import Plan
 from serving_ops.ops import registry
 
@@ -29,10 +31,12 @@ class Explanation:
 def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     """Say how `serving_ops.<op>(*args, **kwargs)` would run. Nothing is computed or written.
 
-    Raises what the call would raise, and ValueError for an unknown op.
+    Raises what the call would raise, ValueError for an unknown op, and RuntimeError for tensors without memory, fake
+    ones or those on the meta device: which kernel takes a call depends on addresses.
     """
     described = registry.find(op)
     call = described.bind_public(args, kwargs)
+    _have_memory(call)
     if described.part_of is not None:
         described.check(call)
         call |= {name: _dense(value) for name, value in call.items() if isinstance(value, Tensor)}
@@ -47,6 +51,19 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         return Explanation("reference", route)
     plan: Plan = route[-1]
     return Explanation(f"triton.{plan.kernel}", plan=plan)
+
+
+def _have_memory(call: dict[str, Any]) -> None:
+    why = "explain reads addresses of tensors, which have none there"
+    if detect_fake_mode(list(call.values())) is not None:
+        checks.fail(
+            "the mode", "FakeTensorMode", "explain reads addresses of tensors, and those of this mode have none"
+        )
+    for name, value in call.items():
+        if isinstance(value, Tensor) and value.is_meta:
+            checks.fail(
+                f"{name}.device", value.device, "explain reads addresses of tensors, and there are none on meta"
+            )
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from serving_ops.ops.add_rms_norm import add_rms_norm
+from serving_ops.ops.description import EPS
 from serving_ops.ops.rms_norm import rms_norm
 from serving_ops.ops.rms_norm_gated import rms_norm_gated
 
@@ -20,7 +21,10 @@ for _op in ("rms_norm", "add_rms_norm", "rms_norm_gated"):  # torch.fx records t
 
 
 class _Norm(torch.nn.Module):
-    """size: N, the last dimension of what is normed; eps: added to the mean of squares."""
+    """size: N, the last dimension of what is normed; eps: added to the mean of squares.
+
+    Raises RuntimeError for an eps that the ops refuse.
+    """
 
     weight_offset = 0.0
 
@@ -32,6 +36,7 @@ class _Norm(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        EPS.check(eps, {})
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.empty(size, device=device, dtype=dtype))
         self.reset_parameters()

@@ -12,6 +12,8 @@ from typing import Any, TypeGuard
 import pytest
 import torch
 
+import serving_ops
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,6 +24,16 @@ def run(program: str) -> None:
 @pytest.mark.parametrize("forbidden", ["vllm", "sglang", "triton", "transformers", "matplotlib"])
 def test_the_package_imports_without(forbidden: str) -> None:
     run(f"import sys, serving_ops; sys.exit({forbidden!r} in sys.modules)")
+
+
+def test_the_modules_are_imported_when_they_are_named() -> None:
+    run("import sys, serving_ops; sys.exit('serving_ops.nn' in sys.modules)")
+    run("import serving_ops; serving_ops.nn.RMSNorm(8)")
+
+
+def test_another_name_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'serving_ops' has no attribute 'layer_norm'"):
+        getattr(serving_ops, "layer_norm")  # noqa: B009
 
 
 def test_importing_does_not_initialise_cuda() -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import serving_ops
 from serving_ops import counters, reference
@@ -126,3 +127,22 @@ def test_a_refused_call_is_explained_by_its_argument(kind: str) -> None:
 def test_an_unknown_op_cannot_be_explained() -> None:
     with pytest.raises(ValueError, match="layer_norm"):
         serving_ops.explain("layer_norm", torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "rms_norm_gated"])
+def test_a_call_without_memory_is_refused_by_its_mode_or_device(op: str) -> None:
+    def arguments(device: str = "cpu") -> list[Tensor]:
+        rows = torch.empty(3, 64, device=device)
+        return [rows, *([] if op == "rms_norm" else [rows]), torch.empty(64, device=device)]
+
+    real = arguments()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = arguments()
+        with pytest.raises(RuntimeError, match="the mode is FakeTensorMode: explain reads addresses"):
+            serving_ops.explain(op, *real)
+        with pytest.raises(RuntimeError, match="the mode is FakeTensorMode: explain reads addresses"):
+            serving_ops.explain(op, *fake)
+    with pytest.raises(RuntimeError, match="the mode is FakeTensorMode: explain reads addresses"):
+        serving_ops.explain(op, *fake)
+    with pytest.raises(RuntimeError, match="x.device is meta: explain reads addresses"):
+        serving_ops.explain(op, *arguments("meta"))

@@ -53,6 +53,13 @@ def build(name: str, dtype: torch.dtype) -> Any:
     return model.to(dtype)
 
 
+@pytest.mark.parametrize("kind", [nn.RMSNorm, nn.GemmaRMSNorm, nn.RMSNormGated])
+@pytest.mark.parametrize("eps", [float("nan"), float("inf"), -1e-6])
+def test_an_eps_that_the_ops_refuse_is_refused_when_the_module_is_made(kind: type, eps: float) -> None:
+    with pytest.raises(RuntimeError, match="serving_ops: eps is .*: it must be finite in float32, and at least 0"):
+        kind(64, eps=eps)
+
+
 def tokens(count: int = 24, device: torch.device | None = None) -> Tensor:
     """Two sequences in which each token tells the next."""
     return torch.stack([torch.arange(start, start + count) * 5 % 64 for start in (1, 7)]).to(device)
