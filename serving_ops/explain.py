@@ -56,14 +56,10 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
 def _have_memory(call: dict[str, Any]) -> None:
     why = "explain reads addresses of tensors, which have none there"
     if detect_fake_mode(list(call.values())) is not None:
-        checks.fail(
-            "the mode", "FakeTensorMode", "explain reads addresses of tensors, and those of this mode have none"
-        )
+        checks.fail("the mode", "FakeTensorMode", why)
     for name, value in call.items():
         if isinstance(value, Tensor) and value.is_meta:
-            checks.fail(
-                f"{name}.device", value.device, "explain reads addresses of tensors, and there are none on meta"
-            )
+            checks.fail(f"{name}.device", value.device, why)
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def build(name: str, dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("kind", [nn.RMSNorm, nn.GemmaRMSNorm, nn.RMSNormGated])
 @pytest.mark.parametrize("eps", [float("nan"), float("inf"), -1e-6])
 def test_an_eps_that_the_ops_refuse_is_refused_when_the_module_is_made(kind: type, eps: float) -> None:
-    with pytest.raises(RuntimeError, match="serving_ops: eps is .*: it must be finite in float32, and at least 0"):
+    with pytest.raises(RuntimeError, match=r"serving_ops: eps is .*: it must be finite in float32, and at least 0"):
         kind(64, eps=eps)
 
 
