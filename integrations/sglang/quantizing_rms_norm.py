@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, QuantFormat
+from serving_ops import NormSpec, QuantFormat, settings
+from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.calls import alike, rows_fit
 from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32, Activations, rms_norm_specs, why_reference
 from serving_ops.integrations.common.record import Installed
@@ -80,14 +81,38 @@ def _taking_rows(product: projections.Product, own: Callable[..., Any]) -> Calla
 
 
 def pairs(runner: Any, x: Activations) -> dict[torch.nn.Module, Pair]:
-    """Return the pairs of a loaded model by norm, without those whose projection is not quantized."""
+    """Return the pairs of a loaded model by norm, without those whose projection is not quantized.
+
+    Raises RuntimeError in strict mode where a product fails.
+    """
     why_none = _why_none(runner.server_args)
-    found = {}
+    found, failures = {}, {}
     for norm, projection in _norms_and_projections(runner.model):
         form = projections.prequantized(projection, x.dtype)
-        if form != NOT_QUANTIZED:
-            found[norm] = Pair(projection, why_none or _with_kernels(norm, form, x))
+        if form == NOT_QUANTIZED:
+            continue
+        form = why_none or _with_kernels(norm, form, x)
+        if not isinstance(form, str):
+            kind = type(projection.quant_method), form.fmt
+            if kind not in failures:
+                failures[kind] = _why_failing(norm, projection, form, x.dtype)
+            form = failures[kind] or form
+        found[norm] = Pair(projection, form)
     return found
+
+
+@torch.inference_mode()
+def _why_failing(norm: Any, projection: Any, form: Prequantized, dtype: torch.dtype) -> str | None:
+    """Norm a row and multiply it. Returns why that fails, or None: the server would stop at it later."""
+    row = torch.ones(1, norm.weight.numel(), dtype=dtype, device=norm.weight.device)
+    try:
+        form.product(projection, *adapter(projection, form.fmt).forward(norm, row), None)
+    except Exception as error:
+        reason = f"its projection failed with a quantized row: {guard.reason_of(error)}"
+        if settings.mode() == "strict":
+            raise RuntimeError(reason) from error
+        return reason
+    return None
 
 
 def _norms_and_projections(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, torch.nn.Module]]:

@@ -258,6 +258,32 @@ def test_where_no_kernel_quantizes_the_norm_stays_plain_and_says_why(
     assert "on for 2 of 2 RMSNorm; quantized apart: 1 (rms_norm_quant has no kernel for it: " in line
 
 
+@pytest.mark.parametrize("case", TAKEN)
+def test_a_row_goes_through_each_kind_of_product_before_any_norm_quantizes(
+    case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build, _, product = TAKEN[case]
+    decoders = layer_of(build()), layer_of(build())
+    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
+        startup.on_model_loaded(runner_of(*decoders))
+    assert [product] == fp8_on_cpu.PRODUCTS
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(fp8_on_cpu, "_product", fails)
+    monkeypatch.setenv("SERVING_OPS", "auto")
+    decoders = layer_of(build()), layer_of(build())
+    with caplog.at_level(logging.INFO, "sglang.serving_ops"):
+        startup.on_model_loaded(runner_of(*decoders))
+    reason = "its projection failed with a quantized row: no kernel image"
+    assert f"on for 4 of 4 RMSNorm; quantized apart: 2 ({reason}); " in caplog.messages[-1]
+    assert all(type(layer.input_layernorm(rows(2, HIDDEN))) is torch.Tensor for layer in decoders)
+    monkeypatch.setenv("SERVING_OPS", "strict")
+    with pytest.raises(RuntimeError, match=f"could not quantize in its norms: {reason}"):
+        startup.on_model_loaded(runner_of(layer_of(build())))
+
+
 def test_switched_off_the_norm_and_its_projection_are_sglangs_again(caplog: pytest.LogCaptureFixture) -> None:
     projection = TAKEN["fp8 token"][0]()
     own, layer = dict(vars(projection.quant_method)), layer_of(projection)
