@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     of_layer = [*argv[:1]] == ["layer"]
     parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e plot", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of serve, step or training-steps")
-    parser.add_argument("--out", type=Path, required=of_layer, metavar="SVG", help="behind `plot layer`")
+    parser.add_argument("--out", type=Path, required=of_layer, metavar="SVG", help="for `plot layer`")
     chosen = parser.parse_args(argv[1:] if of_layer else argv)
     try:
         results = {path: comparison.load(path) for path in chosen.files}

@@ -61,7 +61,7 @@ def _read_one_of(words: dict[str, Any]) -> Callable[[str], Any]:
 CHOICE = Variable(
     "SERVING_OPS",
     "`off`, `auto`, or `strict`: a fallback or failure stops the engine's start-up, with the reason. Names of ops, "
-    "alone or behind a mode and separated by commas, leave the others to the engine: `rms_norm,fused_add_rms_norm`",
+    "alone or after a mode and separated by commas, leave the others to the engine: `rms_norm,fused_add_rms_norm`",
     "off",
     _read_choice,
 )
