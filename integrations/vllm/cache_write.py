@@ -15,7 +15,7 @@ from torch import Tensor
 
 from serving_ops import schemas
 from serving_ops.integrations.vllm import installed
-from serving_ops.integrations.vllm.known_code import is_one_of, names_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of, why_lacking
 from serving_ops.integrations.vllm.rope_text import options_of
 
 OP = "vllm_qk_norm_rope_cached"
@@ -50,6 +50,12 @@ WRITE_STEPS = {
 CALLS = {"unified_kv_cache_update", "reshape_and_cache_flash"}
 """What the two call. Without it they are not vLLM's, but what another plugin put around them."""
 
+ASKED = ("get_attention_context", "_encode_layer_name")
+"""What our operator and `attends` use of vLLM's module."""
+
+ATTENDS, WRITTEN = "unified_attention_with_output", "kv_cache_dummy_dep"
+"""vLLM's operator behind the write, and its argument that is the write's result."""
+
 NOT_COMPILED, IN_PIECES = 0, 3
 """vLLM's compilation modes in which the write stays outside of Inductor's graphs."""
 
@@ -60,6 +66,7 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
         device.type == "cuda"
         and is_one_of(ATTENTION, attn)
         and _does_no_more(type(attn).forward, STEPS)
+        and _attends_as_known(attn)
         and is_one_of(BACKEND, attn.impl)
         and _does_no_more(type(attn.impl).do_kv_cache_update, WRITE_STEPS)
         and attn.attn_type == "decoder"
@@ -77,6 +84,20 @@ def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device
 def _does_no_more(method: Any, steps: set[str]) -> bool:
     names = names_of(method)
     return names <= steps and not names.isdisjoint(CALLS)
+
+
+@functools.cache
+def _of_vllm() -> Any:
+    """vLLM's module. An import in each call would take 0.5 us."""
+    from vllm.model_executor.layers.attention import attention
+
+    return attention
+
+
+def _attends_as_known(attn: Any) -> bool:
+    if why_lacking(attn, "layer_name") or why_lacking(_of_vllm(), *ASKED) or why_lacking(torch.ops.vllm, ATTENDS):
+        return False
+    return any(argument.name == WRITTEN for argument in getattr(torch.ops.vllm, ATTENDS).default._schema.arguments)
 
 
 def _stays_outside_of_graphs(compilation: Any) -> bool:
@@ -110,9 +131,7 @@ def _norm_rotate_and_write(
     layer_name: str,
 ) -> Tensor:
     """q, k and v: (num_tokens, heads, head_dim). What the kernel cannot write, vLLM does."""
-    from vllm.model_executor.layers.attention import attention
-
-    _, attn, cache, slots = attention.get_attention_context(layer_name)
+    _, attn, cache, slots = _of_vllm().get_attention_context(layer_name)
     caches = _caches(cache, k, slots)
     ours = {} if caches is None else {"v": v, "key_cache": caches[0], "value_cache": caches[1], "slot_mapping": slots}
     op = torch.ops.serving_ops.qk_norm_rope.default
@@ -137,9 +156,16 @@ def _caches(cache: Tensor, k: Tensor, slots: Tensor | None) -> tuple[Tensor, ...
     return None
 
 
-def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, written: Tensor, output: Tensor) -> None:
-    """vLLM's attention over a cache that is written. q, k, v and output: (num_tokens, heads, head_dim)."""
-    from vllm.model_executor.layers.attention import attention
+@functools.cache
+def attends() -> Any:
+    """Return vLLM's attention over a cache that is written: q, k, v and output are (num_tokens, heads, head_dim).
 
-    name = attention._encode_layer_name(attn.layer_name)
-    torch.ops.vllm.unified_attention_with_output(q, k, v, output, name, kv_cache_dummy_dep=written)
+    vLLM's function is looked up once, outside of what Dynamo traces.
+    """
+    encode = _of_vllm()._encode_layer_name
+
+    def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, written: Tensor, output: Tensor) -> None:
+        name = encode(attn.layer_name)
+        torch.ops.vllm.unified_attention_with_output(q, k, v, output, name, kv_cache_dummy_dep=written)
+
+    return attend

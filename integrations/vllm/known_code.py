@@ -17,6 +17,12 @@ def is_one_of(known: dict[str, str], part: Any) -> bool:
     return known.get(type(part).__name__) == type(part).__module__
 
 
+def why_lacking(part: Any, *names: str) -> str | None:
+    """Return which of these attributes a part of a model lacks, or None. Code of ours asks for them at each call."""
+    missing = [name for name in names if not hasattr(part, name)]
+    return f"{type(part).__name__} has no {', '.join(missing)}" if missing else None
+
+
 def names_of(method: Any) -> set[str]:
     """Return the names that a method uses, without our wrapper around it."""
     return names_in(installed.original(method).__code__)

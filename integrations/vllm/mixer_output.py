@@ -17,13 +17,16 @@ from torch import Tensor
 
 from serving_ops import settings
 from serving_ops.integrations.vllm import features, installed
-from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of, why_lacking
 
 LAYERS = {
     "Qwen3NextDecoderLayer": "vllm.model_executor.models.qwen3_next",
     "Qwen3_5DecoderLayer": "vllm.model_executor.models.qwen3_5",
 }
 """The name of a decoder layer's class -> its module."""
+
+ASKED = ("input_layernorm", "post_attention_layernorm", "layer_type", "mlp")
+"""The attributes of such a layer that our `forward` uses, beside its mixer."""
 
 MIXERS = {
     "QwenGatedDeltaNetAttention": "vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn",
@@ -94,7 +97,7 @@ def _may(vllm_config: Any) -> bool:
 
 
 def _fits(layer: Any) -> bool:
-    if not is_one_of(LAYERS, layer):
+    if not is_one_of(LAYERS, layer) or why_lacking(layer, *ASKED):
         return False
     names, others = names_of(type(layer).forward), parameters_of(type(layer).forward) - PARAMETERS
     mixer = getattr(layer, "linear_attn", None) or getattr(layer, "self_attn", None)

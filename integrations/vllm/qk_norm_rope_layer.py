@@ -22,7 +22,7 @@ from serving_ops import NormSpec, RopeSpec, extension, schemas, settings
 from serving_ops.integrations.common.norm_classes import Activations, rope_options, why_reference
 from serving_ops.integrations.vllm import cache_write, features, installed
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, Adapter, why_part
-from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of, why_lacking
 from serving_ops.integrations.vllm.layers import LEFT_OUT, NormLayer, activations
 from serving_ops.integrations.vllm.rope_text import options_of, options_text
 
@@ -44,6 +44,12 @@ STEPS = {
 }
 """The names that a `forward` uses which ours may replace. A name beyond them is a step that ours lacks."""
 
+ASKED = (
+    *("qkv_proj", "q_norm", "k_norm", "rotary_emb", "attn", "o_proj"),
+    *("q_size", "kv_size", "head_dim", "num_heads", "num_kv_heads"),
+)
+"""The attributes of a layer that our `forward` uses."""
+
 PARAMETERS = {"self", "positions", "hidden_states", "output"}
 """The parameters of a `forward` that ours takes."""
 
@@ -51,21 +57,24 @@ PROJECT = "_project_qkv_gate"
 """The method of classes whose q may come with an output gate, which does what is ours between the projection and the
 attention."""
 
+GATE = "attn_output_gate"
+"""The attribute of a layer of these classes that says whether it has one."""
+
 GATED_STEPS = STEPS | {
-    *(PROJECT, "use_fused_qk_norm_rope_gate", "fused_qk_rmsnorm_rope_gate", "attn_output_gate", "sigmoid"),
+    *(PROJECT, "use_fused_qk_norm_rope_gate", "fused_qk_rmsnorm_rope_gate", GATE, "sigmoid"),
     *("weight", "float", "cos_sin_cache", "variance_epsilon", "rotary_dim"),
     *("torch", "chunk", "reshape", "ndim", "getattr"),
 }
 """The same for these classes."""
 
 COMPUTES = ("forward", "forward_native", "forward_cuda", "forward_cpu", "_match_cos_sin_cache_dtype")
-"""Methods of a rotary embedding. Classes that only compute another table inherit all of these."""
+"""Methods of a rotary embedding. Classes that only compute another table inherit all of these; ours calls the last."""
 
 OPTIONS = "serving_ops_qk_norm_rope"
 """The attribute of each layer that is on: the operator's options as a text. Dynamo does not trace how it is made."""
 
-WRITES_CACHE = f"{OPTIONS}_writes_cache"
-"""The attribute of each layer that is on: whether its kernel writes the KV cache."""
+ATTENDS = f"{OPTIONS}_attends"
+"""The attribute of each layer that is on: vLLM's attention over the KV cache that our kernel writes, or None."""
 
 SHORT = "vllm_qk_norm_rope"
 ARGUMENTS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, str options"
@@ -118,8 +127,9 @@ def _why_nowhere(vllm_config: Any) -> str | None:
 
 
 def _examine(name: str, attention: Any, x: Activations, reason: str | None, vllm_config: Any) -> AttentionLayer:
-    reason = reason or _other_steps(type(attention)) or _other_norms(attention, x)
-    reason = reason or _other_rotation(attention.rotary_emb, attention.head_dim)
+    asked = (*ASKED, GATE) if _may_have_gate(type(attention)) else ASKED
+    reason = reason or _other_steps(type(attention)) or why_lacking(attention, *asked)
+    reason = reason or _other_norms(attention, x) or _other_rotation(attention.rotary_emb, attention.head_dim)
     cached = reason is None and cache_write.is_for(attention.attn, x.dtype, vllm_config, x.device)
     if _may_have_gate(type(attention)):
         cached = cached and vllm_config.parallel_config.world_size == 1  # on several GPUs it has not been tried
@@ -175,7 +185,7 @@ def _other_rotation(rotary: Any, head_dim: int) -> str | None:
         getattr(type(rotary), method, None) is getattr(base, method, None) for method in COMPUTES
     )
     fits = inherits and rotary.head_size == head_dim and not rotary.use_flashinfer
-    return None if fits else f"its rotary embedding is {type(rotary).__name__}"
+    return why_lacking(rotary, *COMPUTES) if fits else f"its rotary embedding is {type(rotary).__name__}"
 
 
 def _specs(attention: Any, x: Activations, *, cached: bool) -> tuple[NormSpec, ...]:
@@ -229,7 +239,8 @@ def take(found: Iterable[NormLayer], vllm_config: Any) -> None:
         cache_write.split_graphs(vllm_config.compilation_config)
     for layer in on:
         options = options_text(rope_options(layer.specs[0]))
-        installed.mark(layer.attention, **{OPTIONS: options, WRITES_CACHE: layer.writes_cache})
+        attends = cache_write.attends() if layer.writes_cache else None
+        installed.mark(layer.attention, **{OPTIONS: options, ATTENDS: attends})
     layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}:{layer.writes_cache:d}" for layer in on)
     installed.on_undo(layers_on.clear)
 
@@ -250,7 +261,7 @@ def _with_ours(original: Any) -> Any:
 
 def _fit(attention: Any, positions: Tensor, hidden_states: Any) -> bool:
     """hidden_states may come quantized, as vLLM's `QuantizedActivation`."""
-    shape = hidden_states.shape if isinstance(hidden_states, Tensor) else hidden_states.orig_shape
+    shape = hidden_states.shape if isinstance(hidden_states, Tensor) else getattr(hidden_states, "orig_shape", ())
     return len(shape) == 2 and (positions.dim() == 1 or bool(getattr(attention.rotary_emb, "mrope_section", None)))
 
 
@@ -259,7 +270,7 @@ def forward(attention: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
     qkv, _ = attention.qkv_proj(hidden_states)
     inputs = positions, attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
     inputs += attention.q_norm.weight, attention.k_norm.weight, getattr(attention, OPTIONS)
-    attend = _write_and_attend if getattr(attention, WRITES_CACHE) else _attend
+    attend = _attend if getattr(attention, ATTENDS) is None else _write_and_attend
     return attention.o_proj(attend(attention, qkv, inputs))[0]
 
 
@@ -275,13 +286,13 @@ def _write_and_attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> T
     k, v = (part.view(-1, attention.num_kv_heads, attention.head_dim) for part in (k, v))
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     written = torch.ops.serving_ops.vllm_qk_norm_rope_cached(q, k, v, *inputs, attention.attn.layer_name)
-    cache_write.attend(attention.attn, q, k, v, written, output)
+    getattr(attention, ATTENDS)(attention.attn, q, k, v, written, output)
     return _gated(output.view(-1, attention.q_size), gate)
 
 
 def _split(attention: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """q, k, v and the gate, views of the projection's result. Beside a gate, q is (num_tokens, heads, head_dim)."""
-    gated = _may_have_gate(type(attention)) and attention.attn_output_gate
+    gated = _may_have_gate(type(attention)) and getattr(attention, GATE)
     q, k, v = qkv.split([attention.q_size * (2 if gated else 1), attention.kv_size, attention.kv_size], dim=-1)
     if not gated:
         return q, k, v, None

@@ -286,6 +286,22 @@ def test_a_layer_that_writes_otherwise_is_left_to_vllm(attn: Attention, changes:
     assert not cache_write.is_for(attn, BF16, _compiled_config(), CUDA)
 
 
+@pytest.mark.parametrize("name", cache_write.ASKED)
+def test_where_vllm_lacks_what_each_call_asks_for_it_writes(
+    attn: Attention, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(of_vllm, name)
+    assert not cache_write.is_for(attn, BF16, _compiled_config(), CUDA)
+
+
+@pytest.mark.parametrize(("name", "other"), [("ATTENDS", "attention_with_output"), ("WRITTEN", "behind")])
+def test_where_vllms_attention_cannot_wait_for_our_write_vllm_writes(
+    attn: Attention, name: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_write, name, other)
+    assert not cache_write.is_for(attn, BF16, _compiled_config(), CUDA)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"splitting_ops": []}, {"splitting_ops": None}, {"use_inductor_graph_partition": True}, {"mode": 1}],

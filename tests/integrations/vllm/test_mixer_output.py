@@ -200,6 +200,10 @@ def _step_in_the_mixer(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     layer.linear_attn._forward_method = forward_cuda
 
 
+def _no_type(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    del layer.layer_type
+
+
 def _another_layer(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Qwen3NextDecoderLayer, "__module__", "vllm.of_another_plugin")
 
@@ -212,7 +216,7 @@ def _another_mixer(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     "change",
     [
         *(_scale, _step_in_the_layer, _argument_of_the_layer, _no_buffer),
-        *(_step_in_the_mixer, _another_layer, _another_mixer),
+        *(_step_in_the_mixer, _no_type, _another_layer, _another_mixer),
     ],
 )
 def test_a_layer_with_another_step_stays_vllms(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:

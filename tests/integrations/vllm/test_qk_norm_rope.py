@@ -287,6 +287,23 @@ def test_what_the_operator_does_not_do_stays_vllms_and_is_no_fallback(
     assert qk_norm_rope_layer.OPTIONS not in vars(layer)
 
 
+def test_a_rotary_class_without_the_method_that_ours_calls_is_a_reason(
+    build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, name = build("Qwen3Attention"), "_match_cos_sin_cache_dtype"
+    monkeypatch.delattr(next(cls for cls in type(layer.rotary_emb).__mro__ if name in vars(cls)), name)
+    found = _survey(layer)
+    assert found.native_because == f"RotaryEmbedding has no {name}"
+    assert not found.fell_back()
+
+
+@pytest.mark.parametrize("name", [*qk_norm_rope_layer.ASKED, qk_norm_rope_layer.GATE])
+def test_a_layer_without_an_attribute_that_ours_asks_for_is_a_reason(build: Build, forced: None, name: str) -> None:
+    layer = build("Qwen3NextAttention", PART)
+    delattr(layer, name)
+    assert _survey(layer).native_because == f"Qwen3NextAttention has no {name}"
+
+
 def test_a_forward_with_a_step_that_ours_lacks_stays_vllms(
     build: Build, forced: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
