@@ -36,12 +36,12 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     """
     described = registry.find(op)
     call = described.bind_public(args, kwargs)
+    described.check_metadata(call)
     _have_memory(call)
     if described.part_of is not None:
         described.check(call)
         call |= {name: _dense(value) for name, value in call.items() if isinstance(value, Tensor)}
         return explain(described.part_of, **call)
-    described.check_metadata(call)
     call |= described.empty_results(call)
     described.check(call)
     route = registry.route_of(described, call)

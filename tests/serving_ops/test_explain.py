@@ -146,3 +146,5 @@ def test_a_call_without_memory_is_refused_by_its_mode_or_device(op: str) -> None
         serving_ops.explain(op, *fake)
     with pytest.raises(RuntimeError, match=r"x\.device is meta: explain reads addresses"):
         serving_ops.explain(op, *arguments("meta"))
+    with pytest.raises(RuntimeError, match=r"weight\.device is meta: it must be x's, cpu"):  # as of the call itself
+        serving_ops.explain(op, *real[:-1], arguments("meta")[-1])
