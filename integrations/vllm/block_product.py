@@ -8,6 +8,7 @@ are column-major and aligned for TMA.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,16 @@ FEW_ROWS = 32
 """FlashInfer's product takes fewer."""
 
 
-def _product(q: Tensor, scales: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+@functools.cache
+def _of_vllm() -> tuple[Any, Any]:
+    """vLLM's modules. An import in each call would take 0.5 us."""
     from vllm.utils import deep_gemm, flashinfer
 
+    return deep_gemm, flashinfer
+
+
+def _product(q: Tensor, scales: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    deep_gemm, flashinfer = _of_vllm()
     if q.shape[0] < FEW_ROWS:
         return flashinfer.flashinfer_fp8_blockscale_gemm(
             input=q, weight=weight, input_scale=scales, weight_scale=weight_scale, out_dtype=torch.bfloat16

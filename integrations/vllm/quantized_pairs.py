@@ -71,36 +71,32 @@ class Consumer:
     """A class of kernels, in the mode in which a model with it was measured to be faster.
 
     fmt: of the rows that the product takes.
-    product: takes a kernel, its linear layer, a QuantizedActivation of two dimensions and a bias.
+    product: takes vLLM's `_custom_ops`, a kernel, its linear layer, a QuantizedActivation of two dimensions and a bias.
     quantizes_so: takes a kernel; returns whether vLLM would quantize its rows in this format, in a step of their own or
         inside the product.
     """
 
     mode: str
     fmt: QuantFormat
-    product: Callable[[Any, Any, Any, Tensor | None], Tensor]
+    product: Callable[[Any, Any, Any, Any, Tensor | None], Tensor]
     quantizes_so: Callable[[Any], bool] = lambda kernel: True
 
 
-def _by_onednn(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
-    from vllm import _custom_ops as ops
-
+def _by_onednn(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
     adjustment = kernel._get_layer_params(linear)[-1]
     out = torch.empty((x.data.shape[0], kernel.dnnl_handler.n), dtype=x.orig_dtype)
     ops.onednn_scaled_mm(kernel.dnnl_handler, x.data, out, x.scale, None, adjustment, bias)
     return out
 
 
-def _by_cutlass(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
-    from vllm import _custom_ops as ops
-
+def _by_cutlass(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
     weight, weight_scale, *_ = kernel._get_layer_params(linear)
     return ops.cutlass_scaled_mm(
         x.data, weight, scale_a=x.scale, scale_b=weight_scale, out_dtype=x.orig_dtype, bias=bias
     )
 
 
-def _by_flashinfer(kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
+def _by_flashinfer(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
     layer = kernel._get_layer_params(linear)
     weight_scale = layer.weight_scale if layer.weight_scale_inv is None else layer.weight_scale_inv
     out = torch.ops.serving_ops.vllm_block_product.default(x.data, x.scale, layer.weight, weight_scale)
@@ -202,6 +198,8 @@ def _try(pairs: Sequence[Pair]) -> None:
     """Prewarm the norms, and compute few rows and many by each class of kernels. Raises where a kernel of ours fails,
     or vLLM's kernels or rows are not what ours were written for: vLLM would find that while it profiles memory, and
     stop."""
+    from vllm import _custom_ops as ops
+
     failed = prewarm(list(dict.fromkeys(spec for pair in pairs for spec in pair.specs)), _logger)
     if failed:
         raise RuntimeError(next(iter(failed.values())))
@@ -209,7 +207,7 @@ def _try(pairs: Sequence[Pair]) -> None:
         spec = pair.specs[0]
         for count in (1, block_product.FEW_ROWS):
             rows = _quantizing(pair)(torch.ones(count, spec.size, dtype=spec.dtype, device=spec.device))
-            CONSUMERS[type(pair.kernel).__name__].product(pair.kernel, pair.linear, rows, None)
+            CONSUMERS[type(pair.kernel).__name__].product(ops, pair.kernel, pair.linear, rows, None)
 
 
 def switch(pair: Pair) -> None:
@@ -220,12 +218,13 @@ def switch(pair: Pair) -> None:
 
 
 def _taking_quantized(product: Any, original: Any) -> Any:
+    from vllm import _custom_ops as ops
     from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
 
     @functools.wraps(original)
     def apply_weights(self: Any, layer: Any, x: Any, bias: Tensor | None = None, **kwargs: Any) -> Any:
         if isinstance(x, QuantizedActivation):
-            return product(self, layer, x, bias)
+            return product(ops, self, layer, x, bias)
         return original(self, layer, x, bias, **kwargs)
 
     return apply_weights

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, HEAD, HIDDEN, rows
+from in_process import DEVICE, HEAD, HIDDEN, imports_at_each_call, rows
 from test_qk_norm_rope import HEADS, KV_HEADS, PART, PLAIN, TOKENS, Build, _config, _positions, build, forced
 from torch import Tensor
 from vllm.model_executor.layers.attention import attention as of_vllm
@@ -189,6 +189,10 @@ def test_with_more_slots_than_tokens_the_cache_is_written_by_vllm(attending: Any
     step.slots = torch.tensor([*range(TOKENS), -1], device=DEVICE)
     _run(layer)
     assert layer.attn.impl.wrote
+
+
+def test_neither_the_write_nor_the_attention_imports_at_each_call() -> None:
+    assert not any(map(imports_at_each_call, (cache_write._norm_rotate_and_write, cache_write.attends())))
 
 
 def test_while_memory_is_profiled_nothing_is_written(attending: Any, step: Any) -> None:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, HIDDEN, model_config, rows
+from in_process import DEVICE, HIDDEN, imports_at_each_call, model_config, rows
 
 import serving_ops
 from serving_ops import PrewarmReport, extension
 from serving_ops.integrations.common.norm_classes import Activations
-from serving_ops.integrations.vllm import features, installed, priority, quantized_pairs, startup
+from serving_ops.integrations.vllm import block_product, features, installed, priority, quantized_pairs, startup
 
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
@@ -283,6 +283,11 @@ def test_a_product_that_quantizes_inside_gets_rows_that_are_quantized(
     assert (found.double() - exact).norm() < 0.05 * exact.norm()  # FP8's rounding: 0.03
     if fused:
         torch.testing.assert_close(total, own[1])
+
+
+def test_no_product_imports_at_each_call() -> None:
+    products = [consumer.product for consumer in quantized_pairs.CONSUMERS.values()]
+    assert not any(map(imports_at_each_call, (*products, block_product._product)))
 
 
 def test_a_bias_is_added_behind_the_product_of_quantized_rows(in_vllm: Any, products: Any) -> None:
