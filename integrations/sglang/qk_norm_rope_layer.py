@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import NormSpec, extension
+from serving_ops.integrations.common import rope_text
 from serving_ops.integrations.common.code_names import names_in, parameters_in
 from serving_ops.integrations.common.norm_classes import Activations, rope_options
 from serving_ops.integrations.common.record import Installed
@@ -40,11 +41,13 @@ READ = ("qkv_proj", "o_proj", "q_size", "kv_size", "attn.layer_id", "attn.k_scal
 class Kept:
     """What the calls of an attention layer have in common: the operator's options, and SGLang's access to the cache.
 
+    text: the options for calls that write no cache.
     may_write: takes a batch; returns whether the kernel may write the cache.
     pool: takes a batch; returns the caches of all layers.
     """
 
     options: dict[str, Any]
+    text: str
     may_write: Callable[[Any], bool]
     pool: Callable[[Any], Any]
 
@@ -67,9 +70,12 @@ def _apply_qk_norm_rope(layer: Any, qkv: Tensor, positions: Tensor, forward_batc
 
 def _normed_and_rotated(layer: Any, qkv: Tensor, positions: Tensor, caches: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """q, k and v as views of qkv, with k and v in the caches."""
-    weights = layer.q_norm.weight, layer.k_norm.weight
-    options = getattr(layer, KEPT).options
-    torch.ops.serving_ops.qk_norm_rope(qkv, positions, layer.rotary_emb.cos_sin_cache, *weights, **options, **caches)
+    kept, inputs = getattr(layer, KEPT), (qkv, positions, layer.rotary_emb.cos_sin_cache)
+    inputs += layer.q_norm.weight, layer.k_norm.weight
+    if caches:
+        torch.ops.serving_ops.qk_norm_rope.default(*inputs, **kept.options, **caches)
+    else:
+        torch.ops.serving_ops.vllm_qk_norm_rope.default(*inputs, kept.text)
     return qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
 
 
@@ -203,5 +209,7 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
 def connect(layer: Any, spec: NormSpec, changes: Installed) -> None:
     """Have our method run for an attention layer."""
     method, ours = ATTENTION[_name(layer)]
-    changes.set(layer, KEPT, Kept(rope_options(spec), *_access()))
+    options = rope_options(spec)
+    rope_text.define()
+    changes.set(layer, KEPT, Kept(options, rope_text.options_text(options), *_access()))
     changes.set(layer, method, MethodType(ours, layer))

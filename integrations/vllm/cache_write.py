@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from serving_ops import schemas
+from serving_ops.integrations.common.rope_text import options_of
 from serving_ops.integrations.vllm import installed
 from serving_ops.integrations.vllm.known_code import is_one_of, names_of, why_lacking
-from serving_ops.integrations.vllm.rope_text import options_of
 
 OP = "vllm_qk_norm_rope_cached"
 ARGUMENTS = (

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, RopeSpec, extension, schemas, settings
+from serving_ops import NormSpec, RopeSpec, extension, settings
 from serving_ops.integrations.common.norm_classes import Activations, rope_options, why_reference
+from serving_ops.integrations.common.rope_text import options_text
 from serving_ops.integrations.vllm import cache_write, features, installed
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, Adapter, why_part
 from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of, why_lacking
 from serving_ops.integrations.vllm.layers import LEFT_OUT, NormLayer, activations
-from serving_ops.integrations.vllm.rope_text import options_of, options_text
 
 OP = "qk_norm_rope"
 KIND = "q and k norms with rotary in one kernel"
@@ -75,10 +75,6 @@ OPTIONS = "serving_ops_qk_norm_rope"
 
 ATTENDS = f"{OPTIONS}_attends"
 """The attribute of each layer that is on: vLLM's attention over the KV cache that our kernel writes, or None."""
-
-SHORT = "vllm_qk_norm_rope"
-ARGUMENTS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, str options"
-"""Of the operator that layers call where vLLM writes the cache."""
 
 PASS = "vLLM's own fusion pass was asked for"
 GATE_ALONE = "its q has an output gate, and vLLM writes the cache"
@@ -216,18 +212,6 @@ def _why_slower(x: Activations) -> str | None:
     call in place of three.
     """
     return FROM_PYTHON if x.device.type == "cuda" and extension.cpp_library() is None else None
-
-
-@functools.cache
-def define() -> None:
-    """Define the operator, once per process: graphs from vLLM's cache call it by its name."""
-    schemas.define(f"{SHORT}({ARGUMENTS}) -> ()", _by_name, lambda *_: None)
-    schemas.define_fallback(SHORT, ARGUMENTS, _by_name)
-
-
-def _by_name(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:
-    """What C++ does not take goes to the operator of all calls."""
-    torch.ops.serving_ops.qk_norm_rope.default(qkv, positions, table, q_weight, k_weight, **options_of(options))
 
 
 def take(found: Iterable[NormLayer], vllm_config: Any) -> None:

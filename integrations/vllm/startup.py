@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from serving_ops import settings
-from serving_ops.integrations.common import guard
+from serving_ops.integrations.common import guard, rope_text
 from serving_ops.integrations.common.norm_layers import Outcome, after_failures, describe, prewarm_layers
 from serving_ops.integrations.vllm import (
     block_product,
@@ -94,7 +94,7 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
 
 def define_operators() -> None:
     """Define what compiled graphs call, for every model: vLLM may take an older graph from its cache."""
-    for module in (qk_norm_rope_layer, cache_write, quant_fusion, block_product):
+    for module in (rope_text, cache_write, quant_fusion, block_product):
         module.define()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("sglang", reason="SGLang is not installed beside this package: test_sglang_versions.py runs these")
 
@@ -60,6 +61,20 @@ class Pool:
 
     def get_kv_buffer(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.keys, self.values
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the calls of our operators: the name, and the arguments by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[str, dict[str, Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "serving_ops":
+            names = (argument.name for argument in func._schema.arguments)
+            self.made.append((func._schema.name.rpartition(":")[2], dict(zip(names, args, strict=False)) | kwargs))
+        return func(*args, **kwargs)
 
 
 class Attn(torch.nn.Module):
@@ -163,14 +178,13 @@ def test_q_k_and_v_are_sglangs_and_lie_in_the_cache_that_its_own_kernels_may_wri
     _with_cache(monkeypatch, may_write)
     assert f"1 of 1 {name.rpartition('.')[2]}'s q and k" in report(caplog, layer)
     pool = Pool()
-    own, calls = torch.ops.serving_ops.qk_norm_rope, []
-    monkeypatch.setattr(torch.ops.serving_ops, "qk_norm_rope", lambda *args, **more: calls.append(own(*args, **more)))
-    result = layer(positions=positions, hidden_states=x, forward_batch=_batch(pool, 5))
-    assert len(calls) == 1
+    with Calls() as calls:
+        result = layer(positions=positions, hidden_states=x, forward_batch=_batch(pool, 5))
     torch.testing.assert_close(layer.attn.given, given, **CLOSE)
     torch.testing.assert_close(result, expected, **CLOSE)
     writes = may_write and (name == DENSE or layer.compatible_with_fused_kv_buffer)
     assert layer.attn.saves is not writes
+    assert [name for name, _ in calls.made] == ["qk_norm_rope" if writes else "vllm_qk_norm_rope"]
     for cache, tensor in ((pool.keys, layer.attn.given[1]), (pool.values, layer.attn.given[2])):
         cached = torch.zeros(SLOTS, KV_HEADS * HEAD, dtype=torch.bfloat16)
         if writes:
@@ -213,11 +227,9 @@ def test_what_is_prewarmed_is_what_calls_bring(
     _with_cache(monkeypatch, True)
     report(caplog, layer)
     samples = [sample(spec) for spec in warmed if spec.op == "qk_norm_rope"]
-    own, calls = torch.ops.serving_ops.qk_norm_rope, []
-    monkeypatch.setattr(torch.ops.serving_ops, "qk_norm_rope", lambda *args, **options: calls.append((args, options)))
-    layer(positions=_positions("sections", 2), hidden_states=rows(2, HIDDEN), forward_batch=_batch(Pool(), 2))
-    ((args, options),) = calls
-    brought = dict(zip((argument.name for argument in own.default._schema.arguments), args, strict=False)) | options
+    with Calls() as calls:
+        layer(positions=_positions("sections", 2), hidden_states=rows(2, HIDDEN), forward_batch=_batch(Pool(), 2))
+    ((_, brought),) = calls.made
     assert any(
         _form(brought) == {name: it for name, it in _form(found).items() if name in brought} for found in samples
     )

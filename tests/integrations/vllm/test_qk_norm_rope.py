@@ -22,8 +22,9 @@ from torch._inductor.utils import run_and_get_code
 
 import serving_ops
 from serving_ops import PrewarmReport, counters, extension
+from serving_ops.integrations.common import rope_text
 from serving_ops.integrations.common.norm_classes import rope_options
-from serving_ops.integrations.vllm import compile_cache, features, installed, qk_norm_rope_layer, rope_text, startup
+from serving_ops.integrations.vllm import compile_cache, features, installed, qk_norm_rope_layer, startup
 
 pytestmark = [
     pytest.mark.skipif(
@@ -572,6 +573,6 @@ def test_a_compiled_piece_that_ends_before_attention_copies_no_part_of_qkv(
     found, code = _compiled(layer, positions, x)
     for of_ours, of_vllm in zip(found, expected, strict=True):
         torch.testing.assert_close(of_ours, of_vllm, **NEAR)
-    assert code.count(f"torch.ops.serving_ops.{qk_norm_rope_layer.SHORT}.default(") == 1
+    assert code.count(f"torch.ops.serving_ops.{rope_text.OP}.default(") == 1
     assert not [word for word in ("copy_(", "clone", "cpp_fused", "triton_") if word in code], code
     assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import serving_ops
 from serving_ops import NormSpec, QuantFormat, RopeSpec, counters
-from serving_ops.integrations.vllm import qk_norm_rope_layer, rope_text
+from serving_ops.integrations.common import rope_text
 from serving_ops.ops import registry
 
 BF16, CUDA = torch.bfloat16, torch.device("cuda")
@@ -117,7 +117,7 @@ def rotated(tokens: int, *, rotation: dict[str, Any] | None = None, **layer: Any
 
 
 def rotated_for_vllm(size: int, **rotation: Any) -> tuple[Tensor]:
-    qk_norm_rope_layer.define()
+    rope_text.define()
     call = call_of_rotation(3, size, rotation={"rotary_dim": size, **rotation})
     tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
     torch.ops.serving_ops.vllm_qk_norm_rope(*tensors, rope_text.options_text(call))

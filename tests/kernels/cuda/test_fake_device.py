@@ -26,7 +26,8 @@ from op_calls import launched
 from torch import Tensor
 
 from serving_ops import NormSpec, QuantFormat, RopeSpec, cuda, cuda_rope, plan
-from serving_ops.integrations.vllm import qk_norm_rope_layer, quant_fusion, rope_text
+from serving_ops.integrations.common import rope_text
+from serving_ops.integrations.vllm import quant_fusion
 from serving_ops.kernels import contract
 from serving_ops.kernels.triton import gated, norm, run_rope
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
@@ -83,7 +84,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     for op in registry.OPS.values():
         for schema in registry.schemas_of(op):
             fake.define(schema)
-    for name, arguments in (*quant_fusion.ARGUMENTS.items(), (qk_norm_rope_layer.SHORT, qk_norm_rope_layer.ARGUMENTS)):
+    for name, arguments in (*quant_fusion.ARGUMENTS.items(), (rope_text.OP, rope_text.ARGUMENTS)):
         fake.define(f"{name}({arguments}) -> ()")
     torch.ops.load_library(str(built))
     handle = ctypes.CDLL(str(built))
@@ -411,7 +412,7 @@ def by_name(call: dict[str, Any]) -> Callable[[], object]:
 
 
 def short(call: dict[str, Any]) -> Callable[[], object]:
-    """The same call of the operator of vLLM's layers."""
+    """The same call with its options as one text."""
     tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
     width = {"rotary_dim": call["cos_sin_cache"].shape[1]}
     given = {name: value for name, value in call.items() if value is not None}
@@ -532,7 +533,7 @@ def test_options_of_another_form_are_said_and_not_launched(library: ctypes.CDLL,
     call, last = plain_rotation(cached=False), library.fake_last().contents
     launches = last.launches
     tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
-    qk_norm_rope_layer.define()
+    rope_text.define()
     with pytest.raises(RuntimeError):
         torch.ops.serving_ops_fake.vllm_qk_norm_rope(*tensors, text)
     assert last.launches == launches

@@ -1,7 +1,7 @@
-"""The options of `qk_norm_rope` as one text, for the operators that vLLM's layers call.
+"""`qk_norm_rope` with its options as one text: an operator for layers that write no cache.
 
 Each argument of an operator costs 0.3 us of host time, which eager mode waits for, and so does a prompt that is in no
-graph.
+graph. The operator has vLLM's name, but knows nothing of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,14 @@ import functools
 import itertools
 import math
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from serving_ops import schemas
+
+OP = "vllm_qk_norm_rope"
+ARGUMENTS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, str options"
 
 INTEGERS = ("num_q_heads", "num_kv_heads", "head_dim", "rotary_dim", "is_neox", "mrope_interleaved")
 FLOATS = ("eps", "weight_offset")
@@ -42,3 +50,15 @@ def options_of(text: str) -> dict[str, Any]:
         return options | {"mrope_section": section}
     del options["mrope_interleaved"]
     return options
+
+
+@functools.cache
+def define() -> None:
+    """Define the operator, once per process: graphs from vLLM's cache call it by its name."""
+    schemas.define(f"{OP}({ARGUMENTS}) -> ()", _by_name, lambda *_: None)
+    schemas.define_fallback(OP, ARGUMENTS, _by_name)
+
+
+def _by_name(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:
+    """What C++ does not take goes to the operator of all calls."""
+    torch.ops.serving_ops.qk_norm_rope.default(qkv, positions, table, q_weight, k_weight, **options_of(options))
