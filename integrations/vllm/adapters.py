@@ -14,6 +14,7 @@ from torch import Tensor
 
 from serving_ops.integrations.common import calls, norm_classes
 from serving_ops.integrations.common.norm_classes import GATED, GEMMA_OFFSET, NORMS, WEIGHT_IN_FP32
+from serving_ops.integrations.vllm.known_code import why_lacking
 
 BOTH_METHODS = ("forward_native", "forward_cuda")
 """The first serves compiled mode on every device and, through `CustomOp.forward_cpu`, eager mode on CPU; the second
@@ -58,6 +59,10 @@ def _rms_norm(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
         return None
     weight = layer.weight if layer.has_weight else None
     return calls.norm(x, residual, weight, layer.variance_epsilon, WEIGHT_IN_FP32)
+
+
+def _why_not_rms_norm(layer: Any) -> str | None:
+    return why_lacking(layer, "variance_size_override", "has_weight") or why_part(layer)
 
 
 def _gemma(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
@@ -114,7 +119,7 @@ _KDA = ("vllm.third_party.flash_linear_attention.ops.kda", "vllm.model_executor.
 """The second is vLLM 0.25's. Newer ones have another class of the name, which cannot be imported beside it."""
 
 RMS_NORM = Adapter(
-    "RMSNorm", _LAYERNORM, NORMS, norm_classes.rms_norm_specs, _rms_norm, why_part, methods=("forward_cuda",)
+    "RMSNorm", _LAYERNORM, NORMS, norm_classes.rms_norm_specs, _rms_norm, _why_not_rms_norm, methods=("forward_cuda",)
 )
 GEMMA_RMS_NORM = Adapter("GemmaRMSNorm", _LAYERNORM, NORMS, norm_classes.gemma_specs, _gemma, asks_ir=True)
 _GATED = Adapter(

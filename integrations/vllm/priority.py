@@ -91,8 +91,10 @@ def _choosing_without_ours(original: Any) -> Any:
     def without_serving_ops(self: Any, *args: Any, **kwargs: Any) -> Any:
         with guard.unless_strict("vLLM", "read its pass configuration"):
             token_pass.remember_choice(self)
-        order = self.kernel_config.ir_op_priority
-        kept = {op: getattr(order, op) for op in OPS}
+        order, kept = None, {}
+        with guard.unless_strict("vLLM", "read its IR priority"):
+            order = self.kernel_config.ir_op_priority
+            kept = {op: getattr(order, op) for op in OPS}
         for op, providers in kept.items():
             setattr(order, op, _without_ours(providers))
         try:

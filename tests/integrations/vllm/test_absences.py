@@ -261,6 +261,22 @@ def test_in_strict_mode_a_model_that_cannot_be_looked_at_stops_the_engine(
         startup._then_report(worker, lambda: "loaded")()
 
 
+def test_a_configuration_that_holds_no_priority_gets_its_defaults(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    from vllm.config import VllmConfig
+
+    asked: list[Any] = []
+    monkeypatch.setattr(VllmConfig, priority._DEFAULTS_METHOD, lambda self: asked.append(self))
+    register()
+    passes = SimpleNamespace(fuse_norm_quant=None)
+    config = SimpleNamespace(compilation_config=SimpleNamespace(pass_config=passes), kernel_config=SimpleNamespace())
+    getattr(VllmConfig, priority._DEFAULTS_METHOD)(config)
+    assert asked == [config]
+    assert len(said) == 1
+    assert "could not read its IR priority" in said[0]
+
+
 def test_a_configuration_that_vllm_changed_leaves_its_priority_as_it_is(said: list[str]) -> None:
     from vllm.platforms import current_platform
 

@@ -107,6 +107,16 @@ LEFT = {
 
 
 @needs_cpp
+@pytest.mark.parametrize("name", ["variance_size_override", "has_weight"])
+def test_a_layer_without_an_attribute_that_the_class_asks_for_is_vllms_and_a_reason(asked_for: None, name: str) -> None:
+    layer = _norm("forward_cuda")
+    delattr(layer, name)
+    (found,) = survey(layer)
+    assert found.native_because == f"ServingOpsRMSNorm has no {name}"
+    assert layer.stay_native
+
+
+@needs_cpp
 @pytest.mark.parametrize("case", TAKEN)
 def test_the_class_agrees_with_vllms_in_place_where_there_is_a_residual(asked_for: None, case: str) -> None:
     from vllm import ir
