@@ -10,6 +10,7 @@ ours (docs/measurements.md). SGLang gives up its own fused kernel for the same r
 
 from __future__ import annotations
 
+from operator import attrgetter
 from types import MethodType
 from typing import Any
 
@@ -22,7 +23,10 @@ CHANGES = "serving_ops_changes"
 
 
 def on(found: NormLayer) -> None:
-    """Have our operators run for a layer. Does nothing if they already do."""
+    """Have our operators run for a layer. Does nothing if they already do.
+
+    Raises AttributeError where SGLang's layers are others than those that ours were written for.
+    """
     layer, adapter = found.layer, found.adapter
     if CHANGES in vars(layer):
         return
@@ -35,6 +39,7 @@ def on(found: NormLayer) -> None:
     changes.set(layer, KEPT, getattr(layer, method) or layer._resolve_forward_method())
     changes.set(layer, method, MethodType(adapter.forward, layer))
     if method == "_forward_method" and not found.of_heads:
+        attrgetter("_original_forward_method", "enter_torch_compile")(layer)  # raises now, not while SGLang compiles
         changes.set(layer, "enter_torch_compile", MethodType(_enter_torch_compile, layer))
 
 

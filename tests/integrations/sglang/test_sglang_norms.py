@@ -421,19 +421,20 @@ def test_a_fallback_stops_the_start_in_strict_mode_alone(monkeypatch: pytest.Mon
         _load(runner)
 
 
+@pytest.mark.parametrize("name", ["variance_epsilon", "_original_forward_method"])
 def test_an_error_of_ours_gives_every_layer_back_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     layer = rms_norm()
-    del layer.variance_epsilon  # as in a SGLang that calls it otherwise
+    delattr(layer, name)  # as in a SGLang that calls it otherwise
     runner = runner_of(rms_norm(), layer)
     assert _load(runner) == "what SGLang returns"
     (record,) = caplog.records
     assert record.message.startswith("serving_ops is off: ")
-    assert "variance_epsilon" in record.message
+    assert name in record.message
     assert not any("sglangs_forward" in vars(layer) for layer in runner.model.modules())
     monkeypatch.setenv("SERVING_OPS", "strict")
-    with pytest.raises(RuntimeError, match=r"^SERVING_OPS=strict: .*variance_epsilon"):
+    with pytest.raises(RuntimeError, match=f"^SERVING_OPS=strict: .*{name}"):
         _load(runner)
 
 
