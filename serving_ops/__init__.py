@@ -21,10 +21,12 @@ from serving_ops.norm_spec import NormSpec, RopeSpec  # noqa: E402
 from serving_ops.ops.add_rms_norm import add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm import fused_add_rms_norm  # noqa: E402
 from serving_ops.ops.fused_add_rms_norm_quant import fused_add_rms_norm_quant  # noqa: E402
+from serving_ops.ops.fused_add_two_rms_norm import fused_add_two_rms_norm  # noqa: E402
 from serving_ops.ops.qk_norm_rope import qk_norm_rope  # noqa: E402
 from serving_ops.ops.rms_norm import rms_norm  # noqa: E402
 from serving_ops.ops.rms_norm_gated import rms_norm_gated  # noqa: E402
 from serving_ops.ops.rms_norm_gated_quant import rms_norm_gated_quant  # noqa: E402
+from serving_ops.ops.rms_norm_of_sum import rms_norm_of_sum  # noqa: E402
 from serving_ops.ops.rms_norm_quant import rms_norm_quant  # noqa: E402
 from serving_ops.prewarm import PrewarmReport, prewarm  # noqa: E402
 from serving_ops.quant_format import QuantFormat  # noqa: E402
@@ -59,12 +61,14 @@ __all__ = [
     "explain",
     "fused_add_rms_norm",
     "fused_add_rms_norm_quant",
+    "fused_add_two_rms_norm",
     "prewarm",
     "qk_norm_rope",
     "reference",
     "rms_norm",
     "rms_norm_gated",
     "rms_norm_gated_quant",
+    "rms_norm_of_sum",
     "rms_norm_quant",
     "settings",
 ]

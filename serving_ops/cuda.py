@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serving_ops import extension, plan, settings, support
 from serving_ops.kernels.launches import Plan, Quantized, RowGrid
-from serving_ops.layout import row_grid
+from serving_ops.layout import row_grid, same_strides
 from serving_ops.quant_format import QuantFormat
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ FP8_CAPABILITY = (8, 9)
 
 NO_FP8 = "FP8 needs compute capability 8.9"
 ROWS_OF_RESULTS = "results whose rows the kernels cannot count as x's"
+ROWS_OF_EARLIER = "earlier is not laid out as residual"
 
 Route = tuple[RowGrid, Plan]
 
@@ -100,11 +101,18 @@ def _rows_of_scales(scales: Tensor) -> Tensor | None:
 
 
 def norm_route(
-    x: Tensor, weight: Tensor | None, residual: Tensor | None = None, out: Tensor | None = None, **call: Any
+    x: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+    earlier: Tensor | None = None,
+    **call: Any,
 ) -> Route | str:
     """The rows and the plan that run this call, or why the reference does. out: None for x."""
     out = x if out is None else out
     quantized = "fmt" in call
+    if earlier is not None and residual is not None and not same_strides(earlier, residual):
+        return ROWS_OF_EARLIER
     named = ("x", x), ("residual", residual), ("weight", weight), ("out", x if quantized else out)
     rows = why_not_rows(x, *named) or (_rows(x, residual, out, **call) if quantized else _rows(x, residual, out))
     return rows if isinstance(rows, str) else (rows, plan.plan_norm(x.shape[-1], x.itemsize, rows.num_rows))
@@ -159,7 +167,7 @@ def _by_name(route: Route, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def launch_norm(route: Route, **call: Any) -> None:
-    """Launch a norm without a gate: without `out`, it writes its result into x."""
+    """Launch a norm without a gate: without `out`, it writes its result into x. call: as `run_norm` takes it."""
     call.setdefault("residual", None)
     call.setdefault("out", call["x"])
     _modules()[0].run_norm(**_by_name(route, call))

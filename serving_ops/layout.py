@@ -7,6 +7,11 @@ from torch import Tensor
 from serving_ops.kernels.launches import RowGrid
 
 
+def same_strides(a: Tensor, b: Tensor) -> bool:
+    """Of tensors of one shape; a dimension with one entry has no stride to speak of."""
+    return all(size <= 1 or one == other for size, one, other in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
 def row_grid(*tensors: Tensor) -> RowGrid | None:
     """The rows of tensors of one shape (..., N); None where the leading dimensions merge into more than two."""
     first = tensors[0]

@@ -44,6 +44,21 @@ def fused_add_rms_norm(
     return x.copy_(out), residual.copy_(total)
 
 
+def fused_add_two_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    earlier: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    *,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The same with two tensors added to the residual, first `earlier` and then x."""
+    s = wide(x) + (wide(residual) + wide(earlier))
+    out, total = _normalize(s, weight, eps, weight_offset, x.dtype), s.to(residual.dtype)
+    return x.copy_(out), residual.copy_(total)
+
+
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
     """`x * rsqrt(mean(x^2) + eps)`, times `weight + weight_offset`."""
     return _normalize(wide(x), weight, eps, weight_offset, x.dtype)

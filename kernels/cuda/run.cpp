@@ -33,7 +33,7 @@ bool starts_aligned(const NormCall& call) {
   const NormSpec& spec = call.spec;
   const int64_t bytes_of_x = element_bytes(spec.dtype);
   uint64_t starts = address(spec.weight) | address(spec.bias) | static_cast<uint64_t>(spec.group_size * bytes_of_x);
-  for (const TensorView* tensor : {&call.x, &call.second, &call.normed, &call.result.q}) {
+  for (const TensorView* tensor : {&call.x, &call.second, &call.earlier, &call.normed, &call.result.q}) {
     // Quantized rows, of one byte an element, start on as many elements as the others.
     const bool quantized = tensor->item_bytes == 1;
     const int64_t bytes = quantized ? bytes_of_x : tensor->item_bytes;
@@ -48,7 +48,8 @@ uint64_t norm_flags(const NormCall& call) {
   const NormSpec& spec = call.spec;
   const QuantFormat& format = call.result.format;
   uint64_t flags = weight_flags(spec) | flag(call.has_second, kSecond) | flag(call.space.num_dims() < 2, kFlat) |
-                   flag(starts_aligned(call), kAligned) | flag(spec.fp32_residual, kResidualInFp32);
+                   flag(starts_aligned(call), kAligned) | flag(spec.fp32_residual, kResidualInFp32) | flag(call.drops_sum, kDropsSum) |
+                   flag(call.has_earlier, kEarlier);
   if (call.is_gated)
     flags = (flags & ~flag(true, kWeightInFp32)) | flag(true, kGated) | parameter_flags(spec.bias, spec.dtype, kBias) |
             flag(call.has_second && !spec.norm_before_gate, kGateFirst) | flag(call.has_second && !spec.silu, kSigmoid);
@@ -78,6 +79,7 @@ void set_norm(const NormCall& call, Fields* fields) {
   fields->out = fields->normed = rows(call.normed, 2);
   fields->q = rows(call.result.q, 3);
   fields->total_ptr = call.second.data;
+  fields->earlier_ptr = call.earlier.data;
   fields->weight_ptr = address_or(spec.weight, call.x);
   fields->bias_ptr = address_or(spec.bias, call.x);
   fields->eps = static_cast<float>(spec.eps);

@@ -32,7 +32,9 @@ struct Places {
   int fmt = of("fmt"), scale_ub = of("scale_ub"), scale = of("scale");
   int normed = of("normed"), out = of("out"), scales_out = of("scales_out");
   int dout = of("dout"), dx = of("dx"), dz = of("dz"), dweight = of("dweight"), dbias = of("dbias");
+  int earlier = of("earlier");
   bool adds = of("residual") >= 0, is_gated = of("z") >= 0, is_quantized = scales_out >= 0;
+  bool drops_sum = adds && !is_quantized && out >= 0;
   int second = std::max({of("residual"), of("z"), of("ds_more")});  // none has two of them
 
   constexpr explicit Places(std::string_view given) : names(given) {}
@@ -112,6 +114,8 @@ struct NormCall : CallOfNorm {
   Op op;
   TensorView normed;  // where the rows go, in x's dtype; x where `has_normed` is false
   bool has_normed;
+  TensorView earlier;  // added to the residual before x, in its strides; x where `has_earlier` is false
+  bool has_earlier, drops_sum;
   bool is_gated, is_quantized;
   QuantResult result;  // where `is_quantized`; otherwise result.q is x
   RowSpace<4> space;   // of x, second, normed and result.q
@@ -122,16 +126,28 @@ struct NormCall : CallOfNorm {
     if (const Refusal refusal = read_spec<Op>(arguments)) return refusal;
     is_gated = at.is_gated;
     is_quantized = at.is_quantized;
+    has_earlier = at.earlier >= 0;
+    drops_sum = at.drops_sum;
     if (is_gated) op = is_quantized ? kRmsNormGatedQuant : kRmsNormGated;
+    else if (at.drops_sum) op = kRmsNormOfSum;
+    else if (at.earlier >= 0) op = kFusedAddTwoRmsNorm;
     else if (has_second) op = is_quantized ? kFusedAddRmsNormQuant : kFusedAddRmsNorm;
     else op = is_quantized ? kRmsNormQuant : kRmsNorm;
     const AtenTensorHandle given = arguments.tensor(at.is_quantized ? at.normed : at.out);
     has_normed = given != nullptr;
     normed = has_normed ? TensorView(given) : x;
     Memory memory;
-    memory.add("x", x, op == kFusedAddRmsNorm ? Memory::kWritten : Memory::kMayBecomeNormed);
+    const bool in_place = op == kFusedAddRmsNorm || op == kFusedAddTwoRmsNorm, keeps_second = is_gated || drops_sum;
+    memory.add("x", x, in_place ? Memory::kWritten : Memory::kMayBecomeNormed);
     if (has_second)
-      memory.add(is_gated ? "z" : "residual", second, is_gated ? Memory::kMayBecomeNormed : Memory::kWritten);
+      memory.add(is_gated ? "z" : "residual", second, keeps_second ? Memory::kMayBecomeNormed : Memory::kWritten);
+    earlier = x;
+    if constexpr (at.earlier >= 0) {
+      earlier = TensorView(arguments.tensor(at.earlier));
+      if (const Refusal refusal = earlier.read_rows_like("earlier", x, x.dtype)) return refusal;
+      if (!earlier.has_strides_of(second)) return {"earlier", " is not laid out as residual"};
+      memory.add("earlier", earlier, Memory::kRead);
+    }
     if (spec.weight.data != nullptr) memory.add("weight", weight, Memory::kRead);
     if (spec.bias.data != nullptr) memory.add("bias", bias, Memory::kRead);
     if (has_normed) {

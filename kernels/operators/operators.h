@@ -47,6 +47,18 @@ struct RmsNorm : ReadAs<NormCall> {
   static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
 };
 
+// Two norms in a row: the first leaves the sum of x and residual to the second, which adds both.
+struct NormOfSum : ReadAs<NormCall> {
+  static constexpr char kName[] = "rms_norm_of_sum", kKinds[] = "tto..T";
+  static constexpr char kArguments[] = "x residual weight eps weight_offset out";
+  static auto results(const Arguments& arguments) { return new_like<0>(arguments); }
+};
+
+struct FusedAddTwo : ReadAs<NormCall> {
+  static constexpr char kName[] = "fused_add_two_rms_norm", kKinds[] = "ttto..";
+  static constexpr char kArguments[] = "x residual earlier weight eps weight_offset";
+};
+
 struct Gated : ReadAs<NormCall> {
   static constexpr char kName[] = "rms_norm_gated", kKinds[] = "too.o.siT";
   static constexpr char kArguments[] = "x z weight eps bias norm_before_gate activation group_size out";

@@ -129,8 +129,9 @@ struct TensorView {
     }
     return false;
   }
-  bool is_same_view(const TensorView& other) const {
-    if (data != other.data) return false;
+  bool is_same_view(const TensorView& other) const { return data == other.data && has_strides_of(other); }
+  // Of a tensor of this shape; a dimension with one entry has no stride to speak of.
+  bool has_strides_of(const TensorView& other) const {
     for (int64_t d = 0; d < num_dims; ++d)
       if (sizes[d] > 1 && strides[d] != other.strides[d]) return false;
     return true;

@@ -11,12 +11,13 @@ from torch import Tensor
 from serving_ops.kernels.launches import Plan, Quantized, RowGrid
 from serving_ops.kernels.triton import epilogue
 from serving_ops.kernels.triton.launch import Launcher
-from serving_ops.kernels.triton.norm_kernels import norm_rows_kernel, norm_rows_quant_kernel
+from serving_ops.kernels.triton.norm_kernels import norm_pair_kernel, norm_rows_kernel, norm_rows_quant_kernel
 from serving_ops.kernels.triton.variant import ALIGNMENT, Variant, flags_of, starts_aligned
 
 # In tiles, a fused multiply-add would tie bits to the layout.
 _FUSED = {"row": True, "tile": False, "wide": True}
 _LAUNCHERS = {kernel: Launcher(norm_rows_kernel, enable_fp_fusion=fused) for kernel, fused in _FUSED.items()}
+_IN_PAIRS = {kernel: Launcher(norm_pair_kernel, enable_fp_fusion=fused) for kernel, fused in _FUSED.items()}
 _QUANTIZING = {kernel: Launcher(norm_rows_quant_kernel, enable_fp_fusion=fused) for kernel, fused in _FUSED.items()}
 FORMS = {"fp32": epilogue.FP32.value, "fp32_power_of_2": epilogue.POWER_OF_2.value, "ue8m0": epilogue.UE8M0.value}
 
@@ -94,6 +95,8 @@ def run_norm(
     pdl: bool,
     total: Tensor | None = None,  # like residual in shape, dtype and strides; written instead of it
     quantized: Quantized | None = None,
+    earlier: Tensor | None = None,  # like x, in the strides of residual; added to it before x
+    drops_sum: bool = False,  # nothing is written into residual
 ) -> None:
     """Launch on x's device and its current stream. The caller has checked the input; num_rows is at least 1.
 
@@ -103,9 +106,11 @@ def run_norm(
     in_fp32 = weight is not None and (weight.dtype != x.dtype or weight_offset != 0.0)
     tensors = {"x": x, "residual": x if residual is None else residual}
     if quantized is None:
-        aligned = starts_aligned((x, residual, out, total), (weight,), size)
-        arguments = fields_of(rows, **tensors, out=out)
-        launchers, columns, flags = _LAUNCHERS, size, {}
+        in_pairs = drops_sum or earlier is not None
+        aligned = starts_aligned((x, residual, earlier, out, total), (weight,), size)
+        arguments = fields_of(rows, **tensors, out=out) | {"earlier_ptr": x if earlier is None else earlier}
+        launchers, columns = _IN_PAIRS if in_pairs else _LAUNCHERS, size
+        flags = {"drops_sum": drops_sum, "earlier": earlier is not None}
     else:
         normed = quantized.normed
         aligned = starts_aligned((x, residual, normed), (weight,), size) and starts_like(out, x, size)
@@ -127,6 +132,7 @@ def run_norm(
         "N": size,
         "ALIGNED": aligned,
         "HAS_RESIDUAL": residual is not None,
+        "HAS_EARLIER": earlier is not None,
         "HAS_WEIGHT": weight is not None,
         "WEIGHT_IN_FP32": in_fp32,
         **constants_of(plan, pdl),

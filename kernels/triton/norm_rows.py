@@ -30,8 +30,9 @@ def rows_at(rows, outer, row, columns, ALIGNED: tl.constexpr, TILE: tl.constexpr
 
 @triton.jit
 def normed_rows(
-    x,  # rows, as the next two
+    x,  # rows, as the next three
     residual,
+    earlier,  # what was added to the residual before, only with a residual
     total,
     weight,  # a pointer, and what is added to its values
     num_rows,
@@ -48,7 +49,7 @@ def normed_rows(
     PDL: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """This program's rows, normalised and weighted in fp32, with x + residual written; their places and their mask."""
+    """This program's rows, normalised and weighted in fp32, with their sum written; their places and their mask."""
     rows = tl.program_id(0)
     if TILE:
         rows = rows * ROWS + tl.arange(0, ROWS)
@@ -68,7 +69,10 @@ def normed_rows(
     x_rows = tl.load(rows_at(x, outer, row, columns, ALIGNED, TILE), mask=mask, other=0.0)
     s = x_rows.to(tl.float32)
     if residual is not None:
-        s += tl.load(rows_at(residual, outer, row, columns, ALIGNED, TILE), mask=mask, other=0.0).to(tl.float32)
+        added = tl.load(rows_at(residual, outer, row, columns, ALIGNED, TILE), mask=mask, other=0.0).to(tl.float32)
+        if earlier is not None:
+            added += tl.load(rows_at(earlier, outer, row, columns, ALIGNED, TILE), mask=mask, other=0.0).to(tl.float32)
+        s += added
     if weight is not None:
         weights = tl.load(weight_columns, mask=columns < N, other=0.0)
         if TILE:

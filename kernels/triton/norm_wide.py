@@ -30,21 +30,28 @@ def _load(row_ptr, columns, mask, ALIGNED: tl.constexpr, EVICTION: tl.constexpr)
 
 
 @triton.jit
-def _sum(x, residual, HAS_RESIDUAL: tl.constexpr):
+def _sum(x, residual, earlier, HAS_RESIDUAL: tl.constexpr, HAS_EARLIER: tl.constexpr):
     s = x.to(tl.float32)
     if HAS_RESIDUAL:
-        s += residual.to(tl.float32)
+        added = residual.to(tl.float32)
+        if HAS_EARLIER:
+            added += earlier.to(tl.float32)
+        s += added
     return s
 
 
 @triton.jit
-def _load_sum(x_row, residual_row, columns, mask, ALIGNED: tl.constexpr, EVICTION: tl.constexpr):
-    """x and the residual (or x again), and their sum in fp32."""
+def _load_sum(x_row, residual_row, earlier_row, columns, mask, ALIGNED: tl.constexpr, EVICTION: tl.constexpr):
+    """x, the residual and what was added before (or x again), and their sum in fp32."""
     x = _load(x_row, columns, mask, ALIGNED, EVICTION)
     residual = x
+    earlier = x
     if residual_row is not None:
         residual = _load(residual_row, columns, mask, ALIGNED, EVICTION)
-    return x, residual, _sum(x, residual, residual_row is not None)
+    if earlier_row is not None:
+        earlier = _load(earlier_row, columns, mask, ALIGNED, EVICTION)
+    s = _sum(x, residual, earlier, residual_row is not None, earlier_row is not None)
+    return x, residual, earlier, s
 
 
 @triton.jit
@@ -59,18 +66,21 @@ def _finished(s, rstd, weight, columns, mask, dtype: tl.constexpr, ALIGNED: tl.c
 
 @triton.jit
 def _first_pass(
-    x_row, residual_row, eps,
+    x_row, residual_row, earlier_row, eps,
     N: tl.constexpr, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, BLOCKS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """The row's rstd, and x and the residual of the columns that are kept."""
+    """The row's rstd, and what is added of the columns that are kept."""
     squares = tl.zeros((BLOCK_N,), tl.float32)
     for block in range(BLOCKS):
         columns = KEPT_N + block * BLOCK_N + tl.arange(0, BLOCK_N)
-        _, _, s = _load_sum(x_row, residual_row, columns, columns < N, ALIGNED, "evict_last")
+        _, _, _, s = _load_sum(x_row, residual_row, earlier_row, columns, columns < N, ALIGNED, "evict_last")
         squares += s * s
     kept = tl.arange(0, KEPT_N)
-    kept_x, kept_residual, s = _load_sum(x_row, residual_row, kept, kept < N, ALIGNED, "evict_first")
-    return tl.rsqrt((tl.sum(squares, axis=0) + tl.sum(s * s, axis=0)) / N + eps), kept_x, kept_residual
+    kept_x, kept_residual, kept_earlier, s = _load_sum(
+        x_row, residual_row, earlier_row, kept, kept < N, ALIGNED, "evict_first"
+    )
+    rstd = tl.rsqrt((tl.sum(squares, axis=0) + tl.sum(s * s, axis=0)) / N + eps)
+    return rstd, kept_x, kept_residual, kept_earlier
 
 
 @triton.jit
@@ -86,7 +96,7 @@ def _largest_of_row(
     for block in range(BLOCKS):
         columns = KEPT_N + (BLOCKS - 1 - block) * BLOCK_N + tl.arange(0, BLOCK_N)
         mask = columns < N
-        _, _, s = _load_sum(x_row, residual_row, columns, mask, ALIGNED, "evict_last")
+        _, _, _, s = _load_sum(x_row, residual_row, None, columns, mask, ALIGNED, "evict_last")
         normed = _finished(s, rstd, weight, columns, mask, dtype, ALIGNED, WEIGHT_IN_FP32)
         magnitudes = larger(magnitudes, tl.abs(normed.to(dtype).to(tl.float32)))
     return larger(amax, largest(magnitudes, 0))
@@ -124,24 +134,28 @@ def _put(
 
 @triton.jit
 def norm_wide(
-    x, residual, total, weight, normed, q, scales, inner, eps,
+    x, residual, earlier, total, weight, normed, q, scales, inner, eps,
     N: tl.constexpr, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, SCALED: tl.constexpr, FORM: tl.constexpr,
     FLAT: tl.constexpr, ALIGNED: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr, PDL: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Norm this program's row. Writes the sum into `total`, the result into `normed`, and its quantization into `q` and
-    `scales` (a pointer, and the strides of rows and of groups), where these are not None."""
+    `scales` (a pointer, and the strides of rows and of groups), where these are not None. Where a row has one scale,
+    `earlier` is None."""
     outer, row = split_rows(tl.program_id(0), inner, FLAT)
     x_row = row_start(x, outer, row)
     residual_row = row_start(residual, outer, row)
+    earlier_row = row_start(earlier, outer, row)
     total_row = row_start(total, outer, row)
     normed_row = row_start(normed, outer, row)
     q_row = row_start(q, outer, row)
     dtype: tl.constexpr = x_row.dtype.element_ty
     BLOCKS: tl.constexpr = (N - KEPT_N + BLOCK_N - 1) // BLOCK_N
     wait_for_kernel_before(PDL, OVERLAP)
-    rstd, kept_x, kept_residual = _first_pass(x_row, residual_row, eps, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED)
+    rstd, kept_x, kept_residual, kept_earlier = _first_pass(
+        x_row, residual_row, earlier_row, eps, N, BLOCK_N, KEPT_N, BLOCKS, ALIGNED
+    )
     # The sum is computed anew: kept in fp32 it would take twice the registers, and the residual holds it rounded.
-    kept_s = _sum(kept_x, kept_residual, residual is not None)
+    kept_s = _sum(kept_x, kept_residual, kept_earlier, residual is not None, earlier is not None)
     amax, scale = rstd, rstd  # until they are known, if ever they are
     if q is not None:
         scales_ptr, scales_row_stride, scales_group_stride = scales
@@ -165,7 +179,7 @@ def norm_wide(
         # Newest first: backwards after the first pass, forwards after the pass for the largest.
         first = KEPT_N + (block if SCALED == WHOLE_ROW else BLOCKS - 1 - block) * BLOCK_N
         columns = first + tl.arange(0, BLOCK_N)
-        _, _, s = _load_sum(x_row, residual_row, columns, columns < N, ALIGNED, "evict_first")
+        _, _, _, s = _load_sum(x_row, residual_row, earlier_row, columns, columns < N, ALIGNED, "evict_first")
         _put(
             s, first, rstd, amax, scale, weight, total_row, normed_row, q_row, scales, dtype,
             N, SCALED, FORM, ALIGNED, WEIGHT_IN_FP32,

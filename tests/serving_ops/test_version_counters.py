@@ -31,9 +31,19 @@ def into_its_gate(x: Tensor, other: Tensor, weight: Tensor) -> object:
     return serving_ops.rms_norm_gated(other, x, weight, out=x)
 
 
+def adds_two_to_the_other(x: Tensor, other: Tensor, weight: Tensor) -> object:
+    return serving_ops.fused_add_two_rms_norm(x, other, other.clone(), weight)
+
+
+def becomes_the_sum_of_three(x: Tensor, other: Tensor, weight: Tensor) -> object:
+    return serving_ops.fused_add_two_rms_norm(other, x, other.clone(), weight)
+
+
 WRITES: dict[str, Writes] = {
     "x of fused_add_rms_norm": lambda x, other, weight: serving_ops.fused_add_rms_norm(x, other, weight),
     "residual of fused_add_rms_norm": lambda x, other, weight: serving_ops.fused_add_rms_norm(other, x, weight),
+    "x of fused_add_two_rms_norm": adds_two_to_the_other,
+    "residual of fused_add_two_rms_norm": becomes_the_sum_of_three,
     "out of rms_norm": into_x,
     "out of rms_norm that is x": x_into_itself,
     "out of rms_norm_gated": gated_into_x,

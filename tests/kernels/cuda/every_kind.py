@@ -57,6 +57,17 @@ def calls_of_every_kind() -> dict[str, Call]:
             normal(5, 512), normal(5, 512), normal(512), bias=normal(512), norm_before_gate=False, group_size=128
         ),
         "sigmoid": lambda: gated(normal(5, 1024), normal(5, 1024), normal(1024), activation="sigmoid"),
+        "the first of a pair": lambda: serving_ops.rms_norm_of_sum(normal(3, 4096), normal(3, 4096), normal(4096)),
+        "the first of a pair, wide": lambda: serving_ops.rms_norm_of_sum(normal(2, 40000), normal(2, 40000), None),
+        "the second of a pair": lambda: serving_ops.fused_add_two_rms_norm(
+            normal(3, 4096), normal(3, 4096), normal(3, 4096), normal(4096)
+        ),
+        "the second of a pair, narrow, fp32 residual": lambda: serving_ops.fused_add_two_rms_norm(
+            normal(700, 128), normal(700, 128, dtype=torch.float32), normal(700, 128), normal(128), weight_offset=1.0
+        ),
+        "the second of a pair, wide": lambda: serving_ops.fused_add_two_rms_norm(
+            normal(2, 40000), normal(2, 40000), normal(2, 40000), normal(40000)
+        ),
         "fused, fp32 residual": lambda: fused(normal(3, 4096), normal(3, 4096, dtype=torch.float32), normal(4096)),
         "fused and quantized, fp32 residual": lambda: fused_quant(
             normal(3, 4096), normal(3, 4096, dtype=torch.float32), normal(4096), fmt=QuantFormat()

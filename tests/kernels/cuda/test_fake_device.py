@@ -123,7 +123,10 @@ def strides_unused(arguments: dict[str, Any]) -> set[str]:
     return tokens | slots | {f"{name}_row_stride" for name in "qkv" if arguments[f"{name}_ptr"].shape[-2] == 1}
 
 
-def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], object]) -> None:
+def check_same(
+    library: ctypes.CDLL, python: FromPython, call: Callable[[], object], *, new: frozenset[str] = frozenset()
+) -> None:
+    """new: parameters that are tensors of each call's making."""
     last = library.fake_last().contents
     function = next(_functions)
     chosen = python.plan
@@ -137,7 +140,7 @@ def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], obje
     assert last.function == function
     assert (last.grid_x, last.grid_y, 1) == python.grid
     assert (last.block_x, last.shared_bytes, last.attributes) == (32 * chosen.num_warps, SHARED_BYTES, python.pdl)
-    scratch, unused = len(python.recipe) - SCRATCH_BUFFERS, strides_unused(python.arguments)
+    scratch, unused = len(python.recipe) - SCRATCH_BUFFERS, strides_unused(python.arguments) | new
     for name, place in zip(python.names[:scratch], range(scratch), strict=True):
         got = last.parameters[place] & (1 << 8 * SIZES[contract.FIELDS[name]]) - 1
         assert name in unused or got == bits(python.arguments[name]), (name, got)
@@ -147,10 +150,16 @@ def check_same(library: ctypes.CDLL, python: FromPython, call: Callable[[], obje
 _functions = itertools.count(0x1000)
 
 
-def check_same_or_neither(library: ctypes.CDLL, python: FromPython | None, call: Callable[[], object]) -> None:
+def check_same_or_neither(
+    library: ctypes.CDLL,
+    python: FromPython | None,
+    call: Callable[[], object],
+    *,
+    new: frozenset[str] = frozenset(),
+) -> None:
     """python: None where the route has the reference run the call."""
     if python is not None:
-        return check_same(library, python, call)
+        return check_same(library, python, call, new=new)
     launches = library.fake_last().contents.launches
     call()
     assert library.fake_last().contents.launches == launches, "C++ launched what the route refuses"
@@ -275,10 +284,11 @@ def quantized_cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 class FromCuda:
-    """Has `serving_ops.cuda` launch quantized norms on CPU tensors, and keeps the launch."""
+    """Has `serving_ops.cuda` launch norms that quantize, or are in pairs, on CPU tensors, and keeps the launch."""
 
     def __init__(self, pdl: bool) -> None:
         self.launchers = [FromPython(launcher) for launcher in (*norm._QUANTIZING.values(), gated._quantizing)]
+        self.in_pairs = {kernel: FromPython(launcher) for kernel, launcher in norm._IN_PAIRS.items()}
         self.pdl = pdl
 
     def launch(self, op: str, **call: Any) -> FromPython | None:
@@ -286,12 +296,14 @@ class FromCuda:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(norm, "_QUANTIZING", dict(zip(norm._QUANTIZING, self.launchers, strict=False)))
             patch.setattr(gated, "_quantizing", self.launchers[-1])
+            patch.setattr(norm, "_IN_PAIRS", self.in_pairs)
             patch.setattr(cuda, "converts_to_fp8", lambda device: True)
             patch.setattr(cuda, "pdl", lambda device: self.pdl)
             patch.setattr(torch.cuda, "_DeviceGuard", lambda index: contextlib.nullcontext())
             if launched(registry.find(op), call) is not None:
                 return None
-        return next(launcher for launcher in self.launchers if hasattr(launcher, "variant"))
+        every = (*self.launchers, *self.in_pairs.values())
+        return next(launcher for launcher in every if hasattr(launcher, "variant"))
 
 
 def written(case: dict[str, Any]) -> dict[str, Any]:
@@ -327,6 +339,50 @@ def test_quantized_gated_norms_are_launched_from_cpp_as_from_python(library: cty
     call = functools.partial(torch.ops.serving_ops_fake.rms_norm_gated_quant.out, **options, **flat(case))
     python = FromCuda(case["pdl"]).launch("rms_norm_gated_quant", **options, **written(case))
     check_same_or_neither(library, python, call)
+
+
+@relaxed
+@given(case=cases())
+def test_the_first_norm_of_a_pair_is_launched_from_cpp_as_from_python(
+    library: ctypes.CDLL, case: dict[str, Any]
+) -> None:
+    call = {"x": case["x"], "residual": case["residual"], "weight": parameter(case, "weight"), "eps": EPS}
+    call["weight_offset"] = case["offset"]
+    name, out = "rms_norm_of_sum", torch.empty(case["x"].shape, dtype=case["x"].dtype)
+    python = FromCuda(case["pdl"]).launch(name, **call, out=out)
+    ours = functools.partial(torch.ops.serving_ops_fake.rms_norm_of_sum, **call)
+    check_same_or_neither(library, python, ours, new=frozenset({"out_ptr"}))
+
+
+@relaxed
+@given(case=cases(), start=st.sampled_from([None, 0, 1, 8]))
+def test_the_second_norm_of_a_pair_is_launched_from_cpp_as_from_python(
+    library: ctypes.CDLL, case: dict[str, Any], start: int | None
+) -> None:
+    """start: of the third addend, laid out as the residual; None for one in a layout of its own."""
+    x, residual, earlier = case["x"], case["residual"], case["other"]
+    if start is not None:
+        buffer = torch.zeros(start + residual.untyped_storage().nbytes(), dtype=x.dtype)
+        earlier = torch.as_strided(buffer, residual.shape, residual.stride(), start)
+    call = {"x": x, "residual": residual, "earlier": earlier, "weight": parameter(case, "weight"), "eps": EPS}
+    call["weight_offset"] = case["offset"]
+    python = FromCuda(case["pdl"]).launch("fused_add_two_rms_norm", **call)
+    ours = functools.partial(torch.ops.serving_ops_fake.fused_add_two_rms_norm, **call)
+    check_same_or_neither(library, python, ours)
+
+
+def test_the_second_norm_of_a_pair_is_not_launched_where_its_tensors_share_memory(library: ctypes.CDLL) -> None:
+    call = {name: torch.zeros(4, 128, dtype=torch.bfloat16) for name in ("x", "residual", "earlier")}
+    call |= {"weight": None, "eps": EPS}
+    python = FromCuda(pdl=True).launch("fused_add_two_rms_norm", **call, weight_offset=0.0)
+    assert python is not None
+    ours = torch.ops.serving_ops_fake.fused_add_two_rms_norm
+    check_same(library, python, lambda: ours(**call))
+    launches = library.fake_last().contents.launches
+    for name, other in itertools.permutations(("x", "residual", "earlier"), 2):
+        with pytest.raises(RuntimeError, match="overlap"):
+            ours(**call | {name: call[other]})
+        assert library.fake_last().contents.launches == launches, (name, other)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)

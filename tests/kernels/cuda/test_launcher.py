@@ -108,7 +108,10 @@ def test_cpp_launches_norms_but_not_their_gradients() -> None:
     assert launchers
     assert not [name for name, launcher in launchers.items() if launcher.recipe is not None]
     quantizing = (*norm._QUANTIZING.values(), gated._quantizing)
-    assert all(launcher.recipe for launcher in (*norm._LAUNCHERS.values(), gated._launcher, *quantizing))
+    assert all(
+        launcher.recipe
+        for launcher in (*norm._LAUNCHERS.values(), *norm._IN_PAIRS.values(), gated._launcher, *quantizing)
+    )
 
 
 def compiled_kernel(**other: Any) -> Any:

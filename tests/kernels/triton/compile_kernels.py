@@ -45,6 +45,7 @@ FORMATS = (
     QuantFormat(granularity="tensor"),
 )
 PLAIN = NormSpec("rms_norm", ROW, BF16, BF16, torch.device("cpu"))
+PAIR = ("rms_norm_of_sum", "fused_add_two_rms_norm")
 ADDED, GATED = replace(PLAIN, op="fused_add_rms_norm"), replace(PLAIN, op="rms_norm_gated")
 IN_HEADS = {"size": TILE, "heads": 2, "token_stride": 3 * TILE}
 SPECS = (
@@ -55,6 +56,7 @@ SPECS = (
     replace(PLAIN, size=WIDE, dtype=FP32, weight_dtype=FP32),
     *(replace(ADDED, size=size) for size in (TILE, ROW, ROW - 1, WIDE)),
     replace(ADDED, op="add_rms_norm"),
+    *(replace(ADDED, op=op, size=size) for op in PAIR for size in (TILE, ROW, WIDE)),
     replace(GATED, **IN_HEADS, gate_token_stride=2 * TILE),
     replace(GATED, group_size=1024, norm_before_gate=False, activation="sigmoid", has_bias=True),
     replace(GATED, has_gate=False, weight_dtype=None),

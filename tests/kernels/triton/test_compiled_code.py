@@ -65,6 +65,7 @@ for line in sys.stdin:
 SHARED = {"FLAT": False, "HAS_WEIGHT": True, "PDL": True, "OVERLAP": True}
 TILE = {"BLOCK_N": 128, "LOG2_BLOCK_N": 7, "ROWS": 16}
 NORM = SHARED | {"HAS_RESIDUAL": True, "WEIGHT_IN_FP32": False, "LOG2_BLOCK_N": 0, "ROWS": 1, "KEPT_N": 0}
+PAIR = {name: value for name, value in NORM.items() if name != "HAS_RESIDUAL"} | {"HAS_EARLIER": True}
 GATED = TILE | {"GROUP": 128, "PAIRWISE": True, "HAS_GATE": True, "HAS_BIAS": True, "GATE_FIRST": False}
 BACKWARD = {"STAGES": 3, "FLAT": False, "HAS_MORE": True, "HAS_WEIGHT": True, "PDL": True}
 KERNELS = {
@@ -73,6 +74,12 @@ KERNELS = {
     "norm_kernels wide": (
         "norm_rows_kernel",
         NORM | {"KERNEL": "wide", "N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768},
+        32,
+    ),
+    "norm_kernels pair": ("norm_pair_kernel", PAIR | {"KERNEL": "row", "N": 4096, "BLOCK_N": 4096}, 4),
+    "norm_kernels pair, wide": (
+        "norm_pair_kernel",
+        PAIR | {"KERNEL": "wide", "N": 65536, "BLOCK_N": 16384, "KEPT_N": 32768},
         32,
     ),
     "gated": ("gated_kernel", SHARED | GATED | {"SIGMOID": False}, 2),

@@ -127,3 +127,39 @@ def test_the_sum_of_an_fp32_residual_is_not_rounded(
     run_norm(x, residual, weight, x, EPS, 0.0, row_grid(x, residual, x), chosen, False)
     assert torch.equal(residual, total)
     check(x, expected, exact, kernel_device)
+
+
+@pytest.mark.parametrize(("size", "chosen"), PLANS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_two_norms_in_a_pair(
+    kernel_device: torch.device, size: int, chosen: plan.Plan, dtype: torch.dtype, offset: float
+) -> None:
+    """The first writes no sum, and the second adds what the first one added."""
+    x, residual, later = (rows((7, size), dtype, kernel_device, seed) for seed in (1, 2, 3))
+    weight, options = rows((size,), dtype, kernel_device, 4), {"weight_offset": offset}
+    before, out = (x.clone(), residual.clone()), torch.full_like(x, float("nan"))
+    run_norm(x, residual, weight, out, EPS, offset, row_grid(x, residual, out), chosen, False, drops_sum=True)
+    expected, _ = reference.add_rms_norm(x, residual, weight, EPS, **options)
+    check(out, expected, exact_norm(x, residual, weight, EPS, offset), kernel_device)
+    assert torch.equal(x, before[0])
+    assert torch.equal(residual, before[1])
+
+    total = later.double() + x.double() + residual.double()
+    exact = exact_norm(total, None, weight, EPS, offset)
+    expected, sums = reference.fused_add_two_rms_norm(later.clone(), residual.clone(), x, weight, EPS, **options)
+    run_norm(later, residual, weight, later, EPS, offset, row_grid(later, residual, later), chosen, False, earlier=x)
+    check(residual, sums, total, kernel_device)
+    check(later, expected, exact, kernel_device)
+    assert torch.equal(x, before[0])
+
+
+def test_the_norms_of_a_pair_have_the_bits_of_norms_that_keep_an_fp32_sum(kernel_device: torch.device) -> None:
+    x, residual, later = (rows((5, 896), torch.float16, kernel_device, seed) for seed in (1, 2, 3))
+    total, wide = later.clone(), residual.float()
+    grid, chosen = row_grid(x, residual, x), plan.plan_norm(896, 2, 5)
+    run_norm(later, residual, None, later, EPS, 0.0, grid, chosen, False, earlier=x)
+    run_norm(x, wide, None, x, EPS, 0.0, grid, chosen, False)
+    run_norm(total, wide, None, total, EPS, 0.0, grid, chosen, False)
+    assert torch.equal(later, total)
+    assert torch.equal(residual, wide.half())
