@@ -23,6 +23,7 @@ from serving_ops.integrations.vllm import (
     installed,
     layers,
     mixer_output,
+    norm_pairs,
     priority,
     qk_norm_rope_layer,
     quant_fusion,
@@ -115,6 +116,7 @@ def _beside_norms(models: Sequence[Any], found: Sequence[NormLayer], worker: Any
         "take its fused norms": lambda: token_pass.take(models, found, config),
         "have its norms quantize": lambda: quantized_pairs.take(models, config, worker.device),
         "leave out the copies before its norms": lambda: mixer_output.take(models, config),
+        "pair its norms": lambda: norm_pairs.take(found, config),
     }
     for what, take in steps.items():
         with guard.unless_strict("vLLM", what):

@@ -33,6 +33,7 @@ IN_PROCESS = (
     "test_qk_norm_rope.py",
     "test_cache_write.py",
     "test_mixer_output.py",
+    "test_norm_pairs.py",
     "test_model_doctor.py",
 )
 """Tests of the plugin inside a vLLM, without an engine; the last builds a hybrid and a Mamba-2."""
