@@ -58,7 +58,7 @@ def take(found: Iterable[NormLayer], vllm_config: Any) -> str | None:
     if failed:
         raise RuntimeError(next(iter(failed.values())))
     install()
-    return "two norms in a row add in fp32"
+    return "where two plain norms follow each other, they add in fp32"
 
 
 def specs(found: Iterable[NormLayer]) -> list[NormSpec]:
