@@ -51,7 +51,7 @@ CALLS = {"unified_kv_cache_update", "reshape_and_cache_flash"}
 """What the two call. Without it they are not vLLM's, but what another plugin put around them."""
 
 ASKED = ("get_attention_context", "_encode_layer_name")
-"""What our operator and `attends` use of vLLM's module."""
+"""What our operator and `attend` use of vLLM's module."""
 
 ATTENDS, WRITTEN = "unified_attention_with_output", "kv_cache_dummy_dep"
 """vLLM's operator behind the write, and its argument that is the write's result."""
@@ -156,16 +156,12 @@ def _caches(cache: Tensor, k: Tensor, slots: Tensor | None) -> tuple[Tensor, ...
     return None
 
 
-@functools.cache
-def attends() -> Any:
-    """Return vLLM's attention over a cache that is written: q, k, v and output are (num_tokens, heads, head_dim).
+def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, written: Tensor, output: Tensor) -> None:
+    """vLLM's attention over a cache that is written. q, k, v and output: (num_tokens, heads, head_dim).
 
-    vLLM's function is looked up once, outside of what Dynamo traces.
+    Dynamo traces it, and leaves the import out. A function kept on the layer would be pickled with what is compiled.
     """
-    encode = _of_vllm()._encode_layer_name
+    from vllm.model_executor.layers.attention import attention
 
-    def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, written: Tensor, output: Tensor) -> None:
-        name = encode(attn.layer_name)
-        torch.ops.vllm.unified_attention_with_output(q, k, v, output, name, kv_cache_dummy_dep=written)
-
-    return attend
+    name = attention._encode_layer_name(attn.layer_name)
+    torch.ops.vllm.unified_attention_with_output(q, k, v, output, name, kv_cache_dummy_dep=written)

@@ -73,8 +73,8 @@ COMPUTES = ("forward", "forward_native", "forward_cuda", "forward_cpu", "_match_
 OPTIONS = "serving_ops_qk_norm_rope"
 """The attribute of each layer that is on: the operator's options as a text. Dynamo does not trace how it is made."""
 
-ATTENDS = f"{OPTIONS}_attends"
-"""The attribute of each layer that is on: vLLM's attention over the KV cache that our kernel writes, or None."""
+WRITES_CACHE = f"{OPTIONS}_writes_cache"
+"""The attribute of each layer that is on: whether its kernel writes the KV cache."""
 
 PASS = "vLLM's own fusion pass was asked for"
 GATE_ALONE = "its q has an output gate, and vLLM writes the cache"
@@ -223,8 +223,7 @@ def take(found: Iterable[NormLayer], vllm_config: Any) -> None:
         cache_write.split_graphs(vllm_config.compilation_config)
     for layer in on:
         options = options_text(rope_options(layer.specs[0]))
-        attends = cache_write.attends() if layer.writes_cache else None
-        installed.mark(layer.attention, **{OPTIONS: options, ATTENDS: attends})
+        installed.mark(layer.attention, **{OPTIONS: options, WRITES_CACHE: layer.writes_cache})
     layers_on[:] = sorted(f"{layer.name}:{type(layer.attention).__name__}:{layer.writes_cache:d}" for layer in on)
     installed.on_undo(layers_on.clear)
 
@@ -254,7 +253,7 @@ def forward(attention: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
     qkv, _ = attention.qkv_proj(hidden_states)
     inputs = positions, attention.rotary_emb._match_cos_sin_cache_dtype(qkv)
     inputs += attention.q_norm.weight, attention.k_norm.weight, getattr(attention, OPTIONS)
-    attend = _attend if getattr(attention, ATTENDS) is None else _write_and_attend
+    attend = _write_and_attend if getattr(attention, WRITES_CACHE) else _attend
     return attention.o_proj(attend(attention, qkv, inputs))[0]
 
 
@@ -270,7 +269,7 @@ def _write_and_attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> T
     k, v = (part.view(-1, attention.num_kv_heads, attention.head_dim) for part in (k, v))
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     written = torch.ops.serving_ops.vllm_qk_norm_rope_cached(q, k, v, *inputs, attention.attn.layer_name)
-    getattr(attention, ATTENDS)(attention.attn, q, k, v, written, output)
+    cache_write.attend(attention.attn, q, k, v, written, output)
     return _gated(output.view(-1, attention.q_size), gate)
 
 
