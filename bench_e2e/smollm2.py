@@ -82,6 +82,8 @@ def _save_dequantized(gguf: Path, folder: Path) -> None:
     choice = {"quantization_config": transformers.GgufConfig(dequantize=True)} if has_choice else {}
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(**source, **choice, dtype=torch.bfloat16)
+    # GGUF has it in fp32, in which it is 1e-5. vLLM fuses norms by patterns, of which none has 9.999999747378752e-06.
+    model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.6g}")
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 

@@ -101,7 +101,7 @@ struct Rope : ReadAs<RopeCall> {
   static constexpr bool kIsShort = false;
 };
 
-// The same with few arguments, for vLLM's layers: integrations/vllm/qk_norm_rope_layer.py defines it.
+// The same with few arguments, for engines' layers: integrations/common/rope_text.py defines it.
 struct ShortRope : ReadAs<RopeCall> {
   static constexpr char kName[] = "vllm_qk_norm_rope", kKinds[] = "ttttts";
   static constexpr char kArguments[] = "qkv positions cos_sin_cache q_weight k_weight options";

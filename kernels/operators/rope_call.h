@@ -52,7 +52,7 @@ struct RopeCall {
   }
 
   // (qkv, positions, cos_sin_cache, q_weight, k_weight, options): `options_text` in
-  // integrations/vllm/qk_norm_rope_layer.py says what the text has.
+  // integrations/common/rope_text.py says what the text has.
   Refusal read_short(const Arguments& arguments) {
     int64_t numbers[kMostOptions];
     const int count = read_integers(arguments.text(5), numbers);
