@@ -49,7 +49,7 @@ uint64_t norm_flags(const NormCall& call) {
   const QuantFormat& format = call.result.format;
   uint64_t flags = weight_flags(spec) | flag(call.has_second, kSecond) | flag(call.space.num_dims() < 2, kFlat) |
                    flag(starts_aligned(call), kAligned) | flag(spec.fp32_residual, kResidualInFp32) |
-                   flag(call.drops_sum, kDropsSum) | flag(call.has_earlier, kEarlier);
+                   flag(call.op == kRmsNormOfSum, kDropsSum) | flag(call.op == kFusedAddTwoRmsNorm, kEarlier);
   if (call.is_gated)
     flags = (flags & ~flag(true, kWeightInFp32)) | flag(true, kGated) | parameter_flags(spec.bias, spec.dtype, kBias) |
             flag(call.has_second && !spec.norm_before_gate, kGateFirst) | flag(call.has_second && !spec.silu, kSigmoid);

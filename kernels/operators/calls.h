@@ -114,8 +114,7 @@ struct NormCall : CallOfNorm {
   Op op;
   TensorView normed;  // where the rows go, in x's dtype; x where `has_normed` is false
   bool has_normed;
-  TensorView earlier;  // added to the residual before x, in its strides; x where `has_earlier` is false
-  bool has_earlier, drops_sum;
+  TensorView earlier;  // of kFusedAddTwoRmsNorm, added to the residual before x, in its strides; else x
   bool is_gated, is_quantized;
   QuantResult result;  // where `is_quantized`; otherwise result.q is x
   RowSpace<4> space;   // of x, second, normed and result.q
@@ -126,8 +125,6 @@ struct NormCall : CallOfNorm {
     if (const Refusal refusal = read_spec<Op>(arguments)) return refusal;
     is_gated = at.is_gated;
     is_quantized = at.is_quantized;
-    has_earlier = at.earlier >= 0;
-    drops_sum = at.drops_sum;
     if (is_gated) op = is_quantized ? kRmsNormGatedQuant : kRmsNormGated;
     else if (at.drops_sum) op = kRmsNormOfSum;
     else if (at.earlier >= 0) op = kFusedAddTwoRmsNorm;
@@ -137,7 +134,7 @@ struct NormCall : CallOfNorm {
     has_normed = given != nullptr;
     normed = has_normed ? TensorView(given) : x;
     Memory memory;
-    const bool in_place = op == kFusedAddRmsNorm || op == kFusedAddTwoRmsNorm, keeps_second = is_gated || drops_sum;
+    const bool in_place = op == kFusedAddRmsNorm || op == kFusedAddTwoRmsNorm, keeps_second = is_gated || at.drops_sum;
     memory.add("x", x, in_place ? Memory::kWritten : Memory::kMayBecomeNormed);
     if (has_second)
       memory.add(is_gated ? "z" : "residual", second, keeps_second ? Memory::kMayBecomeNormed : Memory::kWritten);
