@@ -109,7 +109,7 @@ class Children:
 
 
 class Asked:
-    """A command that is asked over a pipe, of which it gets a descriptor, behind the name of the folder with its log.
+    """A command that is asked over a pipe. Its last two arguments are the folder of its log and the pipe's descriptor.
 
     It finds what it is told in the pipe, sends a message when it is up, and then an answer to each question.
     """

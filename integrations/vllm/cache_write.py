@@ -54,7 +54,7 @@ ASKED = ("get_attention_context", "_encode_layer_name")
 """What our operator and `attend` use of vLLM's module."""
 
 ATTENDS, WRITTEN = "unified_attention_with_output", "kv_cache_dummy_dep"
-"""vLLM's operator behind the write, and its argument that is the write's result."""
+"""vLLM's operator after the write, and its argument that is the write's result."""
 
 NOT_COMPILED, IN_PIECES = 0, 3
 """vLLM's compilation modes in which the write stays outside of Inductor's graphs."""

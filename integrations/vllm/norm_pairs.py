@@ -34,7 +34,7 @@ from serving_ops.integrations.vllm.ir_providers import PROVIDER
 _logger = logging.getLogger("vllm.serving_ops")
 
 PAIRED = "fused_add_rms_norm"
-"""The IR op, and our operator behind it."""
+"""The name of vLLM's IR op, and of our operator that it becomes."""
 
 PAIR = ("rms_norm_of_sum", "fused_add_two_rms_norm")
 """The operators that replace two of these in a row."""

@@ -182,7 +182,7 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
         raise
     for pair in found:
         switch(pair)
-    return f"{len(found)} norms quantize for the layer behind them, where our kernels run"
+    return f"{len(found)} norms quantize for the layer after them, where our kernels run"
 
 
 def _may(vllm_config: Any) -> bool:

@@ -26,7 +26,7 @@ def fused_add_two_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """`residual <- residual + earlier + x`, `x <- rms_norm(residual) * (weight + weight_offset)`, both in place.
 
-    Behind `serving_ops.rms_norm_of_sum` of residual and earlier it moves as many bytes as two `fused_add_rms_norm`, and
+    After `serving_ops.rms_norm_of_sum` of residual and earlier it moves as many bytes as two `fused_add_rms_norm`, and
     rounds the residual once instead of twice.
 
     Args:

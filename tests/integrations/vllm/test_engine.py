@@ -52,7 +52,7 @@ CALLS_PER_STEP = {
 }
 
 QUANTIZING = {"rms_norm": 1, "fused_add_rms_norm": 3}
-"""Those of a step that quantize for the layer behind them, in "dense_int8": all whole rows but the last norm."""
+"""Those of a step that quantize for the layer after them, in "dense_int8": all whole rows but the last norm."""
 
 SERVED_BY = {"installed": MODELS, **dict.fromkeys(other_versions.VERSIONS, ("dense",))}
 
@@ -82,7 +82,7 @@ runs = [
 
 
 def _quantizes(model: str, mode: str) -> bool:
-    """Whether norms quantize for the layer behind them, in a model that is served on CPU alone."""
+    """Whether norms quantize for the layer after them, in a model that is served on CPU alone."""
     return (model, mode) == ("dense_int8", "eager") and "cpu" in registry.find("rms_norm_quant").in_cpp
 
 
@@ -103,7 +103,7 @@ def test_one_line_says_for_how_many_layers_it_is_on(
     assert len(lines) == 1, lines
     norms, attentions = WITHOUT_HEADS.get((model, run.device()), (LAYERS[model], 0))
     expected = norms | ({IN_ONE_CALL[run.device()]: attentions} if attentions else {})
-    assert ("4 norms quantize for the layer behind them" in lines[0]) == _quantizes(model, mode)
+    assert ("4 norms quantize for the layer after them" in lines[0]) == _quantizes(model, mode)
     on = lines[0].partition("; ")[0]
     assert on.count(" of ") == len(expected), on
     for kind, count in expected.items():

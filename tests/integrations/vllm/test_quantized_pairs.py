@@ -378,7 +378,7 @@ def _take(config: Any, of: tuple[Any, Any] | None = None) -> tuple[str | None, b
 
 
 def test_the_start_up_line_says_how_many_norms_quantize(everywhere: None, in_vllm: Any) -> None:
-    assert _take(_config()) == ("1 norms quantize for the layer behind them, where our kernels run", True)
+    assert _take(_config()) == ("1 norms quantize for the layer after them, where our kernels run", True)
 
 
 @pytest.mark.parametrize(
