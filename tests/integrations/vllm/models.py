@@ -59,7 +59,7 @@ def hybrid_config() -> Any:
         mlp_only_layers=[0],
         decoder_sparse_step=1,
         num_experts=4,
-        num_experts_per_tok=2,
+        num_experts_per_tok=4,  # all: of two with near weights, rounding would pick one, 0.5 nats from the other
         moe_intermediate_size=128,
         shared_expert_intermediate_size=128,
         **_COMMON,
