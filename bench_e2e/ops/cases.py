@@ -14,6 +14,7 @@ from serving_ops.quant_format import QuantFormat
 
 RMS_NORM, FUSED_ADD, GATED = "rms_norm", "fused_add_rms_norm", "rms_norm_gated"
 RMS_NORM_QUANT, FUSED_ADD_QUANT, GATED_QUANT = f"{RMS_NORM}_quant", f"{FUSED_ADD}_quant", f"{GATED}_quant"
+PAIR = "rms_norm_of_sum", "fused_add_two_rms_norm"  # two norms of one residual, added in fp32
 QK_ROPE = "qk_norm_rope"
 ADD = "add_rms_norm"  # of training, which cannot write in place
 
@@ -81,7 +82,7 @@ SIZES = {
         Sizes("gated", (GATED,), tuple((m, HEADS, 128) for m in (1, 32, 256, 8192, 60381))),
         Sizes("variants", PLAIN, ((1, 4096), (64, 4096), (256, 8192), (16384, 4096)), standard=False),
         Sizes("gemm", (FUSED_ADD,), ((1, 4096),)),
-        Sizes("host", (*PLAIN, FUSED_ADD_QUANT, RMS_NORM_QUANT), ((1, 4096),)),
+        Sizes("host", (*PLAIN, *PAIR, FUSED_ADD_QUANT, RMS_NORM_QUANT), ((1, 4096),)),
         Sizes("host", (GATED, GATED_QUANT), ((1, HEADS, 128),)),
         Sizes("host", (QK_ROPE,), ROPE[:1]),
         Sizes("quant", (FUSED_ADD_QUANT,), QUANT, standard=False),

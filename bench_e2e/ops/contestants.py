@@ -66,7 +66,7 @@ class Contestant:
 def _call_operator(case: Case, inputs: Inputs) -> Call:
     """The operator, as engines call it."""
     op, operator = registry.find(case.op), getattr(torch.ops.serving_ops, case.op)
-    overload = operator.out if op.results else operator.default
+    overload = operator.out if op.results and op.has_out else operator.default
     by_place = [argument.name for argument in overload._schema.arguments if not argument.kwarg_only]
     return _bound(overload, by_place, op.unbind(inputs.call), op)
 

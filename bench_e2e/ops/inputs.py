@@ -13,7 +13,7 @@ from serving_ops.ops import registry
 
 EPS = 1e-6
 POSITIONS, THETA = 40960, 1e6  # as in Qwen3's configuration
-ROWS = ("x", "residual", "z", "qkv")
+ROWS = ("x", "residual", "earlier", "z", "qkv")
 RESULTS = ("out", "scales_out", "key_cache", "value_cache")
 OF_A_TOKEN = (*ROWS, "positions", "slot_mapping")  # have tokens as their first dimension
 OPERANDS = ("x", "residual", "z", "weight")  # of a norm: what is differentiated, and what it takes before eps
@@ -58,7 +58,7 @@ def make_inputs(case: Case, device: str) -> Inputs:
         _as_in_a_model(call)
     results = 2 if case.op == ADD else 1
     douts = tuple(torch.empty_like(call["x"]).normal_() for _ in range(results)) if trained else ()
-    inputs = Inputs(call if trained else call | op.empty_results(call), douts)
+    inputs = Inputs(call if trained or not op.has_out else call | op.empty_results(call), douts)
     redraw(inputs)
     for operand in inputs.operands if trained else ():
         operand.requires_grad_()

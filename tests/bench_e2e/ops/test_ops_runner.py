@@ -4,7 +4,7 @@ import pytest
 
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import ops_table, timing
-from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, QK_ROPE, RMS_NORM, Case
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, PAIR, QK_ROPE, RMS_NORM, Case
 from serving_ops.bench_e2e.ops.contestants import OF_OURS, Call, Contestant, Unsupported, copy, eager, ours
 from serving_ops.bench_e2e.ops.inputs import Inputs
 from serving_ops.bench_e2e.ops.ops_bench import measure
@@ -65,6 +65,13 @@ def test_calls_of_norms_that_quantize_run_beside_the_plain_call() -> None:
     result = measure(Case("calls", RMS_NORM, (1, 64), threads=1), OF_OURS["calls"], "cpu")
     assert not result["problems"]
     assert list(result["times"]) == [OURS, "to INT8", "to INT8, results given", "the same, no rows"]
+
+
+@pytest.mark.parametrize("op", PAIR)
+def test_norms_of_one_residual_are_measured_beside_the_reference(op: str) -> None:
+    result = measure(Case("host", op, (2, 64), threads=1), [ours, eager], "cpu")
+    assert not result["problems"]
+    assert set(result["times"]) == {OURS, "eager"}
 
 
 def test_the_json_names_the_case_and_the_path_ours_took() -> None:
