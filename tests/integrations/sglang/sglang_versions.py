@@ -24,7 +24,7 @@ SERVED = VERSIONS[1:]
 
 HERE = Path(__file__).parent
 STAND_IN = HERE / "stand_in"
-RUN_SECONDS = 540
+RUN_SECONDS = 300
 
 
 def folder(version: str) -> Path:

@@ -49,9 +49,12 @@ def test_the_scheduler_of_every_rank_answers_the_bench_from_its_own_process(
 
 
 @on_one
-def test_engines_with_and_without_the_plugin_are_compared_in_turns(version: str, tmp_path: Path) -> None:
+def test_engines_with_and_without_the_plugin_are_compared_in_turns(
+    version: str, tmp_path: Path, written_model: Callable[[str], Path]
+) -> None:
     small = ["--engines", "1", "--rounds", "1", "--prompt-lens", "64", "--decode-steps", "4"]
-    command = ["-m", "serving_ops.bench_e2e", "step", "--engine", "sglang", *small]
+    model = ["--model", str(written_model("dense"))]
+    command = ["-m", "serving_ops.bench_e2e", "step", "--engine", "sglang", *model, *small]
     done = run([*command, "--out", str(tmp_path), "--name", "real"], sglang_versions.environment(version))
     assert done.returncode == 0, done.stdout[-6000:]
     result = comparison.load(tmp_path / "real.json")
