@@ -1,7 +1,7 @@
-"""`qk_norm_rope` with its options as one text: an operator for layers that write no cache.
+"""`qk_norm_rope` with its options as one text: operators for engines' layers, without a KV cache and with one.
 
 Each argument of an operator costs 0.3 us of host time, which eager mode waits for, and so does a prompt that is in no
-graph. The operator has vLLM's name, but knows nothing of it.
+graph.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from serving_ops import schemas
 
-OP = "vllm_qk_norm_rope"
-ARGUMENTS = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, str options"
+OP, CACHED = "qk_norm_rope_short", "qk_norm_rope_short_cached"
+_FIRST = "Tensor(a!) qkv, Tensor positions, Tensor cos_sin_cache, Tensor q_weight, Tensor k_weight, str options"
+_OF_CACHE = "Tensor(b!)? k, Tensor? v, Tensor(c!) key_cache, Tensor(d!) value_cache, Tensor slot_mapping"
+ARGUMENTS = {OP: _FIRST, CACHED: f"{_FIRST}, {_OF_CACHE}"}
+"""The operators' arguments, which are those of `serving_ops.qk_norm_rope`. C++ reads them by their places."""
 
 INTEGERS = ("num_q_heads", "num_kv_heads", "head_dim", "rotary_dim", "is_neox", "mrope_interleaved")
 FLOATS = ("eps", "weight_offset")
@@ -54,11 +57,32 @@ def options_of(text: str) -> dict[str, Any]:
 
 @functools.cache
 def define() -> None:
-    """Define the operator, once per process: graphs from vLLM's cache call it by its name."""
-    schemas.define(f"{OP}({ARGUMENTS}) -> ()", _by_name, lambda *_: None)
-    schemas.define_fallback(OP, ARGUMENTS, _by_name)
+    """Define the operators, once per process: graphs from vLLM's cache call them by their names."""
+    for name, arguments in ARGUMENTS.items():
+        schemas.define(f"{name}({arguments}) -> ()", _by_name, lambda *_: None)
+        schemas.define_fallback(name, arguments, _by_name)
 
 
-def _by_name(qkv: Tensor, positions: Tensor, table: Tensor, q_weight: Tensor, k_weight: Tensor, options: str) -> None:
+def _by_name(
+    qkv: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    options: str,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    key_cache: Tensor | None = None,
+    value_cache: Tensor | None = None,
+    slot_mapping: Tensor | None = None,
+) -> None:
     """What C++ does not take goes to the operator of all calls."""
-    torch.ops.serving_ops.qk_norm_rope.default(qkv, positions, table, q_weight, k_weight, **options_of(options))
+    torch.ops.serving_ops.qk_norm_rope.default(
+        *(qkv, positions, table, q_weight, k_weight),
+        **options_of(options),
+        k=k,
+        v=v,
+        key_cache=key_cache,
+        value_cache=value_cache,
+        slot_mapping=slot_mapping,
+    )

@@ -41,13 +41,12 @@ READ = ("qkv_proj", "o_proj", "q_size", "kv_size", "attn.layer_id", "attn.k_scal
 class Kept:
     """What the calls of an attention layer have in common: the operator's options, and SGLang's access to the cache.
 
-    text: the options for calls that write no cache.
+    options: as `rope_text.options_text` has them.
     may_write: takes a batch; returns whether the kernel may write the cache.
     pool: takes a batch; returns the caches of all layers.
     """
 
-    options: dict[str, Any]
-    text: str
+    options: str
     may_write: Callable[[Any], bool]
     pool: Callable[[Any], Any]
 
@@ -63,32 +62,32 @@ def _forward(layer: Any, positions: Tensor, hidden_states: Any, forward_batch: A
 
 def _apply_qk_norm_rope(layer: Any, qkv: Tensor, positions: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
     """`Qwen3MoeAttention.apply_qk_norm_rope`. Its caller reads the attribute, and writes the cache where it is True."""
-    caches = _caches(layer, qkv, forward_batch) if layer.compatible_with_fused_kv_buffer else {}
+    caches = _caches(layer, qkv, forward_batch) if layer.compatible_with_fused_kv_buffer else ()
     layer._used_fused_qk_norm_rope_last_call = not caches
     return _normed_and_rotated(layer, qkv, positions, caches)
 
 
-def _normed_and_rotated(layer: Any, qkv: Tensor, positions: Tensor, caches: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _normed_and_rotated(layer: Any, qkv: Tensor, positions: Tensor, caches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """q, k and v as views of qkv, with k and v in the caches."""
-    kept, inputs = getattr(layer, KEPT), (qkv, positions, layer.rotary_emb.cos_sin_cache)
-    inputs += layer.q_norm.weight, layer.k_norm.weight
+    inputs = qkv, positions, layer.rotary_emb.cos_sin_cache, layer.q_norm.weight, layer.k_norm.weight
+    options = getattr(layer, KEPT).options
     if caches:
-        torch.ops.serving_ops.qk_norm_rope.default(*inputs, **kept.options, **caches)
+        torch.ops.serving_ops.qk_norm_rope_short_cached.default(*inputs, options, None, None, *caches)
     else:
-        torch.ops.serving_ops.vllm_qk_norm_rope.default(*inputs, kept.text)
+        torch.ops.serving_ops.qk_norm_rope_short.default(*inputs, options)
     return qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
 
 
-def _caches(layer: Any, qkv: Tensor, forward_batch: Any) -> dict[str, Tensor]:
+def _caches(layer: Any, qkv: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
     """Return the caches that the kernel may write, as SGLang's rotary embedding may, and the slots; else nothing."""
     attn, kept = layer.attn, getattr(layer, KEPT)
     if attn.k_scale is not None or attn.v_scale is not None or not kept.may_write(forward_batch):
-        return {}
+        return ()
     keys, values = kept.pool(forward_batch).get_kv_buffer(attn.layer_id)
     slots = forward_batch.out_cache_loc
     if keys.dim() != 3 or keys.dtype != qkv.dtype or slots.shape[0] > qkv.shape[0]:
-        return {}
-    return {"key_cache": keys, "value_cache": values, "slot_mapping": slots}
+        return ()
+    return keys, values, slots
 
 
 def _access() -> tuple[Callable[[Any], bool], Callable[[Any], Any]]:
@@ -209,7 +208,6 @@ def specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
 def connect(layer: Any, spec: NormSpec, changes: Installed) -> None:
     """Have our method run for an attention layer."""
     method, ours = ATTENTION[_name(layer)]
-    options = rope_options(spec)
     rope_text.define()
-    changes.set(layer, KEPT, Kept(options, rope_text.options_text(options), *_access()))
+    changes.set(layer, KEPT, Kept(rope_text.options_text(rope_options(spec)), *_access()))
     changes.set(layer, method, MethodType(ours, layer))

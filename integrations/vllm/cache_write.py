@@ -133,10 +133,12 @@ def _norm_rotate_and_write(
     """q, k and v: (num_tokens, heads, head_dim). What the kernel cannot write, vLLM does."""
     _, attn, cache, slots = _of_vllm().get_attention_context(layer_name)
     caches = _caches(cache, k, slots)
-    ours = {} if caches is None else {"v": v, "key_cache": caches[0], "value_cache": caches[1], "slot_mapping": slots}
-    op = torch.ops.serving_ops.qk_norm_rope.default
-    op(q, positions, table, q_weight, k_weight, k=k, **options_of(options), **ours)
-    if slots is not None and caches is None:
+    inputs = q, positions, table, q_weight, k_weight
+    if caches is not None:
+        torch.ops.serving_ops.qk_norm_rope_short_cached.default(*inputs, options, k, v, *caches, slots)
+        return q.new_empty(0)
+    torch.ops.serving_ops.qk_norm_rope.default(*inputs, k=k, **options_of(options))
+    if slots is not None:
         attn.impl.do_kv_cache_update(attn, k, v, cache, slots)
     return q.new_empty(0)
 

@@ -258,7 +258,7 @@ def forward(attention: Any, positions: Tensor, hidden_states: Tensor) -> Tensor:
 
 
 def _attend(attention: Any, qkv: Tensor, inputs: tuple[Any, ...]) -> Tensor:
-    torch.ops.serving_ops.vllm_qk_norm_rope(qkv, *inputs)
+    torch.ops.serving_ops.qk_norm_rope_short(qkv, *inputs)
     return attention.attn(*_split(attention, qkv)[:3])  # type: ignore[no-any-return]
 
 

@@ -101,11 +101,18 @@ struct Rope : ReadAs<RopeCall> {
   static constexpr bool kIsShort = false;
 };
 
-// The same with few arguments, for engines' layers: integrations/common/rope_text.py defines it.
+// The same with few arguments, for engines' layers: integrations/common/rope_text.py defines them.
 struct ShortRope : ReadAs<RopeCall> {
-  static constexpr char kName[] = "vllm_qk_norm_rope", kKinds[] = "ttttts";
+  static constexpr char kName[] = "qk_norm_rope_short", kKinds[] = "ttttts";
   static constexpr char kArguments[] = "qkv positions cos_sin_cache q_weight k_weight options";
-  static constexpr bool kIsShort = true;
+  static constexpr bool kIsShort = true, kIsCached = false;
+};
+
+struct ShortCachedRope : ReadAs<RopeCall> {
+  static constexpr char kName[] = "qk_norm_rope_short_cached", kKinds[] = "tttttsoottt";
+  static constexpr char kArguments[] =
+      "qkv positions cos_sin_cache q_weight k_weight options k v key_cache value_cache slot_mapping";
+  static constexpr bool kIsShort = true, kIsCached = true;
 };
 
 // The gradients.

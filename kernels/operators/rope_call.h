@@ -29,7 +29,8 @@ struct RopeCall {
 
   template <class Op>
   Refusal read(const Arguments& arguments) {
-    return Op::kIsShort ? read_short(arguments) : read_all(arguments);
+    if constexpr (Op::kIsShort) return read_short<Op::kIsCached>(arguments);
+    return read_all(arguments);
   }
 
  private:
@@ -51,8 +52,9 @@ struct RopeCall {
     return read(arguments, {given(14), given(15), given(16), given(17), given(18), given(19), given(20)});
   }
 
-  // (qkv, positions, cos_sin_cache, q_weight, k_weight, options): `options_text` in
-  // integrations/common/rope_text.py says what the text has.
+  // (qkv, positions, cos_sin_cache, q_weight, k_weight, options), with a cache also (k, v, key_cache, value_cache,
+  // slot_mapping): `options_text` in integrations/common/rope_text.py says what the text has.
+  template <bool kIsCached>
   Refusal read_short(const Arguments& arguments) {
     int64_t numbers[kMostOptions];
     const int count = read_integers(arguments.text(5), numbers);
@@ -68,7 +70,9 @@ struct RopeCall {
     if (const Refusal refusal = read_numbers(real(numbers[6], numbers[7]), real(numbers[8], numbers[9]), &spec.norm))
       return refusal;
     if (spec.has_sections) std::copy_n(numbers + 10, 3, spec.section);
-    return read(arguments, {});
+    if (!kIsCached) return read(arguments, {});
+    const auto given = [&](int i) { return arguments.tensor(i); };
+    return read(arguments, {given(6), given(7), given(8), given(9), given(10)});
   }
 
   static constexpr int64_t kOfTable = -1;  // as many elements are rotated as a row of the table has

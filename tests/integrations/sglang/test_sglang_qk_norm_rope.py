@@ -19,6 +19,7 @@ pytest.importorskip("sglang", reason="SGLang is not installed beside this packag
 from built_layers import HIDDEN, rms_norm, rows, runner_of
 
 from serving_ops import NormSpec, PrewarmReport, extension
+from serving_ops.integrations.common import rope_text
 from serving_ops.integrations.sglang import layers, qk_norm_rope_layer, startup, switch
 from serving_ops.ops.registry import sample
 
@@ -64,7 +65,7 @@ class Pool:
 
 
 class Calls(TorchDispatchMode):
-    """Keeps the calls of our operators: the name, and the arguments by name."""
+    """Keeps the calls of our operators: the name, and the arguments by name, with a text's options among them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +74,9 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "serving_ops":
             names = (argument.name for argument in func._schema.arguments)
-            self.made.append((func._schema.name.rpartition(":")[2], dict(zip(names, args, strict=False)) | kwargs))
+            call = dict(zip(names, args, strict=False)) | kwargs
+            call |= rope_text.options_of(call.pop("options")) if "options" in call else {}
+            self.made.append((func._schema.name.rpartition(":")[2], call))
         return func(*args, **kwargs)
 
 
@@ -184,7 +187,7 @@ def test_q_k_and_v_are_sglangs_and_lie_in_the_cache_that_its_own_kernels_may_wri
     torch.testing.assert_close(result, expected, **CLOSE)
     writes = may_write and (name == DENSE or layer.compatible_with_fused_kv_buffer)
     assert layer.attn.saves is not writes
-    assert [name for name, _ in calls.made] == ["qk_norm_rope" if writes else "vllm_qk_norm_rope"]
+    assert [name for name, _ in calls.made] == ["qk_norm_rope_short_cached" if writes else "qk_norm_rope_short"]
     for cache, tensor in ((pool.keys, layer.attn.given[1]), (pool.values, layer.attn.given[2])):
         cached = torch.zeros(SLOTS, KV_HEADS * HEAD, dtype=torch.bfloat16)
         if writes:

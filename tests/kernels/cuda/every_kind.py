@@ -103,8 +103,10 @@ def calls_of_every_kind() -> dict[str, Call]:
             5, rotation={"has_cache": True, "block_size": None, "separate": True, "index_dtype": torch.int32}
         ),
         "rotated and cached in FP8": lambda: rotated(5, rotation={"has_cache": True, "cache_dtype": fp8}),
-        "rotated for vLLM": lambda: rotated_for_vllm(96),
-        "rotated for vLLM by sections": lambda: rotated_for_vllm(96, mrope_section=(16, 16, 16)),
+        "rotated for a layer": lambda: rotated_for_a_layer(96),
+        "rotated for a layer by sections": lambda: rotated_for_a_layer(96, mrope_section=(16, 16, 16)),
+        "rotated for a layer and cached": lambda: rotated_for_a_layer(80, has_cache=True),
+        "rotated for a layer and cached, apart": lambda: rotated_for_a_layer(80, has_cache=True, separate=True),
     }
 
 
@@ -120,19 +122,27 @@ def call_of_rotation(tokens: int, size: int = 128, *, rotation: dict[str, Any], 
     return call
 
 
-def rotated(tokens: int, *, rotation: dict[str, Any] | None = None, **layer: Any) -> tuple[Tensor, ...]:
-    """What the call wrote."""
-    call = call_of_rotation(tokens, rotation=rotation or {}, **layer)
-    serving_ops.qk_norm_rope(**call)
+def written(call: dict[str, Any]) -> tuple[Tensor, ...]:
     return tuple(call[name] for name in ("qkv", "k", "key_cache", "value_cache") if call[name] is not None)
 
 
-def rotated_for_vllm(size: int, **rotation: Any) -> tuple[Tensor]:
+def rotated(tokens: int, *, rotation: dict[str, Any] | None = None, **layer: Any) -> tuple[Tensor, ...]:
+    call = call_of_rotation(tokens, rotation=rotation or {}, **layer)
+    serving_ops.qk_norm_rope(**call)
+    return written(call)
+
+
+def rotated_for_a_layer(size: int, **rotation: Any) -> tuple[Tensor, ...]:
     rope_text.define()
     call = call_of_rotation(3, size, rotation={"rotary_dim": size, **rotation})
-    tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
-    torch.ops.serving_ops.vllm_qk_norm_rope(*tensors, rope_text.options_text(call))
-    return (call["qkv"],)
+    tensors = [call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight")]
+    text, ours = rope_text.options_text(call), torch.ops.serving_ops
+    if call["key_cache"] is None:
+        ours.qk_norm_rope_short(*tensors, text)
+    else:
+        of_cache = [call[name] for name in ("k", "v", "key_cache", "value_cache", "slot_mapping")]
+        ours.qk_norm_rope_short_cached(*tensors, text, *of_cache)
+    return written(call)
 
 
 def launched_from_cpp() -> int:

@@ -84,7 +84,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     for op in registry.OPS.values():
         for schema in registry.schemas_of(op):
             fake.define(schema)
-    for name, arguments in (*quant_fusion.ARGUMENTS.items(), (rope_text.OP, rope_text.ARGUMENTS)):
+    for name, arguments in (quant_fusion.ARGUMENTS | rope_text.ARGUMENTS).items():
         fake.define(f"{name}({arguments}) -> ()")
     torch.ops.load_library(str(built))
     handle = ctypes.CDLL(str(built))
@@ -469,11 +469,14 @@ def by_name(call: dict[str, Any]) -> Callable[[], object]:
 
 def short(call: dict[str, Any]) -> Callable[[], object]:
     """The same call with its options as one text."""
-    tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
+    tensors = [call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight")]
     width = {"rotary_dim": call["cos_sin_cache"].shape[1]}
     given = {name: value for name, value in call.items() if value is not None}
-    text = rope_text.options_text(given | width)
-    return functools.partial(torch.ops.serving_ops_fake.vllm_qk_norm_rope, *tensors, text)
+    text, fake = rope_text.options_text(given | width), torch.ops.serving_ops_fake
+    if "key_cache" not in call:
+        return functools.partial(fake.qk_norm_rope_short, *tensors, text)
+    more = [call[name] for name in ("k", "v", "key_cache", "value_cache", "slot_mapping")]
+    return functools.partial(fake.qk_norm_rope_short_cached, *tensors, text, *more)
 
 
 @relaxed
@@ -483,7 +486,8 @@ def test_norms_with_rotation_are_launched_from_cpp_as_from_python(
 ) -> None:
     python = launch_rope(call, pdl)
     check_same(library, python, by_name(call))
-    if call["k"] is None and "key_cache" not in call and call["q_weight"] is not None:
+    of_layers = "k_scale" not in call if "key_cache" in call else call["k"] is None
+    if of_layers and call["q_weight"] is not None:
         check_same(library, python, short(call))
 
 
@@ -591,7 +595,7 @@ def test_options_of_another_form_are_said_and_not_launched(library: ctypes.CDLL,
     tensors = (call[name] for name in ("qkv", "positions", "cos_sin_cache", "q_weight", "k_weight"))
     rope_text.define()
     with pytest.raises(RuntimeError):
-        torch.ops.serving_ops_fake.vllm_qk_norm_rope(*tensors, text)
+        torch.ops.serving_ops_fake.qk_norm_rope_short(*tensors, text)
     assert last.launches == launches
 
 
