@@ -91,17 +91,30 @@ def _caches(layer: Any, qkv: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
 
 
 def _access() -> tuple[Callable[[Any], bool], Callable[[Any], Any]]:
-    """Return `Kept.may_write` and `Kept.pool`. Raises ImportError or AttributeError in a SGLang without them."""
-    from sglang.srt.mem_cache.memory_pool import KVCache
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-    from sglang.srt.models import utils
+    """Return `Kept.may_write` and `Kept.pool`. Raises ImportError or AttributeError in a SGLang without them.
 
-    attrgetter("get_kv_buffer")(KVCache)
+    Subclasses of SGLang's pool have no place for a token at its slot: one keeps nothing, and is a page in size.
+    """
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.models.utils import enable_fused_set_kv_buffer
+
+    attrgetter("get_kv_buffer")(MHATokenToKVPool)
+    pool = _pool_of_a_batch()
+
+    def may_write(forward_batch: Any) -> bool:
+        return type(pool(forward_batch)) is MHATokenToKVPool and enable_fused_set_kv_buffer(forward_batch)
+
+    return may_write, pool
+
+
+def _pool_of_a_batch() -> Callable[[Any], Any]:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
     if hasattr(ForwardBatch, "token_to_kv_pool"):  # SGLang 0.5.11
-        return utils.enable_fused_set_kv_buffer, attrgetter("token_to_kv_pool")
+        return attrgetter("token_to_kv_pool")
     from sglang.srt.model_executor.forward_context import get_token_to_kv_pool
 
-    return utils.enable_fused_set_kv_buffer, lambda forward_batch: get_token_to_kv_pool()
+    return lambda forward_batch: get_token_to_kv_pool()
 
 
 ATTENTION = {

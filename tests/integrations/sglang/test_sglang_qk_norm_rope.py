@@ -40,6 +40,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels for everything, and what SGLang's code asks of a server."""
     monkeypatch.setenv("SERVING_OPS", "strict")
     monkeypatch.setattr(layers, "why_reference", lambda specs: None)
+    monkeypatch.setattr("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool", Pool)
     server = SimpleNamespace(
         rl_on_policy_target=None,
         deterministic=SimpleNamespace(rl_on_policy_target=None),
@@ -53,7 +54,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Pool:
-    """A cache of SGLang's: a slot a row."""
+    """Stands for SGLang's `MHATokenToKVPool`: a slot a row."""
 
     dtype = torch.bfloat16
 
@@ -62,6 +63,10 @@ class Pool:
 
     def get_kv_buffer(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.keys, self.values
+
+
+class OtherPool(Pool):
+    """As SGLang's pools that inherit from the first, and keep tokens elsewhere, or not at all."""
 
 
 class Calls(TorchDispatchMode):
@@ -196,11 +201,11 @@ def test_q_k_and_v_are_sglangs_and_lie_in_the_cache_that_its_own_kernels_may_wri
 
 
 @pytest.mark.parametrize("name", [DENSE, EXPERTS])
-@pytest.mark.parametrize("change", ["a scale", "pages", "another dtype", "more slots than rows"])
+@pytest.mark.parametrize("change", ["a scale", "pages", "another class", "another dtype", "more slots than rows"])
 def test_a_cache_of_another_form_is_written_by_sglang(
     change: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layer, pool = attention(name), Pool()
+    layer, pool = attention(name), OtherPool() if change == "another class" else Pool()
     _with_cache(monkeypatch, True)
     report(caplog, layer)
     batch = _batch(pool, 5)
@@ -210,7 +215,7 @@ def test_a_cache_of_another_form_is_written_by_sglang(
         pool.keys = pool.keys.view(4, 4, KV_HEADS, HEAD)
     elif change == "another dtype":
         pool.keys = pool.keys.float()
-    else:
+    elif change == "more slots than rows":
         batch.out_cache_loc = torch.arange(6)
     layer(positions=_positions("plain", 5), hidden_states=rows(5, HIDDEN), forward_batch=batch)
     assert layer.attn.saves
@@ -300,7 +305,8 @@ def test_what_the_operator_does_not_do_stays_sglangs_and_that_is_no_fallback(
             "sglang.srt.model_executor.forward_batch_info.ForwardBatch.token_to_kv_pool",
             "sglang.srt.model_executor.forward_context.get_token_to_kv_pool",
         ],
-        ["sglang.srt.mem_cache.memory_pool.KVCache.get_kv_buffer"],
+        [f"{__name__}.Pool.get_kv_buffer"],
+        ["sglang.srt.mem_cache.memory_pool.MHATokenToKVPool"],
         [f"{__name__}.Attn.k_scale"],
     ],
     ids=lambda read: read[-1].rpartition(".")[2],
@@ -397,6 +403,7 @@ def test_where_there_is_no_kernel_or_its_prewarm_fails_sglangs_own_code_runs(
     assert "1 Qwen3Attention's q and k (no kernel)" in report(caplog, layer)
     assert "forward" not in vars(layer)
     monkeypatch.setattr(layers, "why_reference", lambda specs: None)
+    monkeypatch.setattr("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool", Pool)
 
     def fails(specs: Any) -> PrewarmReport:
         return PrewarmReport(failed={spec: "no compiler" for spec in specs if spec.op == "qk_norm_rope"})
