@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,12 +28,16 @@ Route = tuple[RowGrid, Plan]
 
 
 @cache
-def _modules() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """Imported at the first call: importing this package must not import Triton."""
-    from serving_ops.kernels.triton import gated, launch, norm
+def triton_kernels() -> Any:
+    """`kernels/triton`, whose launches hand what they compile to C++.
+
+    Imported at the first call: importing this package must not import Triton.
+    """
+    from serving_ops.kernels import triton
+    from serving_ops.kernels.triton import gated, launch, norm, run_rope  # noqa: F401
 
     launch.on_compiled = _hand_to_the_extension
-    return norm, gated, launch
+    return triton
 
 
 def _hand_to_the_extension(variant: Variant, plan: Plan, compiled: Compiled) -> None:
@@ -45,7 +48,7 @@ def _hand_to_the_extension(variant: Variant, plan: Plan, compiled: Compiled) -> 
 @cache
 def pdl(device: torch.device) -> bool:
     """Whether kernels on a device use programmatic dependent launch."""
-    return settings.pdl_enabled() and bool(_modules()[2].programmatic_launch_supported(device))
+    return settings.pdl_enabled() and bool(triton_kernels().launch.programmatic_launch_supported(device))
 
 
 @cache
@@ -170,11 +173,11 @@ def launch_norm(route: Route, **call: Any) -> None:
     """Launch a norm without a gate: without `out`, it writes its result into x. call: as `run_norm` takes it."""
     call.setdefault("residual", None)
     call.setdefault("out", call["x"])
-    _modules()[0].run_norm(**_by_name(route, call))
+    triton_kernels().norm.run_norm(**_by_name(route, call))
 
 
 def launch_gated(route: Route, **call: Any) -> None:
     """Launch a gated norm."""
     sigmoid = call.pop("activation") == "sigmoid"
     call["group_size"] = call.pop("norm_group_size", None) or call.get("group_size") or call["x"].shape[-1]
-    _modules()[1].run_gated(**_by_name(route, call), sigmoid=sigmoid)
+    triton_kernels().gated.run_gated(**_by_name(route, call), sigmoid=sigmoid)

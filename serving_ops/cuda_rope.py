@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import plan, rope_reference, support
-from serving_ops.cuda import NO_FP8, converts_to_fp8, pdl
+from serving_ops.cuda import NO_FP8, converts_to_fp8, pdl, triton_kernels
 from serving_ops.kernels import contract
 from serving_ops.kernels.launches import Plan
 from serving_ops.plan_rope import MAX_SIZE, plan_rope
@@ -85,9 +85,7 @@ def _why_not_caches(keys: Tensor, values: Tensor, slots: Tensor) -> str | None:
 
 def launch_rope(route: tuple[Heads, Plan], **call: Any) -> None:
     """Launch `qk_norm_rope` of at least one token, its arguments by name."""
-    from serving_ops.kernels.triton.run_rope import run_qk_norm_rope
-
     heads, plan = route
     for name in ("key_cache", "value_cache"):
         call[name] = None if call[name] is None else rope_reference.in_slots(call[name])
-    run_qk_norm_rope(**call | heads._asdict(), plan=plan, pdl=pdl(call["qkv"].device))
+    triton_kernels().run_rope.run_qk_norm_rope(**call | heads._asdict(), plan=plan, pdl=pdl(call["qkv"].device))

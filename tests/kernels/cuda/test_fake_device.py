@@ -29,7 +29,7 @@ from serving_ops import NormSpec, QuantFormat, RopeSpec, cuda, cuda_rope, plan
 from serving_ops.integrations.common import rope_text
 from serving_ops.integrations.vllm import quant_fusion
 from serving_ops.kernels import contract
-from serving_ops.kernels.triton import gated, norm, run_rope
+from serving_ops.kernels.triton import gated, launch, norm, run_rope
 from serving_ops.kernels.triton.launch import SCRATCH_BUFFERS, Launcher
 from serving_ops.layout import row_grid
 from serving_ops.ops import registry
@@ -495,6 +495,15 @@ def plain_rotation(tokens: int = 4, *, cached: bool = True) -> dict[str, Any]:
     spec = NormSpec("qk_norm_rope", 64, torch.bfloat16, torch.bfloat16, torch.device("cpu"), heads=2)
     rotation = RopeSpec(num_kv_heads=1, separate=True, has_cache=cached, cache_dtype=FP8 if cached else None)
     return registry.sample(dataclasses.replace(spec, rotation=rotation), tokens)
+
+
+def test_what_a_rotation_compiles_is_handed_to_cpp_whatever_was_launched_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "on_compiled", None)
+    cuda.triton_kernels.cache_clear()
+    launch_rope(plain_rotation(), pdl=False)
+    assert launch.on_compiled is not None
 
 
 def heads_take_turns(buffer: Tensor) -> dict[str, Tensor]:
