@@ -38,6 +38,12 @@ def not_differentiated(instead: str, **tensors: Tensor | None) -> None:
             fail(name, "transformed by torch.func or forward-mode AD", allowed)
 
 
+def flag(name: str, value: bool) -> None:
+    """Refuse None, which PyTorch would read as False, whatever the default is."""
+    if value is None:
+        fail(name, None, "it must be True or False")
+
+
 def dense(name: str, tensor: Tensor) -> None:
     """With strides, as neither sparse nor nested tensors have them."""
     if tensor.layout != torch.strided:
@@ -187,7 +193,9 @@ def _starts(pieces: _Pieces) -> Tensor:
 
 
 def written(name: str, tensor: Tensor) -> None:
-    """A tensor that is to be written holds each element once."""
+    """A tensor that is to be written holds each element once, as it is."""
+    if tensor.is_neg():
+        fail(f"{name}.is_neg()", True, "it is written, so it must have its own values: resolve_neg()")
     if not tensor.is_contiguous() and overlaps_itself(tensor):
         fail(f"{name}.stride()", tensor.stride(), f"it is written, so no two elements of {name} may share memory")
 

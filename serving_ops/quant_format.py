@@ -51,7 +51,7 @@ class QuantFormat:
     def __post_init__(self) -> None:
         for name, allowed in ALLOWED.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if value not in allowed or type(value) is not type(allowed[0]):
                 raise ValueError(f"serving_ops: {name} is {value!r}: allowed are {', '.join(map(str, allowed))}")
         if self.granularity == "tensor" and (self.scale_format, self.scale_layout) != ("fp32", "row_major"):
             raise ValueError(f"serving_ops: granularity is 'tensor': its one scale is fp32 and row_major, not {self}")

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from serving_ops import support
+from serving_ops import checks, support
 
 library = torch.library.Library("serving_ops", "DEF")
 
@@ -23,7 +24,28 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> No
     name = schema.partition("(")[0]
     library.define(schema, tags=TAGS)
     library.impl(name, run, "CompositeExplicitAutograd")
+    if "!" in schema:
+        library.impl(name, _without_negation(schema), "Negative")
     torch.library.register_fake(f"serving_ops::{name}", fake, lib=library)
+
+
+def _without_negation(schema: str) -> Callable[..., Any]:
+    """What runs a call with a view that is negated when it is read. PyTorch would write one such back after the call,
+    and fails there, because these operators return nothing."""
+    parsed = torch._C.parse_schema(f"serving_ops::{schema}")
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        call = dict(zip((argument.name for argument in parsed.arguments), args, strict=False)) | kwargs
+        for argument in parsed.arguments:
+            value = call.get(argument.name)
+            if isinstance(value, Tensor) and value.is_neg():
+                if argument.is_write:
+                    checks.written(argument.name, value)
+                call[argument.name] = value.resolve_neg()
+        name = parsed.name.partition("::")[2]
+        return getattr(getattr(torch.ops.serving_ops, name), parsed.overload_name or "default")(**call)
+
+    return run
 
 
 def define_fallback(name: str, arguments: str, run: Callable[..., Any]) -> None:

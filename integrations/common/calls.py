@@ -1,5 +1,8 @@
-"""The calls of our operators that layers of both engines make. Each returns None, with nothing written, where the
-kernels do not take it: the engine's own method then runs."""
+"""The calls of our operators that layers of both engines make, and which rows the kernels take.
+
+`norm` and `gated` return None, with nothing written, where the kernels do not take the rows: the engine's own method
+then runs.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,11 @@ def alike(x: Tensor, other: Tensor) -> bool:
     return other.dtype == x.dtype and other.shape == x.shape and other.stride(-1) == 1
 
 
+def may_add(x: Tensor, residual: Tensor) -> bool:
+    """Return whether a norm may add x to the residual in place: another tensor, like x."""
+    return residual is not x and alike(x, residual)
+
+
 def in_shape_of(gate: Tensor, x: Tensor) -> Tensor:
     """Return x viewed in its gate's shape: some models merge tokens and heads in one of the two tensors only.
 
@@ -39,16 +47,29 @@ def norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, 
         return None
     if residual is None:
         return torch.ops.serving_ops.rms_norm.default(x, weight, eps, weight_offset)
-    if residual is x or not alike(x, residual):
+    if not may_add(x, residual):
         return None
     torch.ops.serving_ops.fused_add_rms_norm.default(x, residual, weight, eps, weight_offset)
     return x, residual
 
 
-def gated(x: Tensor, z: Tensor | None, weight: Tensor | None, eps: float, **options: Any) -> Tensor | None:
-    """Norm and gate x (..., N) by z, which has the same rows, or is None; into a new tensor of x's shape."""
+def gated(
+    x: Tensor,
+    z: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    bias: Tensor | None,
+    norm_before_gate: bool,
+    activation: str,
+    group_size: int | None,
+) -> Tensor | None:
+    """Norm and gate x (..., N) by z, which has the same rows, or is None; into a new tensor of x's shape.
+
+    Options by name would cost 1 us of host time.
+    """
     rows = x if z is None else in_shape_of(z, x)
     if not rows_fit(rows, weight) or not (z is None or alike(rows, z)):
         return None
-    out: Tensor = torch.ops.serving_ops.rms_norm_gated.default(rows, z, weight, eps, **options)
+    options = bias, norm_before_gate, activation, group_size
+    out: Tensor = torch.ops.serving_ops.rms_norm_gated.default(rows, z, weight, eps, *options)
     return out if rows is x else out.view(x.shape)

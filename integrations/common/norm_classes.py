@@ -121,22 +121,23 @@ def why_other_gate(layer: Any) -> str | None:
 
 def gated_specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """Of an `RMSNormGated`: rows, and heads gated by a view."""
-    options, has_bias = _gated_options(layer), layer.bias is not None
-    spec = x.spec(*GATED, layer.weight.numel(), layer.weight, eps=layer.eps, has_bias=has_bias, **options)
+    spec = x.spec(
+        *GATED,
+        layer.weight.numel(),
+        layer.weight,
+        eps=layer.eps,
+        has_bias=layer.bias is not None,
+        norm_before_gate=layer.norm_before_gate,
+        activation=getattr(layer, "activation", SILU),
+        group_size=layer.group_size,
+    )
     return spec, _as_view(spec)
 
 
 def rms_norm_gated(layer: Any, x: Tensor, z: Tensor | None) -> Tensor | None:
     """The call of an `RMSNormGated`."""
-    return gated(x, z, layer.weight, layer.eps, bias=layer.bias, **_gated_options(layer))
-
-
-def _gated_options(layer: Any) -> dict[str, Any]:
-    return {
-        "norm_before_gate": layer.norm_before_gate,
-        "activation": getattr(layer, "activation", SILU),
-        "group_size": layer.group_size,
-    }
+    options = layer.bias, layer.norm_before_gate, getattr(layer, "activation", SILU), layer.group_size
+    return gated(x, z, layer.weight, layer.eps, *options)
 
 
 def fused_gated_specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
@@ -157,17 +158,13 @@ def why_not_mixer2(layer: Any) -> str | None:
 def mixer2_specs(layer: Any, x: Activations) -> tuple[NormSpec, ...]:
     """Of a `Mixer2RMSNormGated`: rows whose gate is the first columns of a projection."""
     size = layer.weight.numel()
-    options = _mixer2_options(layer) | {"gate_token_stride": VIEW_SPACING * size}
+    options = {"norm_before_gate": False, "group_size": layer.group_size, "gate_token_stride": VIEW_SPACING * size}
     return (x.spec(*GATED, size, layer.weight, eps=layer.variance_epsilon, **options),)
 
 
 def mixer2(layer: Any, x: Tensor, gate: Tensor) -> Tensor | None:
     """The call of a `Mixer2RMSNormGated`."""
-    return gated(x, gate, layer.weight, layer.variance_epsilon, **_mixer2_options(layer))
-
-
-def _mixer2_options(layer: Any) -> dict[str, Any]:
-    return {"norm_before_gate": False, "group_size": layer.group_size}
+    return gated(x, gate, layer.weight, layer.variance_epsilon, None, False, SILU, layer.group_size)
 
 
 def rope_options(spec: NormSpec) -> dict[str, Any]:

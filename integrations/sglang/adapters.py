@@ -135,10 +135,10 @@ def _fused_gated(
     heads = calls.in_shape_of(g, x)
     if beyond or not calls.rows_fit(heads, layer.weight) or not calls.alike(heads, g):
         return native(layer)(x, g, residual, prenorm, residual_in_fp32)
-    op = torch.ops.serving_ops.rms_norm_gated
+    op, arguments = torch.ops.serving_ops.rms_norm_gated, (layer.weight, layer.eps, None, True, layer.activation, None)
     if not x.is_contiguous():
-        return op(heads, g, layer.weight, layer.eps, activation=layer.activation)
-    op.out(heads, g, layer.weight, layer.eps, activation=layer.activation, out=heads)
+        return op.default(heads, g, *arguments)
+    op.out(heads, g, *arguments, out=heads)
     return x
 
 

@@ -51,7 +51,8 @@ class NormLayer(norm_layers.NormLayer):
 
 def survey(runner: Any) -> list[NormLayer]:
     """Every norm layer in the model that a `ModelRunner` has loaded."""
-    x = Activations(runner.dtype, getattr(runner.model_config, "hidden_size", 0))
+    hidden_size, device = getattr(runner.model_config, "hidden_size", 0), _device(runner)
+    x = Activations(runner.dtype, hidden_size, device=device)
     nothing_because = _why_none(runner)
     found = (_norm_layer(layer, x, nothing_because) for layer in runner.model.modules())
     layers = [layer for layer in found if layer is not None]
@@ -62,6 +63,12 @@ def survey(runner: Any) -> list[NormLayer]:
         with guard.unless_strict("SGLang", "norm and rotate q and k in one kernel"):
             layers += _attentions(runner, x)
     return layers
+
+
+def _device(runner: Any) -> torch.device | None:
+    """Where the model runs. A weight of its own may wait on the CPU until it is called (`--cpu-offload-gb`)."""
+    kind = torch.device(runner.device).type
+    return next((parameter.device for parameter in runner.model.parameters() if parameter.device.type == kind), None)
 
 
 def _attentions(runner: Any, x: Activations) -> list[NormLayer]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from serving_ops import NormSpec, QuantFormat, settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.common.calls import alike, rows_fit
+from serving_ops.integrations.common.calls import may_add, rows_fit
 from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32, Activations, rms_norm_specs, why_reference
 from serving_ops.integrations.common.record import Installed
 from serving_ops.integrations.sglang import projections
@@ -150,7 +150,7 @@ def adapter(projection: Any, fmt: QuantFormat) -> Adapter:
     def forward(norm: Any, x: Tensor, residual: Tensor | None = None, *more: Any, **others: Any) -> Any:
         """`RMSNorm.forward`, x (tokens, N): `Rows`; with a residual like x, that is written and returned too."""
         fits = x.dim() == 2 and x.shape[0] > 0 and rows_fit(x, norm.weight) and not given(more, others)
-        if not fits or (residual is not None and (residual is x or not alike(x, residual))):
+        if not fits or (residual is not None and not may_add(x, residual)):
             return rms_norm(norm, x, residual, *more, **others)
         options = fixed | {"scale": projection.input_scale} if is_static else fixed
         if residual is None:

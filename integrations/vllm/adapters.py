@@ -111,7 +111,7 @@ def _fused_gated(
     """
     if residual is not None or prenorm:
         return None
-    return calls.gated(x, g, layer.weight, layer.eps, activation=layer.activation)
+    return calls.gated(x, g, layer.weight, layer.eps, None, True, layer.activation, None)
 
 
 _LAYERNORM = ("vllm.model_executor.layers.layernorm",)

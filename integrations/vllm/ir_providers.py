@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.integrations.common.calls import alike, rows_fit
+from serving_ops.integrations.common.calls import may_add, rows_fit
 from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import installed
 
@@ -51,7 +51,7 @@ def fused_add_rms_norm_supports(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
     """As `rms_norm_supports`. Both tensors are written, so they must be distinct, with one shape and dtype."""
-    return variance_size is None and rows_fit(x, weight) and x_residual is not x and alike(x, x_residual)
+    return variance_size is None and rows_fit(x, weight) and may_add(x, x_residual)
 
 
 def fused_add_rms_norm(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from serving_ops import NormSpec, QuantFormat, settings
 from serving_ops.integrations.common import guard
-from serving_ops.integrations.common.calls import alike, rows_fit
+from serving_ops.integrations.common.calls import may_add, rows_fit
 from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
 from serving_ops.integrations.common.norm_layers import prewarm
 from serving_ops.integrations.vllm import block_product, features, installed, linear_kernels, priority, quantization
@@ -247,7 +247,7 @@ def _quantizing(pair: Pair) -> Any:
         if residual is None:
             q, scales = ops.rms_norm_quant.default(x, weight, eps, text, **options)
             return QuantizedActivation(q, scales, x.dtype, x.shape, None)
-        if residual is x or not alike(x, residual):
+        if not may_add(x, residual):
             return own(x, residual)
         q, scales = ops.fused_add_rms_norm_quant.default(x, residual, weight, eps, text, **options)
         return QuantizedActivation(q, scales, x.dtype, x.shape, None), residual

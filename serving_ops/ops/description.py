@@ -103,6 +103,9 @@ class Number:
 class Flag(Number):
     """True or False."""
 
+    def check(self, value: Any, call: Call) -> None:
+        checks.flag(self.name, value)
+
 
 @dataclass(frozen=True)
 class Choice(Number):

@@ -66,6 +66,8 @@ def qk_norm_rope(
     undefined behaviour. What the kernels do not take runs on `serving_ops.rope_reference`; `serving_ops.explain` says
     why.
     """
+    checks.flag("is_neox", is_neox)
+    checks.flag("mrope_interleaved", mrope_interleaved)
     named = {"k": k, "v": v, "key_cache": key_cache, "value_cache": value_cache, "k_scale": k_scale, "v_scale": v_scale}
     tensors = {"qkv": qkv, "cos_sin_cache": cos_sin_cache, "q_weight": q_weight, "k_weight": k_weight} | named
     if not modes.only_computed(*tensors.values()):

@@ -44,7 +44,7 @@ def call(
     try:
         text = fmt.text
     except AttributeError:
-        raise TypeError(f"fmt is {fmt!r}; it must be a serving_ops.QuantFormat") from None
+        raise TypeError(f"serving_ops: fmt is {fmt!r}: it must be a serving_ops.QuantFormat") from None
     if scale is not None:
         options["scale"] = scale
     if normed is not None:

@@ -28,7 +28,7 @@ OPS: dict[str, NormOp] = {}
 def find(name: str) -> NormOp:
     """Raises ValueError for an unknown name."""
     if name not in OPS:
-        raise ValueError(f"op is {name!r}: allowed are {', '.join(OPS)}")
+        raise ValueError(f"serving_ops: op is {name!r}: allowed are {', '.join(OPS)}")
     return OPS[name]
 
 

@@ -49,6 +49,7 @@ def rms_norm_gated(
     are differentiated, any number of times. What the kernels do not take runs on `serving_ops.reference`, and so do
     those transforms; `serving_ops.explain` says why.
     """
+    checks.flag("norm_before_gate", norm_before_gate)
     if out is None:
         if not modes.only_computed(x, z, weight, bias):
             options = {"norm_before_gate": norm_before_gate, "activation": activation, "group_size": group_size}

@@ -42,6 +42,7 @@ def rms_norm_gated_quant(
 
     Returns and raises as `serving_ops.rms_norm_quant`.
     """
+    checks.flag("norm_before_gate", norm_before_gate)
     if not modes.only_computed(x, z, weight, scale, bias, normed, out, scales_out):
         tensors = {"x": x, "z": z, "weight": weight, "scale": scale, "bias": bias, "normed": normed}
         checks.not_differentiated("serving_ops.rms_norm_gated", **tensors, out=out, scales_out=scales_out)

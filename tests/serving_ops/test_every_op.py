@@ -31,7 +31,8 @@ from torch import Tensor
 import serving_ops
 from serving_ops.kernels import contract
 from serving_ops.ops import registry
-from serving_ops.ops.description import Choice, Divisor, NormOp, Number, Result
+from serving_ops.ops.description import Choice, Divisor, Flag, NormOp, Number, Result
+from serving_ops.support import KERNEL_DTYPES
 
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 each_with_out = pytest.mark.parametrize("op", [op for op in OPS if op.results and op.has_out], ids=lambda op: op.name)
@@ -273,6 +274,8 @@ def wrong(op: NormOp, call: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
         value = call.get(name)
         if isinstance(parameter, Choice):
             yield f"{name} unknown", call | {name: "nothing"}, (name, "'nothing'", *parameter.allowed)
+        elif isinstance(parameter, Flag):
+            yield f"{name} of None", call | {name: None}, (f"{name} is None", "True or False")
         elif type(parameter) is Number:
             for number in (math.nan, math.inf, -math.inf, 1e39, *((-1e-6,) if name == "eps" else ())):
                 yield f"{name} of {number}", call | {name: number}, (f"{name} is {number}", "finite")
@@ -317,6 +320,8 @@ def wrong_memory(op: NormOp, name: str, call: dict[str, Any]) -> Iterator[tuple[
         yield "expanded", call | {name: expanded}, ("stride()", str(expanded.stride()))
     if tensor.dim() > 1 and tensor.shape[-1] > 1:
         steps = (*tensor.stride()[:-1], 0)
+        if tensor.dtype in KERNEL_DTYPES:
+            yield "to be negated", call | {name: torch._neg_view(tensor)}, ("is_neg()", "resolve_neg()")
         yield "one column", call | {name: tensor.as_strided(tensor.shape, steps)}, ("stride()", str(steps))
     for other, value in call.items():
         if other == name or not isinstance(value, Tensor):

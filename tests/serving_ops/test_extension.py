@@ -11,6 +11,7 @@ import torch
 
 import serving_ops
 from serving_ops import extension
+from serving_ops.integrations.common import rope_text
 from serving_ops.kernels import contract
 from serving_ops.ops import registry
 from serving_ops.version import __version__
@@ -73,6 +74,7 @@ def test_the_library_registers_the_operators_that_the_contract_names() -> None:
     text = Path(contract.__file__).with_name("contract.def").read_text()
     forward = [schema for op in registry.OPS.values() for schema in registry.schemas_of(op)]
     defined = {schema.split("(")[0] for schema in (*forward, "rms_norm_backward", "rms_norm_gated_backward")}
+    defined |= rope_text.ARGUMENTS.keys()
     for key in ("CPU", "CUDA"):
         names = [line.split("(")[1].split(",")[0] for line in text.splitlines() if line.startswith(f"{key}(")]
         assert names

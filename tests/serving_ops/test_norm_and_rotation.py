@@ -188,6 +188,8 @@ WRONG = {
     "three positions without sections": ({"positions": index(0).expand(3, 6)}, r"positions.shape is \(3, 6\)"),
     "an odd rotary_dim": ({"rotary_dim": 31}, "rotary_dim is 31: it must be even, and at most head_dim = 64"),
     "a table for another rotary_dim": ({"rotary_dim": 32}, r"cos_sin_cache.shape is \(8, 64\): .* rotary_dim = 32"),
+    "a style that is not said": ({"is_neox": None}, "is_neox is None: it must be True or False"),
+    "turns that are not said": ({"mrope_interleaved": None}, "mrope_interleaved is None: it must be True or False"),
     "one weight": ({"k_weight": None}, "k_weight is None: q_weight is given"),
     "no cache for v": ({"value_cache": None}, "value_cache is None: .* together"),
     "caches without slots": ({"slot_mapping": None}, "slot_mapping is None: .* together"),

@@ -21,6 +21,7 @@ X = rows((6, 256), torch.bfloat16)
         ("dtype", torch.float16),
         ("granularity", "row"),
         ("group_size", 96),
+        ("group_size", 128.0),
         ("scale_format", "fp16"),
         ("scale_layout", "packed"),
     ],
@@ -32,7 +33,7 @@ def test_another_value_is_refused_by_name(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["fp8", None])
 def test_what_is_no_format_is_refused_by_name(value: Any) -> None:
-    message = rf"fmt is {value!r}; it must be a serving_ops.QuantFormat"
+    message = rf"fmt is {value!r}: it must be a serving_ops.QuantFormat"
     with pytest.raises(TypeError, match=message):
         serving_ops.rms_norm_quant(X, None, fmt=value)
     with pytest.raises(TypeError, match=message):
