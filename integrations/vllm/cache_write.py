@@ -16,6 +16,7 @@ from torch import Tensor
 from serving_ops import schemas
 from serving_ops.integrations.common.rope_text import options_of
 from serving_ops.integrations.vllm import installed
+from serving_ops.integrations.vllm.compilation import is_eager, is_in_pieces
 from serving_ops.integrations.vllm.known_code import is_one_of, names_of, why_lacking
 
 OP = "vllm_qk_norm_rope_cached"
@@ -55,9 +56,6 @@ ASKED = ("get_attention_context", "_encode_layer_name")
 
 ATTENDS, WRITTEN = "unified_attention_with_output", "kv_cache_dummy_dep"
 """vLLM's operator after the write, and its argument that is the write's result."""
-
-NOT_COMPILED, IN_PIECES = 0, 3
-"""vLLM's compilation modes in which the write stays outside of Inductor's graphs."""
 
 
 def is_for(attn: Any, dtype: torch.dtype, vllm_config: Any, device: torch.device) -> bool:
@@ -102,7 +100,7 @@ def _attends_as_known(attn: Any) -> bool:
 
 def _stays_outside_of_graphs(compilation: Any) -> bool:
     splits = VLLM_WRITES in (compilation.splitting_ops or ()) and not compilation.use_inductor_graph_partition
-    return compilation.mode == NOT_COMPILED or (compilation.mode == IN_PIECES and splits)
+    return is_eager(compilation) or (is_in_pieces(compilation) and splits)
 
 
 def split_graphs(compilation: Any) -> None:

@@ -29,6 +29,7 @@ from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.common.norm_layers import NormLayer, prewarm
 from serving_ops.integrations.vllm import features, installed
+from serving_ops.integrations.vllm.compilation import is_in_pieces
 from serving_ops.integrations.vllm.ir_providers import PROVIDER
 
 _logger = logging.getLogger("vllm.serving_ops")
@@ -82,7 +83,7 @@ def can_run(vllm_config: Any) -> bool:
         current_platform.is_cuda()
         and extension.cpp_library() is not None
         and features.COMPILE_CACHE not in installed.failures
-        and getattr(compilation.mode, "name", None) == "VLLM_COMPILE"
+        and is_in_pieces(compilation)
     )
 
 

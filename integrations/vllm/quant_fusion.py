@@ -117,11 +117,15 @@ def specs(models: Iterable[torch.nn.Module], plain: Iterable[NormSpec], vllm_con
     As `_C`'s operators, ours round before the weight too, so they have no offset, and another kernel than with one.
     """
     formats = list(dict.fromkeys(filter(None, map(_wanted, linear_kernels.quantized_linears(models)))))
-    hidden_size = vllm_config.model_config.get_hidden_size()
-    rows = [spec for spec in plain if spec.size == hidden_size and spec.heads == 1 and spec.op in NORMS]
+    rows = of_whole_rows(plain, vllm_config.model_config)
     changes = [{"fmt": fmt, "weight_offset": 0.0} for fmt in formats]
     quantized = (dataclasses.replace(spec, op=f"{spec.op}_quant", **change) for change in changes for spec in rows)
     return list(dict.fromkeys(quantized))
+
+
+def of_whole_rows(plain: Iterable[NormSpec], model: Any) -> list[NormSpec]:
+    """Return the norms of hidden states, as the pass knows them."""
+    return [spec for spec in plain if spec.op in NORMS and spec.heads == 1 and spec.size == model.get_hidden_size()]
 
 
 def _wanted(linear: Any) -> QuantFormat | None:

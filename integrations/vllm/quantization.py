@@ -18,6 +18,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from serving_ops.integrations.vllm.compilation import is_eager, is_in_pieces
+
 CONSUMER = "its consumer "
 """The beginning of each reason."""
 
@@ -58,16 +60,11 @@ def why_norms_stay(vllm_config: Any) -> str | None:
         return _why_weight_only_quantizes(vllm_config, name)
     asked = str(vllm_config.model_config.quantization) if name == "online" else name  # the user's name says more
     known = _compressed_inputs(config) if name == "compressed-tensors" else _named(asked)
-    if known == ["INT8"] and current_platform.is_cpu() and is_eager(vllm_config):
+    if known == ["INT8"] and current_platform.is_cpu() and is_eager(vllm_config.compilation_config):
         return None
     if known == ["FP8"] and current_platform.is_cuda() and _quantizes_in_operators(vllm_config.compilation_config):
         return None
     return f"{CONSUMER}quantizes to {' and '.join(known)}" if known else f"{CONSUMER}may quantize: {name}"
-
-
-def is_eager(vllm_config: Any) -> bool:
-    """Return whether a configuration whose defaults are set compiles nothing."""
-    return getattr(vllm_config.compilation_config.mode, "name", None) == "NONE"
 
 
 def _quantizes_in_operators(compilation: Any) -> bool:
@@ -75,7 +72,7 @@ def _quantizes_in_operators(compilation: Any) -> bool:
 
     vLLM chooses so for weights in blocks.
     """
-    by_vllm = getattr(compilation.mode, "name", None) == "VLLM_COMPILE" and compilation.backend == "inductor"
+    by_vllm = is_in_pieces(compilation) and compilation.backend == "inductor"
     return bool(by_vllm and compilation.ir_enable_torch_wrap and compilation.is_custom_op_enabled("quant_fp8"))
 
 

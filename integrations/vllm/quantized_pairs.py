@@ -23,8 +23,9 @@ from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.calls import may_add, rows_fit
 from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
 from serving_ops.integrations.common.norm_layers import prewarm
-from serving_ops.integrations.vllm import block_product, features, installed, linear_kernels, priority, quantization
+from serving_ops.integrations.vllm import block_product, features, installed, linear_kernels, priority
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, why_part
+from serving_ops.integrations.vllm.compilation import is_eager
 from serving_ops.integrations.vllm.known_code import names_of
 from serving_ops.integrations.vllm.layers import activations
 
@@ -170,7 +171,7 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
     every = list(pairs_of(models, activations(vllm_config, device)))
     if not every or not _may(vllm_config):
         return None
-    mode = "eager" if quantization.is_eager(vllm_config) else "compiled"
+    mode = "eager" if is_eager(vllm_config.compilation_config) else "compiled"
     faster = (pair for pair in every if CONSUMERS[type(pair.kernel).__name__].mode == mode)
     found = [pair for pair in faster if why_reference(pair.specs) is None]
     if not found:

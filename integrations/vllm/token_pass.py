@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from serving_ops import NormSpec
-from serving_ops.integrations.common.norm_classes import NORMS, WEIGHT_IN_FP32
+from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32
 from serving_ops.integrations.vllm import linear_kernels, quant_fusion
+from serving_ops.integrations.vllm.compilation import is_in_pieces
 from serving_ops.integrations.vllm.layers import NormLayer
 
 EPS = (1e-5, 1e-6)
@@ -60,7 +61,7 @@ def should_run(models: Sequence[torch.nn.Module], plain: Iterable[NormSpec], vll
         quant_fusion.can_run()
         and getattr(compilation.pass_config, _MARK, False)
         and not compilation.pass_config.fuse_norm_quant
-        and getattr(compilation.mode, "name", None) == "VLLM_COMPILE"
+        and is_in_pieces(compilation)
         and compilation.backend == "inductor"
         and vllm_config.parallel_config.tensor_parallel_size == 1
         and vllm_config.lora_config is None
@@ -81,11 +82,8 @@ def _quantizes_tokens(models: Sequence[torch.nn.Module]) -> bool:
 
 
 def _matches(plain: Iterable[NormSpec], model: Any) -> bool:
-    rows = [spec for spec in plain if spec.size == model.get_hidden_size() and spec.heads == 1]
+    rows = quant_fusion.of_whole_rows(plain, model)
     return bool(rows) and all(
-        spec.op in NORMS
-        and spec.dtype == spec.weight_dtype == torch.bfloat16
-        and spec.eps in EPS
-        and spec.weight_offset == WEIGHT_IN_FP32
+        spec.dtype == spec.weight_dtype == torch.bfloat16 and spec.eps in EPS and spec.weight_offset == WEIGHT_IN_FP32
         for spec in rows
     )

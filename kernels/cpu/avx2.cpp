@@ -1,7 +1,7 @@
 // AVX2 with FMA and F16C: 16 elements a block.
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "kernel_table.h"
 
 namespace serving_ops::cpu {
 namespace {

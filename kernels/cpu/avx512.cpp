@@ -1,7 +1,7 @@
 // AVX-512 with BF16: 32 elements a block, tails by mask.
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "kernel_table.h"
 
 namespace serving_ops::cpu {
 namespace {

@@ -1,7 +1,7 @@
 // The instruction sets, and the choice among them.
 #pragma once
 
-#include "norm.h"
+#include "interface.h"
 
 namespace serving_ops::cpu {
 

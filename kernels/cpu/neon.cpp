@@ -1,7 +1,7 @@
 // NEON on AArch64: 8 elements a block.
 #include <arm_neon.h>
 
-#include "kernels.h"
+#include "kernel_table.h"
 
 namespace serving_ops::cpu {
 namespace {

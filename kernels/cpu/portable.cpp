@@ -1,5 +1,5 @@
 // Any processor: 8 elements a block, what the compiler makes of four-lane vectors.
-#include "kernels.h"
+#include "kernel_table.h"
 
 namespace serving_ops::cpu {
 namespace {

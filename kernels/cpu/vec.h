@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "norm.h"
+#include "interface.h"
 
 namespace serving_ops::cpu {
 namespace {

@@ -2,7 +2,7 @@
 // pass 1 sums s^2 and dn * s; pass 2 gives ds = rstd * (dn - n * mean(dn * n)) and adds dout * n to dweight.
 #pragma once
 
-#include "../over_rows.h"
+#include "sums_over_rows.h"
 #include "../rms_norm.h"
 
 namespace serving_ops::cpu {

@@ -3,7 +3,7 @@
 // dx = ds * g and dz = ds * x * slope. ds is that of rms_norm_backward.h, for dn = dy * weight.
 #pragma once
 
-#include "../over_rows.h"
+#include "sums_over_rows.h"
 #include "../rms_norm_gated.h"
 
 namespace serving_ops::cpu {

@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 from in_process import DEVICE, HEAD, HIDDEN, imports_at_each_call, rows
 from test_qk_norm_rope import HEADS, KV_HEADS, PART, PLAIN, TOKENS, Build, _config, _positions, build, forced
 from torch import Tensor
+from vllm.config import CompilationMode
 from vllm.model_executor.layers.attention import attention as of_vllm
 
 from serving_ops.integrations.vllm import cache_write, compile_cache, installed, qk_norm_rope_layer
@@ -95,7 +96,8 @@ FlashAttentionImpl.__module__ = cache_write.BACKEND["FlashAttentionImpl"]
 
 def _compiled_config() -> Any:
     config = _config()
-    config.compilation_config.mode, config.compilation_config.use_inductor_graph_partition = 3, False
+    config.compilation_config.mode = CompilationMode.VLLM_COMPILE
+    config.compilation_config.use_inductor_graph_partition = False
     config.compilation_config.splitting_ops = ["vllm::unified_attention_with_output", cache_write.VLLM_WRITES]
     config.parallel_config = SimpleNamespace(world_size=1)
     return config
@@ -254,7 +256,7 @@ def _of(config: Any, **changes: Any) -> Any:
 
 
 CUDA, BF16 = torch.device("cuda"), torch.bfloat16
-EAGER = {"mode": 0, "splitting_ops": []}
+EAGER = {"mode": CompilationMode.NONE, "splitting_ops": []}
 
 
 @pytest.fixture
@@ -308,7 +310,12 @@ def test_where_vllms_attention_cannot_wait_for_our_write_vllm_writes(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"splitting_ops": []}, {"splitting_ops": None}, {"use_inductor_graph_partition": True}, {"mode": 1}],
+    [
+        {"splitting_ops": []},
+        {"splitting_ops": None},
+        {"use_inductor_graph_partition": True},
+        {"mode": CompilationMode.STOCK_TORCH_COMPILE},
+    ],
     ids=str,
 )
 def test_a_graph_that_vllm_does_not_split_at_its_own_write_is_left_to_vllm(

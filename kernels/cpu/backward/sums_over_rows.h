@@ -1,7 +1,7 @@
 // What the gradients share: a row's sums, and sums over rows, such as the gradients of weight and bias.
 #pragma once
 
-#include "blocks.h"
+#include "../blocks.h"
 
 namespace serving_ops::cpu {
 namespace {
