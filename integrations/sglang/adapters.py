@@ -63,14 +63,6 @@ def native(layer: Any) -> Callable[..., Any]:
     return layer.forward_native if compiled else layer.sglangs_forward
 
 
-def why_traced(server_args: Any) -> str | None:
-    """Return that SGLang compiles the model's code, if it does: then its methods and their results stay its own."""
-    graphs = getattr(server_args, "cuda_graph_config", None)
-    compiled = getattr(server_args, "enable_torch_compile", False)
-    pieces = graphs is not None and graphs.prefill.backend == "tc_piecewise"
-    return "torch.compile traces the model" if compiled or pieces else None
-
-
 def why_native_rms_norm(layer: Any) -> str | None:
     """Return what an `RMSNorm` does beyond a norm of whole rows, or None."""
     if _quantizes(layer):

@@ -19,8 +19,8 @@ from serving_ops.integrations.common import guard, norm_layers
 from serving_ops.integrations.common.norm_classes import NORMS, Activations, why_reference
 from serving_ops.integrations.common.norm_layers import LEFT_OUT, NO_ADAPTER
 from serving_ops.integrations.common.record import Installed
-from serving_ops.integrations.sglang import qk_norm_rope_layer, quantizing_rms_norm
-from serving_ops.integrations.sglang.adapters import ADAPTERS, KEPT, QUANTIZES, Adapter, why_traced
+from serving_ops.integrations.sglang import qk_norm_rope_layer, quantizing_rms_norm, server_args
+from serving_ops.integrations.sglang.adapters import ADAPTERS, KEPT, QUANTIZES, Adapter
 from serving_ops.integrations.sglang.quantizing_rms_norm import Pair
 
 FORCED = "SGLANG_FORCE_FUSED_OP_BACKEND has another"
@@ -73,9 +73,9 @@ def _device(runner: Any) -> torch.device | None:
 
 def _attentions(runner: Any, x: Activations) -> list[NormLayer]:
     """Return the attention layers whose norms of q and k and rotary embedding are one kernel of ours, or might be."""
-    args = runner.server_args
+    args = server_args.resolved(runner)
     wanted = qk_norm_rope_layer.OP in settings.ops()
-    why_none = why_traced(args) or qk_norm_rope_layer.why_slower(args) if wanted else LEFT_OUT
+    why_none = server_args.why_traced(args) or qk_norm_rope_layer.why_not_there(args) if wanted else LEFT_OUT
     found = []
     for layer in runner.model.modules():
         if not qk_norm_rope_layer.is_known(layer):
@@ -109,7 +109,7 @@ def _why_none(runner: Any) -> str | None:
     from sglang.srt.utils import cpu_has_amx_support, is_hip
 
     device = torch.device(runner.device).type
-    if getattr(runner.server_args, "rl_on_policy_target", None) is not None:
+    if getattr(server_args.resolved(runner), "rl_on_policy_target", None) is not None:
         return TRAINERS_NUMBERS
     if device not in ("cpu", "cuda") or is_hip():
         return f"no kernels for {'hip' if is_hip() else device}"

@@ -28,6 +28,7 @@ from serving_ops.norm_spec import RopeSpec
 
 OP = "qk_norm_rope"
 FROM_PYTHON = "a launch from Python takes longer than SGLang's"
+SPREAD = "decode context parallelism spreads the cache"
 NOT_MEASURED = "without CUDA graphs its host time beside SGLang's kernels was not measured"
 
 KEPT = "serving_ops_qk_norm_rope"
@@ -63,7 +64,7 @@ def _forward(layer: Any, positions: Tensor, hidden_states: Any, forward_batch: A
 def _apply_qk_norm_rope(layer: Any, qkv: Tensor, positions: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
     """`Qwen3MoeAttention.apply_qk_norm_rope`. Its caller reads the attribute, and writes the cache where it is True."""
     caches = _caches(layer, qkv, forward_batch) if layer.compatible_with_fused_kv_buffer else ()
-    layer._used_fused_qk_norm_rope_last_call = not caches
+    setattr(layer, TOLD, not caches)
     return _normed_and_rotated(layer, qkv, positions, caches)
 
 
@@ -85,7 +86,7 @@ def _caches(layer: Any, qkv: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
         return ()
     keys, values = kept.pool(forward_batch).get_kv_buffer(attn.layer_id)
     slots = forward_batch.out_cache_loc
-    if keys.dim() != 3 or keys.dtype != qkv.dtype or slots.shape[0] > qkv.shape[0]:
+    if keys.dim() != 3 or keys.dtype != qkv.dtype or slots.shape[0] > qkv.shape[0] or not slots.is_contiguous():
         return ()
     return keys, values, slots
 
@@ -111,7 +112,7 @@ def _pool_of_a_batch() -> Callable[[Any], Any]:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
     if hasattr(ForwardBatch, "token_to_kv_pool"):  # SGLang 0.5.11
-        return attrgetter("token_to_kv_pool")
+        return lambda forward_batch: forward_batch.token_to_kv_pool
     from sglang.srt.model_executor.forward_context import get_token_to_kv_pool
 
     return lambda forward_batch: get_token_to_kv_pool()
@@ -122,6 +123,9 @@ ATTENTION = {
     "sglang.srt.models.qwen3_moe.Qwen3MoeAttention": ("apply_qk_norm_rope", _apply_qk_norm_rope),
 }
 """A class of SGLang's -> the method that ours replaces, and ours."""
+
+TELLS, TOLD = "apply_qk_norm_rope", "_used_fused_qk_norm_rope_last_call"
+"""A method that ours replaces, and the attribute by which it tells `forward_core` to write the cache."""
 
 INSIDE = {"forward": ("forward", "forward_prepare_native"), "apply_qk_norm_rope": ("apply_qk_norm_rope",)}
 """A method that ours replaces -> the methods whose work it does."""
@@ -160,12 +164,14 @@ def is_known(layer: torch.nn.Module) -> bool:
     return _name(layer) in ATTENTION
 
 
-def why_slower(server_args: Any) -> str | None:
-    """Return why SGLang's kernels may take less of the host's time, or None. Prompts run without CUDA graphs."""
+def why_not_there(args: Any) -> str | None:
+    """Return why a server keeps SGLang's kernels, or None: ours take more of the host's time, or write elsewhere."""
+    if getattr(args, "dcp_size", 1) > 1:
+        return SPREAD
     if extension.cpp_library() is None:
         return FROM_PYTHON
-    graphs = getattr(server_args, "cuda_graph_config", None)
-    eager = getattr(server_args, "disable_cuda_graph", False) or (graphs and graphs.decode.backend == "disabled")
+    graphs = getattr(args, "cuda_graph_config", None)
+    eager = getattr(args, "disable_cuda_graph", False) or (graphs and graphs.decode.backend == "disabled")
     return NOT_MEASURED if eager else None
 
 
@@ -175,6 +181,8 @@ def why_native(layer: Any) -> str | None:
     codes = [getattr(cls, name).__code__ for name in INSIDE[replaced]]
     if any(code.co_filename != sys.modules[cls.__module__].__file__ for code in codes):
         return f"other code stands in for its {replaced}"
+    if replaced == TELLS and TOLD not in names_in(cls.forward_core.__code__):
+        return f"its forward_core does not read {TOLD}"
     others = set().union(*map(names_in, codes)) - STEPS | set().union(*map(parameters_in, codes)) - PARAMETERS
     if others:
         return f"its {replaced} also uses {', '.join(sorted(others))}"

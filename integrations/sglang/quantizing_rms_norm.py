@@ -21,8 +21,8 @@ from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.calls import may_add, rows_fit
 from serving_ops.integrations.common.norm_classes import WEIGHT_IN_FP32, Activations, rms_norm_specs, why_reference
 from serving_ops.integrations.common.record import Installed
-from serving_ops.integrations.sglang import projections
-from serving_ops.integrations.sglang.adapters import RMS_NORM, Adapter, given, rms_norm, why_traced
+from serving_ops.integrations.sglang import projections, server_args
+from serving_ops.integrations.sglang.adapters import RMS_NORM, Adapter, given, rms_norm
 from serving_ops.integrations.sglang.projections import NOT_QUANTIZED, Prequantized
 
 ATTENTION = ("input_layernorm", "self_attn.qkv_proj")
@@ -36,9 +36,12 @@ PAIRED: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """A decoder layer -> its norms, and for each the only reader of its result."""
 
+LORA = "LoRA reads its result too"
 NOT_WITH = {
-    "enable_lora": "LoRA reads its result too",
-    "lora_paths": "LoRA reads its result too",
+    "enable_lora": LORA,
+    "lora_paths": LORA,
+    "uno_lora_path": LORA,
+    "debug_tensor_dump_output_folder": "a dump of tensors reads its result",
     "enable_dp_attention": "data-parallel attention gathers its result",
     "enable_two_batch_overlap": "two-batch overlap splits its result",
 }
@@ -85,7 +88,7 @@ def pairs(runner: Any, x: Activations) -> dict[torch.nn.Module, Pair]:
 
     Raises RuntimeError in strict mode where a product fails.
     """
-    why_none = _why_none(runner.server_args)
+    why_none = _why_none(server_args.resolved(runner))
     found, failures = {}, {}
     for norm, projection in _norms_and_projections(runner.model):
         form = projections.prequantized(projection, x.dtype)
@@ -121,13 +124,13 @@ def _norms_and_projections(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Mo
             yield layer.get_submodule(norm), layer.get_submodule(projection)
 
 
-def _why_none(server_args: Any) -> str | None:
+def _why_none(args: Any) -> str | None:
     for name, reason in NOT_WITH.items():
-        if getattr(server_args, name, None):
+        if getattr(args, name, None):
             return reason
-    if getattr(server_args, "tp_size", 1) > 1 or getattr(server_args, "attn_cp_size", 1) > 1:
+    if getattr(args, "tp_size", 1) > 1 or getattr(args, "attn_cp_size", 1) > 1:
         return "not tried with several ranks"
-    return why_traced(server_args)
+    return server_args.why_traced(args)
 
 
 def _with_kernels(norm: Any, form: Prequantized | str, x: Activations) -> Prequantized | str:

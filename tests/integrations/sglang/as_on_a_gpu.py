@@ -43,6 +43,6 @@ def _take_what_is_taken_on_cuda(patch: Any) -> None:
 
     patch.setattr(quantizing_rms_norm, "why_reference", lambda specs: None)
     patch.setattr(layers, "why_reference", lambda specs: None)
-    patch.setattr(qk_norm_rope_layer, "why_slower", lambda server_args: None)
+    patch.setattr(qk_norm_rope_layer, "why_not_there", lambda args: None)
     patch.setattr(layers, "survey", with_attentions)
     patch.setattr(utils, "enable_fused_set_kv_buffer", lambda forward_batch: True)

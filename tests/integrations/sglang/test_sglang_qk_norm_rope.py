@@ -20,7 +20,7 @@ from built_layers import HIDDEN, rms_norm, rows, runner_of
 
 from serving_ops import NormSpec, PrewarmReport, extension
 from serving_ops.integrations.common import rope_text
-from serving_ops.integrations.sglang import layers, qk_norm_rope_layer, startup, switch
+from serving_ops.integrations.sglang import layers, qk_norm_rope_layer, server_args, startup, switch
 from serving_ops.ops.registry import sample
 
 HEADS, KV_HEADS, HEAD = 4, 2, 64
@@ -201,7 +201,9 @@ def test_q_k_and_v_are_sglangs_and_lie_in_the_cache_that_its_own_kernels_may_wri
 
 
 @pytest.mark.parametrize("name", [DENSE, EXPERTS])
-@pytest.mark.parametrize("change", ["a scale", "pages", "another class", "another dtype", "more slots than rows"])
+@pytest.mark.parametrize(
+    "change", ["a scale", "pages", "another class", "another dtype", "more slots than rows", "slots apart"]
+)
 def test_a_cache_of_another_form_is_written_by_sglang(
     change: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,6 +219,8 @@ def test_a_cache_of_another_form_is_written_by_sglang(
         pool.keys = pool.keys.float()
     elif change == "more slots than rows":
         batch.out_cache_loc = torch.arange(6)
+    elif change == "slots apart":
+        batch.out_cache_loc = torch.arange(10)[::2]
     layer(positions=_positions("plain", 5), hidden_states=rows(5, HIDDEN), forward_batch=batch)
     assert layer.attn.saves
     assert not pool.keys.any()
@@ -386,6 +390,34 @@ def test_a_compiled_model_and_an_op_that_was_left_out_stay_sglangs(
 )
 def test_without_cuda_graphs_it_is_sglangs(server_args: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     assert "native: 1 Qwen3Attention's q and k" in report(caplog, attention(DENSE), **server_args)
+
+
+def test_where_decode_context_parallelism_spreads_the_cache_it_is_sglangs(caplog: pytest.LogCaptureFixture) -> None:
+    line = report(caplog, attention(DENSE), dcp_size=2)
+    assert f"native: 1 Qwen3Attention's q and k ({qk_norm_rope_layer.SPREAD})" in line
+
+
+@pytest.mark.parametrize("given", [{"cuda_graph_backend_decode": "disabled"}, {"disable_decode_cuda_graph": True}])
+def test_arguments_count_as_the_server_resolves_them(given: dict[str, Any]) -> None:
+    """Since 0.5.23 the server's record has them as the user gave them."""
+    hook = pytest.importorskip("sglang.srt.arg_groups.cuda_graph_hook")
+    from sglang.srt.server_args import ServerArgs
+
+    args = ServerArgs(model_path="none", **given)
+    hook.parse_cuda_graph_config(args)
+    runner = runner_of()
+    runner.server_args = args
+    assert qk_norm_rope_layer.why_not_there(args) is None
+    assert qk_norm_rope_layer.why_not_there(server_args.resolved(runner)) == qk_norm_rope_layer.NOT_MEASURED
+
+
+def test_a_caller_that_does_not_ask_who_writes_the_cache_keeps_sglangs_method(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = attention(EXPERTS)
+    monkeypatch.setattr(type(layer), "forward_core", lambda self, state: self.attn(*state))
+    assert "(its forward_core does not read _used_fused" in report(caplog, layer)
+    assert "apply_qk_norm_rope" not in vars(layer)
 
 
 def test_without_the_cpp_library_it_is_sglangs(

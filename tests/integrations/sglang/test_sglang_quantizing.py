@@ -168,7 +168,10 @@ def test_layers_that_are_not_known_keep_a_norm_that_does_not_quantize(caplog: py
     [
         ({"enable_lora": True}, "LoRA reads its result too"),
         ({"lora_paths": ["one"]}, "LoRA reads its result too"),
+        ({"uno_lora_path": "one"}, "LoRA reads its result too"),
+        ({"debug_tensor_dump_output_folder": "one"}, "a dump of tensors reads its result"),
         ({"enable_torch_compile": True}, "torch.compile traces the model"),
+        ({"disable_piecewise_cuda_graph": False}, "torch.compile traces the model"),
         ({"enable_dp_attention": True}, "data-parallel attention gathers its result"),
         ({"tp_size": 2}, "not tried with several ranks"),
         (
