@@ -16,7 +16,7 @@ class Installed:
     """One engine's record. `undo` leaves the engine as it was before, and the record empty.
 
     failures: feature -> why it is not in place.
-    given_back: operators that the engine runs itself again, because their prewarm failed.
+    given_back: operators that the engine runs itself again, because their prewarm failed or its model is not for them.
     """
 
     failures: dict[str, str] = field(default_factory=dict)

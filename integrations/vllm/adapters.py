@@ -67,8 +67,7 @@ def _why_not_rms_norm(layer: Any) -> str | None:
 
 def _gemma(layer: Any, x: Tensor, residual: Tensor | None = None) -> Any:
     """`GemmaRMSNorm.forward_native`, which adds 1 to its weight at every call, and asks vLLM's IR for new tensors: an
-    in-place provider clones twice for it. This writes x and the residual, which vLLM's models do not read again but
-    where they hand on hidden states (`features.HIDDEN_STATES`).
+    in-place provider clones twice for it.
 
     On CPU a row of 1024 takes 13 us so, and 6 here; on an H200, a token of a hybrid takes 0.64 of vLLM's time eager,
     through the IR provider 0.75.

@@ -29,10 +29,6 @@ classes of state-space layers are replaced for models that have such layers: imp
 """
 
 
-HIDDEN_STATES = {"eagle3", "dflash", "dspark", "extract_hidden_states"}
-"""Methods of speculative decoding for which vLLM's models return hidden states beside the last ones."""
-
-
 def why_no_kernels() -> str | None:
     """Return why our kernels cannot run norms on this platform, or None."""
     from vllm.platforms import current_platform
@@ -42,6 +38,11 @@ def why_no_kernels() -> str | None:
     if current_platform.is_cuda():
         return support.no_triton()
     return f"no kernels for {type(current_platform).__name__}"
+
+
+def ops() -> frozenset[str]:
+    """Return the operators that the user allows, without those that were given back to vLLM."""
+    return frozenset(settings.ops() - installed.given_back)
 
 
 def is_batch_invariant() -> bool:
@@ -95,17 +96,16 @@ def install_all(*, strict: bool) -> None:
 def install_for(vllm_config: Any, *, strict: bool) -> None:
     """The same for what a model needs beyond that, before vLLM builds its layers and compiles them.
 
-    Where the norms' consumers quantize, vLLM builds its own classes. It builds its own of those that call its IR where
-    its passes join norms to an all-reduce, which do not find our operators, and where its model hands on hidden states,
-    which ours would overwrite.
+    Where the norms' consumers quantize, vLLM builds its own classes. Where its passes join norms to an all-reduce, it
+    builds its own of those that call its IR: the passes do not find our operators.
     """
     from serving_ops.integrations.vllm import fp32_residual, out_of_tree
 
     if getattr(vllm_config.model_config, "has_inner_state", False):
         _install_each(STATE_SPACE, strict=strict)
     stay = quantization.why_norms_stay(vllm_config) is not None
-    by_ir = joins_norms_to_an_all_reduce(vllm_config) or _hands_on_hidden_states(vllm_config)
-    out_of_tree.build_ours(lambda adapter: not stay and not (by_ir and adapter.asks_ir))
+    joined = joins_norms_to_an_all_reduce(vllm_config)
+    out_of_tree.build_ours(lambda adapter: not stay and not (joined and adapter.asks_ir))
     if not stay:
         fp32_residual.install_for(vllm_config)
 
@@ -114,11 +114,6 @@ def joins_norms_to_an_all_reduce(vllm_config: Any) -> bool:
     """Return whether a pass of vLLM's replaces an all-reduce and the norm behind it by one kernel."""
     passes = getattr(getattr(vllm_config, "compilation_config", None), "pass_config", None)
     return any(getattr(passes, name, False) for name in ("fuse_allreduce_rms", "enable_sp"))
-
-
-def _hands_on_hidden_states(vllm_config: Any) -> bool:
-    """Return whether layers' inputs go to a draft model too, or to the user."""
-    return getattr(getattr(vllm_config, "speculative_config", None), "method", None) in HIDDEN_STATES
 
 
 def _install_each(features: Iterable[str], *, strict: bool) -> None:

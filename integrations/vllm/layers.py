@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,15 @@ from serving_ops import NormSpec, extension, settings
 from serving_ops.integrations.common import norm_layers
 from serving_ops.integrations.common.norm_classes import NORMS, Activations, rms_norm_specs, why_reference
 from serving_ops.integrations.common.norm_layers import LEFT_OUT, NO_ADAPTER
-from serving_ops.integrations.vllm import features, installed, quantization
+from serving_ops.integrations.vllm import features, hidden_states, installed, quantization
 from serving_ops.integrations.vllm.adapters import ADAPTERS, GEMMA_RMS_NORM, STATE_SPACE, Adapter, why_part
+from serving_ops.integrations.vllm.hidden_states import HANDED_ON
 from serving_ops.integrations.vllm.ir_providers import OURS, ROWS_PROVIDER
 from serving_ops.ops.registry import sample
 
 HEADS_IN_ONE_KERNEL = "of heads: Inductor computes q's and k's in one kernel"
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT takes vLLM's own kernel"
-BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT}
+BY_CHOICE = {NO_ADAPTER, HEADS_IN_ONE_KERNEL, LEFT_OUT, HANDED_ON}
 """Reasons that are not a fallback, like the reasons that `quantization` gives: vLLM's code is better there, or we have
 no code for the norm."""
 
@@ -39,6 +40,7 @@ def models_of(worker: Any) -> Iterator[torch.nn.Module]:
     yield worker.get_model()
     for name in ("drafter", "speculator"):
         drafting = getattr(getattr(worker.model_runner, name, None), "model", None)
+        drafting = drafting.unwrap() if hasattr(drafting, "unwrap") else drafting  # since 0.33 graphs may be around it
         if isinstance(drafting, torch.nn.Module):
             yield drafting
 
@@ -50,13 +52,13 @@ def activations(vllm_config: Any, device: torch.device) -> Activations:
 
 
 def survey(
-    models: Iterable[torch.nn.Module], vllm_config: Any, device: torch.device, without: Collection[Any] = ()
+    models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device, without: Collection[Any] = ()
 ) -> list[NormLayer]:
     """Return every norm layer of the models that vLLM built from this configuration, except those in `without`."""
     x = activations(vllm_config, device)
     found = (_norm_layer(layer, x) for model in models for layer in model.modules() if layer not in without)
     layers = [layer for layer in found if layer is not None]
-    stay = quantization.why_norms_stay(vllm_config)
+    stay = hidden_states.why_norms_stay(models) or quantization.why_norms_stay(vllm_config)
     if stay is None:
         return layers
     # A layer that the user's own IR priority gives to our providers stays on.

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import settings
 from serving_ops.integrations.vllm import features, installed
 from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of, why_lacking
 
@@ -90,7 +89,7 @@ def take(models: Iterable[torch.nn.Module], vllm_config: Any) -> str | None:
 def _may(vllm_config: Any) -> bool:
     """With an all-reduce in the norm, vLLM's passes have a graph of their own to find."""
     return (
-        FUSED in settings.ops() - installed.given_back
+        FUSED in features.ops()
         and features.COMPILE_CACHE not in installed.failures
         and not features.joins_norms_to_an_all_reduce(vllm_config)
     )

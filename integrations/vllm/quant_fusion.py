@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, QuantFormat, extension, schemas, settings
+from serving_ops import NormSpec, QuantFormat, extension, schemas
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.norm_classes import NORMS
 from serving_ops.integrations.common.norm_layers import prewarm
-from serving_ops.integrations.vllm import installed, linear_kernels
+from serving_ops.integrations.vllm import features, installed, linear_kernels
 
 _logger = logging.getLogger("vllm.serving_ops")
+
+NAME = "quant_fusion"
 
 BLOCK = "vllm_rms_norm_per_block_quant"
 TOKEN = "vllm_rms_norm_dynamic_per_token_quant"
@@ -84,14 +86,14 @@ def define() -> tuple[Any, ...]:
 
 
 def can_run() -> bool:
-    """Return whether our kernels may serve vLLM's pass on this device, with the ops that the user allows.
+    """Return whether our kernels may serve vLLM's pass on this device, with the ops that are ours.
 
     A launch from Python would take longer than vLLM's: a prompt beyond the captured sizes waits for it in each layer.
     """
     from vllm.platforms import current_platform
 
     on_device = current_platform.is_cuda() and current_platform.has_device_capability(89)
-    return bool(on_device and extension.cpp_library() is not None and settings.ops().issuperset(NORMS))
+    return bool(on_device and extension.cpp_library() is not None and features.ops().issuperset(NORMS))
 
 
 def is_for(vllm_config: Any) -> bool:
@@ -107,7 +109,8 @@ def take(fused: Sequence[NormSpec]) -> None:
     """
     failed = prewarm(fused, _logger)
     if failed:
-        raise RuntimeError(next(iter(failed.values())))
+        installed.failures[NAME] = next(iter(failed.values()))  # cached graphs are told apart by it
+        raise RuntimeError(installed.failures[NAME])
     install()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, QuantFormat, settings
+from serving_ops import NormSpec, QuantFormat
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.calls import may_add, rows_fit
 from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
@@ -191,7 +191,7 @@ def _may(vllm_config: Any) -> bool:
     on_one_device = vllm_config.parallel_config.tensor_parallel_size == 1
     left_to_us = not priority.user_chose_any(vllm_config)
     as_measured = on_one_device and vllm_config.lora_config is None and not features.is_batch_invariant()
-    return as_measured and left_to_us and settings.ops().issuperset(NORMS)
+    return as_measured and left_to_us and features.ops().issuperset(NORMS)
 
 
 @torch.inference_mode()

@@ -15,11 +15,13 @@ import torch
 
 from serving_ops import settings
 from serving_ops.integrations.common import guard, rope_text
+from serving_ops.integrations.common.norm_classes import NORMS
 from serving_ops.integrations.common.norm_layers import Outcome, after_failures, describe, prewarm_layers
 from serving_ops.integrations.vllm import (
     block_product,
     cache_write,
     features,
+    hidden_states,
     installed,
     layers,
     mixer_output,
@@ -79,6 +81,8 @@ def on_model_loaded(worker: Any, *, strict: bool) -> None:
     """Prewarm the model's norms and log the line. Raises RuntimeError in strict mode if a layer fell back."""
     define_operators()
     models = list(layers.models_of(worker))
+    if hidden_states.why_norms_stay(models) is not None:
+        give_back(NORMS)
     found = survey(models, worker.vllm_config, worker.device)
     outcome = prewarm(found)
     if qk_norm_rope_layer.OP in outcome.failed:  # its layers call their norms again

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("registered")
 
 BLOCKS, BLOCK = 3, 16
 WRITE = "do_kv_cache_update"
+BF16 = torch.bfloat16
 SLOTS = [40, 3, -1, 17, 2]
 """Two tokens fewer than there are: the last ones are padding, as in a graph that is captured for more tokens."""
 
@@ -168,10 +169,11 @@ def test_the_cache_holds_what_vllm_would_have_written(attending: Any, layout: st
 @pytest.mark.parametrize(
     "cache",
     [
-        torch.zeros(2, BLOCKS, BLOCK, KV_HEADS, HEAD + 8)[..., :HEAD].transpose(0, 1).transpose(1, 2),
+        torch.zeros(2, BLOCKS, BLOCK, KV_HEADS, HEAD + 8, dtype=BF16)[..., :HEAD].transpose(0, 1).transpose(1, 2),
+        torch.zeros(BLOCKS, KV_HEADS, 3, 2, BLOCK, HEAD, dtype=BF16)[:, :, 1].permute(0, 2, 3, 1, 4),
         torch.zeros(BLOCKS, 2, BLOCK, KV_HEADS, HEAD, dtype=torch.float16),
     ],
-    ids=["layout", "dtype"],
+    ids=["layout", "key and value of a head in turns", "dtype"],
 )
 def test_a_cache_that_is_not_known_is_written_by_vllm(
     attending: Any, step: Any, cache: Tensor, monkeypatch: pytest.MonkeyPatch

@@ -358,6 +358,15 @@ def _worker(model: torch.nn.Module) -> Any:
     )
 
 
+@pytest.mark.parametrize("name", ["drafter", "speculator"])
+def test_a_draft_model_is_found_also_behind_a_graph(name: str) -> None:
+    served, draft = torch.nn.Identity(), torch.nn.Identity()
+    for model in (draft, SimpleNamespace(unwrap=lambda: draft)):
+        runner = SimpleNamespace(**{name: SimpleNamespace(model=model)})
+        worker = SimpleNamespace(get_model=lambda: served, model_runner=runner)
+        assert list(layers.models_of(worker)) == [served, draft]
+
+
 def test_the_start_up_line_counts_layers_and_says_why_others_stay_native(in_vllm: Any) -> None:
     line = startup.describe(survey(_model(in_vllm)), DEVICE.type, "prewarmed 5 norms in 0.0 s")
     assert "on for 1 of 2 RMSNorm, 1 of 1 GemmaRMSNorm, 1 of 1 RMSNormGated" in line
