@@ -62,7 +62,7 @@ def _forward(layer: Any, positions: Tensor, hidden_states: Any, forward_batch: A
 
 
 def _apply_qk_norm_rope(layer: Any, qkv: Tensor, positions: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
-    """`Qwen3MoeAttention.apply_qk_norm_rope`. Its caller reads the attribute, and writes the cache where it is True."""
+    """`Qwen3MoeAttention.apply_qk_norm_rope`. `forward_core` writes the cache where `TOLD` is True."""
     caches = _caches(layer, qkv, forward_batch) if layer.compatible_with_fused_kv_buffer else ()
     setattr(layer, TOLD, not caches)
     return _normed_and_rotated(layer, qkv, positions, caches)
