@@ -24,8 +24,8 @@ SOURCES := pyproject.toml tests/fetched.py $(OTHER_VLLMS) $(SGLANGS) $(OTHER_TRI
 .PHONY: test test-all bench ops wheel matrix lint setup clean
 
 # Tests on a GPU share it, so one process runs them; on CPU two do, each a file of tests at a time, engines first.
-# Threads that spin while they wait take the cores from the other process: beside two busy ones a test of training took
-# 190 s, and takes 8 s where they sleep.
+# Threads that spin while they wait take the cores from the other process. Beside two busy loops, on two cores of an AMD
+# EPYC, `pytest tests/serving_ops/test_nn.py -k learns` took 190 s; with sleeping threads it takes 8 (2026-11-29).
 WORKERS ?= $(if $(HAS_CUDA),0,2)
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

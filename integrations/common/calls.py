@@ -65,7 +65,7 @@ def gated(
 ) -> Tensor | None:
     """Norm and gate x (..., N) by z, which has the same rows, or is None; into a new tensor of x's shape.
 
-    Options by name would cost 1 us of host time.
+    The options go by position: each name would cost host time.
     """
     rows = x if z is None else in_shape_of(z, x)
     if not rows_fit(rows, weight) or not (z is None or alike(rows, z)):

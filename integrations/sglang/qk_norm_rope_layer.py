@@ -94,7 +94,7 @@ def _caches(layer: Any, qkv: Tensor, forward_batch: Any) -> tuple[Tensor, ...]:
 def _access() -> tuple[Callable[[Any], bool], Callable[[Any], Any]]:
     """Return `Kept.may_write` and `Kept.pool`. Raises ImportError or AttributeError in a SGLang without them.
 
-    Subclasses of SGLang's pool have no place for a token at its slot: one keeps nothing, and is a page in size.
+    A subclass of SGLang's pool may have no place for a token at its slot: one of them keeps nothing.
     """
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.models.utils import enable_fused_set_kv_buffer

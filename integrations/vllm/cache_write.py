@@ -150,8 +150,8 @@ def _caches(cache: Tensor, k: Tensor, slots: Tensor | None) -> tuple[Tensor, ...
         return None
     heads, size = k.shape[1:]
     if cache.dim() == 5 and cache.shape[1] == 2 and cache.shape[3:] == k.shape[1:]:
-        in_turns = cache.stride(1) < max(cache.stride()[2:])  # within a block, which C++ does not launch
-        return None if in_turns else cache.unbind(1)
+        nested = cache.stride(1) < max(cache.stride()[2:])  # key and value alternate in a block: C++ refuses that
+        return None if nested else cache.unbind(1)
     if cache.dim() == 4 and cache.shape[1] == heads and cache.shape[3] == 2 * size:  # since 0.32
         return cache.transpose(1, 2).split(size, dim=-1)
     return None
