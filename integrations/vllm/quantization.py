@@ -1,15 +1,16 @@
 """Which models keep vLLM's norms because their linear layers quantize the norms' results.
 
-vLLM computes such a norm and the quantization in one kernel, from Inductor or from a fusion pass. Our norm would add a
-kernel: on an H200 (vLLM 0.25.1, Qwen3-0.6B, FP8 per token) a decode step took 1.04 of vLLM's time, and a prompt of 8192
-tokens 1.17. An unknown quantization counts as one that quantizes activations.
+Compiled, vLLM computes such a norm and the quantization in one kernel, from Inductor or from a fusion pass. Our norm
+would add a kernel: on an H200 (vLLM 0.25.1, Qwen3-0.6B, FP8 per token) a decode step took 1.04 of vLLM's time, and a
+prompt of 8192 tokens 1.17. An unknown quantization counts as one that quantizes activations.
 
 FP8 in blocks is different: compiled, vLLM quantizes in an operator, either before the product or inside its operator,
 as with FlashInfer. Inductor cannot join a norm to it. vLLM's pass can, and does so before the norms are given to
 providers, so the norms that are left over are plain.
 
-On CPU vLLM quantizes to INT8 in an operator of its own, or within the product, so a norm of ours adds no kernel. Eager
-norms are ours there (`quantized_pairs.CONSUMERS` has a measurement). Compiled ones were not seen to gain.
+In eager mode vLLM quantizes in an operator of its own, or within the product, so a norm of ours adds no kernel. Eager
+norms are ours on CUDA, and before INT8 on CPU (`quantized_pairs.CONSUMERS` has measurements). Compiled norms on CPU
+were not seen to gain.
 """
 
 from __future__ import annotations
@@ -60,9 +61,14 @@ def why_norms_stay(vllm_config: Any) -> str | None:
         return _why_weight_only_quantizes(vllm_config, name)
     asked = str(vllm_config.model_config.quantization) if name == "online" else name  # the user's name says more
     known = _compressed_inputs(config) if name == "compressed-tensors" else _named(asked)
-    if known == ["INT8"] and current_platform.is_cpu() and is_eager(vllm_config.compilation_config):
+    compilation = vllm_config.compilation_config
+    if known == ["INT8"] and is_eager(compilation):
         return None
-    if known == ["FP8"] and current_platform.is_cuda() and _quantizes_in_operators(vllm_config.compilation_config):
+    if (
+        known == ["FP8"]
+        and current_platform.is_cuda()
+        and (is_eager(compilation) or _quantizes_in_operators(compilation))
+    ):
         return None
     return f"{CONSUMER}quantizes to {' and '.join(known)}" if known else f"{CONSUMER}may quantize: {name}"
 

@@ -49,6 +49,16 @@ ACTIVATIONS_AS_THEY_ARE = {
 }
 """Cases in which nothing quantizes what a norm computes."""
 
+TO_FP8_OR_INT8 = {
+    *("fp8 static", "fp8 dynamic", "fp8 block", "fbgemm_fp8", "deepseek_v4_fp8", "modelopt", "modelopt fp8 block"),
+    *("compressed fp8 static", "compressed fp8 token", "compressed fp8 block", "compressed int4 fp8"),
+    *("compressed int8 token", "compressed int8 static"),
+    *("compressed fp8 token, pass on", "compressed fp8 token, pass off", "compressed fp8 token, level 0"),
+    *("fp8 block, quantized by Inductor", "fp8 block, level 0"),
+    *("online fp8", "online fp8_per_tensor", "online fp8_per_block", "online fp8_per_channel"),
+}
+"""Cases in which linear layers quantize what a norm computes to one of these two."""
+
 QUANTIZED_IN_OPERATORS = {"fp8 block", "compressed fp8 block", "deepseek_v4_fp8"}
 """Cases in which vLLM quantizes in an operator where it compiles the model."""
 
@@ -94,8 +104,10 @@ def resolved() -> Callable[[str], dict[str, Any]]:
 
 
 def _norms_are_ours(case: str, mode: str, vllm: str) -> bool:
+    """In eager mode, and where vLLM compiles nothing at level 0, it quantizes in a kernel of its own."""
     in_operators = QUANTIZED_IN_OPERATORS | (set() if vllm == "0.25.1" else SINCE_0_32)
-    return case in ACTIVATIONS_AS_THEY_ARE or (mode == "compiled" and case in in_operators)
+    eager = mode == "eager" or case.endswith("level 0")
+    return case in ACTIVATIONS_AS_THEY_ARE | (TO_FP8_OR_INT8 if eager else in_operators)
 
 
 def _pairs(found: dict[str, Any], vllm: str, *, ours: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -115,7 +127,7 @@ def _differing(pairs: dict[str, tuple[dict[str, Any], dict[str, Any]]], *names: 
 
 
 @on_each
-def test_a_quantized_model_is_configured_and_built_as_without_the_plugin(
+def test_a_model_whose_norms_stay_is_configured_and_built_as_without_the_plugin(
     vllm: str, resolved: Callable[[str], dict[str, Any]]
 ) -> None:
     pairs = _pairs(resolved(vllm), vllm, ours=False)
@@ -252,20 +264,24 @@ def _compressed(kind: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "on_cpu", "mode", "reason"),
+    ("kind", "device", "mode", "reason"),
     [
-        ("int", True, "NONE", None),
-        ("int", True, "DYNAMO_TRACE_ONCE", "its consumer quantizes to INT8"),
-        ("int", False, "NONE", "its consumer quantizes to INT8"),
-        ("float", True, "NONE", "its consumer quantizes to FP8"),
+        ("int", "cpu", "NONE", None),
+        ("int", "cpu", "DYNAMO_TRACE_ONCE", "its consumer quantizes to INT8"),
+        ("int", "cuda", "NONE", None),
+        ("int", "cuda", "VLLM_COMPILE", "its consumer quantizes to INT8"),
+        ("float", "cpu", "NONE", "its consumer quantizes to FP8"),
+        ("float", "cuda", "NONE", None),
+        ("float", "cuda", "STOCK_TORCH_COMPILE", "its consumer quantizes to FP8"),
     ],
 )
-def test_int8_on_cpu_is_quantized_behind_the_norm_which_is_ours_in_eager_mode(
-    monkeypatch: pytest.MonkeyPatch, kind: str, on_cpu: bool, mode: str, reason: str | None
+def test_norms_are_ours_in_eager_mode_before_int8_and_on_cuda_before_fp8(
+    monkeypatch: pytest.MonkeyPatch, kind: str, device: str, mode: str, reason: str | None
 ) -> None:
     from vllm.platforms import current_platform
 
-    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: on_cpu)
+    for name in ("cpu", "cuda"):
+        monkeypatch.setattr(type(current_platform), f"is_{name}", lambda self, name=name: name == device)
     config = vllm_config(_compressed(kind))
     config.compilation_config = SimpleNamespace(mode=SimpleNamespace(name=mode))
     assert quantization.why_norms_stay(config) == reason
@@ -277,7 +293,7 @@ IN_OPERATORS: dict[str, Any] = {
     "ir_enable_torch_wrap": True,
     "is_custom_op_enabled": lambda op: op == "quant_fp8",
 }
-FP8 = _quantized("fp8")
+FP8, NVFP4 = _quantized("fp8"), _quantized("modelopt_fp4")
 
 
 @pytest.mark.parametrize(
@@ -309,20 +325,20 @@ def _norms() -> torch.nn.Module:
     return torch.nn.ModuleList([*norms]).to(DEVICE, torch.bfloat16)
 
 
-def test_every_norm_of_a_quantized_model_is_vllms_and_that_is_no_fallback(registered: None, in_vllm: Any) -> None:
+def test_every_norm_of_a_model_that_keeps_them_is_vllms_and_that_is_no_fallback(registered: None, in_vllm: Any) -> None:
     from vllm import ir
 
-    features.install_for(vllm_config(FP8), strict=True)
+    features.install_for(vllm_config(NVFP4), strict=True)
     for op in priority.OPS:
         getattr(ir.ops, op).set_default(["native"])
-    found = survey(_norms(), FP8)
+    found = survey(_norms(), NVFP4)
     assert [layer.kind for layer in found] == ["RMSNorm", "RMSNorm", "GemmaRMSNorm", "RMSNormGated"]
-    assert {layer.native_because for layer in found} == {"its consumer quantizes to FP8"}
+    assert {layer.native_because for layer in found} == {"its consumer quantizes to NVFP4"}
     assert not any(layer.fell_back() for layer in found)
 
 
 def test_the_next_model_of_the_process_gets_our_classes_again(registered: None, in_vllm: Any) -> None:
-    features.install_for(vllm_config(FP8), strict=True)
+    features.install_for(vllm_config(NVFP4), strict=True)
     assert not any(type(layer).__name__.startswith("ServingOps") for layer in _norms())
     features.install_for(vllm_config(), strict=True)
     assert {"ServingOpsGemmaRMSNorm", "ServingOpsRMSNormGated"} <= {type(layer).__name__ for layer in _norms()}
@@ -334,5 +350,5 @@ def test_an_ir_priority_that_the_user_gave_holds_for_a_quantized_model_too(regis
 
     for op in priority.OPS:
         getattr(ir.ops, op).set_default(OURS_FIRST)
-    (layer,) = survey(RMSNorm(HIDDEN).to(DEVICE, torch.bfloat16), FP8)
+    (layer,) = survey(RMSNorm(HIDDEN).to(DEVICE, torch.bfloat16), NVFP4)
     assert layer.native_because is None
