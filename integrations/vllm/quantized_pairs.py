@@ -34,6 +34,10 @@ _logger = logging.getLogger("vllm.serving_ops")
 NAME = "quantized_pairs"
 
 INT8 = QuantFormat(dtype=torch.int8, granularity="token")
+FP8_BY_TOKEN = QuantFormat(granularity="token")
+FP8_IN_BLOCKS = QuantFormat(scale_layout="column_major")
+
+MODES = ("eager", "compiled")
 
 _FOR_ATTENTION = ("input_layernorm", "self_attn", "qkv_proj")
 _LLAMA = (_FOR_ATTENTION, ("post_attention_layernorm", "mlp", "gate_up_proj"))
@@ -69,18 +73,18 @@ OFFSETS = {GEMMA_RMS_NORM: GEMMA_OFFSET, RMS_NORM: 0.0}
 
 @dataclass(frozen=True)
 class Consumer:
-    """A class of kernels, in the mode in which a model with it was measured to be faster.
+    """A class of kernels, in the modes in which a model with it was measured to be faster.
 
     fmt: of the rows that the product takes.
     product: takes vLLM's `_custom_ops`, a kernel, its linear layer, a QuantizedActivation of two dimensions and a bias.
-    quantizes_so: takes a kernel; returns whether vLLM would quantize its rows in this format, in a step of their own or
-        inside the product.
+    quantizes_so: takes a kernel and its linear layer; returns whether vLLM would quantize its rows in this format, in a
+        step of their own or inside the product.
     """
 
-    mode: str
+    modes: tuple[str, ...]
     fmt: QuantFormat
     product: Callable[[Any, Any, Any, Any, Tensor | None], Tensor]
-    quantizes_so: Callable[[Any], bool] = lambda kernel: True
+    quantizes_so: Callable[[Any, Any], bool] = lambda kernel, linear: True
 
 
 def _by_onednn(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
@@ -97,26 +101,54 @@ def _by_cutlass(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None)
     )
 
 
-def _by_flashinfer(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
-    layer = kernel._get_layer_params(linear)
-    weight_scale = layer.weight_scale if layer.weight_scale_inv is None else layer.weight_scale_inv
-    out = torch.ops.serving_ops.vllm_block_product.default(x.data, x.scale, layer.weight, weight_scale)
+def _by_cutlass_fp8(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
+    weight, weight_scale, *_ = kernel._get_layer_params(linear)
+    dtype, shape = kernel.config.out_dtype or x.orig_dtype, [*x.orig_shape[:-1], weight.shape[1]]
+    return kernel.apply_scaled_mm(
+        A=x.data, B=weight, out_dtype=dtype, As=x.scale, Bs=weight_scale, bias=bias, output_shape=shape
+    )
+
+
+def _by_cutlass_in_blocks(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
+    weight, weight_scale = _in_blocks(kernel, linear)
+    out = kernel.apply_block_scaled_mm(A=x.data, B=weight, As=x.scale, Bs=weight_scale)
     return out if bias is None else out + bias
 
 
-def _to_int8_by_token(kernel: Any) -> bool:
+def _by_flashinfer(ops: Any, kernel: Any, linear: Any, x: Any, bias: Tensor | None) -> Tensor:
+    out = torch.ops.serving_ops.vllm_block_product.default(x.data, x.scale, *_in_blocks(kernel, linear))
+    return out if bias is None else out + bias
+
+
+def _in_blocks(kernel: Any, linear: Any) -> tuple[Tensor, Tensor]:
+    """A weight and its scales, which lie in one of two attributes."""
+    layer = kernel._get_layer_params(linear)
+    return layer.weight, layer.weight_scale if layer.weight_scale_inv is None else layer.weight_scale_inv
+
+
+def _to_int8_by_token(kernel: Any, linear: Any) -> bool:
     dynamic = kernel.config.input_symmetric and not kernel.config.is_static_input_scheme
     method = getattr(kernel, "linear_method", None)  # on CPU; where it has AMX, another method quantizes by itself
     return bool(dynamic) and (method is None or method.__name__ == "_apply_weights_onednn")
 
 
+def _to_fp8_by_token(kernel: Any, linear: Any) -> bool:
+    """FBGEMM's checkpoints bound the largest value that a scale is made for. Ours are not bounded."""
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8DynamicTokenSym
+
+    upper_bound = getattr(linear, kernel.layer_param_names[-1], None)
+    return bool(kernel.config.activation_quant_key == kFp8DynamicTokenSym) and upper_bound is None
+
+
 CONSUMERS = {
     # 0.81: step-cpu-int8.json
-    "CPUInt8ScaledMMLinearKernel": Consumer("eager", INT8, _by_onednn, _to_int8_by_token),
+    "CPUInt8ScaledMMLinearKernel": Consumer(("eager",), INT8, _by_onednn, _to_int8_by_token),
     # 0.89: step-h200-int8-token-compiled.json
-    "CutlassInt8ScaledMMLinearKernel": Consumer("compiled", INT8, _by_cutlass, _to_int8_by_token),
+    "CutlassInt8ScaledMMLinearKernel": Consumer(MODES, INT8, _by_cutlass, _to_int8_by_token),
     # 0.89: step-h200-fp8-block-flashinfer.json
-    "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": Consumer("compiled", block_product.FMT, _by_flashinfer),
+    "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": Consumer(MODES, block_product.FMT, _by_flashinfer),
+    "CutlassFp8BlockScaledMMKernel": Consumer(("eager",), FP8_IN_BLOCKS, _by_cutlass_in_blocks),
+    "CutlassFP8ScaledMMLinearKernel": Consumer(("eager",), FP8_BY_TOKEN, _by_cutlass_fp8, _to_fp8_by_token),
 }
 """By the class's name; subclasses may do something else, and do not count. Beside each, the TPOT or the device time of
 a step, over vLLM's (Qwen3-0.6B's shape, with `qk_norm_rope`), and the file in bench_e2e/results."""
@@ -155,7 +187,7 @@ def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
     adapter = next((adapter for adapter in OFFSETS if adapter.is_of(type(norm))), None)
     kernel = linear_kernels.kernel_of(linear) if hasattr(linear, "quant_method") else None
     consumer = CONSUMERS.get(type(kernel).__name__)
-    if adapter is None or consumer is None or not consumer.quantizes_so(kernel) or why_part(norm):
+    if adapter is None or consumer is None or not consumer.quantizes_so(kernel, linear) or why_part(norm):
         return None
     quantized = {"weight_offset": OFFSETS[adapter], "fmt": consumer.fmt}
     plain = adapter.specs(norm, x)[: len(NORMS)]
@@ -172,7 +204,7 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
     if not every or not _may(vllm_config):
         return None
     mode = "eager" if is_eager(vllm_config.compilation_config) else "compiled"
-    faster = (pair for pair in every if CONSUMERS[type(pair.kernel).__name__].mode == mode)
+    faster = (pair for pair in every if mode in CONSUMERS[type(pair.kernel).__name__].modes)
     found = [pair for pair in faster if why_reference(pair.specs) is None]
     if not found:
         return None

@@ -199,6 +199,9 @@ def _pretend_a_hopper() -> None:
 
     for weights in ("fp8", "block_fp8"):
         setattr(_custom_ops, f"cutlass_scaled_mm_supports_{weights}", lambda capability: True)
+    from vllm.model_executor.kernels.linear.scaled_mm import cutlass
+
+    cutlass.CUTLASS_BLOCK_FP8_SUPPORTED = True  # it was asked for on CPU
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
 
@@ -252,6 +255,10 @@ TYPES = {"Gemma3": "gemma3_text", "Qwen3Moe": "qwen3_moe"}
 """Their `model_type`, where it is not the name in lower case."""
 
 
+PAIRED = ("compressed fp8 token", "fp8 dynamic", "fp8 block", "compressed fp8 static", "fbgemm_fp8")
+"""Cases of CASES whose layers are built as Qwen3's, to find the same."""
+
+
 def _paired(folder: Path, architecture: str, case: str) -> list[str]:
     import torch
 
@@ -302,7 +309,7 @@ def _look_at_all(folder: Path) -> dict[str, Any]:
         }
     os.environ["SERVING_OPS"] = "off"
     pairs = {name: _paired(folder, name, "compressed int8 token") for name in ARCHITECTURES}
-    pairs |= {case: _paired(folder, "Qwen3", case) for case in ("compressed fp8 token", "compressed fp8 static")}
+    pairs |= {case: _paired(folder, "Qwen3", case) for case in PAIRED}
     return {
         "methods": methods,
         "failures": installed.failures,

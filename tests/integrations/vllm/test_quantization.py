@@ -176,10 +176,14 @@ IN_TWO_LAYERS = {
     **{name: ["RMSNorm CutlassInt8ScaledMMLinearKernel"] * 4 for name in ("Llama", "Qwen2", "Qwen3")},
     **{name: ["GemmaRMSNorm CutlassInt8ScaledMMLinearKernel"] * 4 for name in ("Gemma2", "Gemma3")},
     "Qwen3Moe": [],
-    "compressed fp8 token": [],
+    "compressed fp8 token": ["RMSNorm CutlassFP8ScaledMMLinearKernel"] * 4,
+    "fp8 dynamic": ["RMSNorm CutlassFP8ScaledMMLinearKernel"] * 4,
+    "fp8 block": ["RMSNorm CutlassFp8BlockScaledMMKernel"] * 4,
     "compressed fp8 static": [],
+    "fbgemm_fp8": [],
 }
-"""Pairs before attention and before the MLP. A router reads what experts do, and a layer of experts is left whole."""
+"""Pairs before attention and before the MLP. A router reads what experts do, and a layer of experts is left whole. A
+static scale is the checkpoint's, and FBGEMM bounds the scales of its tokens."""
 
 
 @on_each

@@ -106,6 +106,9 @@ def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vll
         lambda: _decoder(_norm(var_hidden_size=128), _cpu_int8()[0]),
         lambda: _decoder(torch.nn.RMSNorm(HIDDEN), _cpu_int8()[0]),
         lambda: _decoder(_norm(), _cpu_int8(symmetric=False)[0]),
+        lambda: _decoder(_norm(), *_fp8("kFp8StaticTensorSym")),
+        lambda: _decoder(_norm(), *_fp8("kFp8DynamicTensorSym")),
+        lambda: _decoder(_norm(), *_fp8(input_scale_ub=torch.ones(()))),
         lambda: _decoder(_norm(), None),
         lambda: _decoder(_norm(), SimpleNamespace()),
     ],
@@ -115,6 +118,9 @@ def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vll
         "a norm over a part of the row",
         "a norm of PyTorch's",
         "a zero point",
+        "a scale that the checkpoint gives",
+        "a scale for all rows",
+        "scales with an upper bound",
         "a layer that is not quantized",
         "an unknown kernel",
     ],
@@ -173,55 +179,136 @@ def _cutlass_int8() -> Any:
     return kernel
 
 
-def _layer() -> Any:
+def _layer(dtype: torch.dtype = torch.int8) -> Any:
     layer = torch.nn.Module()
-    layer.weight = torch.nn.Parameter(torch.ones(WIDTH, HIDDEN).to(torch.int8).t(), requires_grad=False)
+    layer.weight = torch.nn.Parameter(torch.ones(WIDTH, HIDDEN).to(dtype).t(), requires_grad=False)
     layer.weight_scale = torch.nn.Parameter(torch.ones(1), requires_grad=False)
     return layer
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
-    monkeypatch: pytest.MonkeyPatch, in_vllm: Any, fused: bool
-) -> None:
+def _fp8(key: str = "kFp8DynamicTokenSym", **more: Tensor) -> tuple[Any, Any]:
+    """vLLM's kernel for FP8 with this key for its input, and the layer that holds its weights and more."""
+    from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassFP8ScaledMMLinearKernel
+    from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
+    from vllm.model_executor.layers.quantization.utils import quant_utils
+
+    kernel = CutlassFP8ScaledMMLinearKernel.__new__(CutlassFP8ScaledMMLinearKernel)
+    quantized = getattr(quant_utils, key)
+    kernel.config = SimpleNamespace(activation_quant_key=quantized, out_dtype=torch.bfloat16)
+    kernel.quant_fp8 = QuantFP8(static=quantized.scale.static, group_shape=quantized.scale.group_shape)
+    kernel.fp8_dtype, kernel.logical_output_size = torch.float8_e4m3fn, WIDTH
+    kernel.layer_param_names = ["weight", "weight_scale", "input_scale", "input_scale_ub"]
+    layer = _layer(torch.float8_e4m3fn)
+    vars(layer).update(more)
+    return kernel, layer
+
+
+def _cutlass_in_blocks() -> tuple[Any, Any]:
+    """vLLM's kernel for FP8 in blocks that quantizes in a step of its own, and the layer that holds its weights."""
+    from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassFp8BlockScaledMMKernel
+    from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
+    from vllm.model_executor.layers.quantization.utils.quant_utils import GroupShape
+
+    kernel = CutlassFp8BlockScaledMMKernel.__new__(CutlassFp8BlockScaledMMKernel)
+    kernel.config, kernel.use_triton = SimpleNamespace(out_dtype=torch.bfloat16), False
+    options = {"column_major_scales": True, "use_ue8m0": False}
+    kernel.quant_fp8 = QuantFP8(static=False, group_shape=GroupShape(1, 128), **options)
+    return kernel, _block_weights()
+
+
+@pytest.fixture
+def operands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Any]]:
+    """What CUTLASS's product was called with: rows, their scales, and what else it got."""
     from vllm import _custom_ops as ops
 
-    asked: list[tuple[Tensor, Tensor, Any]] = []
+    called: list[tuple[Tensor, Tensor, Any]] = []
 
-    def gemm(a: Tensor, b: Tensor, *, scale_a: Tensor, **options: Any) -> Tensor:
-        asked.append((a, scale_a, (b.shape, b.stride(), options["out_dtype"], options.get("bias"))))
+    def gemm(a: Tensor, b: Tensor, *, scale_a: Tensor, scale_b: Tensor, **options: Any) -> Tensor:
+        weights = [(operand.data_ptr(), operand.shape, operand.stride()) for operand in (b, scale_b)]
+        called.append((a, scale_a, (*weights, options["out_dtype"], options.get("bias"))))
         return torch.zeros(a.shape[0], WIDTH, dtype=torch.bfloat16)
 
     monkeypatch.setattr(ops, "cutlass_scaled_mm", gemm)
-    kernel, linear, norm = _cutlass_int8(), _layer(), _norm()
-    arguments = (rows(5, HIDDEN).cpu(), rows(5, HIDDEN).cpu() * 0.5) if fused else (rows(5, HIDDEN).cpu(),)
+    return called
+
+
+INT8_STEP, FP8_STEP = (0.0, 1.0), (2.0**-3, 2.0**-9)
+"""From a value to the next: of itself, and at least, in units of the scale."""
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("kernel_and_layer", "step"),
+    [(lambda: (_cutlass_int8(), _layer()), INT8_STEP), (_fp8, FP8_STEP), (_cutlass_in_blocks, FP8_STEP)],
+    ids=["INT8 per token", "FP8 per token", "FP8 in blocks"],
+)
+def test_vllms_gemm_on_cuda_gets_the_operands_of_its_own_quantization(
+    in_vllm: Any, operands: Any, kernel_and_layer: Any, step: tuple[float, float], fused: bool
+) -> None:
+    (kernel, linear), norm = kernel_and_layer(), _norm()
+    arguments = (rows(5, HIDDEN).cpu(), rows(5, HIDDEN).cpu() * 0.5)[: 1 + fused]
     own = norm(*(given.clone() for given in arguments))
     expected = kernel.apply_weights(linear, own[0] if fused else own)
-    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel, linear)))
     result = norm(*arguments)
     product = kernel.apply_weights(linear, result[0] if fused else result)
     assert (product.shape, product.dtype) == (expected.shape, expected.dtype)
-    (a, scale, more), (our_a, our_scale, our_more) = asked
+    (a, scale, more), (our_a, our_scale, our_more) = operands
     assert more == our_more
     assert (our_a.dtype, our_a.shape, our_a.stride()) == (a.dtype, a.shape, a.stride())
     assert (our_scale.shape, our_scale.stride()) == (scale.shape, scale.stride())
     torch.testing.assert_close(our_scale, scale)
-    dequantized, our_dequantized = a.float() * scale, our_a.float() * our_scale
-    torch.testing.assert_close(our_dequantized, dequantized, rtol=0.0, atol=float(scale.max()))
+    dequantized, our_dequantized = (
+        rows_of.float() * scales.repeat_interleave(HIDDEN // scales.shape[1], 1)
+        for rows_of, scales in ((a, scale), (our_a, our_scale))
+    )
+    of_itself, at_least = step
+    torch.testing.assert_close(our_dequantized, dequantized, rtol=of_itself, atol=at_least * float(scale.max()))
     assert (our_dequantized == dequantized).float().mean() > 0.98
 
 
-def _in_blocks(kernel_class: str = "FlashInferFp8DeepGEMMDynamicBlockScaledKernel") -> tuple[Any, Any]:
-    """A kernel of vLLM's that quantizes inside its product, and the layer that holds its weights."""
-    from vllm.model_executor.kernels.linear.scaled_mm import flashinfer
+@pytest.mark.parametrize(("dtype", "expected"), [(None, torch.bfloat16), (torch.float16, torch.float16)])
+def test_the_product_for_fp8_has_the_dtype_of_its_kernel_or_else_of_the_norm(
+    in_vllm: Any, operands: Any, dtype: torch.dtype | None, expected: torch.dtype
+) -> None:
+    kernel, linear = _fp8()
+    kernel.config.out_dtype = dtype
+    norm = _norm()
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel, linear)))
+    kernel.apply_weights(linear, norm(rows(5, HIDDEN).cpu()))
+    ((*_, (*_, out_dtype, _)),) = operands
+    assert out_dtype == expected
 
-    kernel = getattr(flashinfer, kernel_class).__new__(getattr(flashinfer, kernel_class))
-    kernel.config = SimpleNamespace(out_dtype=torch.bfloat16)
+
+def test_a_bias_is_added_as_vllm_adds_it(in_vllm: Any, operands: Any) -> None:
+    """Within CUTLASS's product for rows with one scale, and behind the one for blocks."""
+    bias = rows(WIDTH).cpu()
+    for kernel, linear in (_fp8(), _cutlass_in_blocks()):
+        norm = _norm()
+        own = norm(rows(5, HIDDEN).cpu())
+        expected = kernel.apply_weights(linear, own, bias)
+        quantized_pairs.switch(*_pairs(_decoder(norm, kernel, linear)))
+        assert torch.equal(kernel.apply_weights(linear, norm(rows(5, HIDDEN).cpu()), bias), expected)
+        (*_, of_vllm), (*_, ours) = operands[-2:]
+        assert ours == of_vllm
+
+
+def _block_weights() -> Any:
     layer = torch.nn.Module()
     layer.weight = torch.nn.Parameter(rows(WIDTH, HIDDEN).cpu().to(torch.float8_e4m3fn), requires_grad=False)
     scales = torch.rand(WIDTH // 128, HIDDEN // 128, generator=torch.Generator().manual_seed(0))
     layer.weight_scale_inv = torch.nn.Parameter(scales, requires_grad=False)
-    return kernel, layer
+    return layer
+
+
+def _in_blocks() -> tuple[Any, Any]:
+    """A kernel of vLLM's that quantizes inside its product, and the layer that holds its weights."""
+    from vllm.model_executor.kernels.linear.scaled_mm import flashinfer
+
+    cls = flashinfer.FlashInferFp8DeepGEMMDynamicBlockScaledKernel
+    kernel = cls.__new__(cls)
+    kernel.config = SimpleNamespace(out_dtype=torch.bfloat16)
+    return kernel, _block_weights()
 
 
 def _blocks(scales: Tensor, rows_of_one: int) -> Tensor:
@@ -324,27 +411,40 @@ def test_a_paired_layer_is_traced_whole_and_computes_what_it_does_untraced(
         assert torch.equal(got, want)
 
 
-def _on_gpu() -> tuple[Any, Any]:
-    """A kernel, and the layer that holds its weights, from a seed."""
-    generator = torch.Generator().manual_seed(0)
-    weight = (torch.randn(WIDTH, HIDDEN, generator=generator) * 30).clamp(-127, 127)
-    layer = torch.nn.Module()
+def _int8_on_gpu() -> tuple[Any, Any]:
+    weight = torch.randn(WIDTH, HIDDEN, generator=torch.Generator().manual_seed(0)) * 30
+    return _cutlass_int8(), _layer_on_gpu(weight.clamp(-127, 127).to(torch.int8))
+
+
+def _fp8_on_gpu() -> tuple[Any, Any]:
+    return _fp8()[0], _layer_on_gpu(rows(WIDTH, HIDDEN).to(torch.float8_e4m3fn))
+
+
+def _layer_on_gpu(weight: Tensor) -> Any:
+    """The layer that holds a kernel's weights, with scales from a seed."""
+    layer, generator = torch.nn.Module(), torch.Generator().manual_seed(0)
     layer.weight_scale = torch.nn.Parameter(torch.rand(WIDTH, 1, generator=generator) + 0.5, requires_grad=False)
-    layer.weight = torch.nn.Parameter(weight.to(torch.int8).cuda().t(), requires_grad=False)
-    return _cutlass_int8(), layer.cuda()
+    layer.weight = torch.nn.Parameter(weight.cuda().t(), requires_grad=False)
+    return layer.cuda()
+
+
+def _blocks_on_gpu() -> tuple[Any, Any]:
+    kernel, layer = _cutlass_in_blocks()
+    return kernel, layer.cuda()
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("made", [_int8_on_gpu, _fp8_on_gpu, _blocks_on_gpu], ids=["INT8", "FP8", "FP8 in blocks"])
 @pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
 @pytest.mark.parametrize("fused", [False, True])
-def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, kind: str, fused: bool) -> None:
+def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, made: Any, kind: str, fused: bool) -> None:
     """Where a value lies between two, vLLM's rounding may be the other one: a part of a thousand of the largest."""
-    kernel, linear = _on_gpu()
+    kernel, linear = made()
     norm = _norm(kind).cuda()
     arguments = (rows(5, HIDDEN).cuda(), rows(5, HIDDEN).cuda() * 0.5) if fused else (rows(5, HIDDEN).cuda(),)
     own = norm(*(given.clone() for given in arguments))
     expected = kernel.apply_weights(linear, own[0] if fused else own).float()
-    quantized_pairs.switch(*_pairs(_decoder(norm, kernel)))
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel, linear)))
     result = norm(*arguments)
     product = kernel.apply_weights(linear, result[0] if fused else result).float()
     assert (product - expected).abs().max() <= 0.02 * expected.abs().max()
@@ -417,19 +517,41 @@ def test_a_user_who_leaves_an_op_out_gets_vllms(
     assert _take(_config()) == (None, False)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "mode"),
-    [(_cpu_int8, "eager"), (lambda: (_cutlass_int8(), _layer()), "compiled"), (_in_blocks, "compiled")],
-    ids=["oneDNN", "CUTLASS", "FlashInfer"],
-)
-def test_only_what_was_measured_to_be_faster_is_taken(
-    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, products: Any, kernel: Any, mode: str
+CONSUMERS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "CPUInt8ScaledMMLinearKernel": (_cpu_int8, ("eager",)),
+    "CutlassInt8ScaledMMLinearKernel": (lambda: (_cutlass_int8(), _layer()), MODES),
+    "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": (_in_blocks, MODES),
+    "CutlassFp8BlockScaledMMKernel": (_cutlass_in_blocks, ("eager",)),
+    "CutlassFP8ScaledMMLinearKernel": (_fp8, ("eager",)),
+}
+"""vLLM's classes of kernels -> one with its layer, and the modes in which it takes quantized rows."""
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_a_norm_quantizes_for_each_kernel_in_the_modes_in_which_that_was_measured_to_be_faster(
+    everywhere: None, in_vllm: Any, products: Any, operands: Any, name: str
+) -> None:
+    made, modes = CONSUMERS[name]
+    taken = {"eager": _take(_config("NONE"), made())[1], "compiled": _take(_config("VLLM_COMPILE"), made())[1]}
+    assert taken == {mode: mode in modes for mode in MODES}
+
+
+def test_every_kernel_that_takes_quantized_rows_is_among_these() -> None:
+    assert set(quantized_pairs.CONSUMERS) == set(CONSUMERS)
+
+
+def test_a_product_for_fp8_that_takes_other_rows_leaves_the_norm_to_vllm(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any
 ) -> None:
     from vllm import _custom_ops as ops
 
-    monkeypatch.setattr(ops, "cutlass_scaled_mm", lambda a, *_, **__: a)
-    taken = {"eager": _take(_config("NONE"), kernel())[1], "compiled": _take(_config("VLLM_COMPILE"), kernel())[1]}
-    assert taken == {other: other == mode for other in MODES}
+    def of_another_vllm(*, rows: Any) -> Tensor:
+        raise AssertionError("it takes other arguments")
+
+    monkeypatch.setattr(ops, "cutlass_scaled_mm", of_another_vllm)
+    for made in (_fp8, _cutlass_in_blocks):
+        with pytest.raises(TypeError, match="of_another_vllm"):
+            _take(_config("NONE"), made())
 
 
 def test_a_norm_without_a_kernel_is_vllms(everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any) -> None:
