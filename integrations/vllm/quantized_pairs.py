@@ -189,6 +189,8 @@ def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
     consumer = CONSUMERS.get(type(kernel).__name__)
     if adapter is None or consumer is None or not consumer.quantizes_so(kernel, linear) or why_part(norm):
         return None
+    if getattr(linear.quant_method, "input_transform", None) is not None:  # it rotates the rows before the kernel
+        return None
     quantized = {"weight_offset": OFFSETS[adapter], "fmt": consumer.fmt}
     plain = adapter.specs(norm, x)[: len(NORMS)]
     specs = tuple(dataclasses.replace(spec, op=f"{spec.op}_quant", **quantized) for spec in plain)

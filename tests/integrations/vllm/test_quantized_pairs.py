@@ -109,6 +109,7 @@ def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vll
         lambda: _decoder(_norm(), *_fp8("kFp8StaticTensorSym")),
         lambda: _decoder(_norm(), *_fp8("kFp8DynamicTensorSym")),
         lambda: _decoder(_norm(), *_fp8(input_scale_ub=torch.ones(()))),
+        lambda: _rotating(_decoder(_norm(), *_fp8())),
         lambda: _decoder(_norm(), None),
         lambda: _decoder(_norm(), SimpleNamespace()),
     ],
@@ -121,12 +122,18 @@ def test_a_norm_is_paired_with_the_one_linear_layer_that_reads_its_result(in_vll
         "a scale that the checkpoint gives",
         "a scale for all rows",
         "scales with an upper bound",
+        "a rotation before the product",
         "a layer that is not quantized",
         "an unknown kernel",
     ],
 )
 def test_what_may_be_read_otherwise_is_not_paired(in_vllm: Any, layer: Any) -> None:
     assert _pairs(layer()) == []
+
+
+def test_a_rotation_of_the_result_leaves_the_norm_paired(in_vllm: Any) -> None:
+    layer = _rotating(_decoder(_norm(), *_fp8()), "output_transform")
+    assert len(_pairs(layer)) == 1
 
 
 @pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
@@ -201,6 +208,20 @@ def _fp8(key: str = "kFp8DynamicTokenSym", **more: Tensor) -> tuple[Any, Any]:
     layer = _layer(torch.float8_e4m3fn)
     vars(layer).update(more)
     return kernel, layer
+
+
+def _rotating(decoder: Any, where: str = "input_transform") -> Any:
+    """The decoder layer, with a rotation in this attribute of vLLM's method, which runs around the product."""
+    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+        CompressedTensorsLinearTransformMethod,
+    )
+
+    linear = decoder.self_attn.qkv_proj
+    linear.scheme = linear.quant_method
+    linear.quant_method = CompressedTensorsLinearTransformMethod(linear.scheme, {}, {})
+    assert getattr(linear.quant_method, where) is None
+    setattr(linear.quant_method, where, torch.nn.Identity())
+    return decoder
 
 
 def _cutlass_in_blocks() -> tuple[Any, Any]:
