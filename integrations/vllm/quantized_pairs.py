@@ -258,7 +258,7 @@ def _taking_quantized(product: Any, original: Any) -> Any:
 
     @functools.wraps(original)
     def apply_weights(self: Any, layer: Any, x: Any, bias: Tensor | None = None, **kwargs: Any) -> Any:
-        if isinstance(x, QuantizedActivation):
+        if isinstance(x, QuantizedActivation) and x.quant_key is None:  # vLLM's own have a key
             return product(ops, self, layer, x, bias)
         return original(self, layer, x, bias, **kwargs)
 

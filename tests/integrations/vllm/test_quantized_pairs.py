@@ -301,6 +301,21 @@ def test_the_product_for_fp8_has_the_dtype_of_its_kernel_or_else_of_the_norm(
     assert out_dtype == expected
 
 
+def test_rows_that_vllm_itself_has_quantized_go_to_vllms_method(in_vllm: Any, operands: Any) -> None:
+    """vLLM 0.32 quantizes behind an activation for a scale that the checkpoint gives."""
+    from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8StaticTensorSym
+
+    quantized_pairs.switch(*_pairs(_decoder(_norm(), *_fp8())))
+    kernel, linear = _fp8("kFp8StaticTensorSym")
+    x, scale = rows(2, 3, HIDDEN).cpu(), torch.ones(1)
+    handed = QuantizedActivation(x.to(torch.float8_e4m3fn), scale, x.dtype, x.shape, kFp8StaticTensorSym)
+    assert kernel.apply_weights(linear, handed).shape == (2, 3, WIDTH)
+    ((a, scale_a, _),) = operands
+    assert a.shape == (6, HIDDEN)
+    assert scale_a is scale
+
+
 def test_a_bias_is_added_as_vllm_adds_it(in_vllm: Any, operands: Any) -> None:
     """Within CUTLASS's product for rows with one scale, and behind the one for blocks."""
     bias = rows(WIDTH).cpu()
