@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops import NormSpec, QuantFormat
+from serving_ops import NormSpec, QuantFormat, extension
 from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.calls import may_add, rows_fit
 from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
@@ -221,7 +221,12 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
 
 
 def _may(vllm_config: Any) -> bool:
-    """Return whether each result of a norm reaches its linear layer as it is, and the user left norms to us."""
+    """Return whether each result of a norm reaches its linear layer as it is, and the user left norms to us.
+
+    Without the C++ library eager norms would be launched from Python, which takes the host longer than vLLM's kernels.
+    """
+    if is_eager(vllm_config.compilation_config) and extension.cpp_library() is None:
+        return False
     on_one_device = vllm_config.parallel_config.tensor_parallel_size == 1
     left_to_us = not priority.user_chose_any(vllm_config)
     as_measured = on_one_device and vllm_config.lora_config is None and not features.is_batch_invariant()

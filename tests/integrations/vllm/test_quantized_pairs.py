@@ -576,6 +576,14 @@ def test_every_kernel_that_takes_quantized_rows_is_among_these() -> None:
     assert set(quantized_pairs.CONSUMERS) == set(CONSUMERS)
 
 
+def test_eager_norms_that_would_be_launched_from_python_stay_plain(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any, operands: Any
+) -> None:
+    monkeypatch.setattr(quantized_pairs, "extension", SimpleNamespace(cpp_library=lambda: None))
+    assert _take(_config("NONE"), _fp8()) == (None, False)
+    assert _take(_config("VLLM_COMPILE"), (_cutlass_int8(), _layer()))[1]
+
+
 def test_a_product_for_fp8_that_takes_other_rows_leaves_the_norm_to_vllm(
     everywhere: None, monkeypatch: pytest.MonkeyPatch, in_vllm: Any
 ) -> None:
