@@ -9,7 +9,8 @@ Speed does not depend on the weights' values: the shapes of a known model are en
   one of its layers, here the last, is a mixture of experts. On CUDA it is a dense Qwen3.5, which also runs where vLLM's
   MoE library is missing.
 
-`quantizations.json` has what a checkpoint's config.json says of quantized linear layers. Their scales are made up too.
+`quantizations.json` names each way to quantize linear layers in a reader's words. Beside them is what a checkpoint's
+config.json says, or the engine's `quantization`, which quantizes while it loads. Scales are made up too.
 """
 
 from __future__ import annotations
@@ -19,21 +20,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-CONFIGS: dict[str, dict[str, dict[str, Any]]] = json.loads((HERE / "presets.json").read_text())
-CHECKPOINTS: dict[str, dict[str, Any]] = json.loads((HERE / "quantizations.json").read_text())
-WHILE_LOADING = {"fp8-online": "fp8"}
-"""Name -> `quantization` of an engine, which quantizes a checkpoint that is not."""
+PRESETS: dict[str, dict[str, dict[str, Any]]] = json.loads((HERE / "presets.json").read_text())
+QUANTIZATIONS: dict[str, dict[str, Any]] = json.loads((HERE / "quantizations.json").read_text())
+CHECKPOINTS = {name: of["checkpoint"] for name, of in QUANTIZATIONS.items() if "checkpoint" in of}
+WHILE_LOADING = {name: of["while_loading"] for name, of in QUANTIZATIONS.items() if "while_loading" in of}
 
-SAID = {
-    "fp8-token": "FP8 per token",
-    "fp8-static": "FP8 static",
-    "fp8-block": "FP8 in blocks",
-    "fp8-online": "FP8 while loading",
-    "int8-token": "INT8 per token",
-}
-PRESETS = tuple(CONFIGS)
 QUANTIZED = ("dense", "dense-8b")  # with one of QUANTIZATIONS
-QUANTIZATIONS = (*CHECKPOINTS, *WHILE_LOADING)
 MAX_POSITIONS = 16384  # tokens; longer prompts need a real model
 
 # vLLM refuses a prompt with more characters than tokens fit, times the longest token's length. Each word brings a space
@@ -61,8 +53,10 @@ SGLANG_ON_CPU: dict[str, Any] = {
 def said(model: str) -> str:
     """A model's label in a result, such as `preset dense-fp8-block`, in a reader's words."""
     name = model.removeprefix("preset ")
-    quantization = next((quantization for quantization in QUANTIZATIONS if name.endswith(f"-{quantization}")), None)
-    return f"{name.removesuffix(f'-{quantization}')} ({SAID[quantization]})" if quantization else name
+    for quantization, of in QUANTIZATIONS.items():
+        if name.endswith(f"-{quantization}"):
+            return f"{name.removesuffix(f'-{quantization}')} ({of['said']})"
+    return name
 
 
 def write_preset(name: str, directory: Path, device: str = "cpu", quantized: str | None = None) -> Path:
@@ -71,7 +65,7 @@ def write_preset(name: str, directory: Path, device: str = "cpu", quantized: str
     quantized: one of QUANTIZATIONS, for a preset in QUANTIZED.
 
     The tokenizer lies in a folder of its own, `tokenizer_of(directory)`: beside a Qwen3.5's config.json
-    transformers reads it as that model's tokenizer class. Raises ValueError for a name not in PRESETS.
+    transformers reads it as that model's tokenizer class.
     """
     config = preset_config(name, device)
     if quantized in CHECKPOINTS:
@@ -88,9 +82,7 @@ def tokenizer_of(directory: Path) -> Path:
 
 
 def preset_config(name: str, device: str) -> dict[str, Any]:
-    if name not in CONFIGS:
-        raise ValueError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
-    return {**CONFIGS[name]["all"], **CONFIGS[name][device]}
+    return {**PRESETS[name]["all"], **PRESETS[name][device]}
 
 
 def preset_engine_args(name: str, device: str, engine: str = "vllm", quantized: str | None = None) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def refused(words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture
 REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "serve": [
         (("--preset", "smollm2"), "--preset smollm2: there is no registry"),
+        (("--preset", "sparse"), "invalid choice: 'sparse'"),
         (
             ("--preset", "smollm2", "--quantization", "fp8-block"),
             "--quantization fp8-block: allowed with dense, dense-8b",

@@ -82,8 +82,3 @@ def test_blocks_fit_the_presets_that_can_be_quantized(preset: str) -> None:
     heads = [config["head_dim"] * config[count] for count in ("num_attention_heads", "num_key_value_heads")]
     sizes = [config["hidden_size"], config["intermediate_size"], *heads]
     assert all(size % rows == size % columns == 0 for size in sizes)
-
-
-def test_an_unknown_preset_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'sparse'.*dense, dense-8b, hybrid"):
-        write_preset("sparse", tmp_path)

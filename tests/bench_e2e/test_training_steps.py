@@ -21,7 +21,7 @@ def test_steps_of_both_models_become_a_table(
     if preset == "hybrid":
         small |= SMALL_HYBRID | {"linear_value_head_dim": 16, "mlp_only_layers": [0, 1]}
         small |= {"layer_types": ["linear_attention", "full_attention"]}
-    monkeypatch.setitem(presets.CONFIGS[preset], "cpu", presets.preset_config(preset, "cpu") | small)
+    monkeypatch.setitem(presets.PRESETS[preset], "cpu", presets.preset_config(preset, "cpu") | small)
     monkeypatch.setenv("SERVING_OPS_PREWARM", "0")
     out = tmp_path / "steps.json"
     words = ["--preset", preset, "--device", "cpu", "--batch", "2x8", "--rounds", "2", "--out", str(out)]
