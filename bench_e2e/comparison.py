@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from serving_ops.bench_e2e.result_file import machine, read, shown_command
+from serving_ops.bench_e2e.result_file import circumstances, read, shown_command
 from serving_ops.bench_e2e.stats import Ratio, Spread, paired_ratio
 from serving_ops.bench_e2e.table import Block
 
@@ -78,13 +78,6 @@ class Comparison:
     def title(self) -> str:
         return f"{self.run['model']}, {self.mode}"
 
-    @property
-    def circumstances(self) -> str:
-        """Versions, machine and day, for a heading."""
-        engine, versions = self.run["engine"], self.run["versions"]
-        named = f"{engine} {versions[engine]}, torch {versions['torch']}"
-        return f"{named}, {machine(self.run)}, {self.run['date'][:10]}"
-
     def to_json(self) -> dict[str, Any]:
         ratios = {figure: asdict(ratio) for figure in self.figures if (ratio := self.ratio(figure))}
         own = {"labels": self.labels, "pairs": self.pairs, "plugin_lines": self.plugin_lines}
@@ -103,7 +96,7 @@ class Comparison:
             for figure, label in self.figures.items()
         ]
         table = Block(["ms", *VARIANTS, *ratios], lines).markdown()
-        head = f"**{self.title}**: {self.circumstances}{'' if self.active else f'. **{INACTIVE}.**'}"
+        head = f"**{self.title}**: {circumstances(self.run)}{'' if self.active else f'. **{INACTIVE}.**'}"
         return f"{head}\n\n{table}\n\n{self.run['method']}. `{shown_command(self.run)}`"
 
     def show(self, console: Console) -> None:

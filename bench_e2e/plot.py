@@ -9,6 +9,8 @@ from typing import Any
 
 from serving_ops.bench_e2e import comparison
 from serving_ops.bench_e2e.comparison import BASELINE, INACTIVE, OURS, VARIANTS, Comparison
+from serving_ops.bench_e2e.environment import COMMAND
+from serving_ops.bench_e2e.result_file import circumstances
 
 PANELS = {"TTFT": ("TTFT",), "TPOT": ("TPOT", "device time", "step")}
 """Title of a panel -> how the labels of its figures begin."""
@@ -23,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     Exit status 1, with a sentence, for a file that is no comparison, or that has no layer.
     """
     of_layer = [*argv[:1]] == ["layer"]
-    parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e plot", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"{COMMAND} plot", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON of serve, step or training-steps")
     parser.add_argument("--out", type=Path, required=of_layer, metavar="SVG", help="for `plot layer`")
     chosen = parser.parse_args(argv[1:] if of_layer else argv)
@@ -47,7 +49,7 @@ def write_plot(result: Comparison, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-    figure.suptitle(f"{result.title}\n{result.circumstances}", fontsize=11)
+    figure.suptitle(f"{result.title}\n{circumstances(result.run)}", fontsize=11)
     panels = {name: [f for f, label in result.figures.items() if label.startswith(of)] for name, of in PANELS.items()}
     panels = {name: figures for name, figures in panels.items() if figures}
     for place, (name, figures) in enumerate(panels.items(), start=1):

@@ -42,6 +42,12 @@ def machine(run: dict[str, Any]) -> str:
     return str(hardware["gpu"] if on_gpu else f"{hardware['cpu']}, {hardware['cores']} cores")
 
 
+def circumstances(run: dict[str, Any]) -> str:
+    """Versions, machine and day, of a run of an engine."""
+    engine, versions = run["engine"], run["versions"]
+    return f"{engine} {versions[engine]}, torch {versions['torch']}, {machine(run)}, {run['date'][:10]}"
+
+
 def read(path: Path) -> dict[str, Any]:
     """Raises ValueError, with the path, for a file that is no result."""
     try:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from serving_ops.bench_e2e import environment, options, presets, result_file, smollm2
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_line
-from serving_ops.bench_e2e.engine_arguments import environment_of
+from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS, environment_of
 from serving_ops.bench_e2e.options import file_name, names
 from serving_ops.bench_e2e.process import ChildFailed, Children
 from serving_ops.bench_e2e.table import Block, beside
@@ -29,7 +29,6 @@ MODES = ("eager", "compiled")
 NOT_QUANTIZED = "none"
 QUANTIZATIONS = (NOT_QUANTIZED, *smollm2.QUANTIZED)
 WORKER = [sys.executable, "-m", "serving_ops.bench_e2e.accuracy.engine_logits"]
-SPARE_TOKENS = 64
 BESIDE_OTHERS = {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 2**30}
 """Of vLLM on CUDA: it asserts that no other program frees memory while it measures what a cache may take."""
 ROWS_AT_ONCE = 256  # bounds the memory: a row has as many values as the vocabulary
@@ -155,9 +154,7 @@ def markdown(result: dict[str, Any]) -> str:
         ratio = f"{middle:.3f} [{low:.3f}, {high:.3f}]" if row["active"] else "vLLM's norms run"
         lines.append([f"{row['quantization'] or 'bf16'}, {row['mode']}", *perplexity, *divergence, ratio])
     table = Block(HEADER, lines).markdown()
-    versions = f"vllm {result['versions']['vllm']}, torch {result['versions']['torch']}"
-    command = result_file.shown_command(result)
-    return f"{table}\n\n{versions}, {result_file.machine(result)}, {result['date'][:10]}: `{command}`"
+    return f"{table}\n\n{result_file.circumstances(result)}: `{result_file.shown_command(result)}`"
 
 
 def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
