@@ -98,16 +98,12 @@ class Gpu:
 
     def _spans(self) -> list[Span]:
         """What ran since `profile`. Of operators, those that no other one called."""
-        on_device = torch.autograd.DeviceType.CUDA
-        try:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-        finally:
-            self.profiler.stop()
+        self.profiler.stop()  # which waits for the GPU
+        on_gpu, on_device = torch.cuda.is_available(), torch.autograd.DeviceType.CUDA
         events = [
             event
             for event in self.profiler.events()
-            if (event.device_type == on_device if torch.cuda.is_available() else event.cpu_parent is None)
+            if (event.device_type == on_device if on_gpu else event.cpu_parent is None)
         ]
         spans = [(event.name, event.time_range.start, event.time_range.end) for event in events]
         return sorted(spans, key=lambda span: span[1:])

@@ -107,12 +107,9 @@ def _row(path: Path, result: Comparison) -> Row | None:
     run = result.run
     on_cuda, version = run["device"] == "cuda", run["versions"][run["engine"]].removesuffix("+cpu")
     machine = run["hardware"]["gpu"].removeprefix("NVIDIA ") if on_cuda else f"{run['hardware']['cores']} CPU cores"
-    if (gpus := _gpus(run.get("engine_options", {}))) > 1:
+    options = run.get("engine_options", {})
+    if (gpus := int(options.get("tensor_parallel_size", options.get("tp_size", 1)))) > 1:
         machine = f"{gpus} x {machine}"
     engine = f"{ENGINES[run['engine']].title} {version}, {machine}, {result.mode}"
     most_used = on_cuda and gpus == 1 and (run["model"], result.mode) in MOST_USED
     return Row(path, engine, presets.said(run["model"]), most_used, columns, slower)
-
-
-def _gpus(options: dict[str, Any]) -> int:
-    return int(options.get("tensor_parallel_size", options.get("tp_size", 1)))
