@@ -7,7 +7,8 @@ Speed does not depend on the weights' values: the shapes of a known model are en
   their share of it.
 - hybrid has three gated-delta-net layers to one of full attention. On CPU it is a Qwen3-Next, which vLLM loads only if
   one of its layers, here the last, is a mixture of experts. On CUDA it is a dense Qwen3.5, which also runs where vLLM's
-  MoE library is missing.
+  MoE library is missing. By its `arguments` engines leave its pictures out. SGLang builds the tower all the same, and
+  is kept off a library that attention elsewhere may not need.
 
 `quantizations.json` names each way to quantize linear layers in a reader's words. Beside them is what a checkpoint's
 config.json says, or the engine's `quantization`, which quantizes while it loads. Scales are made up too.
@@ -32,13 +33,7 @@ MAX_POSITIONS = 16384  # tokens; longer prompts need a real model
 # that no token has, so the longest token must be longer than a word and a space.
 SPECIAL_TOKENS = ("<|unknown|>", "<|end of text|>")
 
-# A Qwen3.5 without its pictures. SGLang builds the tower all the same; this keeps it off a library that attention
-# elsewhere may not need.
-LANGUAGE_ALONE: dict[str, dict[str, Any]] = {
-    "vllm": {"language_model_only": True},
-    "sglang": {"enable_multimodal": False, "mm_attention_backend": "sdpa"},
-}
-# What SGLang needs where the CPU has no AMX. Overlap is with a GPU's work; an idle scheduler would poll on a core.
+# What SGLang needs where the CPU has no AMX. Overlap is with a GPU's work.
 SGLANG_ON_CPU: dict[str, Any] = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -46,7 +41,6 @@ SGLANG_ON_CPU: dict[str, Any] = {
     "grammar_backend": "none",
     "disable_cuda_graph": True,
     "disable_overlap_schedule": True,
-    "sleep_on_idle": True,
 }
 
 
@@ -86,9 +80,9 @@ def preset_config(name: str, device: str) -> dict[str, Any]:
 
 
 def preset_engine_args(name: str, device: str, engine: str = "vllm", quantized: str | None = None) -> dict[str, Any]:
-    """What an engine has to be told beside the path: no weights on disk, and no pictures for the Qwen3.5."""
-    on_language_alone = LANGUAGE_ALONE[engine] if (name, device) == ("hybrid", "cuda") else {}
-    return {"load_format": "dummy", **on_language_alone, **loading_args(quantized)}
+    """What an engine has to be told beside the path: that there are no weights on disk, and what the preset needs."""
+    needed = PRESETS[name].get("arguments", {}).get(device, {}).get(engine, {})
+    return {"load_format": "dummy", **needed, **loading_args(quantized)}
 
 
 def loading_args(quantized: str | None) -> dict[str, Any]:
