@@ -46,7 +46,7 @@ class Engines:
         """Raises ChildFailed; the whole rounds until then stay."""
         chosen = self.chosen
         names = [(variant, place) for place in range(chosen.engines) for variant in VARIANTS]
-        with starting(chosen.lock) as measure_alone, Children() as children:
+        with starting(chosen.lock or work / "lock") as measure_alone, Children() as children:
             say(f"{len(names)} engines, all alive at once; logs in {work}")
             running = self._start(names, children, work)
             for (variant, _), asked in running.items():
@@ -116,14 +116,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 @contextmanager
-def starting(lock: Path | None) -> Iterator[Callable[[], None]]:
+def starting(lock: Path) -> Iterator[Callable[[], None]]:
     """Within, the runs that named `lock` start. What it yields waits until none of them starts or measures.
 
-    A run holds the file's lock shared while its engines start, and alone from then on. Without a path nothing waits.
+    A run holds the file's lock shared while its engines start, and alone from then on.
     """
-    if lock is None:
-        yield lambda: None
-        return
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield lambda: fcntl.flock(file, fcntl.LOCK_EX)

@@ -53,9 +53,3 @@ def test_a_run_that_starts_later_waits_until_the_first_has_measured(tmp_path: Pa
         order.append("measured")
     other.join(SECONDS)
     assert order == ["measured", "late starts"]
-
-
-def test_without_a_file_nothing_waits() -> None:
-    with starting(None) as measure_alone, starting(None) as other:
-        measure_alone()
-        other()
