@@ -98,12 +98,16 @@ class Gpu:
 
     def _spans(self) -> list[Span]:
         """What ran since `profile`. Of operators, those that no other one called."""
-        self.profiler.stop()  # which waits for the GPU
-        on_gpu, on_device = torch.cuda.is_available(), torch.autograd.DeviceType.CUDA
+        on_device = torch.autograd.DeviceType.CUDA
+        try:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        finally:
+            self.profiler.stop()
         events = [
             event
             for event in self.profiler.events()
-            if (event.device_type == on_device if on_gpu else event.cpu_parent is None)
+            if (event.device_type == on_device if torch.cuda.is_available() else event.cpu_parent is None)
         ]
         spans = [(event.name, event.time_range.start, event.time_range.end) for event in events]
         return sorted(spans, key=lambda span: span[1:])

@@ -99,6 +99,7 @@ def capture(calls: Sequence[Call], pool: Any) -> torch.cuda.CUDAGraph:
     """
     for call in calls:
         call()
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
         for call in calls:

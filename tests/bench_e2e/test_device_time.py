@@ -190,6 +190,7 @@ def test_a_decode_that_fails_leaves_no_profiler_on(monkeypatch: pytest.MonkeyPat
     calls: list[str] = []
     profiler = SimpleNamespace(start=lambda: calls.append("start"), stop=lambda: calls.append("stop"), events=list)
     monkeypatch.setattr(torch.profiler, "profile", lambda **options: profiler)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: _fails(0))  # as behind a kernel that failed
     with pytest.raises(ValueError, match="cheese"):
         device_time._around(_fails, asked(Gpu()), 1, "profile", "busy_ms")
     assert calls == ["start", "stop"]
