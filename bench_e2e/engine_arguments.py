@@ -61,6 +61,11 @@ def of_step(chosen: argparse.Namespace, load: StepLoad) -> dict[str, Any]:
     return {**of(chosen, 2 * chosen.engines, load.context, together), **own, **chosen.engine_args}
 
 
+def gpus(arguments: dict[str, Any]) -> int:
+    """Over which an engine with these arguments spreads each layer."""
+    return int(arguments.get("tensor_parallel_size", arguments.get("tp_size", 1)))
+
+
 def as_words(engine: str, arguments: dict[str, Any]) -> list[str]:
     """Arguments by name as words of a server's command line. A flag that is False has a word of its own in vLLM."""
     words = []

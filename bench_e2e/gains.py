@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e import comparison, presets
+from serving_ops.bench_e2e import comparison, engine_arguments, presets
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.environment import ENGINES
 from serving_ops.bench_e2e.stats import Ratio
@@ -107,8 +107,7 @@ def _row(path: Path, result: Comparison) -> Row | None:
     run = result.run
     on_cuda, version = run["device"] == "cuda", run["versions"][run["engine"]].removesuffix("+cpu")
     machine = run["hardware"]["gpu"].removeprefix("NVIDIA ") if on_cuda else f"{run['hardware']['cores']} CPU cores"
-    options = run.get("engine_options", {})
-    if (gpus := int(options.get("tensor_parallel_size", options.get("tp_size", 1)))) > 1:
+    if (gpus := engine_arguments.gpus(run.get("engine_options", {}))) > 1:
         machine = f"{gpus} x {machine}"
     engine = f"{ENGINES[run['engine']].title} {version}, {machine}, {result.mode}"
     most_used = on_cuda and gpus == 1 and (run["model"], result.mode) in MOST_USED

@@ -76,6 +76,7 @@ class Engines:
         model, _ = options.model_and_tokenizer(chosen, work)
         settings = {"engine": chosen.engine, "model": model, "options": self.engine_options}
         settings |= {"load": asdict(self.load), "device": chosen.device}
+        settings |= {"gpus": engine_arguments.gpus(self.engine_options)}
         for variant, place in names:
             folder = work / f"{variant}-{place + 1}"
             folder.mkdir()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
+
 from serving_ops.bench_e2e.step import starting
+from serving_ops.bench_e2e.step_engine import turn_to_warm_up
 
 SECONDS = 30
 
@@ -53,3 +56,22 @@ def test_a_run_that_starts_later_waits_until_the_first_has_measured(tmp_path: Pa
         order.append("measured")
     other.join(SECONDS)
     assert order == ["measured", "late starts"]
+
+
+@pytest.mark.parametrize(("gpus", "order"), [(1, ["second", "first"]), (4, ["first", "second"])])
+def test_engines_on_several_gpus_warm_up_one_after_the_other(tmp_path: Path, gpus: int, order: list[str]) -> None:
+    warmed_up: list[str] = []
+    second_is_through = threading.Event()
+
+    def second() -> None:
+        with turn_to_warm_up(tmp_path / "lock", gpus):
+            warmed_up.append("second")
+        second_is_through.set()
+
+    other = threading.Thread(target=second)
+    with turn_to_warm_up(tmp_path / "lock", gpus):
+        other.start()
+        second_is_through.wait(0.5)
+        warmed_up.append("first")
+    other.join(SECONDS)
+    assert warmed_up == order

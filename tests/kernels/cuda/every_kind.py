@@ -106,7 +106,7 @@ def calls_of_every_kind() -> dict[str, Call]:
         "rotated for a layer": lambda: rotated_for_a_layer(96),
         "rotated for a layer by sections": lambda: rotated_for_a_layer(96, mrope_section=(16, 16, 16)),
         "rotated for a layer and cached": lambda: rotated_for_a_layer(80, has_cache=True),
-        "rotated for a layer and cached, apart": lambda: rotated_for_a_layer(80, has_cache=True, separate=True),
+        "rotated for a layer and cached, apart": lambda: rotated_for_a_layer(72, has_cache=True, separate=True),
     }
 
 
