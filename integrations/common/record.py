@@ -56,10 +56,11 @@ class Installed:
             self._originals[wrapper] = own
 
     def original(self, method: Any) -> Any:
-        """Return what a method was before `wrap`. What other code put around it stays."""
-        while method in self._originals:
-            method = self._originals[method]
-        return method
+        """Return what a method was before `wrap`, as a function. What other code put around it stays."""
+        function = getattr(method, "__func__", method)  # of an object it is bound
+        while function in self._originals:
+            function = self._originals[function]
+        return function
 
     def mark(self, part: Any, **attributes: Any) -> None:
         """Give one of a model's parts attributes of ours. A model that is gone leaves nothing in the record."""

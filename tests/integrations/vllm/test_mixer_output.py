@@ -227,6 +227,17 @@ def test_a_layer_with_another_step_stays_vllms(change: Any, monkeypatch: pytest.
     assert Qwen3NextDecoderLayer.forward is native
 
 
+def test_a_mixer_that_our_own_code_stands_in_for_counts_as_vllms() -> None:
+    """`qk_norm_rope_layer` wraps the forward of attention layers."""
+    layer = _layer("full_attention")
+
+    def asking_for_more(own: Any) -> Any:
+        return lambda self, **arguments: own(self, **arguments) if vars(self) else None
+
+    installed.wrap(Qwen3NextAttention, "forward", asking_for_more)
+    assert _take(layer) == "no copy of the result of 1 mixers"
+
+
 def test_it_stays_off_without_our_norm_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_OPS", "rms_norm,rms_norm_gated")
     assert _take(_layer("linear_attention")) is None
