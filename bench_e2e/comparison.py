@@ -17,7 +17,8 @@ from serving_ops.bench_e2e.stats import Ratio, Spread, paired_ratio
 from serving_ops.bench_e2e.table import Block
 
 VARIANTS = BASELINE, OURS = "native", "serving_ops"
-INVARIANT = {"VLLM_BATCH_INVARIANT=1": "VLLM_BATCH_INVARIANT=1", "enable_deterministic_inference": "deterministic"}
+_VARIABLES = ("VLLM_BATCH_INVARIANT=1", "VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER=0")
+SETTINGS = {**{variable: variable for variable in _VARIABLES}, "enable_deterministic_inference": "deterministic"}
 """Settings of engines, as a command has them and as a title: they change what every figure is compared with."""
 INACTIVE = "serving_ops was not active: this compares native with itself"
 
@@ -72,7 +73,7 @@ class Comparison:
     def mode(self) -> str:
         """With the settings that change what every figure is compared with."""
         words = self.run["command"]
-        return ", ".join([self.run["mode"], *(f"`{shown}`" for given, shown in INVARIANT.items() if given in words)])
+        return ", ".join([self.run["mode"], *(f"`{shown}`" for given, shown in SETTINGS.items() if given in words)])
 
     @property
     def title(self) -> str:

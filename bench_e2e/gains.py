@@ -30,19 +30,22 @@ COLUMNS = {
 }
 """Column -> the figures that it may show. Of several prompts the longest whose interval excludes 1. A row stands in the
 order of its first column that gains."""
-MOST_USED = ("preset dense", "compiled"), ("preset dense", "CUDA graphs")
-"""Models and modes that the table shows on GPUs also where others gain more: an engine's default."""
+DEFAULT_MODES = {"cuda": ("compiled", "CUDA graphs"), "cpu": ("eager",)}
+"""Of the bench. The table shows others where lines are left."""
+MOST_USED = "preset dense"
+"""A model that the table shows on one GPU, in a default mode, also where others gain more."""
 LINE_LENGTH = 120
 
 
 @dataclass(frozen=True)
 class Row:
-    """columns: column -> a ratio whose interval excludes 1, and its cell. slower: figures, each with its ratio."""
+    """place: among the rows that are shown, the lowest first. columns: column -> a ratio whose interval excludes 1, and
+    its cell. slower: figures, each with its ratio."""
 
     path: Path
     engine: str
     model: str
-    most_used: bool
+    place: int
     columns: dict[str, tuple[Ratio, str]]
     slower: list[str]
 
@@ -57,7 +60,7 @@ def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
     """Results as they were read; those of other benches are left out. beside: the folder that links start from."""
     rows = _rows(results)
     gaining = sorted((row for row in rows if row.gain[0] < 1), key=lambda row: row.gain)
-    shown = sorted(gaining, key=lambda row: not row.most_used)[:MOST_LINES]
+    shown = sorted(gaining, key=lambda row: row.place)[:MOST_LINES]
     others = [row for row in gaining if row not in shown]
     lines = [
         [
@@ -110,5 +113,6 @@ def _row(path: Path, result: Comparison) -> Row | None:
     if (gpus := engine_arguments.gpus(run.get("engine_options", {}))) > 1:
         machine = f"{gpus} x {machine}"
     engine = f"{ENGINES[run['engine']].title} {version}, {machine}, {result.mode}"
-    most_used = on_cuda and gpus == 1 and (run["model"], result.mode) in MOST_USED
-    return Row(path, engine, presets.said(run["model"]), most_used, columns, slower)
+    by_default = run["mode"] in DEFAULT_MODES[run["device"]]
+    most_used = by_default and result.mode == run["mode"] and on_cuda and gpus == 1 and run["model"] == MOST_USED
+    return Row(path, engine, presets.said(run["model"]), 0 if most_used else 1 if by_default else 2, columns, slower)

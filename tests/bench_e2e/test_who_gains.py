@@ -89,6 +89,15 @@ def test_an_engines_default_on_a_gpu_is_in_the_table_though_others_gain_more(res
     assert "Other gains: vLLM 0.32.0, 2 x H200, compiled: dense 0.9" in " ".join(_gains(*runs).split())
 
 
+def test_other_modes_have_the_lines_that_default_modes_leave(result: Comparison) -> None:
+    on_gpu = {"device": "cuda", "mode": "compiled", "hardware": {"gpu": "NVIDIA H200", "cores": 2}}
+    models = {f"model-{place}": 0.5 + 0.04 * place for place in range(9)}
+    runs = [_result(result, {"tpot_ms_batch_1": share}, model=name, **on_gpu) for name, share in models.items()]
+    runs[0] = dataclasses.replace(runs[0], run=runs[0].run | {"mode": "eager"})
+    assert re.findall(r"\[(model-\d)\]", _gains(*runs)) == list(models)[1:]
+    assert re.findall(r"\[(model-\d)\]", _gains(*runs[:8])) == list(models)[:8]
+
+
 def test_the_gpus_time_decides_the_order_where_there_is_one(result: Comparison) -> None:
     by_host = _result(result, {"tpot_ms_batch_1": 0.7, "decode_step_device_ms_batch_1": 0.9}, model="model-0")
     by_gpu = _result(result, {"tpot_ms_batch_1": 0.95, "decode_step_device_ms_batch_1": 0.8}, model="model-1")
