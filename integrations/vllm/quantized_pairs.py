@@ -1,9 +1,9 @@
 """Norms that quantize their result for the linear layer behind them, in one kernel.
 
-vLLM's compiled graphs on CUDA have a pass for FP8. This is the way for what the pass does not see: INT8, CPU, and a
-product that quantizes inside its operator. It holds where the norm's result has one reader, so only decoder layers that
-are known are looked at. The norm returns vLLM's `QuantizedActivation`, which vLLM's own kernels take for static FP8
-alone. We have a kernel's class take it too, and leave a plain tensor to vLLM's method.
+vLLM's compiled graphs on CUDA have a pass for FP8. This is the way for what the pass does not see: eager mode, INT8,
+CPU, and a product that quantizes inside its operator. It holds where the norm's result has one reader, so only decoder
+layers that are known are looked at. The norm returns vLLM's `QuantizedActivation`, which vLLM's own kernels take for
+static FP8 alone. We have a kernel's class take it too, and leave a plain tensor to vLLM's method.
 """
 
 from __future__ import annotations
@@ -143,11 +143,13 @@ def _to_fp8_by_token(kernel: Any, linear: Any) -> bool:
 CONSUMERS = {
     # 0.81: step-cpu-int8.json
     "CPUInt8ScaledMMLinearKernel": Consumer(("eager",), INT8, _by_onednn, _to_int8_by_token),
-    # 0.89: step-h200-int8-token-compiled.json
+    # 0.89: step-h200-int8-token-compiled.json; 0.82: step-h200-int8-token-eager.json
     "CutlassInt8ScaledMMLinearKernel": Consumer(MODES, INT8, _by_cutlass, _to_int8_by_token),
-    # 0.89: step-h200-fp8-block-flashinfer.json
+    # 0.89: step-h200-fp8-block-flashinfer.json; 0.81: step-h200-fp8-block-flashinfer-eager.json
     "FlashInferFp8DeepGEMMDynamicBlockScaledKernel": Consumer(MODES, block_product.FMT, _by_flashinfer),
+    # 0.81: step-h200-fp8-block-eager.json
     "CutlassFp8BlockScaledMMKernel": Consumer(("eager",), FP8_IN_BLOCKS, _by_cutlass_in_blocks),
+    # 0.79: step-h200-fp8-token-eager.json
     "CutlassFP8ScaledMMLinearKernel": Consumer(("eager",), FP8_BY_TOKEN, _by_cutlass_fp8, _to_fp8_by_token),
 }
 """By the class's name; subclasses may do something else, and do not count. Beside each, the TPOT or the device time of
