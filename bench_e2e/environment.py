@@ -42,7 +42,7 @@ ENGINES = {
 def versions() -> dict[str, str]:
     """Of serving_ops, Python and what decides the speed; "absent" where not installed."""
     found = {engine: engine_version(engine) for engine in ENGINES}
-    found |= {name: version_of(name) for name in ("torch", "triton", "transformers")}
+    found |= {name: version_of(name) for name in ("torch", "triton", "transformers", "flashinfer-python")}
     found = {name: version or "absent" for name, version in found.items()}
     return {"serving_ops": __version__, **found, "python": platform.python_version()}
 

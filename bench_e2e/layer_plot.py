@@ -30,7 +30,7 @@ ROLES = {
 """What a kernel does -> what its name has. The first that fits. A kernel of Inductor's is never one of the first three,
 though its name may list operators around it; one that reduces, outside attention, is a norm."""
 NEVER_INDUCTOR = ("cache", "attention", "product")
-OUR_KERNEL = re.compile(r"(norm_(row|rows|tile|wide)|gated|qk_norm_rope)(_quant)?_kernel|serving_ops::")
+OUR_KERNEL = re.compile(r"(norm_(row|rows|pair|tile|wide)|gated|qk_norm_rope)(_quant)?_kernel|serving_ops::")
 
 GREEN, GREY, TEXT = "#0a7f5a", "#6b7280", "#767c85"
 WIDTH_INCHES, HEADER_INCHES, GROUP_INCHES = 8.0, 0.1, 1.5

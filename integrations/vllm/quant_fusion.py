@@ -24,6 +24,7 @@ from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.norm_classes import NORMS
 from serving_ops.integrations.common.norm_layers import prewarm
 from serving_ops.integrations.vllm import features, installed, linear_kernels
+from serving_ops.integrations.vllm.compilation import is_in_pieces
 
 _logger = logging.getLogger("vllm.serving_ops")
 
@@ -98,7 +99,9 @@ def can_run() -> bool:
 
 def is_for(vllm_config: Any) -> bool:
     """Return whether vLLM's pass fuses this model's norms with FP8 quantization, and our kernels may serve it."""
-    return can_run() and bool(getattr(vllm_config.compilation_config.pass_config, "fuse_norm_quant", False))
+    compilation = vllm_config.compilation_config
+    asked_for = getattr(compilation.pass_config, "fuse_norm_quant", False)  # also in eager mode, which has no passes
+    return can_run() and bool(asked_for) and is_in_pieces(compilation)
 
 
 def take(fused: Sequence[NormSpec]) -> None:

@@ -114,6 +114,15 @@ def test_our_operators_are_in_a_pass_that_runs_where_a_layer_quantizes_before_it
     assert (phrase is not None, bool(taken)) == (fuses, fuses)
 
 
+def test_eager_models_have_no_pass_for_our_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's default turns it on for FP8 in blocks whatever the mode."""
+    monkeypatch.setattr(quant_fusion, "take", lambda fused: pytest.fail("prewarmed for nothing"))
+    config = _config(True)
+    config.compilation_config.mode.name = "NONE"
+    models = [torch.nn.ModuleList([fp8_linear("CutlassFp8BlockScaledMMKernel", BLOCK)])]
+    assert token_pass.take(models, [SimpleNamespace(specs=(NORM,))], config) is None
+
+
 @pytest.fixture
 def of_a_token_model() -> Any:
     return _config(), [torch.nn.ModuleList([fp8_linear()])], [SimpleNamespace(specs=(NORM,))]
