@@ -56,7 +56,7 @@ class Installed:
             self._originals[wrapper] = own
 
     def original(self, method: Any) -> Any:
-        """Return what a method was before `wrap`, as a function. What other code put around it stays."""
+        """Return the function that a method was before `wrap`. What other code put around it stays."""
         function = getattr(method, "__func__", method)  # of an object it is bound
         while function in self._originals:
             function = self._originals[function]

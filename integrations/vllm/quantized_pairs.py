@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from serving_ops.integrations.common import guard
 from serving_ops.integrations.common.calls import may_add, rows_fit
 from serving_ops.integrations.common.norm_classes import GEMMA_OFFSET, NORMS, Activations, why_reference
 from serving_ops.integrations.common.norm_layers import prewarm
-from serving_ops.integrations.vllm import block_product, features, installed, linear_kernels, priority
+from serving_ops.integrations.vllm import block_product, features, installed, linear_kernels, priority, quantization
 from serving_ops.integrations.vllm.adapters import GEMMA_RMS_NORM, RMS_NORM, why_part
 from serving_ops.integrations.vllm.compilation import is_eager
 from serving_ops.integrations.vllm.known_code import names_of
@@ -219,15 +220,18 @@ def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.devi
         raise
     for pair in found:
         switch(pair)
+    installed.on_undo(functools.partial(_give_back, weakref.WeakSet(pair.norm for pair in found)))
     return f"{len(found)} norms quantize for the layer after them, where our kernels run"
 
 
 def _may(vllm_config: Any) -> bool:
     """Return whether each result of a norm reaches its linear layer as it is, and the user left norms to us.
 
-    Without the C++ library eager norms would be launched from Python, which takes the host longer than vLLM's kernels.
+    Eager models have our plain norms too, or none of ours. Without the C++ library norms would be launched from Python,
+    which takes the host longer than vLLM's kernels.
     """
-    if is_eager(vllm_config.compilation_config) and extension.cpp_library() is None:
+    plain_stay = quantization.why_norms_stay(vllm_config) is not None or extension.cpp_library() is None
+    if is_eager(vllm_config.compilation_config) and plain_stay:
         return False
     on_one_device = vllm_config.parallel_config.tensor_parallel_size == 1
     left_to_us = not priority.user_chose_any(vllm_config)
@@ -257,6 +261,11 @@ def switch(pair: Pair) -> None:
     cls = type(pair.kernel)
     installed.wrap(cls, "apply_weights", functools.partial(_taking_quantized, CONSUMERS[cls.__name__].product))
     pair.norm._forward_method = _quantizing(pair)
+
+
+def _give_back(norms: Iterable[Any]) -> None:
+    for norm in norms:
+        norm._forward_method = norm._forward_method.__wrapped__
 
 
 def _taking_quantized(product: Any, original: Any) -> Any:

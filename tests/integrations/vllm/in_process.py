@@ -39,7 +39,7 @@ def no_operator_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model_config(**more: Any) -> Any:
     sizes = {"get_hidden_size": lambda: HIDDEN, "get_head_size": lambda: HEAD}
-    return SimpleNamespace(dtype=torch.bfloat16, quantization=None, **sizes, **more)
+    return SimpleNamespace(**{"dtype": torch.bfloat16, "quantization": None, "enforce_eager": True, **sizes, **more})
 
 
 def vllm_config(quant_config: Any = None, **more: Any) -> Any:

@@ -461,6 +461,7 @@ def test_a_quantized_model_keeps_its_norms_and_fuses_those_of_q_and_k(
         getattr(ir.ops, op).set_default(["native"])
     quantized = _config(SimpleNamespace(get_name=lambda: "fp8"))
     quantized.compilation_config.pass_config.fuse_norm_quant = True
+    quantized.compilation_config.mode = SimpleNamespace(name="STOCK_TORCH_COMPILE")
     model = torch.nn.ModuleList([RMSNorm(HIDDEN, dtype=torch.bfloat16), build("Qwen3Attention")]).to(DEVICE)
     startup.on_model_loaded(_worker(model, quantized), strict=True)
     assert f"on for 1 of 1 {qk_norm_rope_layer.KIND}; native: 1 RMSNorm (its consumer quantizes to FP8)" in lines[0]

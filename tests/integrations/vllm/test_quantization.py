@@ -104,10 +104,9 @@ def resolved() -> Callable[[str], dict[str, Any]]:
 
 
 def _norms_are_ours(case: str, mode: str, vllm: str) -> bool:
-    """In eager mode, and where vLLM compiles nothing at level 0, it quantizes in a kernel of its own."""
+    """In eager mode vLLM quantizes in a kernel of its own."""
     in_operators = QUANTIZED_IN_OPERATORS | (set() if vllm == "0.25.1" else SINCE_0_32)
-    eager = mode == "eager" or case.endswith("level 0")
-    return case in ACTIVATIONS_AS_THEY_ARE | (TO_FP8_OR_INT8 if eager else in_operators)
+    return case in ACTIVATIONS_AS_THEY_ARE | (TO_FP8_OR_INT8 if mode == "eager" else in_operators)
 
 
 def _pairs(found: dict[str, Any], vllm: str, *, ours: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -268,25 +267,28 @@ def _compressed(kind: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "device", "mode", "reason"),
+    ("kind", "device", "mode", "enforced", "reason"),
     [
-        ("int", "cpu", "NONE", None),
-        ("int", "cpu", "DYNAMO_TRACE_ONCE", "its consumer quantizes to INT8"),
-        ("int", "cuda", "NONE", None),
-        ("int", "cuda", "VLLM_COMPILE", "its consumer quantizes to INT8"),
-        ("float", "cpu", "NONE", "its consumer quantizes to FP8"),
-        ("float", "cuda", "NONE", None),
-        ("float", "cuda", "STOCK_TORCH_COMPILE", "its consumer quantizes to FP8"),
+        ("int", "cpu", "NONE", False, None),
+        ("int", "cpu", "DYNAMO_TRACE_ONCE", False, "its consumer quantizes to INT8"),
+        ("int", "cuda", "NONE", True, None),
+        ("int", "cuda", "VLLM_COMPILE", False, "its consumer quantizes to INT8"),
+        ("int", "cuda", "NONE", False, "its consumer quantizes to INT8"),
+        ("float", "cpu", "NONE", True, "its consumer quantizes to FP8"),
+        ("float", "cuda", "NONE", True, None),
+        ("float", "cuda", "NONE", False, "its consumer quantizes to FP8"),
+        ("float", "cuda", "STOCK_TORCH_COMPILE", False, "its consumer quantizes to FP8"),
     ],
 )
 def test_norms_are_ours_in_eager_mode_before_int8_and_on_cuda_before_fp8(
-    monkeypatch: pytest.MonkeyPatch, kind: str, device: str, mode: str, reason: str | None
+    monkeypatch: pytest.MonkeyPatch, kind: str, device: str, mode: str, enforced: bool, reason: str | None
 ) -> None:
+    """On CUDA only where that was enforced: otherwise the kernels are in a CUDA graph."""
     from vllm.platforms import current_platform
 
     for name in ("cpu", "cuda"):
         monkeypatch.setattr(type(current_platform), f"is_{name}", lambda self, name=name: name == device)
-    config = vllm_config(_compressed(kind))
+    config = vllm_config(_compressed(kind), enforce_eager=enforced)
     config.compilation_config = SimpleNamespace(mode=SimpleNamespace(name=mode))
     assert quantization.why_norms_stay(config) == reason
 

@@ -490,6 +490,7 @@ def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, made
 def _config(mode: str = "NONE", **more: Any) -> Any:
     config = SimpleNamespace(
         compilation_config=SimpleNamespace(mode=SimpleNamespace(name=mode)),
+        quant_config=None,
         parallel_config=SimpleNamespace(tensor_parallel_size=1),
         lora_config=None,
         model_config=model_config(),
@@ -515,6 +516,18 @@ def _take(config: Any, of: tuple[Any, Any] | None = None) -> tuple[str | None, b
 
 def test_the_start_up_line_says_how_many_norms_quantize(everywhere: None, in_vllm: Any) -> None:
     assert _take(_config()) == ("1 norms quantize for the layer after them, where our kernels run", True)
+
+
+def test_norms_are_vllms_again_when_it_is_undone(everywhere: None, in_vllm: Any) -> None:
+    layer = _decoder(_norm(), *_cpu_int8())
+    quantized_pairs.take([layer], _config(), CPU)
+    installed.undo()
+    assert isinstance(layer.input_layernorm(rows(5, HIDDEN).cpu()), Tensor)
+
+
+def test_eager_norms_quantize_only_where_plain_ones_are_ours(everywhere: None, in_vllm: Any) -> None:
+    unknown = SimpleNamespace(get_name=lambda: "quark")
+    assert _take(_config(quant_config=unknown)) == (None, False)
 
 
 @pytest.mark.parametrize(
@@ -651,7 +664,7 @@ def test_where_attention_layers_cannot_be_taken_no_norm_quantizes(
         get_model=lambda: torch.nn.ModuleList([layer]),
         model_runner=SimpleNamespace(),
         device=CPU,
-        vllm_config=_config(quant_config=None),
+        vllm_config=_config(),
     )
     with caplog.at_level("WARNING", "vllm.serving_ops"):
         startup._then_report(worker, lambda: None)()
