@@ -52,6 +52,7 @@ def _grid(rows: Sequence[int], sizes: Sequence[int]) -> tuple[Shape, ...]:
 
 PLAIN = (FUSED_ADD, RMS_NORM)
 HEADS = 24  # of Qwen3-Next and Qwen3.5 on one GPU; their z has a row stride of 2 x 24 x 128 = 6144
+GATED_ROWS: tuple[Shape, ...] = tuple((m, HEADS, 128) for m in (1, 32, 256, 8192, 60381))
 PREFILL: tuple[Shape, ...] = (
     *((131072, 896), (32768, 2048), (32768, 4095), (16384, 4096), (16384, 5120), (16384, 5125)),
     *((16384, 7168), (8192, 8192), (4096, 16384), (2048, 32768), (32768, 32768)),
@@ -78,14 +79,16 @@ SIZES = {
         Sizes("decode", PLAIN, _grid((1, 4, 16, 64, 256), (1024, 2048, 4096, 5120, 7168, 8192, 16384))),
         Sizes("prefill", PLAIN, PREFILL),
         Sizes("wide", PLAIN, ((4096, 65536), (2048, 131072)), standard=False),
+        Sizes("wide", (FUSED_ADD_QUANT,), ((4096, 16384), (4096, 65536), (2048, 131072)), standard=False),
         Sizes("small", PLAIN, _grid((4096, 32768, 262144, 4194304), (64, 128, 256, 512)), standard=False),
-        Sizes("gated", (GATED,), tuple((m, HEADS, 128) for m in (1, 32, 256, 8192, 60381))),
+        Sizes("gated", (GATED,), GATED_ROWS),
         Sizes("variants", PLAIN, ((1, 4096), (64, 4096), (256, 8192), (16384, 4096)), standard=False),
-        Sizes("gemm", (FUSED_ADD,), ((1, 4096),)),
+        Sizes("gemm", (FUSED_ADD, FUSED_ADD_QUANT), ((1, 4096),)),
         Sizes("host", (*PLAIN, *PAIR, FUSED_ADD_QUANT, RMS_NORM_QUANT), ((1, 4096),)),
         Sizes("host", (GATED, GATED_QUANT), ((1, HEADS, 128),)),
         Sizes("host", (QK_ROPE,), ROPE[:1]),
         Sizes("quant", (FUSED_ADD_QUANT,), QUANT, standard=False),
+        Sizes("quant", (GATED, GATED_QUANT), GATED_ROWS, standard=False),
         Sizes("rope", (QK_ROPE,), ROPE, standard=False),
     ),
     ("training", "cpu"): (

@@ -21,7 +21,7 @@ REGIMES = {  # what a table has, which is the same where a table has both, and a
     "calls": ("us a call of the public functions (over the plain norm's, the first column)", None),
     "decode": (f"{IN_A_GRAPH}, tensors in L2", "decode, 1 to 256 rows"),
     "prefill": ("us of device time a call, tensors several times the L2", "prefill"),
-    "wide": ("us of device time a call, rows of 65536 elements or more", "wide rows"),
+    "wide": ("us of device time a call, wide rows", "wide rows"),
     "small": ("us of device time a call", "narrow rows"),
     "gated": ("us a call, shape tokens x heads x head_dim, fp32 weight, norm before SiLU gate", "heads of 128"),
     "gemm": ("us that one norm adds between two matrix products, in a CUDA graph", "between two products"),
