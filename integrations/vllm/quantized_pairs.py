@@ -192,12 +192,20 @@ def _pair(norm: Any, linear: Any, x: Activations) -> Pair | None:
     consumer = CONSUMERS.get(type(kernel).__name__)
     if adapter is None or consumer is None or not consumer.quantizes_so(kernel, linear) or why_part(norm):
         return None
-    if getattr(linear.quant_method, "input_transform", None) is not None:  # it rotates the rows before the kernel
+    if _may_not_be_called_alone(linear, x):
         return None
     quantized = {"weight_offset": OFFSETS[adapter], "fmt": consumer.fmt}
     plain = adapter.specs(norm, x)[: len(NORMS)]
     specs = tuple(dataclasses.replace(spec, op=f"{spec.op}_quant", **quantized) for spec in plain)
     return Pair(norm, linear, kernel, specs)
+
+
+def _may_not_be_called_alone(linear: Any, x: Activations) -> bool:
+    """Return whether vLLM rotates a layer's rows before its kernel, or offloads its weights between forwards."""
+    rotates = getattr(linear.quant_method, "input_transform", None) is not None
+    return rotates or any(
+        x.device is not None and weight.device.type != x.device.type for weight in linear.parameters()
+    )
 
 
 def take(models: Sequence[torch.nn.Module], vllm_config: Any, device: torch.device) -> str | None:

@@ -168,6 +168,12 @@ def test_rows_that_our_kernels_do_not_take_and_plain_inputs_are_vllms(in_vllm: A
     assert torch.equal(kernel.apply_weights(linear, own), expected)
 
 
+def test_a_layer_whose_weights_vllm_offloads_is_not_paired(in_vllm: Any) -> None:
+    kernel, linear = _cpu_int8()
+    linear.weight_scale = torch.nn.Parameter(linear.weight_scale.to("meta"), requires_grad=False)
+    assert _pairs(_decoder(_norm(), kernel, linear)) == []
+
+
 def test_vllms_kernels_are_as_they_were_when_it_is_undone(in_vllm: Any) -> None:
     kernel, _ = _cpu_int8()
     before = type(kernel).apply_weights
