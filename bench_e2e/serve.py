@@ -27,9 +27,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"pairs": 10, "eager": True, "num_prompts": 4, "input_len": 512, "output_len": 12},
     "cuda": {"pairs": 10, "eager": False, "num_prompts": 16, "input_len": 512, "output_len": 128},
 }
-SPIN_SECONDS = 1.2
-"""For so long a worker of vLLM polls behind its last request, on the core of the other server's worker. Without a pause
-the first prompt of the other's turn took up to twice its time (2 cores of an AMD EPYC, vLLM 0.32.0, 2026-11-29)."""
 QUICK = {"pairs": 1, "num_prompts": 2, "input_len": 64, "output_len": 8}
 
 Server = tuple[Child, int]  # and its port
@@ -57,11 +54,7 @@ class Serving:
             say(f"up after {time.monotonic() - started:.0f} s")
             if up and self.load.input_len is None:
                 say(compared({variant: server.answer(port) for variant, (_, port) in up.items()}))
-            before = None
-            for number, variant in session.order(VARIANTS, chosen.pairs):
-                if before not in (None, variant):
-                    time.sleep(SPIN_SECONDS)
-                before = variant
+            for number, variant in session.order(VARIANTS, chosen.pairs, session.SPIN_SECONDS):
                 child, port = up.get(variant) or self._up(variant, self._start(variant))
                 warmups = WARMUPS if chosen.sequential or number == 1 else 0
                 # Both halves of a pair have the same prompts.

@@ -53,7 +53,8 @@ class Engines:
                 self.measured.plugin_lines[variant].append(startup_line(asked.child.lines()))
             measure_alone()
             figures: dict[str, list[Rounds]] = {variant: [[] for _ in range(chosen.engines)] for variant in VARIANTS}
-            for number, (variant, place) in session.order(names, chosen.rounds):
+            pause = session.SPIN_SECONDS if chosen.device == "cpu" else 0.0
+            for number, (variant, place) in session.order(names, chosen.rounds, pause):
                 figures[variant][place].append(running[variant, place].ask(number))
                 say_figures(f"round {number} of {chosen.rounds}, {variant}-{place + 1}", figures[variant][place][-1])
                 self.keep(figures)
