@@ -270,7 +270,7 @@ def _paired(folder: Path, architecture: str, case: str) -> list[str]:
     }
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "decoder_sparse_step": 1}
     config = _resolve(folder, case, eager=True, hidden_activation="gelu_pytorch_tanh", **named, **experts)
-    pairs = quantized_pairs.pairs_of([model_doctor._build(config)], layers.activations(config, torch.device("cpu")))
+    pairs = quantized_pairs.pairs_of([model_doctor._build(config)], layers.activations(config, torch.device("meta")))
     return [f"{type(pair.norm).__name__} {type(pair.kernel).__name__}" for pair in pairs]
 
 
