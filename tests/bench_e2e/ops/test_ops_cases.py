@@ -5,16 +5,7 @@ import math
 import pytest
 
 from serving_ops.bench_e2e.ops import cases
-from serving_ops.bench_e2e.ops.cases import (
-    FUSED_ADD,
-    FUSED_ADD_QUANT,
-    GATED,
-    GATED_QUANT,
-    QK_ROPE,
-    RMS_NORM,
-    Case,
-    plan,
-)
+from serving_ops.bench_e2e.ops.cases import FUSED_ADD, FUSED_ADD_QUANT, GATED, QK_ROPE, RMS_NORM, Case, plan
 from serving_ops.bench_e2e.options import shapes
 from serving_ops.ops import registry
 
@@ -72,15 +63,26 @@ def test_bytes_moved_counts_each_tensor_once(op: str, tensors: int) -> None:
 def test_quant_plan_has_every_size_in_every_form_and_gated_norms_plain_beside_them() -> None:
     planned = plan("ops", "cuda", ["quant"])
     rows = {(FUSED_ADD_QUANT, form, shape) for form in ("block", "token") for shape in cases.QUANT}
-    gated = {(GATED_QUANT, form, shape) for form in ("block", "token") for shape in cases.GATED_ROWS}
+    gated = {(cases.GATED_QUANT, form, shape) for form in ("block", "token") for shape in cases.GATED_ROWS}
     plain = {(GATED, None, shape) for shape in cases.GATED_ROWS}
     assert {(case.op, case.form, case.shape) for case in planned} == rows | gated | plain
+    assert len(planned) == 22 + 10 + 10  # plain gated norms with a strided gate too
 
 
 def test_norms_that_quantize_are_also_measured_between_products_and_in_wide_rows() -> None:
-    for regime in ("gemm", "wide"):
-        forms = {case.form for case in plan("ops", "cuda", [regime], ops=[FUSED_ADD_QUANT])}
-        assert forms == {"block", "token"}
+    for regime, shapes_of in (("gemm", {(1, 4096)}), ("wide", {(4096, 16384), (4096, 65536), (2048, 131072)})):
+        planned = plan("ops", "cuda", [regime], ops=[FUSED_ADD_QUANT])
+        assert {(case.form, case.shape) for case in planned} == {
+            (form, shape) for form in ("block", "token") for shape in shapes_of
+        }
+
+
+def test_no_other_regime_has_a_form() -> None:
+    forms = "quant", "rope", "host"
+    others = plan("ops", "cuda", [name for name in cases.regimes_for("ops", "cuda") if name not in forms])
+    others = [case for case in others if case.op != FUSED_ADD_QUANT]
+    assert {case.form for case in others} == {None}
+    assert len(others) == 147
 
 
 def test_host_time_is_measured_of_every_op_at_one_row_or_token() -> None:
