@@ -140,7 +140,7 @@ def gated_route(
     groups = x.shape[-1] // group_size
     if groups > plan.MAX_GROUPS:
         return support.TOO_MANY_GROUPS
-    chosen = plan.plan_gated(group_size, x.itemsize, rows.num_rows * groups)
+    chosen = plan.plan_gated(group_size, x.itemsize, rows.num_rows * groups, quantized="fmt" in call)
     if chosen is None:
         return support.GROUP_TOO_WIDE
     reason = why_not_scales(x.shape[-1], group_size, call["fmt"]) if "fmt" in call else None

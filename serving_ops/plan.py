@@ -5,7 +5,7 @@ rows of at most `TILE_MAX_N` always run on the tile kernels, whose sum is an exp
 always on the same kernel with the same number of warps.
 
 Measurements: one H200, torch 2.11, Triton 3.6, bf16 `fused_add_rms_norm` unless said otherwise, device time per call
-in a CUDA graph, 2026-11-20 and 2026-11-21. Figures of choices that were not kept come from sweeps that are not kept.
+in a CUDA graph, 2026-11-20 to 2026-11-30. Figures of choices that were not kept come from sweeps that are not kept.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ TILE_MAX_N = 512
 """Elements. Rows up to here fit one warp, so a program can take several; wider ones get a program each."""
 
 FEW_ROWS = 256
-"""Rows. Up to here, about two programs an SM, a row a program and a warp a row is fastest: 24 x 128 takes 0.82 us."""
+"""Rows. Up to here four warps of a program have a row or two each, if a row has at most MIDDLE_N elements: 24 x 128
+takes 0.74 us, and 0.75 us with a row and a warp a program; 256 x 128 takes 0.81 and 0.89 us. Longer rows get one warp
+and a program each: 24 x 512 takes 0.82 us, and 0.99 us with four to a program."""
 
 SOME_ROWS = 2048
 SOME_ELEMENTS = 524288
 """Rows in all, and elements in all. Up to here the next kernel may start early: 2048 x 128 takes 1.17 us, and 1.46 us
 if the next kernel may not; 2048 x 512 takes 2.91 us, and 2.84 us if it may not."""
 
-NARROW_N = 128
+NARROW_N, MIDDLE_N = 128, 256
 SOME_ROWS_TILE = 512
-"""Elements per program of one warp, for FEW_ROWS to SOME_ROWS rows of at most NARROW_N elements: 768 x 128 takes 0.97
-us, and 1.48 us with one row per program. Longer rows get one warp each, `TILE_WARPS` per program: 2048 x 256
+"""Elements per program up to SOME_ROWS rows of at most NARROW_N elements, and of one warp beyond FEW_ROWS: 768 x 128
+takes 0.97 us, and 1.48 us with one row per program. Longer rows get one warp each, `TILE_WARPS` per program: 2048 x 256
 (`rms_norm`) takes 1.17 us, and 1.62 us with two rows per warp."""
 
 MANY_ROWS_TILE = 16
@@ -37,17 +39,24 @@ us with 8 rows per warp."""
 
 TILE_WARPS = 4
 
-GATED_SOME_ROWS_TILE = 256
-"""Elements per program, as SOME_ROWS_TILE, for gated groups: 32 tokens x 24 x 128 take 1.01 us, with 512 1.14 us."""
+GATED_FEW_ROWS = 512
+GATED_SOME_ROWS = 2560
+"""Gated groups of at most NARROW_N elements, one warp each: up to here four, and then eight to a program. 16 tokens of
+24 heads of 128 take 0.86 us, with eight 0.92 us; 64 tokens take 1.12 us, with four 1.30 us."""
 
 GATED_MORE_ROWS = 8192
-GATED_TILE = 2048
-"""Groups, and elements per program beyond SOME_ROWS groups. Up to GATED_MORE_ROWS groups a program has `TILE_WARPS`,
-and the next kernel may start early: 256 tokens of 24 heads take 1.88 us, and 3.12 us with two warps and no early
-start."""
+"""Gated groups up to which the next kernel may start early."""
 
-GATED_MANY_ROWS_WARPS = 2
-"""Warps beyond GATED_MORE_ROWS: 1449144 heads of 128 take 262 us, 264 with a strided gate; 271 and 279 with 4 warps."""
+GATED_MANY_ROWS = {False: (16, 8), True: (8, 2)}
+"""Rows and warps of a program beyond GATED_SOME_ROWS of the same groups, by whether they are quantized. 256 tokens of
+24 heads take 1.95 us, with four warps 2.22 us, and quantized with a scale a group 2.47 us, with 16 rows and 8 warps
+2.55 us. 60381 tokens take 265 and 298 us, and 266 and 323 us with the rows and warps of the other."""
+
+WIDE_GATED_TILE = 2048
+WIDE_GATED_WARPS = 2
+"""Elements per program beyond SOME_ROWS groups of more than NARROW_N elements, and warps beyond GATED_MORE_ROWS. Up to
+SOME_ROWS they get a program and a warp each: 4 tokens of 24 groups of 256 take 0.97 us, and 1.08 us with four groups
+and warps to a program."""
 
 OVERLAP_ROWS = 132
 """Rows of the row kernel: the number of SMs of an H200. Up to here the next kernel may start early. With N = 4096 and
@@ -92,27 +101,36 @@ def next_power_of_2(n: int) -> int:
 def _norm_tile(block_n: int, num_rows: int) -> Plan:
     some_rows = min(SOME_ROWS, SOME_ELEMENTS // block_n)
     narrow = block_n <= NARROW_N
+    rows = max(TILE_WARPS, min(MANY_ROWS_TILE, SOME_ROWS_TILE // block_n))
     if num_rows <= FEW_ROWS:
-        return Plan("tile", block_n, 1, 1, overlap=True, max_rows=FEW_ROWS)
+        rows, warps = (rows, TILE_WARPS) if block_n <= MIDDLE_N else (1, 1)
+        return Plan("tile", block_n, rows, warps, overlap=True, max_rows=FEW_ROWS)
     if num_rows <= some_rows:
-        rows, warps = (min(MANY_ROWS_TILE, SOME_ROWS_TILE // block_n), 1) if narrow else (TILE_WARPS, TILE_WARPS)
+        warps = 1 if narrow else TILE_WARPS
         return Plan("tile", block_n, rows, warps, overlap=True, min_rows=FEW_ROWS + 1, max_rows=some_rows)
     return Plan("tile", block_n, MANY_ROWS_TILE if narrow else TILE_WARPS, TILE_WARPS, min_rows=some_rows + 1)
 
 
-def _gated_tile(block_n: int, num_rows: int) -> Plan:
-    def rows(elements: int) -> int:
-        return max(1, min(MANY_ROWS_TILE, elements // block_n))
-
-    if num_rows <= FEW_ROWS:
-        return Plan("tile", block_n, 1, 1, overlap=True, max_rows=FEW_ROWS)
-    if num_rows <= SOME_ROWS:
-        some = rows(GATED_SOME_ROWS_TILE)
-        return Plan("tile", block_n, some, 1, overlap=True, min_rows=FEW_ROWS + 1, max_rows=SOME_ROWS)
+def _narrow_gated_tile(block_n: int, num_rows: int, quantized: bool) -> Plan:
+    if num_rows <= GATED_FEW_ROWS:
+        return Plan("tile", block_n, 4, 4, overlap=True, max_rows=GATED_FEW_ROWS)
+    if num_rows <= GATED_SOME_ROWS:
+        return Plan("tile", block_n, 8, 8, overlap=True, min_rows=GATED_FEW_ROWS + 1, max_rows=GATED_SOME_ROWS)
+    rows, warps = GATED_MANY_ROWS[quantized]
     if num_rows <= GATED_MORE_ROWS:
-        more = rows(GATED_TILE)
-        return Plan("tile", block_n, more, TILE_WARPS, overlap=True, min_rows=SOME_ROWS + 1, max_rows=GATED_MORE_ROWS)
-    return Plan("tile", block_n, rows(GATED_TILE), GATED_MANY_ROWS_WARPS, min_rows=GATED_MORE_ROWS + 1)
+        more = {"min_rows": GATED_SOME_ROWS + 1, "max_rows": GATED_MORE_ROWS}
+        return Plan("tile", block_n, rows, warps, overlap=True, **more)
+    return Plan("tile", block_n, rows, warps, min_rows=GATED_MORE_ROWS + 1)
+
+
+def _wide_gated_tile(block_n: int, num_rows: int) -> Plan:
+    if num_rows <= SOME_ROWS:
+        return Plan("tile", block_n, 1, 1, overlap=True, max_rows=SOME_ROWS)
+    rows = WIDE_GATED_TILE // block_n
+    if num_rows <= GATED_MORE_ROWS:
+        more = {"min_rows": SOME_ROWS + 1, "max_rows": GATED_MORE_ROWS}
+        return Plan("tile", block_n, rows, TILE_WARPS, overlap=True, **more)
+    return Plan("tile", block_n, rows, WIDE_GATED_WARPS, min_rows=GATED_MORE_ROWS + 1)
 
 
 def _row(size: int, itemsize: int, num_rows: int) -> Plan:
@@ -134,11 +152,13 @@ def plan_norm(size: int, itemsize: int, num_rows: int) -> Plan:
     return Plan("wide", WIDE_BLOCK_BYTES // itemsize, 1, WIDE_WARPS, kept_n=WIDE_KEPT_BYTES // itemsize)
 
 
-def plan_gated(group_size: int, itemsize: int, num_groups: int) -> Plan | None:
-    """The plan of `rms_norm_gated` over `num_groups` groups (rows times groups a row); None if no kernel takes it."""
+def plan_gated(group_size: int, itemsize: int, num_groups: int, *, quantized: bool = False) -> Plan | None:
+    """The plan of gated norms over `num_groups` groups (rows times groups a row); None if no kernel takes them."""
     block_n = next_power_of_2(group_size)
+    if group_size <= NARROW_N:
+        return _narrow_gated_tile(block_n, num_groups, quantized)
     if group_size <= TILE_MAX_N:
-        return _gated_tile(block_n, num_groups)
+        return _wide_gated_tile(block_n, num_groups)
     if block_n * itemsize <= ROW_MAX_BYTES // 2:  # the gate shares the registers
         return _row(group_size, itemsize, num_groups)
     return None
@@ -148,4 +168,4 @@ def rows_to_prewarm(size: int) -> tuple[int, ...]:
     """Return row counts that together use every plan of this size, gated or not."""
     if size > TILE_MAX_N:
         return (1, OVERLAP_ROWS + 1)
-    return (1, FEW_ROWS + 1, SOME_ROWS + 1, GATED_MORE_ROWS + 1)
+    return (1, *(rows + 1 for rows in (FEW_ROWS, GATED_FEW_ROWS, SOME_ROWS, GATED_SOME_ROWS, GATED_MORE_ROWS)))

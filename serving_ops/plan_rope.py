@@ -1,6 +1,6 @@
 """How `qk_norm_rope` runs on CUDA. A head is summed by an explicit pairwise tree, so no plan changes its bits.
 
-Figures are of one H200 (torch 2.11, Triton 3.6, 2026-11-28): 16 heads of q and 8 of k, 128 elements of bf16 each, in a
+Figures are of one H200 (torch 2.11, Triton 3.6, 2026-11-30): 16 heads of q and 8 of k, 128 elements of bf16 each, in a
 CUDA graph. They come from a search that is not kept.
 """
 
@@ -12,34 +12,39 @@ from serving_ops.plan import MAX_ROWS, TILE_MAX_N, next_power_of_2
 MAX_SIZE = TILE_MAX_N
 """Elements of a head."""
 
-SOME_HEADS = 8192
-"""Heads of a call up to which the next kernel may start early. With two warps, 1024 tokens take 4.90 us, and 5.66 us
-with an early start."""
+FEW_HEADS = 512
+CACHED_FEW_HEADS = 1536
+"""Heads of a call up to which a program has FEW_TILE and FEW_WARPS; the second where the KV cache is written too. 64
+tokens take 1.11 us with a cache, and 1.16 us with TILE and WARPS; without a cache 1.08 and 0.99 us."""
 
-TILE = 1024
-"""Elements of a program. 8192 tokens take 27.8 us, with 512 elements 31.4 us, and with 2048 30.6 us."""
+FEW_TILE, FEW_WARPS = 512, 2
+"""Elements and warps of a program. 1 and 16 tokens with a cache take 0.87 and 0.93 us, and with TILE and WARPS 0.88 and
+0.97 us. Without a cache 16 tokens take 0.90 and 0.95 us."""
 
-WARPS = 4
-"""Warps of a program up to SOME_HEADS. 1, 16 and 256 tokens take 0.97, 1.10 and 2.32 us, and with one warp 1.16, 1.33
-and 2.52 us."""
+SOME_HEADS = 12288
+"""Heads of a call up to which the next kernel may start early. 512 tokens with a cache take 3.49 us, and 4.10 us with
+MANY_HEADS_WARPS and no early start; 1024 tokens take 6.89 and 6.48 us."""
 
-CACHED_TILE = 512
-"""Elements of a program of one warp up to SOME_HEADS where the KV cache is written too. 16 tokens take 1.36 us, and
-1.62 us with TILE and WARPS."""
+TILE, WARPS = 1024, 4
+"""Elements and warps of a program beyond the few heads. 256 tokens with a cache take 1.78 us, with 512 elements and two
+warps 2.98 us."""
 
 MANY_HEADS_WARPS = 1
-"""Warps beyond SOME_HEADS. 8192 tokens with a cache take 41.0 us, with two warps 42.7 us."""
+"""Warps beyond SOME_HEADS. 8192 tokens with a cache take 41.7 us, with two warps 43.5 us."""
 
 
 def plan_rope(size: int, num_tokens: int, heads_a_token: int, *, cached: bool = False) -> Plan:
     """The plan for heads of `size` elements, of which a token has `heads_a_token` in q and k together."""
-    block = next_power_of_2(size)
-    if num_tokens * heads_a_token > SOME_HEADS:
-        return Plan("heads", block, max(1, TILE // block), MANY_HEADS_WARPS, min_rows=SOME_HEADS + 1, max_rows=MAX_ROWS)
-    tile, warps = (CACHED_TILE, 1) if cached else (TILE, WARPS)
-    return Plan("heads", block, max(1, tile // block), warps, overlap=True, max_rows=SOME_HEADS)
+    block, num_heads = next_power_of_2(size), num_tokens * heads_a_token
+    few = CACHED_FEW_HEADS if cached else FEW_HEADS
+    if num_heads <= few:
+        return Plan("heads", block, max(1, FEW_TILE // block), FEW_WARPS, overlap=True, max_rows=few)
+    heads = max(1, TILE // block)
+    if num_heads <= SOME_HEADS:
+        return Plan("heads", block, heads, WARPS, overlap=True, min_rows=few + 1, max_rows=SOME_HEADS)
+    return Plan("heads", block, heads, MANY_HEADS_WARPS, min_rows=SOME_HEADS + 1, max_rows=MAX_ROWS)
 
 
 def tokens_to_prewarm(heads_a_token: int) -> tuple[int, ...]:
     """Counts that together use every plan that a layer can have."""
-    return (1, SOME_HEADS // heads_a_token + 1)
+    return (1, *(heads // heads_a_token + 1 for heads in (FEW_HEADS, CACHED_FEW_HEADS, SOME_HEADS)))

@@ -39,8 +39,20 @@ def larger(a, b):
 
 @triton.jit
 def largest(values, axis: tl.constexpr):
-    """The largest magnitude along an axis; NaN where there is one."""
-    return tl.reduce(tl.abs(values.to(tl.float32)), axis, larger)
+    """The largest magnitude along an axis; NaN where there is one. Magnitudes are ordered as their bits are, and NaN
+    above them. A warp compares integers in one instruction."""
+    bits = tl.abs(values.to(tl.float32)).to(tl.int32, bitcast=True)
+    return tl.max(bits, axis).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _largest_of_each(groups, IN_A_ROW: tl.constexpr):
+    """The same of each group. In a long row half a warp has a group, and compares floats faster."""
+    if IN_A_ROW:
+        amax = tl.reduce(tl.abs(groups.to(tl.float32)), 1, larger)
+    else:
+        amax = largest(groups, 1)
+    return amax
 
 
 @triton.jit
@@ -170,7 +182,7 @@ def quantize_groups(
     WIDTH: tl.constexpr = BLOCK_N if SCALED == WHOLE_ROW else SCALED
     parts = tl.reshape(values, (values.numel // WIDTH, WIDTH))
     dtype: tl.constexpr = q_ptrs.dtype.element_ty
-    amax = largest(parts, 1)
+    amax = _largest_of_each(parts, len(values.shape) == 1)
     of_groups = scale_of(amax, dtype, SCALED, FORM)
     quotients = scaled(parts, amax[:, None], of_groups[:, None], dtype, SCALED, FORM)
     put_quantized(q_ptrs, tl.reshape(quotients, values.shape), mask, False, CACHE)

@@ -43,9 +43,19 @@ def _squares(x, HEADS: tl.constexpr):
 
 
 @triton.jit
+def _positions(ptr, axis_stride, THREE: tl.constexpr):
+    """A token's position: one, or for MRoPE three. All are asked for before the first is needed."""
+    first = tl.load(ptr)
+    second, third = first, first
+    if THREE:
+        second = tl.load(ptr + axis_stride)
+        third = tl.load(ptr + 2 * axis_stride)
+    return first, second, third
+
+
+@triton.jit
 def _cos_and_sin(
-    positions_ptr,
-    axis_stride,
+    positions,  # as of `_positions`
     table_ptr,
     table_row_stride,
     pairs,
@@ -58,12 +68,12 @@ def _cos_and_sin(
     ALIGNED: tl.constexpr,
 ):
     """(HEADS, pairs) each, in fp32. Three whole rows are read for MRoPE, so that loads are as wide as for one."""
-    row_ptr = table_ptr + tl.load(positions_ptr).to(tl.int64) * table_row_stride
+    row_ptr = table_ptr + positions[0].to(tl.int64) * table_row_stride
     cos = _for_each_head(row_ptr, pairs, mask, HEADS, ALIGNED)
     sin = _for_each_head(row_ptr + HALF, pairs, mask, HEADS, ALIGNED)
     if SECTION_1 >= 0:
         for axis in tl.static_range(1, 3):
-            row_ptr = table_ptr + tl.load(positions_ptr + axis * axis_stride).to(tl.int64) * table_row_stride
+            row_ptr = table_ptr + positions[axis].to(tl.int64) * table_row_stride
             if SECTION_INTERLEAVED:
                 here = (pairs % 3 == axis) & (pairs < 3 * (SECTION_1 if axis == 1 else SECTION_2))
             else:
@@ -71,6 +81,29 @@ def _cos_and_sin(
             cos = tl.where(here[None, :], _for_each_head(row_ptr, pairs, mask, HEADS, ALIGNED), cos)
             sin = tl.where(here[None, :], _for_each_head(row_ptr + HALF, pairs, mask, HEADS, ALIGNED), sin)
     return cos.to(tl.float32), sin.to(tl.float32)
+
+
+@triton.jit
+def _reciprocal(block_size):
+    """Of a block's size, for `_slot_start`: a division takes some 50 instructions, so k's runs before the wait."""
+    return (tl.full((), 0xFFFFFFFF, tl.uint32) // block_size.to(tl.uint32)).to(tl.int64)
+
+
+@triton.jit
+def _slot_start(slot, paged, reciprocal):
+    """The offset of a slot in the cache; of slot 0 for a negative one.
+
+    paged: the size of a block, and the strides of blocks and of slots.
+    reciprocal: of that size, rounded down, so that the block it gives is the slot's or the one before.
+    """
+    block_size, block_stride, slot_stride = paged
+    slot = tl.maximum(slot, 0).to(tl.int32)
+    block = (slot.to(tl.int64) * reciprocal >> 32).to(tl.int32)
+    place = slot - block * block_size
+    is_next = place >= block_size
+    block = tl.where(is_next, block + 1, block)
+    place = tl.where(is_next, place - block_size, place)
+    return block.to(tl.int64) * block_stride + place.to(tl.int64) * slot_stride
 
 
 @triton.jit
@@ -138,33 +171,36 @@ def qk_norm_rope_kernel(
     if HAS_WEIGHT and BLOCK_SIZE >= 64:
         prefetch_row(q_weight_ptr, SIZE, BLOCK_SIZE, PDL, OVERLAP)
         prefetch_row(k_weight_ptr, SIZE, BLOCK_SIZE, PDL, OVERLAP)
-    wait_for_kernel_before(PDL, OVERLAP)
-
+    positions_ptr += token.to(tl.int64) * positions_token_stride
+    slots_ptr += token
+    is_slot = token < num_slots
     of_q = (num_q_heads + HEADS - 1) // HEADS
     of_k = (num_kv_heads + HEADS - 1) // HEADS
     is_q = block < of_q
-    if CACHED:
-        slot = tl.load(slots_ptr + token, mask=token < num_slots, other=-1)
-        slot = tl.maximum(slot, -1).to(tl.int32)  # a negative number of 64 bits stays negative
-        cache_block = slot // block_size
-        place = cache_block.to(tl.int64) * cache_block_stride
-        place += (slot - cache_block * block_size).to(tl.int64) * cache_slot_stride
-        if block >= of_q + of_k:
-            heads = (block - of_q - of_k) * HEADS + tl.arange(0, HEADS)
-            columns = tl.arange(0, BLOCK_SIZE)
-            mask = (heads < tl.where(slot < 0, 0, num_kv_heads))[:, None] & (columns < SIZE)[None, :]
-            heads = heads.to(tl.int64)
-            v_tile = tile_at((v_ptr, v_outer_stride, v_row_stride), token.to(tl.int64), heads, columns, ALIGNED)
-            v = tl.load(v_tile, mask=mask, other=0.0)
-            scale_ptr = v_scale_ptr if SCALED else None
-            _put_cached(value_cache_ptr + place, heads, cache_head_stride, columns, v, mask, scale_ptr, ALIGNED)
-            return
+    paged = (block_size, cache_block_stride, cache_slot_stride)
+    if CACHED and block >= of_q + of_k:
+        heads = (block - of_q - of_k) * HEADS + tl.arange(0, HEADS)
+        columns = tl.arange(0, BLOCK_SIZE)
+        mask = (heads < num_kv_heads)[:, None] & (columns < SIZE)[None, :]
+        heads = heads.to(tl.int64)
+        v_tile = tile_at((v_ptr, v_outer_stride, v_row_stride), token.to(tl.int64), heads, columns, ALIGNED)
+        scale_ptr = v_scale_ptr if SCALED else None
+        wait_for_kernel_before(PDL, OVERLAP)
+        slot = tl.load(slots_ptr, mask=is_slot, other=-1)
+        v = tl.load(v_tile, mask=mask, other=0.0)
+        cache_ptr = value_cache_ptr + _slot_start(slot, paged, _reciprocal(block_size))
+        mask &= (heads < tl.where(slot < 0, 0, num_kv_heads))[:, None]
+        _put_cached(cache_ptr, heads, cache_head_stride, columns, v, mask, scale_ptr, ALIGNED)
+        return
+    reciprocal = tl.full((), 0, tl.int64)
     if is_q:
         x_ptr, weight_ptr = q_ptr + token.to(tl.int64) * q_outer_stride, q_weight_ptr
         head_stride, num_heads, first = q_row_stride, num_q_heads, block * HEADS
     else:
         x_ptr, weight_ptr = k_ptr + token.to(tl.int64) * k_outer_stride, k_weight_ptr
         head_stride, num_heads, first = k_row_stride, num_kv_heads, (block - of_q) * HEADS
+        if CACHED:
+            reciprocal = _reciprocal(block_size)
     heads = first + tl.arange(0, HEADS)
     is_head = (heads < num_heads)[:, None]
     heads = heads.to(tl.int64)
@@ -174,22 +210,28 @@ def qk_norm_rope_kernel(
     if NEOX:
         a_tile = tile_at((x_ptr, 0, head_stride), 0, heads, pairs, ALIGNED)
         b_tile = tile_at((x_ptr + HALF, 0, head_stride), 0, heads, pairs, ALIGNED)
-        a = tl.load(a_tile, mask=mask, other=0.0)
-        b = tl.load(b_tile, mask=mask, other=0.0)
     else:
         both = tl.arange(0, 2 * BLOCK_HALF)
         both_tile = tile_at((x_ptr, 0, head_stride), 0, heads, both, ALIGNED)
         both_mask = is_head & (both < 2 * HALF)[None, :]
-        ab = tl.load(both_tile, mask=both_mask, other=0.0)
     if BLOCK_REST > 0:
         rest = tl.arange(0, BLOCK_REST)
         is_rest = rest < SIZE - 2 * HALF
         rest_mask = is_head & is_rest[None, :]
         rest_tile = tile_at((x_ptr + 2 * HALF, 0, head_stride), 0, heads, rest, ALIGNED)
+    wait_for_kernel_before(PDL, OVERLAP)
+    positions = _positions(positions_ptr, positions_axis_stride, SECTION_1 >= 0)
+    if CACHED:
+        slot = tl.load(slots_ptr, mask=is_slot, other=-1)
+    if NEOX:
+        a = tl.load(a_tile, mask=mask, other=0.0)
+        b = tl.load(b_tile, mask=mask, other=0.0)
+    else:
+        ab = tl.load(both_tile, mask=both_mask, other=0.0)
+    if BLOCK_REST > 0:
         c = tl.load(rest_tile, mask=rest_mask, other=0.0)
     cos, sin = _cos_and_sin(
-        positions_ptr + token.to(tl.int64) * positions_token_stride, positions_axis_stride,
-        table_ptr, table_row_stride, pairs, is_pair,
+        positions, table_ptr, table_row_stride, pairs, is_pair,
         HEADS, HALF, SECTION_1, SECTION_2, SECTION_INTERLEAVED, ALIGNED,
     )  # fmt: skip
     if HAS_WEIGHT:
@@ -218,7 +260,7 @@ def qk_norm_rope_kernel(
         tl.store(both_tile, ab, mask=both_mask)
     if CACHED:
         is_cached = (heads < tl.where(is_q | (slot < 0), 0, num_heads))[:, None]
-        key_ptr = key_cache_ptr + place
+        key_ptr = key_cache_ptr + _slot_start(slot, paged, reciprocal)
         scale_ptr = k_scale_ptr if SCALED else None
         if NEOX:
             _put_cached(key_ptr, heads, cache_head_stride, pairs, a, mask & is_cached, scale_ptr, ALIGNED)

@@ -8,13 +8,18 @@ import pytest
 
 from serving_ops import plan, plan_rope
 
-ROWS = [1, 2, 16, 24, 255, 256, 257, 768, 2048, 2049, 4096, 65536, 65537, 1449144, 2**31 - 1]
+ROWS = [1, 2, 16, 24, 255, 256, 257, 512, 513, 768, 2048, 2049, 2560, 2561, 4096, 65536, 65537, 1449144, 2**31 - 1]
 
 
-def test_a_decode_row_that_is_a_head_is_one_row_and_one_warp_a_program() -> None:
+def quantized(size: int, itemsize: int, rows: int) -> plan.Plan | None:
+    return plan.plan_gated(size, itemsize, rows, quantized=True)
+
+
+def test_a_decode_row_that_is_a_head_has_a_warp_of_its_own() -> None:
     for rows in (1, 16, 24, 256):
-        assert plan.plan_norm(128, 2, rows) == plan.Plan("tile", 128, 1, 1, overlap=True, max_rows=plan.FEW_ROWS)
-        assert plan.plan_gated(128, 2, rows) == plan.Plan("tile", 128, 1, 1, overlap=True, max_rows=plan.FEW_ROWS)
+        assert plan.plan_norm(128, 2, rows) == plan.Plan("tile", 128, 4, 4, overlap=True, max_rows=plan.FEW_ROWS)
+        for plan_of in (plan.plan_gated, quantized):
+            assert plan_of(128, 2, rows) == plan.Plan("tile", 128, 4, 4, overlap=True, max_rows=plan.GATED_FEW_ROWS)
 
 
 def test_prefill_takes_tiles_of_rows() -> None:
@@ -33,9 +38,10 @@ def test_how_a_wide_row_is_summed_does_not_depend_on_the_rows(size: int, itemsiz
 
 @pytest.mark.parametrize("size", [64, 128, 512, 896, 4095, 4096, 131072])
 def test_every_count_of_rows_is_of_one_plan(size: int) -> None:
-    limits = (plan.FEW_ROWS, plan.SOME_ROWS, plan.SOME_ELEMENTS // 512, plan.GATED_MORE_ROWS, plan.OVERLAP_ROWS)
+    limits = [plan.FEW_ROWS, plan.SOME_ROWS, plan.SOME_ELEMENTS // 512, plan.OVERLAP_ROWS]
+    limits += [plan.GATED_FEW_ROWS, plan.GATED_SOME_ROWS, plan.GATED_MORE_ROWS]
     for rows in (*ROWS[:-1], *limits, *(limit + 1 for limit in limits), plan.MAX_ROWS):
-        for plan_of in (plan.plan_norm, plan.plan_gated):
+        for plan_of in (plan.plan_norm, plan.plan_gated, quantized):
             chosen = plan_of(size, 2, rows)
             if chosen is not None:
                 assert chosen.min_rows <= rows <= chosen.max_rows
@@ -60,8 +66,10 @@ def test_every_plan_can_be_launched(size: int, itemsize: int, rows: int) -> None
 def test_prewarm_covers_every_plan(size: int) -> None:
     warmed = {plan.plan_norm(size, 2, rows) for rows in plan.rows_to_prewarm(size)}
     assert warmed == {plan.plan_norm(size, 2, rows) for rows in ROWS}
-    gated = {plan.plan_gated(size, 2, rows) for rows in plan.rows_to_prewarm(size)}
-    assert gated == {plan.plan_gated(size, 2, rows) for rows in ROWS}
+    for plan_of in (plan.plan_gated, quantized):
+        assert {plan_of(size, 2, rows) for rows in plan.rows_to_prewarm(size)} == {
+            plan_of(size, 2, rows) for rows in ROWS
+        }
 
 
 @pytest.mark.parametrize("cached", [False, True])
