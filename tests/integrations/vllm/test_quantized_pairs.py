@@ -23,7 +23,6 @@ from serving_ops.integrations.vllm import block_product, features, installed, pr
 pytestmark = pytest.mark.skipif(extension.cpp_library() is None, reason="the C++ library was not built")
 
 CPU = torch.device("cpu")
-X = Activations(torch.bfloat16, HIDDEN, device=CPU)
 WIDTH = 512
 MODES = ("eager", "compiled")
 
@@ -78,8 +77,9 @@ def _decoder(norm: Any, kernel: Any, linear: Any = None, module: str = "qwen3", 
     return _module(module, name, **children)
 
 
-def _pairs(layer: Any) -> list[quantized_pairs.Pair]:
-    return list(quantized_pairs.pairs_of([torch.nn.ModuleList([layer])], X))
+def _pairs(layer: Any, device: torch.device = CPU) -> list[quantized_pairs.Pair]:
+    x = Activations(torch.bfloat16, HIDDEN, device=device)
+    return list(quantized_pairs.pairs_of([torch.nn.ModuleList([layer])], x))
 
 
 @pytest.fixture(autouse=True)
@@ -486,7 +486,7 @@ def test_on_a_gpu_a_paired_layer_computes_what_vllms_own_does(in_vllm: Any, made
     arguments = (rows(5, HIDDEN).cuda(), rows(5, HIDDEN).cuda() * 0.5) if fused else (rows(5, HIDDEN).cuda(),)
     own = norm(*(given.clone() for given in arguments))
     expected = kernel.apply_weights(linear, own[0] if fused else own).float()
-    quantized_pairs.switch(*_pairs(_decoder(norm, kernel, linear)))
+    quantized_pairs.switch(*_pairs(_decoder(norm, kernel, linear), linear.weight.device))
     result = norm(*arguments)
     product = kernel.apply_weights(linear, result[0] if fused else result).float()
     assert (product - expected).abs().max() <= 0.02 * expected.abs().max()
