@@ -26,7 +26,7 @@ TEXT: dict[str, Any] = {
     "linear_conv_kernel_dim": 4,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
 }
-VISION = {"depth": 1, "hidden_size": 128, "intermediate_size": 256, "num_heads": 2, "deepstack_visual_indexes": []}
+VISION = {"depth": 1, "hidden_size": 256, "intermediate_size": 256, "num_heads": 4, "deepstack_visual_indexes": []}
 
 
 def main() -> None:

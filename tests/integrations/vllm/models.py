@@ -73,7 +73,7 @@ def hybrid_without_experts_config() -> Any:
     text = hybrid_config().to_dict()
     of_text = {key: text[key] for key in ("num_hidden_layers", "layer_types", "head_dim", *_COMMON)}
     of_text |= {key: value for key, value in text.items() if key.startswith("linear_")}
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN}
+    vision = {"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": HIDDEN}
     return Qwen3_5Config(text_config=of_text, vision_config=vision, tie_word_embeddings=False)
 
 
