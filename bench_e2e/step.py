@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from serving_ops.bench_e2e.comparison import VARIANTS, Comparison, startup_line
 from serving_ops.bench_e2e.options import at_least_1, numbers
 from serving_ops.bench_e2e.process import Asked, Children
 from serving_ops.bench_e2e.session import say, say_figures
-from serving_ops.bench_e2e.step_engine import LAYER, PLUGIN, StepLoad, write_plugin
+from serving_ops.bench_e2e.step_engine import LAYER, StepLoad
 
 ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -81,7 +80,8 @@ class Engines:
         for variant, place in names:
             folder = work / f"{variant}-{place + 1}"
             folder.mkdir()
-            variables = _variables(variant, chosen, model, work)
+            variables = engine_arguments.environment_of(variant, chosen.device, Path(model).is_dir(), chosen.engine)
+            variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in the engine's process: less noise
             running[variant, place] = Asked(children, ENGINE, variables, folder, settings)
             if chosen.device == "cpu":
                 running[variant, place].wait(chosen.start_timeout)
@@ -126,14 +126,3 @@ def starting(lock: Path) -> Iterator[Callable[[], None]]:
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield lambda: fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _variables(variant: str, chosen: argparse.Namespace, model: str, work: Path) -> dict[str, str]:
-    """The environment of an engine."""
-    found = engine_arguments.environment_of(variant, chosen.device, offline=Path(model).is_dir(), engine=chosen.engine)
-    if chosen.engine == "vllm":
-        return found | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # the scheduler in the same process: less noise
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(write_plugin(work / "names")), found["PYTHONPATH"]]))
-    if found.get("SGLANG_PLUGINS"):  # the user's choice, beside which this one is to load; empty means all
-        found["SGLANG_PLUGINS"] += f",{PLUGIN}"
-    return found

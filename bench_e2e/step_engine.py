@@ -25,7 +25,7 @@ FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
 HOST = "host_loop_ms"
 tpot, ttft, device_step = "tpot_ms_batch_{}".format, "ttft_ms_prompt_{}".format, "decode_step_device_ms_batch_{}".format
 """Names of figures, by the number of requests in a batch or of tokens in a prompt."""
-PLUGIN = "serving_ops_bench"  # of SGLang's, through which the bench asks schedulers, and the method that it gives them
+ASKED = "ask_for_serving_ops_bench"  # the method that SGLang's schedulers are given
 LAYER = "layer"  # what an engine is asked for instead of figures: the kernels of one layer
 
 
@@ -88,18 +88,19 @@ class VllmEngine:
 
 
 class SglangEngine:
-    """`sglang.Engine`. Its schedulers, one for each GPU, are processes, in which it loads PLUGIN."""
+    """`sglang.Engine`. Its schedulers, one for each GPU, are processes."""
 
     def __init__(self, model: str, options: dict[str, Any], folder: Path) -> None:
-        import sglang
+        from sglang.srt.entrypoints.engine import Engine
 
-        self.engine = sglang.Engine(model_path=model, **options)
+        Engine.run_scheduler_process_func = staticmethod(run_scheduler)
+        self.engine = Engine(model_path=model, **options)
         self.answers = folder / "answers"
         self.answers.mkdir()
 
     def ask(self, question: str) -> Any:
         """SGLang's remote calls answer nothing, so files do: one of each scheduler, all there when the call is over."""
-        self.engine.collective_rpc(PLUGIN, question=question, answers=str(self.answers))
+        self.engine.collective_rpc(ASKED, question=question, answers=str(self.answers))
         return slowest([json.loads(answer.read_text()) for answer in self.answers.iterdir()])
 
     def generate(self, prompts: list[list[int]], output_len: int) -> None:
@@ -107,21 +108,12 @@ class SglangEngine:
         self.engine.generate(input_ids=prompts, sampling_params=asked)
 
 
-def write_plugin(folder: Path) -> Path:
-    """A folder that makes SGLang find PLUGIN once it is on PYTHONPATH."""
-    information = folder / f"{PLUGIN}-1.0.dist-info"
-    information.mkdir(parents=True, exist_ok=True)
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 1.0\n")
-    point = f"{PLUGIN} = serving_ops.bench_e2e.step_engine:register_plugin\n"
-    (information / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{point}")
-    return folder
+def run_scheduler(*arguments: Any) -> None:
+    """SGLang's process of a scheduler, which gets the method ASKED."""
+    from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
 
-
-def register_plugin() -> None:
-    """SGLang calls this in each of its processes."""
-    from sglang.srt.managers.scheduler import Scheduler
-
-    setattr(Scheduler, PLUGIN, answer_from_scheduler)
+    setattr(Scheduler, ASKED, answer_from_scheduler)
+    run_scheduler_process(*arguments)
 
 
 def answer_from_scheduler(scheduler: Any, question: str, answers: str) -> None:

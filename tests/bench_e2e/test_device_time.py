@@ -171,7 +171,7 @@ def test_every_scheduler_of_sglangs_answers(tmp_path: Path, monkeypatch: pytest.
                 monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
                 step_engine.answer_from_scheduler(None, question, answers)
 
-    monkeypatch.setitem(sys.modules, "sglang", SimpleNamespace(Engine=Engine))
+    monkeypatch.setitem(sys.modules, "sglang.srt.entrypoints.engine", SimpleNamespace(Engine=Engine))
     assert step_engine.SglangEngine("model", {}, tmp_path).ask("busy_ms") == 3.0
 
 

@@ -9,14 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving_ops.bench_e2e import comparison, options, step, step_engine
+from serving_ops.bench_e2e import comparison, options, step
 from serving_ops.bench_e2e.environment import detect_device, engine_version, plugin_installed
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.step_engine import StepLoad
 
 STAND_IN = """
 import os, sys
-from importlib.metadata import entry_points
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,8 +25,6 @@ if os.environ["SERVING_OPS"] == told["options"].get("dies as"):
     sys.exit("the weights are made of cheese")
 if os.environ["SERVING_OPS"] == "auto":
     print("INFO serving_ops 0.1.0 (auto, cpu): on for 5 of 5 RMSNorm; prewarmed nothing", flush=True)
-(folder / "plugins").write_text(" ".join(point.name for point in entry_points(group="sglang.srt.plugins")))
-(folder / "allowed").write_text(os.environ.get("SGLANG_PLUGINS", ""))
 (folder / "told").write_text(f"{told['model']} {told['load']['prompt_lens']}")
 
 def answer(turn):
@@ -113,18 +110,6 @@ def test_an_engine_that_dies_ends_the_run_with_its_last_words(
         engines.run(tmp_path)
     assert "serving_ops-1 ended with status 1" in str(failure.value)
     assert engines.measured.pairs["native"] == []
-
-
-@pytest.mark.parametrize(("chosen", "allowed"), [("serving_ops", f"serving_ops,{step_engine.PLUGIN}"), ("", "")])
-def test_a_sglang_engine_finds_the_plugin_that_its_scheduler_is_asked_through(
-    engines: step.Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, allowed: str
-) -> None:
-    """An empty choice of plugins means all of them."""
-    monkeypatch.setenv("SGLANG_PLUGINS", chosen)
-    engines.chosen.engine, engines.chosen.engines = "sglang", 1
-    engines.run(tmp_path)
-    assert step_engine.PLUGIN in (tmp_path / "native-1" / "plugins").read_text().split()
-    assert (tmp_path / "native-1" / "allowed").read_text() == allowed
 
 
 @pytest.mark.engine

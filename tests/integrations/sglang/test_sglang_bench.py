@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import sglang_versions
 import torch
 from sglang_versions import run
 
-from serving_ops.bench_e2e import comparison, step_engine
+from serving_ops.bench_e2e import comparison
 from serving_ops.bench_e2e.step_engine import tpot, ttft
 
 HERE = Path(__file__).parent
@@ -37,8 +36,6 @@ def test_the_scheduler_of_every_rank_answers_the_bench_from_its_own_process(
     version: str, ranks: int, tmp_path: Path, written_model: Callable[[str], Path]
 ) -> None:
     environment = sglang_versions.environment(version) | sglang_versions.on_ranks(ranks) | {"SERVING_OPS": "auto"}
-    names = step_engine.write_plugin(tmp_path / "names")
-    environment["PYTHONPATH"] = os.pathsep.join([str(names), environment["PYTHONPATH"]])
     command = [str(HERE / "run_step_engine.py"), str(written_model("dense")), str(tmp_path)]
     done = run([*command, json.dumps({"tp_size": ranks})], environment)
     assert done.returncode == 0, done.stdout[-6000:]
