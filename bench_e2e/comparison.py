@@ -20,6 +20,7 @@ VARIANTS = BASELINE, OURS = "native", "serving_ops"
 _VARIABLES = ("VLLM_BATCH_INVARIANT=1", "VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER=0")
 SETTINGS = {**{variable: variable for variable in _VARIABLES}, "enable_deterministic_inference": "deterministic"}
 """Settings of engines, as a command has them and as a title: they change what every figure is compared with."""
+OWN, DERIVED = ("labels", "pairs", "plugin_lines"), ("plugin_active", "ratios")  # of a result, beside its run
 INACTIVE = "serving_ops was not active: this compares native with itself"
 
 # "serving_ops 0.1.0 (auto, cpu): on for 13 of 13 RMSNorm; ...", behind the prefix of the engine's logger. Where
@@ -81,21 +82,17 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         ratios = {figure: asdict(ratio) for figure in self.figures if (ratio := self.ratio(figure))}
-        own = {"labels": self.labels, "pairs": self.pairs, "plugin_lines": self.plugin_lines}
+        own = {name: getattr(self, name) for name in OWN}
         return {**self.run, "plugin_active": self.active, "ratios": {OURS: ratios}, **own}
 
     def markdown(self) -> str:
         """A line a figure. Older results have variants that are shown by their ratio alone."""
         compared = [variant for variant in self.pairs if variant != BASELINE]
         ratios = [f"{variant} / {BASELINE}{', 95% interval' if variant == OURS else ''}" for variant in compared]
-        lines = [
-            [
-                label,
-                *(str(self.spread(variant, figure)) for variant in VARIANTS),
-                *(str(self.ratio(figure, variant) or "none") for variant in compared),
-            ]
-            for figure, label in self.figures.items()
-        ]
+        lines = []
+        for figure, label in self.figures.items():
+            spreads = [str(self.spread(variant, figure)) for variant in VARIANTS]
+            lines.append([label, *spreads, *(str(self.ratio(figure, variant) or "none") for variant in compared)])
         table = Block(["ms", *VARIANTS, *ratios], lines).markdown()
         head = f"**{self.title}**: {circumstances(self.run)}{'' if self.active else f'. **{INACTIVE}.**'}"
         return f"{head}\n\n{table}\n\n{self.run['method']}. `{shown_command(self.run)}`"
@@ -108,11 +105,8 @@ class Comparison:
 
 def of(plain: dict[str, Any]) -> Comparison:
     """From what `read` gave. Raises KeyError for a result of another kind."""
-    run = dict(plain)
-    own = [run.pop(name) for name in ("labels", "pairs", "plugin_lines")]
-    for derived in ("plugin_active", "ratios"):
-        run.pop(derived, None)
-    return Comparison(run, *own)
+    run = {name: value for name, value in plain.items() if name not in (*OWN, *DERIVED)}
+    return Comparison(run, *(plain[name] for name in OWN))
 
 
 def load(path: Path) -> Comparison:
@@ -146,13 +140,10 @@ def summary(plains: Sequence[dict[str, Any]]) -> str:
     columns = {figure: label for result in results for figure, label in result.figures.items()}
     columns = {figure: label for figure, label in columns.items() if STEADY.fullmatch(figure)} or columns
     several = len({result.run["engine"] for result in results}) > 1
-    lines = [
-        [
-            f"{result.run['engine']}, {result.title}" if several else result.title,
-            *(str(result.ratio(figure) or "none") if figure in result.figures else "" for figure in columns),
-        ]
-        for result in results
-    ]
+    lines = []
+    for result in results:
+        ratios = [str(result.ratio(figure) or "none") if figure in result.figures else "" for figure in columns]
+        lines.append([f"{result.run['engine']}, {result.title}" if several else result.title, *ratios])
     return Block([f"{OURS} / {BASELINE}", *columns.values()], lines).markdown()
 
 

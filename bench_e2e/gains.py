@@ -62,14 +62,10 @@ def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
     gaining = sorted((row for row in rows if row.gain[0] < 1), key=lambda row: row.gain)
     shown = sorted(gaining, key=lambda row: row.place)[:MOST_LINES]
     others = [row for row in gaining if row not in shown]
-    lines = [
-        [
-            f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})",
-            *(row.columns.get(column, ("", ""))[1] for column in COLUMNS),
-        ]
-        for row in gaining
-        if row in shown
-    ]
+    lines = []
+    for row in (row for row in gaining if row in shown):
+        ratios = [row.columns.get(column, ("", ""))[1] for column in COLUMNS]
+        lines.append([f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})", *ratios])
     texts = {
         "Other gains": _listed([(row, f"{row.model} {row.gain[0]:.3f} of the {row.gain[1]}") for row in others]),
         "Nothing gained": _listed([(row, row.model) for row in rows if not row.columns]),
