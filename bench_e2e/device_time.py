@@ -43,19 +43,12 @@ def event_ms(work: Callable[[], object]) -> float:
 class Gpu:
     """The GPU of this process, asked in pairs around the serving of requests."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.last: Any = None
-        self.original: Any = None
-        self.profiler: Any = None
-
     def count_replays(self) -> None:
-        self.count, self.last = 0, None
-        self.original = original = torch.cuda.CUDAGraph.replay
+        self.count, self.last, self.original = 0, None, torch.cuda.CUDAGraph.replay
 
         def counted(graph: Any) -> Any:
             self.count, self.last = self.count + 1, graph
-            return original(graph)
+            return self.original(graph)
 
         torch.cuda.CUDAGraph.replay = counted  # type: ignore[method-assign]
 
@@ -98,19 +91,10 @@ class Gpu:
 
     def _spans(self) -> list[Span]:
         """What ran since `profile`. Of operators, those that no other one called."""
-        on_device = torch.autograd.DeviceType.CUDA
-        try:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-        finally:
-            self.profiler.stop()
-        events = [
-            event
-            for event in self.profiler.events()
-            if (event.device_type == on_device if torch.cuda.is_available() else event.cpu_parent is None)
-        ]
-        spans = [(event.name, event.time_range.start, event.time_range.end) for event in events]
-        return sorted(spans, key=lambda span: span[1:])
+        self.profiler.stop()  # waits for the device first
+        on_gpu, on_device = torch.cuda.is_available(), torch.autograd.DeviceType.CUDA
+        events = [e for e in self.profiler.events() if (e.device_type == on_device if on_gpu else e.cpu_parent is None)]
+        return sorted(((e.name, e.time_range.start, e.time_range.end) for e in events), key=lambda span: span[1:])
 
 
 _own = Gpu()
