@@ -28,31 +28,22 @@ QUESTION = "Why is the sky blue? Answer in two sentences."
 ANSWER_TOKENS = 60
 DIRECT = requests.Session()
 DIRECT.trust_env = False  # no proxy
-LABELS = {
-    f"{figure}_{metric}_ms": f"{metric.upper()} {figure}"
-    for metric in ("ttft", "tpot")
-    for figure in ("median", "p90", "p99")
-}
+METRICS, FIGURES = ("ttft", "tpot"), ("median", "p90", "p99")
+LABELS = {f"{figure}_{name}_ms": f"{name.upper()} {figure}" for name in METRICS for figure in FIGURES}
 """Figures by the names that the generators give them."""
 CHATS = Path(__file__).with_name("chats.json")
 """Questions of 7 to 370 tokens of SmolLM2, about small things and about `accuracy/text.txt`, as vLLM's generator reads
 them. The first few are short, long and between."""
 MOST_CHAT_TOKENS = 512  # of a question, with its chat template
-CHAT = (  # every turn has the same questions
-    *("--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
-    *("--dataset-name", "sharegpt", "--disable-shuffle", "--dataset-path", str(CHATS)),
-)
+# Every turn has the same questions. Random prompts go to SGLang as tokens, of exact lengths.
+CHAT = "--backend openai-chat --endpoint /v1/chat/completions --dataset-name sharegpt --disable-shuffle"
 RANDOM = {
-    "vllm": ("--dataset-name", "random"),
-    # Prompts go as tokens, of exact lengths.
-    "sglang": ("--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1"),
+    "vllm": "--dataset-name random",
+    "sglang": "--dataset-name random-ids --tokenize-prompt --random-range-ratio 1",
 }
 WORDS = {
-    "vllm": (
-        *("--ignore-eos", "--temperature", "0"),
-        *("--percentile-metrics", "ttft,tpot", "--metric-percentiles", "90,99", "--num-warmups"),
-    ),
-    "sglang": ("--backend", "sglang", "--warmup-requests"),
+    "vllm": "--ignore-eos --temperature 0 --percentile-metrics ttft,tpot --metric-percentiles 90,99 --num-warmups",
+    "sglang": "--backend sglang --warmup-requests",
 }
 
 
@@ -106,17 +97,13 @@ class ServeLoad:
 
     def words(self, engine: str, port: int, tokenizer: str, seed: int, warmups: int) -> list[str]:
         """Of the generator's command line. warmups: requests before the measured ones."""
+        asked = {"host": HOST, "port": port, "model": NAME, "tokenizer": tokenizer, "seed": seed}
+        asked |= {"num_prompts": self.num_prompts, "max_concurrency": self.concurrency, "ready_check_timeout_sec": 0}
         if self.input_len is None:
-            prompts = [*CHAT, "--sharegpt-output-len", str(self.output_len)]
+            prompts, more = CHAT, {"dataset_path": CHATS, "sharegpt_output_len": self.output_len}
         else:
-            lengths = ("--random-input-len", str(self.input_len), "--random-output-len", str(self.output_len))
-            prompts = [*RANDOM[engine], *lengths]
-        return [
-            *("--host", HOST, "--port", str(port), "--model", NAME, "--tokenizer", tokenizer),
-            *("--seed", str(seed), *prompts, "--num-prompts", str(self.num_prompts)),
-            *("--max-concurrency", str(self.concurrency), "--ready-check-timeout-sec", "0"),
-            *(*WORDS[engine], str(warmups)),
-        ]
+            prompts, more = RANDOM[engine], {"random_input_len": self.input_len, "random_output_len": self.output_len}
+        return [*as_words(engine, asked | more), *prompts.split(), *WORDS[engine].split(), str(warmups)]
 
 
 class Generator:
