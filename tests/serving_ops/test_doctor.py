@@ -82,7 +82,7 @@ def test_without_wrong_variables_nothing_is_listed() -> None:
 
 def test_a_wrong_variable_keeps_the_plugin_off_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_OPS", "stirct")
-    monkeypatch.setattr(doctor_module, "_version", lambda name: "1.0")
+    monkeypatch.setattr(doctor_module, "version_of", lambda name: "1.0")
     monkeypatch.setattr(doctor_module.importlib.metadata, "entry_points", lambda **_: ["ours"])
     for name in ("vllm", "sglang"):
         finding = doctor_module.examine().engines[name]
