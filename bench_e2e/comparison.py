@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
 
 from serving_ops.bench_e2e.result_file import circumstances, read, shown_command
-from serving_ops.bench_e2e.stats import Ratio, Spread, paired_ratio
+from serving_ops.bench_e2e.stats import Ratio, paired_ratio, spread
 from serving_ops.bench_e2e.table import Block
 
 VARIANTS = BASELINE, OURS = "native", "serving_ops"
@@ -57,10 +57,6 @@ class Comparison:
     def values(self, variant: str, figure: str) -> list[float]:
         return [entry[figure] for entry in self.pairs[variant]]
 
-    def spread(self, variant: str, figure: str) -> Spread:
-        values = self.values(variant, figure)
-        return Spread(statistics.median(values), min(values), max(values))
-
     def ratio(self, figure: str, variant: str = OURS) -> Ratio | None:
         """A variant over native; None if a time is not positive."""
         return paired_ratio(self.values(BASELINE, figure), self.values(variant, figure))
@@ -91,7 +87,7 @@ class Comparison:
         ratios = [f"{variant} / {BASELINE}{', 95% interval' if variant == OURS else ''}" for variant in compared]
         lines = []
         for figure, label in self.figures.items():
-            spreads = [str(self.spread(variant, figure)) for variant in VARIANTS]
+            spreads = [spread(self.values(variant, figure)) for variant in VARIANTS]
             lines.append([label, *spreads, *(str(self.ratio(figure, variant) or "none") for variant in compared)])
         table = Block(["ms", *VARIANTS, *ratios], lines).markdown()
         head = f"**{self.title}**: {circumstances(self.run)}{'' if self.active else f'. **{INACTIVE}.**'}"
@@ -126,10 +122,10 @@ def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
     first, second = of(a), of(b)
     lines = []
     for figure in (figure for figure in first.figures if figure in second.figures):
-        spreads = {variant: [run.spread(variant, figure) for run in (first, second)] for variant in (OURS, BASELINE)}
-        changes = [f"{after.median / before.median:.3f}" for before, after in spreads.values()]
+        ours, native = ([run.values(variant, figure) for run in (first, second)] for variant in (OURS, BASELINE))
+        changes = [f"{median(after) / median(before):.3f}" for before, after in (ours, native)]
         ratios = [str(run.ratio(figure) or "none") for run in (first, second)]
-        lines.append([first.figures[figure], *map(str, spreads[OURS]), *changes, *ratios])
+        lines.append([first.figures[figure], *map(spread, ours), *changes, *ratios])
     ratios = [f"{OURS} / {BASELINE} {name}" for name in "AB"]
     return Block(["ms", f"{OURS} A", f"{OURS} B", "B / A", f"{BASELINE} B / A", *ratios], lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from serving_ops.bench_e2e import comparison
@@ -68,9 +69,8 @@ def _panel(axes: Any, result: Comparison, name: str, figures: Sequence[str]) -> 
         for index, variant in enumerate(VARIANTS):
             left = place + (index - len(VARIANTS) / 2) * WIDTH
             look, times = {"color": COLOURS[variant]}, result.values(variant, figure)
-            height = result.spread(variant, figure).median
             label = variant if not place else None
-            axes.bar(left, height, WIDTH * 0.92, align="edge", alpha=0.35, label=label, **look)
+            axes.bar(left, median(times), WIDTH * 0.92, align="edge", alpha=0.35, label=label, **look)
             among = [left + WIDTH * (number + 0.5) / len(times) for number in range(len(times))]
             axes.plot(among, times, "o", markersize=3.5, **look)
     ratios = [str(result.ratio(figure) or "").replace(" ", "\n", 1) for figure in figures]

@@ -17,18 +17,12 @@ T_95 = (
 )
 
 
-@dataclass(frozen=True)
-class Spread:
-    """One figure over the pairs. As text at most 19 characters, so that the whole table fits into 80."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        digits = 1 if self.high >= 100 else 2
-        extremes = "" if self.low == self.high else f" [{self.low:.{digits}f}-{self.high:.{digits}f}]"
-        return f"{self.median:.{digits}f}{extremes}"
+def spread(values: Sequence[float]) -> str:
+    """Median and extremes of one figure over the pairs, in at most 19 characters: the whole table fits into 80."""
+    low, high = min(values), max(values)
+    digits = 1 if high >= 100 else 2
+    extremes = "" if low == high else f" [{low:.{digits}f}-{high:.{digits}f}]"
+    return f"{statistics.median(values):.{digits}f}{extremes}"
 
 
 @dataclass(frozen=True)

@@ -223,9 +223,3 @@ def test_kernels_in_vllms_fusion_pass_count_as_active_where_no_layer_is_on() -> 
     line = "serving_ops 0.1.0 (auto, cuda:0): on for no layer; where vLLM's pass fuses norms with FP8, "
     assert is_active(f"{line}our kernels run")
     assert not is_active(f"{line}vLLM's own run")
-
-
-def test_a_spread_is_median_and_extremes(result: Comparison) -> None:
-    pairs = {"native": [{"median_ttft_ms": time} for time in (3.0, 1.0, 10.0, 2.0)]}
-    found = dataclasses.replace(result, pairs=pairs).spread("native", "median_ttft_ms")
-    assert (found.median, found.low, found.high) == (2.5, 1.0, 10.0)

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from serving_ops.bench_e2e.stats import T_95, median_ratio, paired_ratio, quartiles
+from serving_ops.bench_e2e.stats import T_95, median_ratio, paired_ratio, quartiles, spread
 
 
 def test_interval_of_five_rounds_is_the_hand_computed_one() -> None:
@@ -70,3 +70,8 @@ def test_quartiles_are_those_of_the_samples() -> None:
 def test_ratio_to_a_time_that_is_not_positive_is_none() -> None:
     # What a norm adds between two products is a difference: it can come out below zero.
     assert median_ratio([-0.1], [1.0]) is None
+
+
+def test_a_spread_is_median_and_extremes() -> None:
+    assert spread([3.0, 1.0, 10.0, 2.0]) == "2.50 [1.00-10.00]"
+    assert spread([3.0, 3.0]) == "3.00"
