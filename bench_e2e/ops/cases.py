@@ -66,7 +66,6 @@ ROPE: tuple[Shape, ...] = (  # heads of q and of k: Qwen3 0.6B, 8B, and a model 
     *((m, 32, 8, 128) for m in (1, 256, 8192)),
     *((m, 16, 4, 256) for m in (1, 256, 8192)),
 )
-CPU_TRAINING: tuple[Shape, ...] = ((64, 1024), (512, 1024), (512, 4096), (4096, 2048), (4096, 4096))
 SIZES = {
     ("ops", "cpu"): (
         Sizes("rows", PLAIN, _grid((1, 8, 64, 512, 4096), (896, 2048, 4096))),
@@ -92,7 +91,7 @@ SIZES = {
         Sizes("rope", (QK_ROPE,), ROPE, standard=False),
     ),
     ("training", "cpu"): (
-        Sizes("rows", (RMS_NORM, ADD), CPU_TRAINING),
+        Sizes("rows", (RMS_NORM, ADD), ((64, 1024), (512, 1024), (512, 4096), (4096, 2048), (4096, 4096))),
         Sizes("gated", (GATED,), ((64, 16, 128), (512, 16, 128), (2048, 16, 128))),
     ),
     ("training", "cuda"): (

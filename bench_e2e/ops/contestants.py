@@ -26,6 +26,8 @@ from serving_ops.ops.description import NormOp
 
 Call = Callable[[], object]
 Norm = Callable[..., Any]  # of a case's operands
+Calls = Mapping[Any, Callable[[Inputs], Call]]  # op, or op and form of the result -> binds a call without gradients
+Norms = Mapping[str, Norm]  # op -> a function of the operands and eps that is differentiated
 
 
 class Unsupported(Exception):
@@ -86,20 +88,10 @@ def _bound(function: Norm, by_place: Sequence[str], call: dict[str, Any], op: No
     return partial(function, *placed, **named)
 
 
-def peer(
-    name: str,
-    version: str,
-    calls: Mapping[Any, Callable[[Inputs], Call]] | None = None,
-    norms: Mapping[str, Norm] | None = None,
-    **options: bool,
-) -> Contestant:
-    """Another project's kernels.
-
-    calls: op, or op and form of the result -> binds a call without gradients.
-    norms: op -> a function of the operands and eps that is differentiated.
-    """
+def peer(name: str, of: str, calls: Calls | None = None, norms: Norms | None = None, **options: bool) -> Contestant:
+    """Another project's kernels. of: its version."""
     call = None if calls is None else lambda case, inputs: _offered(calls, case)(inputs)
-    return Contestant(name, version, call, None if norms is None else partial(_offered, norms), **options)
+    return Contestant(name, of, call, None if norms is None else partial(_offered, norms), **options)
 
 
 def _offered(by_op: Mapping[Any, Any], case: Case) -> Any:
@@ -141,8 +133,7 @@ def _call_formula(norm_of: Callable[[Case], Norm], case: Case, inputs: Inputs) -
 def _rotated(key_cache: Any, value_cache: Any, slot_mapping: Any, **call: Any) -> None:
     """Writes to all slots: the reference looks for negative ones, and waits for the device."""
     rope_reference.qk_norm_rope(**call)
-    sizes = call["num_q_heads"], call["num_kv_heads"], call["head_dim"]
-    _, k, v = rope_reference.heads_of(call["qkv"], None, None, *sizes)
+    _, k, v = heads(Inputs(call))
     for x, cache in ((k, key_cache), (v, value_cache)):
         if cache is not None:
             cache.index_put_((slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]), x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from serving_ops.bench_e2e.comparison import OURS
@@ -83,11 +83,9 @@ def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
     return beside(f"us of {OURS}", *times)
 
 
-def _grouped(results: Iterable[Result], key: Callable[[Result], str]) -> Iterable[tuple[str, list[Result]]]:
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(key(result), []).append(result)
-    return groups.items()
+def _grouped(results: Sequence[Result], key: Callable[[Result], str]) -> list[tuple[str, list[Result]]]:
+    titles = dict.fromkeys(map(key, results))
+    return [(title, [result for result in results if key(result) == title]) for title in titles]
 
 
 def _title(result: Result) -> str:
