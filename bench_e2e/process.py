@@ -34,13 +34,11 @@ class ChildFailed(RuntimeError):
 class Child(subprocess.Popen[bytes]):
     """A command that runs or ran."""
 
-    def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path, files: Sequence[int]
-    ) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, **more: Any) -> None:
         self.log = log
         with log.open("wb") as out:  # its process group is its pid
             streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
-            super().__init__(command, env=environment, cwd=cwd, start_new_session=True, pass_fds=files, **streams)
+            super().__init__(command, env=environment, start_new_session=True, **streams, **more)
 
     def send(self, number: int) -> None:
         """Sends it to the whole process group."""
@@ -82,13 +80,11 @@ class Children:
         self.watch.kill()  # not the end of its input: a group that is gone may have its number given to another
         self.watch.communicate()
 
-    def start(
-        self, command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path, files: Sequence[int] = ()
-    ) -> Child:
-        """files: descriptors that stay open in the command."""
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path, **more: Any) -> Child:
+        """more: what else Popen is to know."""
         assert self.watch.stdin
         with _interrupts_held():  # one that came now would leave a process unknown to us
-            self.started.append(Child(command, environment, log, cwd, files))
+            self.started.append(Child(command, environment, log, **more))
             self.watch.stdin.write(b"-%d\n" % self.started[-1].pid)
         return self.started[-1]
 
@@ -120,8 +116,9 @@ class Asked:
         self.name = folder.name
         self.pipe, self.its_end = Pipe()  # open here too, its end does not close when it dies: wait_until says so
         self.pipe.send(told)
-        end = self.its_end.fileno()
-        self.child = children.start([*command, str(folder), str(end)], variables, folder / "log", folder.parent, (end,))
+        end, log = self.its_end.fileno(), folder / "log"
+        words = [*command, str(folder), str(end)]
+        self.child = children.start(words, variables, log, cwd=folder.parent, pass_fds=(end,))
 
     def wait(self, timeout: float) -> None:
         """Until it is up, for so many seconds. Raises ChildFailed where it ended, or is late."""

@@ -111,8 +111,8 @@ def test_a_signal_that_comes_while_a_command_starts_finds_it_stopped(
     started: list[Child] = []
     start_child = Child.__init__
 
-    def interrupted(self: Child, *args: object) -> None:
-        start_child(self, *args)  # type: ignore[arg-type]
+    def interrupted(self: Child, *args: object, **more: object) -> None:
+        start_child(self, *args, **more)  # type: ignore[arg-type]
         started.append(self)
         signal.raise_signal(signal.SIGINT)
 
