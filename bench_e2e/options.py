@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -28,8 +28,8 @@ OF_THE_BENCH |= {"ssl_keyfile", "ssl_certfile", "pipeline_parallel_size", "pp_si
 NOT_ON_SGLANG = {("hybrid", "cpu"), ("mamba2", "cpu"), ("mamba2", "cuda")}
 
 
-def refusal(text: str, allowed: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"{text!r}; allowed: {allowed}")
+def refusal(text: str, allowed: str) -> ArgumentTypeError:
+    return ArgumentTypeError(f"{text!r}; allowed: {allowed}")
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -84,7 +84,7 @@ def engine_arguments(text: str) -> dict[str, Any]:
         raise refusal(text, 'a JSON object such as {"max_num_seqs": 4}')
     found = {name.lstrip("-").replace("-", "_"): value for name, value in found.items()}
     if taken := found.keys() & OF_THE_BENCH:
-        raise argparse.ArgumentTypeError(f"the bench decides {', '.join(sorted(taken))}; allowed: other arguments")
+        raise ArgumentTypeError(f"the bench decides {', '.join(sorted(taken))}; allowed: other arguments")
     return found
 
 
@@ -98,14 +98,14 @@ def model_of(text: str) -> str:
     return text
 
 
-def check_writable(parser: argparse.ArgumentParser, file: Path) -> None:
+def check_writable(parser: ArgumentParser, file: Path) -> None:
     """Where a result is to go; folders that are missing will be made."""
     made = next(path for path in (file, *file.parents) if path.exists())
     if file.is_dir() or (made != file and not made.is_dir()) or not os.access(made, os.W_OK):
         parser.error(f"--out: {file} cannot be written; allowed: a file in a folder that can be written")
 
 
-def check_ready(parser: argparse.ArgumentParser, engine: str | None = None) -> None:
+def check_ready(parser: ArgumentParser, engine: str | None = None) -> None:
     """A variable of ours that says nothing would be recorded beside figures that it did not decide. engine: starts."""
     if faults := [*settings.wrong().values(), *settings.unknown()]:
         parser.error("; ".join(faults))
@@ -116,9 +116,7 @@ def check_ready(parser: argparse.ArgumentParser, engine: str | None = None) -> N
         parser.error(f"{TITLES[engine]} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
 
 
-def parse_without_engine(
-    made: argparse.ArgumentParser, words: Sequence[str], name: Callable[[argparse.Namespace], str]
-) -> argparse.Namespace:
+def parse_without_engine(made: ArgumentParser, words: Sequence[str], name: Callable[[Namespace], str]) -> Namespace:
     """With `device` and `out`, of a bench that starts no engine. name: of the file where nothing is said."""
     import torch
 
@@ -133,9 +131,9 @@ def parse_without_engine(
     return chosen
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
+def parser(name: str, description: str) -> ArgumentParser:
     """The options of every bench that serves a model. `complete` chooses a preset where the user does not."""
-    made = argparse.ArgumentParser(prog=f"{COMMAND} {name}", description=description)
+    made = ArgumentParser(prog=f"{COMMAND} {name}", description=description)
     add = made.add_argument
     add("--engine", choices=TITLES, default="vllm", help="default: %(default)s")
     model = made.add_mutually_exclusive_group()
@@ -157,11 +155,8 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def complete(
-    made: argparse.ArgumentParser,
-    chosen: argparse.Namespace,
-    defaults: dict[str, dict[str, Any]],
-    tokens: Callable[[argparse.Namespace], int],
-) -> argparse.Namespace:
+    made: ArgumentParser, chosen: Namespace, defaults: dict[str, dict[str, Any]], tokens: Callable[[Namespace], int]
+) -> Namespace:
     """Checks the options and fills the defaults of the device in; `tokens` are those of the longest request."""
     check_ready(made, chosen.engine)
     chosen.device = environment.detect_device(chosen.engine)
@@ -183,7 +178,7 @@ def complete(
     return chosen
 
 
-def _choose_model(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+def _choose_model(made: ArgumentParser, chosen: Namespace) -> None:
     """Sets what is chosen by the preset: `model`, a folder or a name, but None for dummy weights; `label` for readers;
     `positions`, None where unknown; `model_args`, what an engine has to be told."""
     quantized, preset = chosen.quantization, chosen.preset
@@ -216,7 +211,7 @@ def _choose_model(made: argparse.ArgumentParser, chosen: argparse.Namespace) -> 
 
 
 def unmeasured(
-    chosen: argparse.Namespace, words: list[str], load: Any, given: dict[str, Any], labels: dict[str, str]
+    chosen: Namespace, words: list[str], load: Any, given: dict[str, Any], labels: dict[str, str]
 ) -> Comparison:
     """What a result says of its run, without figures. load: a dataclass; given: what the engine was built with."""
     compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
@@ -226,7 +221,7 @@ def unmeasured(
     return Comparison(run, labels)
 
 
-def model_and_tokenizer(chosen: argparse.Namespace, work: Path) -> tuple[str, str]:
+def model_and_tokenizer(chosen: Namespace, work: Path) -> tuple[str, str]:
     """Where they lie: a preset with dummy weights is written into `work`."""
     if chosen.model:
         return chosen.model, chosen.model

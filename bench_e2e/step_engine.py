@@ -49,13 +49,12 @@ class StepLoad:
     @property
     def labels(self) -> dict[str, str]:
         """Name of each figure in JSON -> what a person reads, in the order of the table."""
-        decode = [
-            (name(size), f"{label}, batch {size}")
-            for size in self.batch_sizes
-            for name, label in ((tpot, "TPOT"), (device_step, "device time of a decode step"))
-        ]
-        prompts = [(ttft(length), f"TTFT, {length} tokens") for length in self.prompt_lens]
-        return dict([*decode, *prompts, (HOST, "the host: a fixed loop of Python")])
+        found = {}
+        for size in self.batch_sizes:
+            found[tpot(size)] = f"TPOT, batch {size}"
+            found[device_step(size)] = f"device time of a decode step, batch {size}"
+        found |= {ttft(length): f"TTFT, {length} tokens" for length in self.prompt_lens}
+        return {**found, HOST: "the host: a fixed loop of Python"}
 
     def method(self, engines: int, rounds: int) -> str:
         of_each = f"{engines} engine{'s' if engines > 1 else ''} of each variant"
@@ -131,10 +130,8 @@ class Measured:
 
     def serve(self, batch_size: int, prompt_len: int, output_len: int) -> float:
         """Milliseconds until a batch of requests has all its tokens."""
-        prompts = [
-            [FIRST_TOKEN + (7 * request + place) % TOKENS for place in range(prompt_len)]
-            for request in range(batch_size)
-        ]
+        places = range(prompt_len)
+        prompts = [[FIRST_TOKEN + (7 * n + place) % TOKENS for place in places] for n in range(batch_size)]
         start = time.perf_counter()
         self.engine.generate(prompts, output_len)
         return (time.perf_counter() - start) * 1e3
