@@ -7,14 +7,12 @@ import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from serving_ops import settings
-from serving_ops.bench_e2e import environment, presets, result_file, smollm2
-from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e import environment, presets, smollm2
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS
 from serving_ops.bench_e2e.environment import COMMAND, TITLES, without_secrets
 from serving_ops.doctor import DISTRIBUTIONS
@@ -208,17 +206,6 @@ def _choose_model(made: ArgumentParser, chosen: Namespace) -> None:
     chosen.label = "-".join(filter(None, (f"preset {preset}", quantized)))
     chosen.positions = presets.MAX_POSITIONS
     chosen.model_args = presets.preset_engine_args(preset, chosen.device, chosen.engine, quantized)
-
-
-def unmeasured(
-    chosen: Namespace, words: list[str], load: Any, given: dict[str, Any], labels: dict[str, str]
-) -> Comparison:
-    """What a result says of its run, without figures. load: a dataclass; given: what the engine was built with."""
-    compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
-    run = result_file.of_run(chosen.kind, words, chosen.device) | {"name": chosen.name, "engine": chosen.engine}
-    run |= {"model": chosen.label, "mode": "eager" if chosen.eager else compiled}
-    run |= {"load": asdict(load), "engine_options": without_secrets(given)}
-    return Comparison(run, labels)
 
 
 def model_and_tokenizer(chosen: Namespace, work: Path) -> tuple[str, str]:

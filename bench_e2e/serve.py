@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, server, session, smollm2
-from serving_ops.bench_e2e.comparison import BASELINE, VARIANTS, Comparison, startup_line
+from serving_ops.bench_e2e.comparison import BASELINE, VARIANTS, startup_line
 from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
 from serving_ops.bench_e2e.server import LABELS, MOST_CHAT_TOKENS, Generator, ServeLoad
@@ -32,17 +31,8 @@ QUICK = {"pairs": 1, "num_prompts": 2, "input_len": 64, "output_len": 8}
 Server = tuple[Child, int]  # and its port
 
 
-@dataclass
-class Serving:
-    """What the run needs and fills."""
-
-    chosen: argparse.Namespace
-    load: ServeLoad
-    engine_options: dict[str, Any]
-    measured: Comparison
-
+class Serving(session.EngineRun):
     def run(self, work: Path) -> None:
-        """Raises ChildFailed; what was measured until then stays."""
         chosen, started = self.chosen, time.monotonic()
         self.work = work
         self.model, self.tokenizer = options.model_and_tokenizer(chosen, work)
@@ -104,17 +94,13 @@ def compared(answers: dict[str, str]) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Exit status 1 if a server failed, 3 if serving_ops was not active: the figures are there then."""
     chosen = _parse(words)
     load = ServeLoad(
         chosen.num_prompts, None if chosen.chats else chosen.input_len, chosen.output_len, chosen.concurrency
     )
     alive = 1 if chosen.sequential else len(VARIANTS)
     arguments = engine_arguments.of(chosen, alive, chosen.input_len + chosen.output_len, chosen.concurrency)
-    # The load generator's imports set variables, which the result would record as the user's.
-    measured = options.unmeasured(chosen, words, load, arguments, LABELS)
-    serving = Serving(chosen, load, arguments, measured)
-    return session.run(serving.run, measured, chosen.file, chosen.keep_logs)
+    return Serving(chosen, words, load, arguments, LABELS).main()
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

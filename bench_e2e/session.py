@@ -6,7 +6,9 @@ import shutil
 import signal
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,42 @@ from typing import Any
 from rich.console import Console
 
 from serving_ops.bench_e2e.comparison import Comparison
+from serving_ops.bench_e2e.environment import without_secrets
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.process import ChildFailed
-from serving_ops.bench_e2e.result_file import save
+from serving_ops.bench_e2e.result_file import of_run, save
 
 FAILED, INACTIVE, INTERRUPTED = 1, 3, 130  # exit statuses
 say = partial(print, flush=True)
 SPIN_SECONDS = 1.2
 """For so long a worker of vLLM polls behind its last request, on CPU on the core of the other engines' workers. Without
 a pause the first prompts of a turn took up to twice their time (2 cores of an AMD EPYC, vLLM 0.32.0, 2026-11-29)."""
+
+
+class EngineRun:
+    """A run of `serve` or `step`: what it needs, and `measured`, which `run` fills."""
+
+    def __init__(
+        self, chosen: Namespace, words: Sequence[str], load: Any, engine_options: dict[str, Any], labels: dict[str, str]
+    ) -> None:
+        """load: a dataclass. engine_options: what each engine is built with.
+
+        To be made before a load generator is imported: that sets variables, which would be recorded as the user's.
+        """
+        self.chosen, self.load, self.engine_options = chosen, load, engine_options
+        compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
+        about = of_run(chosen.kind, words, chosen.device) | {"name": chosen.name, "engine": chosen.engine}
+        about |= {"model": chosen.label, "mode": "eager" if chosen.eager else compiled}
+        about |= {"load": asdict(load), "engine_options": without_secrets(engine_options)}
+        self.measured = Comparison(about, labels)
+
+    def run(self, work: Path) -> None:
+        """Raises ChildFailed; what was measured until then stays."""
+        raise NotImplementedError
+
+    def main(self) -> int:
+        """Exit status 1 if an engine failed, 3 if serving_ops was not active: the figures are there then."""
+        return run(self.run, self.measured, self.chosen.file, self.chosen.keep_logs)
 
 
 def order(names: Sequence[Any], rounds: int, pause: float = 0.0) -> Iterator[tuple[int, Any]]:

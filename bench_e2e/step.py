@@ -11,12 +11,12 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, session
-from serving_ops.bench_e2e.comparison import VARIANTS, Comparison, startup_line
+from serving_ops.bench_e2e.comparison import VARIANTS, startup_line
 from serving_ops.bench_e2e.options import at_least_1, numbers
 from serving_ops.bench_e2e.process import Asked, Children
 from serving_ops.bench_e2e.session import say, say_figures
@@ -32,17 +32,8 @@ Name = tuple[str, int]  # of an engine: its variant, and its place among them
 Rounds = list[dict[str, float]]  # the figures of one engine
 
 
-@dataclass
-class Engines:
-    """What the run needs and fills."""
-
-    chosen: argparse.Namespace
-    load: StepLoad
-    engine_options: dict[str, Any]
-    measured: Comparison
-
+class Engines(session.EngineRun):
     def run(self, work: Path) -> None:
-        """Raises ChildFailed; the whole rounds until then stay."""
         chosen = self.chosen
         names = [(variant, place) for place in range(chosen.engines) for variant in VARIANTS]
         with starting(chosen.lock or work / "lock") as measure_alone, Children() as children:
@@ -91,13 +82,9 @@ class Engines:
 
 
 def main(words: list[str]) -> int:
-    """Exit status 1 if an engine failed, 3 if serving_ops was not active: the figures are there then."""
     chosen = _parse(words)
     load = _load(chosen)
-    arguments = engine_arguments.of_step(chosen, load)
-    measured = options.unmeasured(chosen, words, load, arguments, load.labels)
-    engines = Engines(chosen, load, arguments, measured)
-    return session.run(engines.run, measured, chosen.file, chosen.keep_logs)
+    return Engines(chosen, words, load, engine_arguments.of_step(chosen, load), load.labels).main()
 
 
 def _load(chosen: argparse.Namespace) -> StepLoad:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving_ops.bench_e2e import comparison, options, step
+from serving_ops.bench_e2e import comparison, step
 from serving_ops.bench_e2e.environment import detect_device, engine_version, plugin_installed
 from serving_ops.bench_e2e.process import ChildFailed
 from serving_ops.bench_e2e.step_engine import StepLoad
@@ -62,7 +62,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> step.Engines:
     }
     chosen |= {"kind": "step", "label": "model", "engines": 2, "rounds": 2, "start_timeout": 60, "lock": None}
     made = SimpleNamespace(**chosen)
-    return step.Engines(made, LOAD, {}, options.unmeasured(made, ["--rounds", "2"], LOAD, {}, LOAD.labels))
+    return step.Engines(made, ["--rounds", "2"], LOAD, {}, LOAD.labels)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
