@@ -95,16 +95,14 @@ def compared(answers: dict[str, str]) -> str:
 
 def main(words: list[str]) -> int:
     chosen = _parse(words)
-    load = ServeLoad(
-        chosen.num_prompts, None if chosen.chats else chosen.input_len, chosen.output_len, chosen.concurrency
-    )
+    load = ServeLoad(chosen.num_prompts, chosen.input_len, chosen.output_len, chosen.concurrency)
     alive = 1 if chosen.sequential else len(VARIANTS)
-    arguments = engine_arguments.of(chosen, alive, chosen.input_len + chosen.output_len, chosen.concurrency)
+    context = (load.input_len or MOST_CHAT_TOKENS) + load.output_len
+    arguments = engine_arguments.of(chosen, alive, context, load.concurrency)
     return Serving(chosen, words, load, arguments, LABELS).main()
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """The options, complete. Exits with status 2 and a sentence for what cannot work."""
     parser = options.parser("serve", "Serve a model with and without serving_ops and compare TTFT and TPOT.")
     add = parser.add_argument
     add("--pairs", type=at_least_1, help="turns of each server (default: 10)")
@@ -118,6 +116,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
     any_length = chosen.input_len is None
     defaults = {device: of | QUICK if chosen.quick else of for device, of in DEFAULTS.items()}
     options.complete(parser, chosen, defaults, lambda of: of.input_len + of.output_len)
-    chosen.chats = any_length and (chosen.preset, chosen.engine) == (smollm2.NAME, "vllm")
-    chosen.input_len = MOST_CHAT_TOKENS if chosen.chats else chosen.input_len
+    if any_length and (chosen.preset, chosen.engine) == (smollm2.NAME, "vllm"):
+        chosen.input_len = None  # questions
     return chosen

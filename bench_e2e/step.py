@@ -92,7 +92,6 @@ def _load(chosen: argparse.Namespace) -> StepLoad:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """The options, complete. Exits with status 2 and a sentence for what cannot work."""
     parser = options.parser("step", "Compare engines with and without serving_ops, all alive at once, in turns.")
     add = parser.add_argument
     add("--engines", type=at_least_1, default=5, help="of each variant (default: %(default)s, which give an interval)")

@@ -51,7 +51,6 @@ class Inputs:
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
-    """Fresh tensors on the device."""
     op, trained = registry.find(case.op), case.passes != FORWARD
     call = registry.sample(case.spec(device), case.shape[0])
     if case.op == QK_ROPE:

@@ -57,7 +57,6 @@ ops, training = functools.partial(main, "ops"), functools.partial(main, "trainin
 
 
 def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The options, and their parser. Exits with status 2 and a sentence for what cannot work."""
     parser = argparse.ArgumentParser(prog=f"{COMMAND} {bench}", description=__doc__)
     add = parser.add_argument
     regimes, by_op = cases.regimes_for(bench, "cpu", "cuda"), cases.ops_of(bench)
