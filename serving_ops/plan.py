@@ -5,7 +5,9 @@ rows of at most `TILE_MAX_N` always run on the tile kernels, whose sum is an exp
 always on the same kernel with the same number of warps.
 
 Measurements: one H200, torch 2.11, Triton 3.6, bf16 `fused_add_rms_norm` unless said otherwise, device time per call
-in a CUDA graph, 2026-11-20 to 2026-11-30. Figures of choices that were not kept come from sweeps that are not kept.
+in a CUDA graph, 2026-11-20 and 2026-11-21, and for heads and groups of few rows 2026-11-30. Since then rows of the row
+kernel take up to 14% less: `docs/ops.md` has the figures of today. Figures of choices that were not kept come from
+sweeps that are not kept.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ TILE_MAX_N = 512
 """Elements. Rows up to here fit one warp, so a program can take several; wider ones get a program each."""
 
 FEW_ROWS = 256
-"""Rows. Up to here four warps of a program have a row or two each, if a row has at most MIDDLE_N elements: 24 x 128
+"""Rows. Up to here four warps of a program have a row or more each, if a row has at most MIDDLE_N elements: 24 x 128
 takes 0.74 us, and 0.75 us with a row and a warp a program; 256 x 128 takes 0.81 and 0.89 us. Longer rows get one warp
 and a program each: 24 x 512 takes 0.82 us, and 0.99 us with four to a program."""
 
@@ -41,8 +43,8 @@ TILE_WARPS = 4
 
 GATED_FEW_ROWS = 512
 GATED_SOME_ROWS = 2560
-"""Gated groups of at most NARROW_N elements, one warp each: up to here four, and then eight to a program. 16 tokens of
-24 heads of 128 take 0.86 us, with eight 0.92 us; 64 tokens take 1.12 us, with four 1.30 us."""
+"""Gated groups of at most NARROW_N elements, one warp each: up to here four, and then eight to a program. Measured with
+groups of 128: 16 tokens of 24 heads take 0.86 us, with eight 0.92 us; 64 tokens take 1.12 us, with four 1.30 us."""
 
 GATED_MORE_ROWS = 8192
 """Gated groups up to which the next kernel may start early."""

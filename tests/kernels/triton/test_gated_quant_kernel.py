@@ -45,7 +45,7 @@ def test_the_result_has_the_bits_of_a_gated_norm_and_a_quantization(
     size = groups * group
     x, z = (rows((5, size), torch.bfloat16, kernel_device, seed) for seed in (1, 2))
     weight, bias = rows((size,), torch.float32, kernel_device, 3), rows((size,), torch.bfloat16, kernel_device, 4)
-    chosen = plan.plan_gated(group, 2, 3000)  # several rows a program where it has so many
+    chosen = plan.plan_gated(group, 2, 3000, quantized=True)  # several rows a program where it has so many
     assert chosen is not None
     y, normed, q = torch.empty_like(x), torch.empty_like(x), torch.empty(5, size, dtype=fmt.dtype, device=x.device)
     run_gated(x, z, weight, bias, y, EPS, before, False, group, row_grid(x, z, y), chosen, False)

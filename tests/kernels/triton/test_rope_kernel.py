@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import triton.language as tl
 from numerics import assert_no_less_accurate, rows
 from op_calls import by_formula, copied, exact, launched, make, rotations, values
 from torch import Tensor
 
 from serving_ops import NormSpec, RopeSpec, cuda_rope, plan, reference, rope_reference
+from serving_ops.kernels.triton import rope
 from serving_ops.kernels.triton.norm import run_norm
+from serving_ops.kernels.triton.variant import unspecialized
 from serving_ops.layout import row_grid
 from serving_ops.ops import registry
 
@@ -46,6 +49,23 @@ def check(call: dict[str, Any]) -> None:
     truth, expected, got = exact(OP, call), values(OP, call, by_formula(OP, call)), values(OP, call, run(call))
     for name, want in truth.items():
         assert_no_less_accurate(got[name], expected[name], want)
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 16, 528, 784, 65535, 65537, 2**31 - 1])
+def test_a_slot_is_found_in_its_block_without_a_division(kernel_device: torch.device, block_size: int) -> None:
+    @unspecialized
+    def slot_start_kernel(out_ptr, slots_ptr, block_size: tl.int32, block_stride: tl.int64, slot_stride: tl.int64):
+        slot = tl.load(slots_ptr + tl.program_id(0))
+        start = rope._slot_start(slot, (block_size, block_stride, slot_stride), rope._reciprocal(block_size))
+        tl.store(out_ptr + tl.program_id(0), start)
+
+    most = 2**31 - 1
+    near = [number * block_size + step for number in (0, 1, 2, 7, most // block_size) for step in (-1, 0, 1)]
+    slots = [slot for slot in (*near, most - 1, most) if 0 <= slot <= most]
+    out = torch.zeros(len(slots), dtype=torch.int64, device=kernel_device)
+    given = torch.tensor(slots, device=kernel_device)
+    slot_start_kernel[(len(slots),)](out, given, block_size, 2**31, 1)
+    assert out.tolist() == [slot // block_size * 2**31 + slot % block_size for slot in slots]
 
 
 @pytest.mark.parametrize("heads", [1, 4])
