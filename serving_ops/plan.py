@@ -44,16 +44,18 @@ TILE_WARPS = 4
 GATED_FEW_ROWS = 512
 GATED_SOME_ROWS = 2560
 """Gated groups of at most NARROW_N elements, one warp each: up to here four, and then eight to a program. Measured with
-groups of 128: 16 tokens of 24 heads take 0.86 us, with eight 0.92 us; 64 tokens take 1.12 us, with four 1.30 us."""
+groups of 128: 16 tokens of 24 heads take 0.86 us, with eight 0.92 us; 32 tokens take 0.91 us, with four 0.98 us."""
 
 GATED_MORE_ROWS = 8192
 """Gated groups up to which the next kernel may start early."""
 
-GATED_MORE_TILE = {False: (16, 8), True: (8, 2)}
-GATED_MANY_TILE = {False: (16, 2), True: (8, 2)}
-"""Rows and warps of a program up to GATED_MORE_ROWS and beyond, by whether the groups are quantized. 256 tokens of 24
-heads take 1.84 us, with four warps 2.2 us. 60381 tokens with a strided gate take 262 us, with eight warps 287 us.
-Quantized with a scale a group, 8192 tokens take 42.2 us, with 16 rows 43.4 us, and with eight warps too 45.3 us."""
+GATED_MORE_TILE = {False: (16, 8), True: (8, 4)}
+GATED_MANY_TILE = {False: (8, 4), True: (8, 2)}
+"""Rows and warps of a program up to GATED_MORE_ROWS and beyond, by whether the groups are quantized. The second time is
+with a strided gate. 256 tokens of 24 heads take 1.70 and 1.86 us, with 8 rows and 4 warps 1.88 and 1.98 us. 8192 tokens
+take 36.1 and 36.1 us, with 16 rows and 8 warps 36.4 and 38.4 us, and with 2 warps 38.5 and 37.2 us. Quantized with a
+scale a group, 100 tokens take 1.52 and 1.75 us, with 2 warps 1.71 and 1.92 us; 512 tokens take 3.29 and 3.53 us, with 4
+warps 3.27 and 3.88 us. From 8192 tokens on 32 rows and 4 warps would take up to 4% less, and below up to 13% more."""
 
 WIDE_GATED_TILE = 2048
 WIDE_GATED_WARPS = 2

@@ -4,12 +4,15 @@ import triton
 import triton.language as tl
 from serving_ops.kernels.triton.arithmetic import columns_at
 
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def gate_of(z, SIGMOID: tl.constexpr):
-    """Sigmoid or SiLU of z in fp32."""
+    """Sigmoid or SiLU of z in fp32. A square of the reciprocal root takes fewer instructions than a division."""
     z = z.to(tl.float32)
-    sigmoid = 1.0 / (1.0 + tl.exp(-z))
+    root = tl.rsqrt(1.0 + tl.exp2(-z * _LOG2_E))
+    sigmoid = root * root
     if SIGMOID:
         return sigmoid
     return z * sigmoid
