@@ -12,7 +12,7 @@ from pathlib import Path
 
 import serving_ops
 from serving_ops import extension, settings
-from serving_ops.integrations.vllm import installed, mixer_output, norm_pairs, qk_norm_rope_layer
+from serving_ops.integrations.vllm import installed, mixer_gate, mixer_output, norm_pairs, qk_norm_rope_layer
 
 VARIABLE = settings.CHOICE.name
 """Its factor stands for all that changes compiled code."""
@@ -39,7 +39,7 @@ def source_hash() -> str:
 
 def compile_key() -> str:
     """What vLLM hashes for `VARIABLE`: version, source hash, settings, what stays vLLM's, which attention layers call
-    `qk_norm_rope`, which decoder layers have no buffer, whether norms are paired.
+    `qk_norm_rope`, which decoder layers have no buffer, which mixers do not copy their gate, whether norms are paired.
 
     Graphs call the operators by name, so the C++ library's code is not part of it. Whether there is a library is: it
     decides which of vLLM's classes are replaced.
@@ -48,7 +48,7 @@ def compile_key() -> str:
     launch = "pdl" if settings.pdl_enabled() else "plain"
     native = sorted(installed.given_back | set(installed.failures))
     parts = [serving_ops.__version__, source_hash(), settings.choice(), library, launch, *native]
-    parts += qk_norm_rope_layer.layers_on + mixer_output.layers_on + norm_pairs.on
+    parts += qk_norm_rope_layer.layers_on + mixer_output.layers_on + mixer_gate.mixers_on + norm_pairs.on
     return "-".join(parts)
 
 

@@ -24,6 +24,7 @@ from serving_ops.integrations.vllm import (
     hidden_states,
     installed,
     layers,
+    mixer_gate,
     mixer_output,
     norm_pairs,
     priority,
@@ -120,6 +121,7 @@ def _beside_norms(models: Sequence[Any], found: Sequence[NormLayer], worker: Any
         "take its fused norms": lambda: token_pass.take(models, found, config),
         "have its norms quantize": lambda: quantized_pairs.take(models, config, worker.device),
         "leave out the copies before its norms": lambda: mixer_output.take(models, config),
+        "leave out the copies before its gated norms": lambda: mixer_gate.take(models),
         "pair its norms": lambda: norm_pairs.take(found, config),
     }
     for what, take in steps.items():

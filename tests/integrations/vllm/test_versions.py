@@ -32,6 +32,7 @@ IN_PROCESS = (
     "test_quantized_pairs.py",
     "test_qk_norm_rope.py",
     "test_cache_write.py",
+    "test_mixer_gate.py",
     "test_mixer_output.py",
     "test_norm_pairs.py",
     "test_model_doctor.py",
