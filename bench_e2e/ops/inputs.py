@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,10 +79,16 @@ def redraw(inputs: Inputs) -> None:
 
 def _as_in_a_model(call: dict[str, Any]) -> None:
     """Gives `qk_norm_rope` the table of a model, positions anywhere in it, and slots in no order."""
-    size, qkv, cache = call["head_dim"], call["qkv"], call["key_cache"]
-    frequencies = THETA ** -(torch.arange(0, size, 2, device=qkv.device) / size)
-    angles = torch.arange(POSITIONS, device=qkv.device)[:, None] * frequencies
-    call["cos_sin_cache"] = torch.cat((angles.cos(), angles.sin()), dim=1).to(qkv.dtype)
+    qkv, cache = call["qkv"], call["key_cache"]
+    call["cos_sin_cache"] = _table(call["head_dim"], qkv.dtype, qkv.device)
     call["positions"].random_(POSITIONS)
     if cache is not None:
         call["slot_mapping"] = torch.randperm(cache.shape[:2].numel(), device=qkv.device)[: qkv.shape[0]]
+
+
+@lru_cache(maxsize=1)
+def _table(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(POSITIONS, head_dim), cos before sin. All sets of tensors have the same one, as the layers of a model do."""
+    frequencies = THETA ** -(torch.arange(0, head_dim, 2, device=device) / head_dim)
+    angles = torch.arange(POSITIONS, device=device)[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=1).to(dtype)
