@@ -115,12 +115,13 @@ def quantize(y: Tensor, fmt: QuantFormat, scale: Tensor | None = None) -> tuple[
         scaled = groups / scale if fmt.dtype == torch.int8 else groups * scale.reciprocal()
         return _saturated(scaled, limit, fmt.dtype), y.new_empty(0, dtype=torch.float32)
     amax = groups.abs().amax(dim=-1, keepdim=True)
+    limits = torch.full_like(amax, limit)  # PyTorch rounds twice where it divides by a number or a number is divided
     if by_token_int8 and fmt.scale_format == "fp32":
-        inverse = torch.where(amax == 0, 0.0, torch.full_like(amax, limit) / amax)  # PyTorch rounds limit / amax twice
-        return _saturated(groups * inverse, limit, fmt.dtype), (amax / limit).squeeze(-1)
-    scales = amax.clamp(min=MIN_AMAX) / limit
+        inverse = torch.where(amax == 0, 0.0, limits / amax)
+        return _saturated(groups * inverse, limit, fmt.dtype), (amax / limits).squeeze(-1)
+    scales = amax.clamp(min=MIN_AMAX) / limits
     if fmt.granularity == "token" and not by_token_int8:
-        scales = (amax / limit).clamp(min=MIN_TOKEN_SCALE)
+        scales = (amax / limits).clamp(min=MIN_TOKEN_SCALE)
     if fmt.scale_format != "fp32":
         scales = _power_of_2(scales)
     q = _saturated(groups / scales, limit, fmt.dtype)
