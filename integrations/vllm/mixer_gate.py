@@ -1,7 +1,7 @@
 """The gate of a gated delta net, read where its projection left it.
 
 vLLM 0.25 makes rows of the heads of z before their norm. Tokens lie apart in the projection's result, so that is a
-copy: a kernel of 1.0 us a layer on an H200. Our operator takes the heads as they lie. Since vLLM 0.32 heads stay heads.
+copy, in a kernel of each layer. Our operator takes the heads as they lie. Since vLLM 0.32 heads stay heads.
 """
 
 from __future__ import annotations

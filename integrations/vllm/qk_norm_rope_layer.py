@@ -128,7 +128,6 @@ def _examine(name: str, attention: Any, x: Activations, reason: str | None, vllm
     reason = reason or _other_norms(attention, x) or _other_rotation(attention.rotary_emb, attention.head_dim)
     cached = reason is None and cache_write.is_for(attention.attn, x.dtype, vllm_config, x.device)
     if _may_have_gate(type(attention)):
-        cached = cached and vllm_config.parallel_config.world_size == 1  # on several GPUs it has not been tried
         reason = reason or (None if cached else GATE_ALONE)
     specs = () if reason else _specs(attention, x, cached=cached)
     reason = reason or why_reference(specs) or _why_slower(x)
