@@ -1,4 +1,4 @@
-"""Commands in process groups of their own, their output in files, gone for certain when we leave; some are asked."""
+"""Commands in a process group, their output in files, gone for certain when we leave; some are asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ POLL_SECONDS = 0.25  # seldom, since we share the cores with what is measured
 HEARTBEAT_SECONDS = 15.0  # between lines while one waits
 # What Triton's bindings print as every vLLM process ends: hundreds of lines after the one that matters.
 NOISE = ("nanobind: ", " - leaked ", " - ... skipped", "See https://nanobind")
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Reads process groups until the bench ends, even by SIGKILL, and ends those that are left.
-WATCH = "groups=$(cat); kill -TERM $groups; sleep 5; kill -KILL $groups"
+# Leads the group until the bench ends, even by SIGKILL, and then ends the others and itself.
+LEADER = "trap '' TERM; cat; kill -TERM 0; sleep 5; kill -KILL 0"
 
 
 class ChildFailed(RuntimeError):
@@ -36,14 +35,9 @@ class Child(subprocess.Popen[bytes]):
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, **more: Any) -> None:
         self.log = log
-        with log.open("wb") as out:  # its process group is its pid
+        with log.open("wb") as out:
             streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
-            super().__init__(command, env=environment, start_new_session=True, **streams, **more)
-
-    def send(self, number: int) -> None:
-        """Sends it to the whole process group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+            super().__init__(command, env=environment, **streams, **more)
 
     def lines(self) -> list[str]:
         """The log; a progress bar's carriage returns count as line ends."""
@@ -65,43 +59,35 @@ class Child(subprocess.Popen[bytes]):
 
 
 class Children:
-    """On exit every command that was started here is stopped, workers included, whatever happened."""
+    """A process group. On exit every command that was started in it is stopped, workers included, whatever happened.
 
-    def __init__(self) -> None:
-        self.started: list[Child] = []
+    The group is there before its first command: one that an interrupt meets while it starts is stopped too.
+    """
 
     def __enter__(self) -> Children:
         streams = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.watch = subprocess.Popen(["sh", "-c", WATCH], start_new_session=True, bufsize=0, **streams)
+        self.leader = subprocess.Popen(["sh", "-c", LEADER], process_group=0, **streams)
+        self.started: list[Child] = []
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop(*self.started)
-        self.watch.kill()  # not the end of its input: a group that is gone may have its number given to another
-        self.watch.communicate()
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path, **more: Any) -> Child:
-        """more: what else Popen is to know."""
-        assert self.watch.stdin
-        with _interrupts_held():  # one that came now would leave a process unknown to us
-            self.started.append(Child(command, environment, log, **more))
-            self.watch.stdin.write(b"-%d\n" % self.started[-1].pid)
-        return self.started[-1]
-
-    def stop(self, *stopped: Child) -> None:
         """Together: none waits for another's end."""
         try:
-            for child in stopped:
-                child.send(signal.SIGTERM)
+            os.killpg(self.leader.pid, signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
-            for child in stopped:
+            for child in self.started:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(max(0.0, deadline - time.monotonic()))
         finally:
-            for child in stopped:
-                child.send(signal.SIGKILL)  # also workers that outlived their parent
-            for child in stopped:
+            os.killpg(self.leader.pid, signal.SIGKILL)  # also workers that outlived their parent
+            for child in self.started:
                 child.wait()
+            self.leader.communicate()
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path, **more: Any) -> Child:
+        """more: what else Popen is to know."""
+        self.started.append(Child(command, environment, log, process_group=self.leader.pid, **more))
+        return self.started[-1]
 
 
 class Asked:
@@ -133,17 +119,3 @@ class Asked:
     def _answer(self, timeout: float) -> Any:
         self.child.wait_until(self.pipe.poll, self.name, timeout)
         return self.pipe.recv()
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """They come when the block is over."""
-    arrived: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in INTERRUPTS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in arrived:
-        signal.raise_signal(number)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,34 +38,33 @@ class Serving(session.EngineRun):
         self.work = work
         self.model, self.tokenizer = options.model_and_tokenizer(chosen, work)
         say(f"serving {chosen.label}; logs in {work}")
-        with Children() as self.children, (work / "client.log").open("w", buffering=1) as log:
-            starting = {} if chosen.sequential else {variant: self._start(variant) for variant in VARIANTS}
+        with Children() as both, (work / "client.log").open("w", buffering=1) as log:
+            starting = {} if chosen.sequential else {variant: self._start(both, variant) for variant in VARIANTS}
             generator = Generator(chosen.engine, log, Path(self.model).is_dir())  # its imports take as long as a start
             up = {variant: self._up(variant, one) for variant, one in starting.items()}
             say(f"up after {time.monotonic() - started:.0f} s")
             if up and self.load.input_len is None:
                 say(compared({variant: server.answer(port) for variant, (_, port) in up.items()}))
             for number, variant in session.order(VARIANTS, chosen.pairs, session.SPIN_SECONDS):
-                child, port = up.get(variant) or self._up(variant, self._start(variant))
-                warmups = WARMUPS if chosen.sequential or number == 1 else 0
-                # Both halves of a pair have the same prompts.
-                words = self.load.words(chosen.engine, port, self.tokenizer, FIRST_SEED + number, warmups)
-                try:
-                    figures = generator.ask(words, self.load.num_prompts)
-                except RuntimeError as error:
-                    raise ChildFailed(f"{variant}: {error}", child) from error
+                with Children() if chosen.sequential else nullcontext(both) as children:
+                    child, port = up.get(variant) or self._up(variant, self._start(children, variant))
+                    warmups = WARMUPS if chosen.sequential or number == 1 else 0
+                    # Both halves of a pair have the same prompts.
+                    words = self.load.words(chosen.engine, port, self.tokenizer, FIRST_SEED + number, warmups)
+                    try:
+                        figures = generator.ask(words, self.load.num_prompts)
+                    except RuntimeError as error:
+                        raise ChildFailed(f"{variant}: {error}", child) from error
                 medians = {LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")}
                 say_figures(f"pair {number} of {chosen.pairs}, {variant}", medians)
                 self.keep(variant, figures)
-                if chosen.sequential:
-                    self.children.stop(child)
 
-    def _start(self, variant: str) -> Server:
+    def _start(self, children: Children, variant: str) -> Server:
         port, chosen = server.free_port(), self.chosen
         command = server.serve_command(chosen.engine, self.model, self.tokenizer, port, self.engine_options)
         environment = engine_arguments.environment_of(variant, chosen.device, Path(self.model).is_dir(), chosen.engine)
         log = self.work / f"{variant}-server-{len(self.measured.plugin_lines[variant]) + 1}.log"
-        return self.children.start(command, environment, log, cwd=self.work), port
+        return children.start(command, environment, log, cwd=self.work), port
 
     def _up(self, variant: str, one: Server) -> Server:
         child, port = one
