@@ -18,7 +18,7 @@ from serving_ops.bench_e2e.environment import COMMAND, TITLES, without_secrets
 from serving_ops.doctor import DISTRIBUTIONS
 
 DUMMY = "dense"  # the preset for shapes
-MOST_BYTES = 200  # of a file's name, which gets an ending
+MOST_BYTES = 200  # of a file's name, beside which a picture has another ending
 # The model is an option, a server has to answer the bench's own client, and a pipeline's step has no one device time.
 OF_THE_BENCH = {"model", "model_path", "api_key", "host", "port", "uds", "root_path", "served_model_name"}
 OF_THE_BENCH |= {"ssl_keyfile", "ssl_certfile", "pipeline_parallel_size", "pp_size", "data_parallel_size", "dp_size"}
@@ -66,12 +66,6 @@ def shapes(text: str) -> tuple[tuple[int, ...], ...]:
     return found
 
 
-def file_name(text: str) -> str:
-    if not text.strip() or "/" in text or text in (".", "..") or len(os.fsencode(text)) > MOST_BYTES:
-        raise refusal(text, f"a file's name without folders, of at most {MOST_BYTES} bytes")
-    return text
-
-
 def engine_arguments(text: str) -> dict[str, Any]:
     """A JSON object by the names of Python."""
     try:
@@ -96,11 +90,22 @@ def model_of(text: str) -> str:
     return text
 
 
-def check_writable(parser: ArgumentParser, file: Path) -> None:
-    """Where a result is to go; folders that are missing will be made."""
-    made = next(path for path in (file, *file.parents) if path.exists())
-    if file.is_dir() or (made != file and not made.is_dir()) or not os.access(made, os.W_OK):
-        parser.error(f"--out: {file} cannot be written; allowed: a file in a folder that can be written")
+def parser(kind: str, description: str) -> ArgumentParser:
+    """With the options of every bench."""
+    made = ArgumentParser(prog=f"{COMMAND} {kind}", description=description)
+    made.add_argument("--out", type=Path, help="the JSON (default: by date and bench, in bench_results)")
+    made.set_defaults(kind=kind)
+    return made
+
+
+def check_out(made: ArgumentParser, chosen: Namespace, *of_name: str) -> None:
+    """Where the result is to go; folders that are missing will be made. of_name: more for the name of the default."""
+    name = "-".join((f"{datetime.now(UTC):%Y%m%d-%H%M}", chosen.kind, *of_name))
+    file = chosen.out = chosen.out or Path("bench_results", f"{name}.json")
+    there = next(path for path in (file, *file.parents) if os.path.exists(path))
+    fits = len(os.fsencode(file.name)) <= MOST_BYTES and not file.is_dir() and (there == file or there.is_dir())
+    if not fits or not os.access(there, os.W_OK):
+        made.error(f"--out: {file} cannot be written; allowed: a file in a folder that can be written")
 
 
 def check_ready(parser: ArgumentParser, engine: str | None = None) -> None:
@@ -114,24 +119,22 @@ def check_ready(parser: ArgumentParser, engine: str | None = None) -> None:
         parser.error(f"{TITLES[engine]} would not find the serving_ops plugin: install serving-ops (pip install -e .)")
 
 
-def parse_without_engine(made: ArgumentParser, words: Sequence[str], name: Callable[[Namespace], str]) -> Namespace:
-    """With `device` and `out`, of a bench that starts no engine. name: of the file where nothing is said."""
+def parse_without_engine(made: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """With `device`, of a bench that starts no engine."""
     import torch
 
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--out", type=Path, help="the JSON (default: by bench and device, in bench_results)")
     chosen = made.parse_args(words)
     check_ready(made)
     if chosen.device == "cuda" and not torch.cuda.is_available():
         made.error("--device cuda: torch finds no GPU on this machine")
-    chosen.out = chosen.out or Path("bench_results") / f"{name(chosen)}.json"
-    check_writable(made, chosen.out)
+    check_out(made, chosen, chosen.device)
     return chosen
 
 
-def parser(name: str, description: str) -> ArgumentParser:
-    """The options of every bench that serves a model. `complete` chooses a preset where the user does not."""
-    made = ArgumentParser(prog=f"{COMMAND} {name}", description=description)
+def engine_parser(kind: str, description: str) -> ArgumentParser:
+    """The options of the benches that serve a model. `complete` chooses a preset where the user does not."""
+    made = parser(kind, description)
     add = made.add_argument
     add("--engine", choices=TITLES, default="vllm", help="default: %(default)s")
     model = made.add_mutually_exclusive_group()
@@ -145,10 +148,7 @@ def parser(name: str, description: str) -> ArgumentParser:
     example = 'such as {"tensor_parallel_size": 2}'
     add("--engine-args", type=engine_arguments, default={}, metavar="JSON", help=f"more for the engine, {example}")
     add("--start-timeout", type=at_least_1, default=600, help="seconds a start may take (default: %(default)s)")
-    add("--out", type=Path, default=Path("bench_results"), help="for JSON and PNG (default: %(default)s)")
-    add("--name", type=file_name, help="of both files (default: date, engine, device, model and mode)")
     add("--keep-logs", action="store_true", help="keep the logs; after a failure they stay anyway")
-    made.set_defaults(kind=name)
     return made
 
 
@@ -167,12 +167,8 @@ def complete(
     longest = tokens(chosen) + SPARE_TOKENS
     if chosen.positions and longest > chosen.positions:
         made.error(f"--preset {chosen.preset} has {chosen.positions} positions: {longest} tokens do not fit")
-    mode = "eager" if chosen.eager else "compiled"
-    label = chosen.label.removeprefix("preset ")
-    parts = (f"{datetime.now(UTC):%Y%m%d-%H%M}", chosen.kind, chosen.engine, chosen.device, Path(label).name, mode)
-    chosen.name = chosen.name or "-".join(parts)
-    chosen.file = chosen.out / f"{chosen.name}.json"
-    check_writable(made, chosen.file)
+    label = Path(chosen.label.removeprefix("preset ")).name
+    check_out(made, chosen, chosen.engine, chosen.device, label, "eager" if chosen.eager else "compiled")
     return chosen
 
 

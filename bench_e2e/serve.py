@@ -99,11 +99,12 @@ def main(words: list[str]) -> int:
     alive = 1 if chosen.sequential else len(VARIANTS)
     context = (load.input_len or MOST_CHAT_TOKENS) + load.output_len
     arguments = engine_arguments.of(chosen, alive, context, load.concurrency)
-    return Serving(chosen, words, load, arguments, LABELS).main()
+    serving = Serving(chosen, words, load, arguments, LABELS)
+    return session.run(serving.run, serving.measured, chosen.out, chosen.keep_logs)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = options.parser("serve", "Serve a model with and without serving_ops and compare TTFT and TPOT.")
+    parser = options.engine_parser("serve", "Serve a model with and without serving_ops and compare TTFT and TPOT.")
     add = parser.add_argument
     add("--pairs", type=at_least_1, help="turns of each server (default: 10)")
     add("--num-prompts", type=at_least_1, help="requests a turn (default: 4 on CPU, 16 on CUDA)")

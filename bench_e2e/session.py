@@ -29,7 +29,7 @@ a pause the first prompts of a turn took up to twice their time (2 cores of an A
 
 
 class EngineRun:
-    """A run of `serve` or `step`: what it needs, and `measured`, which `run` fills."""
+    """A run of `serve` or `step`: what it needs, and `measured`, which its `run` fills."""
 
     def __init__(
         self, chosen: Namespace, words: Sequence[str], load: Any, engine_options: dict[str, Any], labels: dict[str, str]
@@ -40,18 +40,10 @@ class EngineRun:
         """
         self.chosen, self.load, self.engine_options = chosen, load, engine_options
         compiled = "compiled" if chosen.engine == "vllm" else "CUDA graphs"
-        about = of_run(chosen.kind, words, chosen.device) | {"name": chosen.name, "engine": chosen.engine}
+        about = of_run(chosen.kind, words, chosen.device) | {"engine": chosen.engine}
         about |= {"model": chosen.label, "mode": "eager" if chosen.eager else compiled}
         about |= {"load": asdict(load), "engine_options": without_secrets(engine_options)}
         self.measured = Comparison(about, labels)
-
-    def run(self, work: Path) -> None:
-        """Raises ChildFailed; what was measured until then stays."""
-        raise NotImplementedError
-
-    def main(self) -> int:
-        """Exit status 1 if an engine failed, 3 if serving_ops was not active: the figures are there then."""
-        return run(self.run, self.measured, self.chosen.file, self.chosen.keep_logs)
 
 
 def order(names: Sequence[Any], rounds: int, pause: float = 0.0) -> Iterator[tuple[int, Any]]:
@@ -70,7 +62,8 @@ def say_figures(whose: str, figures: Mapping[str, float]) -> None:
 
 
 def run(measure: Callable[[Path], None], measured: Comparison, out: Path, keep_logs: bool = False) -> int:
-    """Measures in a folder for logs, then saves and shows the result; the exit status.
+    """Measures in a folder for logs, then saves and shows the result. Exit status 1 if an engine failed, 3 if
+    serving_ops was not active: the figures are there then.
 
     measured: what `measure` fills. Its whole pairs are saved however that ended; without one there is no result.
     """

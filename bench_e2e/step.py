@@ -84,7 +84,8 @@ class Engines(session.EngineRun):
 def main(words: list[str]) -> int:
     chosen = _parse(words)
     load = _load(chosen)
-    return Engines(chosen, words, load, engine_arguments.of_step(chosen, load), load.labels).main()
+    engines = Engines(chosen, words, load, engine_arguments.of_step(chosen, load), load.labels)
+    return session.run(engines.run, engines.measured, chosen.out, chosen.keep_logs)
 
 
 def _load(chosen: argparse.Namespace) -> StepLoad:
@@ -92,7 +93,7 @@ def _load(chosen: argparse.Namespace) -> StepLoad:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = options.parser("step", "Compare engines with and without serving_ops, all alive at once, in turns.")
+    parser = options.engine_parser("step", "Compare engines with and without serving_ops, all alive at once, in turns.")
     add = parser.add_argument
     add("--engines", type=at_least_1, default=5, help="of each variant (default: %(default)s, which give an interval)")
     add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from serving_ops import nn
-from serving_ops.bench_e2e import environment, presets, result_file, session
+from serving_ops.bench_e2e import options, presets, result_file, session
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
-from serving_ops.bench_e2e.options import at_least_1, parse_without_engine
+from serving_ops.bench_e2e.options import at_least_1
 
 KIND = "training-steps"
 STEP = "step_ms"
@@ -37,12 +37,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"{environment.COMMAND} {KIND}", description=__doc__)
+    parser = options.parser(KIND, __doc__)
     add = parser.add_argument
     add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
     add("--batch", type=_batch, help="sequences x tokens; default 2x128, on CUDA 4x2048")
     add("--rounds", type=at_least_1, default=10, help="a step of each model a round; default 10")
-    chosen = parse_without_engine(parser, argv, lambda chosen: f"{KIND}-{chosen.device}-{chosen.preset}")
+    chosen = options.parse_without_engine(parser, argv)
     if not importlib.util.find_spec("transformers"):
         parser.error("transformers is not installed: pip install transformers")
     chosen.batch = chosen.batch or BATCH[chosen.device]

@@ -8,7 +8,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.nn import functional
 from serving_ops.bench_e2e import environment, options, presets, result_file, smollm2
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_line
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS, environment_of
-from serving_ops.bench_e2e.options import file_name, names
+from serving_ops.bench_e2e.options import names
 from serving_ops.bench_e2e.process import ChildFailed, Children
 from serving_ops.bench_e2e.table import Block, beside
 
@@ -39,14 +38,13 @@ def main(words: Sequence[str]) -> int:
     """Saves what is measured after each combination. Exit status 1, with a sentence, where the model cannot be had or
     vLLM fails."""
     chosen = _parse(words)
-    device = environment.detect_device()
-    result = result_file.of_run(KIND, words, device)
-    result |= {"name": chosen.name, "engine": "vllm", "model": smollm2.TITLE, "rows": []}
-    file, status = chosen.out / f"{chosen.name}.json", 0
+    result = result_file.of_run(KIND, words, chosen.device)
+    result |= {"engine": "vllm", "model": smollm2.TITLE, "rows": []}
+    file, status = chosen.out, 0
     try:
         combinations = itertools.product(chosen.quantizations, chosen.modes)
         with tempfile.TemporaryDirectory(prefix="serving-ops-accuracy-") as work:
-            for found in measure(TEXT.read_text(), combinations, device, Path(work)):
+            for found in measure(TEXT.read_text(), combinations, chosen.device, Path(work)):
                 result |= found
                 file = result_file.save(result, file)
     except (smollm2.Unavailable, ChildFailed) as error:
@@ -58,17 +56,15 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    description = "Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours."
-    parser = argparse.ArgumentParser(prog=f"{environment.COMMAND} {KIND}", description=description)
+    parser = options.parser(KIND, "Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours.")
     add = parser.add_argument
     several = {"type": names(*QUANTIZATIONS), "default": (NOT_QUANTIZED,)}
     add("--quantizations", **several, help=f"of {', '.join(QUANTIZATIONS)} (default: none)")
     add("--modes", type=names(*MODES), default=MODES, help=f"of {', '.join(MODES)} (default: both)")
-    add("--out", type=Path, default=Path("bench_results"), help="for the JSON (default: %(default)s)")
-    add("--name", type=file_name, default=f"{datetime.now(UTC):%Y%m%d-%H%M}-accuracy", help="of the file")
     chosen = parser.parse_args(words)
     options.check_ready(parser, "vllm")
-    options.check_writable(parser, chosen.out / f"{chosen.name}.json")
+    chosen.device = environment.detect_device()
+    options.check_out(parser, chosen, chosen.device)
     return chosen
 
 

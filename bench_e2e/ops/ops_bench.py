@@ -17,16 +17,15 @@ from typing import Any
 import torch
 
 import serving_ops
-from serving_ops.bench_e2e import result_file
+from serving_ops.bench_e2e import options, result_file
 from serving_ops.bench_e2e.comparison import OURS
-from serving_ops.bench_e2e.environment import COMMAND
 from serving_ops.bench_e2e.ops import cases, contestants, ops_table, peers, timing
 from serving_ops.bench_e2e.ops.cases import FORWARD, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import OF_OURS, Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
 from serving_ops.bench_e2e.ops.timing import Samples
-from serving_ops.bench_e2e.options import names, numbers, parse_without_engine, shapes
+from serving_ops.bench_e2e.options import names, numbers, shapes
 from serving_ops.bench_e2e.session import FAILED
 from serving_ops.bench_e2e.stats import median_ratio, quartiles
 
@@ -57,7 +56,7 @@ ops, training = functools.partial(main, "ops"), functools.partial(main, "trainin
 
 
 def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(prog=f"{COMMAND} {bench}", description=__doc__)
+    parser = options.parser(bench, __doc__)
     add = parser.add_argument
     regimes, by_op = cases.regimes_for(bench, "cpu", "cuda"), cases.ops_of(bench)
     add("--regime", type=names(*regimes), default=(), help=f"of {', '.join(regimes)}")
@@ -67,7 +66,7 @@ def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, ar
     add("--threads", type=numbers, default=(1, 2), help="on the CPU; default 1,2")
     add("--contestants", type=names(), help="only these, e.g. eager,'vLLM C'; ours always runs")
     add("--peers", action="store_true", help="not only engines' kernels: Quack, FlashInfer, Liger, FLA")
-    chosen = parse_without_engine(parser, argv, lambda chosen: f"{bench}-{chosen.device}")
+    chosen = options.parse_without_engine(parser, argv)
     there = cases.regimes_for(bench, chosen.device)
     if elsewhere := [name for name in chosen.regime if name not in there]:
         parser.error(f"--regime {','.join(elsewhere)}: on {chosen.device} there are {', '.join(there)}")

@@ -120,7 +120,6 @@ def result() -> Comparison:
     run = {
         "schema": 2,
         "kind": "serve",
-        "name": "sample",
         "date": "2026-11-20T12:00:00+00:00",
         "command": "python -m serving_ops.bench_e2e serve --pairs 2",
         "engine": "vllm",

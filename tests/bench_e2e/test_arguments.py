@@ -81,7 +81,6 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], str]]] = {
     "accuracy": [
         (("--modes", "fast"), "'fast'; allowed: eager, compiled"),
         (("--quantizations", "none,fp8-block"), "'none,fp8-block'; allowed: none, int8-token"),
-        (("--name", "a/b"), "'a/b'; allowed: a file's name without folders"),
     ],
     "ops": [
         (("--regime", "rows,decode"), "--regime decode: on cpu there are rows, variants, gated"),
@@ -100,21 +99,19 @@ for _bench in ("serve", "step"):
         (("--engine-args", '{"model": "x"}'), "the bench decides model; allowed: other arguments"),
         (("--engine-args", '{"--api-key": "x"}'), "the bench decides api_key"),
         (("--engine-args", '{"pipeline_parallel_size": 2}'), "the bench decides pipeline_parallel_size"),
-        (("--out", "file", "--name", "x"), "--out: file/x.json cannot be written; allowed: a file in a folder"),
-        (("--name", "folder", "--out", "."), "--out: folder.json cannot be written; allowed: a file in a folder"),
-        (("--name", "a/b"), "'a/b'; allowed: a file's name without folders"),
-        (("--name", ""), "''; allowed: a file's name without folders"),
-        (("--name", "n" * 250), "of at most 200 bytes"),
         (("--model", "./nowhere"), "'./nowhere'; allowed: a folder that exists, or a name on the hub"),
         (("--model", "no/such/folder"), "'no/such/folder'; allowed: a folder that exists, or a name on the hub"),
         (("--model", ""), "''; allowed: a folder that exists, or a name on the hub"),
     ]
-for _bench in ("ops", "training", "training-steps"):
+for _bench in BENCHES:
     REFUSED[_bench] += [
         (("--out", "."), "--out: . cannot be written; allowed: a file in a folder"),
+        (("--out", "folder.json"), "--out: folder.json cannot be written; allowed: a file in a folder"),
         (("--out", "file/x.json"), "--out: file/x.json cannot be written; allowed: a file in a folder"),
-        (("--device", "cuda"), "--device cuda: torch finds no GPU"),
+        *((("--out", "n" * count), "n cannot be written; allowed: a file in a folder") for count in (201, 300)),
     ]
+for _bench in ("ops", "training", "training-steps"):
+    REFUSED[_bench].append((("--device", "cuda"), "--device cuda: torch finds no GPU"))
 for _bench in ("ops", "training"):
     REFUSED[_bench] += [
         (("--threads", "0"), "'0'; allowed: whole numbers from 1"),
@@ -182,7 +179,7 @@ def test_whole_pairs_are_saved_though_the_run_is_interrupted(monkeypatch: pytest
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serve.Serving, "run", interrupted)
-    assert cli.main(["serve", "--out", "out", "--name", "sample"]) == 130
+    assert cli.main(["serve", "--out", "out/sample.json"]) == 130
     pairs = json.loads(Path("out/sample.json").read_text())["pairs"]
     assert {variant: len(entries) for variant, entries in pairs.items()} == {"native": 1, "serving_ops": 1}
 
@@ -205,7 +202,7 @@ def test_whole_rounds_are_saved_even_where_a_time_is_0(monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(step.Engines, "run", interrupted)
-    assert cli.main(["step", "--out", "out", "--name", "sample"]) == 130
+    assert cli.main(["step", "--out", "out/sample.json"]) == 130
     plain = json.loads(Path("out/sample.json").read_text())
     assert plain["rounds"]["native"] == [[figures]]
     assert list(plain["ratios"]["serving_ops"]) == ["tpot_ms_batch_1"]
@@ -232,7 +229,7 @@ def test_a_result_is_saved_whatever_happens_to_its_table_and_picture(
     monkeypatch.setattr(f"serving_ops.bench_e2e.session.{broken}", fail)
     with contextlib.suppress(RuntimeError):
         session.publish(result, Path("out/sample.json"))
-    assert json.loads(Path("out/sample.json").read_text())["name"] == "sample"
+    assert json.loads(Path("out/sample.json").read_text())["model"] == "preset dense"
 
 
 def test_a_result_whose_folder_is_gone_is_saved_elsewhere() -> None:

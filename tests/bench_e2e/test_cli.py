@@ -22,7 +22,7 @@ START_SECONDS = 60  # for a subprocess that imports torch on a busy machine
 
 
 def test_a_run_prints_the_table_and_writes_json_and_png(bench, tmp_path: Path) -> None:
-    words = ("serve", "--pairs", "5", "--num-prompts", "3", "--out", "out", "--name", "sample")
+    words = ("serve", "--pairs", "5", "--num-prompts", "3", "--out", "out/sample.json")
     done = bench(*words, VLLM_LOGGING_LEVEL="INFO", VLLM_API_KEY="hidden")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TPOT p99" in done.stdout
@@ -70,7 +70,7 @@ def test_a_sequence_has_a_server_for_each_turn(bench, tmp_path: Path) -> None:
 
 
 def test_a_variant_that_was_not_active_is_said_loudly_and_fails(bench, tmp_path: Path) -> None:
-    done = bench("serve", "--quick", "--out", "out", "--name", "sample", STAND_IN="inactive")
+    done = bench("serve", "--quick", "--out", "out/sample.json", STAND_IN="inactive")
     assert done.returncode == 3
     assert "serving_ops was not active" in " ".join(done.stdout.split())
     assert json.loads((tmp_path / "out" / "sample.json").read_text())["plugin_active"] is False
@@ -87,7 +87,7 @@ def test_a_variant_that_was_not_active_is_said_loudly_and_fails(bench, tmp_path:
 def test_a_server_or_a_load_generator_that_fails_ends_the_run_with_its_last_words(
     bench, tmp_path: Path, behaviour: str, said: str
 ) -> None:
-    done = bench("serve", "--quick", "--out", "out", STAND_IN=behaviour)
+    done = bench("serve", "--quick", "--out", "out/sample.json", STAND_IN=behaviour)
     assert done.returncode == 1
     assert said in done.stdout
     log = re.search(r"last lines of (\S+):", done.stdout)
@@ -120,7 +120,7 @@ def test_a_run_that_is_interrupted_while_it_starts_or_asks_leaves_no_server(
 
 def test_a_model_of_the_registry_is_served_by_default_and_asked_questions(bench, tmp_path: Path) -> None:
     (tmp_path / "cache" / "serving_ops" / "smollm2-0.1.2").mkdir(parents=True)
-    done = bench("serve", "--quick", "--out", "out", "--name", "sample", "--keep-logs", TMPDIR=str(tmp_path))
+    done = bench("serve", "--quick", "--out", "out/sample.json", "--keep-logs", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "It scatters.\n(the same from native and serving_ops)" in done.stdout
     result = comparison.load(tmp_path / "out" / "sample.json")
@@ -130,7 +130,7 @@ def test_a_model_of_the_registry_is_served_by_default_and_asked_questions(bench,
 
 def test_with_a_length_the_model_gets_random_prompts(bench, tmp_path: Path) -> None:
     (tmp_path / "cache" / "serving_ops" / "smollm2-0.1.2").mkdir(parents=True)
-    done = bench("serve", "--quick", "--input-len", "50", "--out", "out", "--name", "sample")
+    done = bench("serve", "--quick", "--input-len", "50", "--out", "out/sample.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same from" not in done.stdout
     assert comparison.load(tmp_path / "out" / "sample.json").run["load"]["input_len"] == 50
@@ -153,17 +153,8 @@ def test_a_real_vllm_serves_both_variants_and_both_answer(tmp_path: Path) -> Non
         pytest.skip("vLLM is not installed")
     if not plugin_installed():
         pytest.skip("serving-ops is not installed, vLLM would not find the plugin")
-    command = [
-        sys.executable,
-        "-m",
-        "serving_ops.bench_e2e",
-        "serve",
-        "--quick",
-        "--out",
-        str(tmp_path),
-        "--name",
-        "real",
-    ]
+    out = ["--out", str(tmp_path / "real.json")]
+    command = [sys.executable, "-m", "serving_ops.bench_e2e", "serve", "--quick", *out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = comparison.load(tmp_path / "real.json")

@@ -120,8 +120,8 @@ def test_real_engines_with_and_without_the_plugin_are_compared(tmp_path: Path, w
     if detect_device() != "cpu":
         pytest.skip("vLLM's INT8 is tested on CPU")
     small = ("--engines", "1", "--rounds", "1", "--prompt-lens", "64", "--decode-steps", "4")
-    command = [sys.executable, "-m", "serving_ops.bench_e2e", "step", *words, *small, "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--name", "real"], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "serving_ops.bench_e2e", "step", *words, *small]
+    done = subprocess.run([*command, "--out", str(tmp_path / "real.json")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TTFT, 64 tokens" in done.stdout
     result = comparison.load(tmp_path / "real.json")

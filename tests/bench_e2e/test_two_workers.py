@@ -39,8 +39,8 @@ def wait_for(what: Callable[[], Any], bench: subprocess.Popen[str]) -> Any:
 
 def test_a_killed_worker_ends_the_bench_which_leaves_no_process(tmp_path: Path) -> None:
     psutil = pytest.importorskip("psutil")
-    command = [sys.executable, "-m", "serving_ops.bench_e2e", "step", "--preset", "dense", "--out", str(tmp_path)]
-    command += ["--engines", "1", "--engine-args", '{"tensor_parallel_size": 2}']
+    command = [sys.executable, "-m", "serving_ops.bench_e2e", "step", "--preset", "dense"]
+    command += ["--engines", "1", "--engine-args", '{"tensor_parallel_size": 2}', "--out", str(tmp_path / "x.json")]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     environment["VLLM_RPC_BASE_PATH"] = tempfile.gettempdir()  # a socket's path has at most 107 characters
     merged: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

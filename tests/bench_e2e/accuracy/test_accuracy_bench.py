@@ -83,7 +83,7 @@ def test_a_run_that_is_cut_keeps_the_combinations_that_it_has_measured(
     monkeypatch.setattr(smollm2, "checkpoint", lambda quantization=None: model)
     monkeypatch.setattr(options, "check_ready", lambda *_: None)
     with pytest.raises(cut):
-        accuracy_bench.main(["--out", str(tmp_path), "--name", "cut"])
+        accuracy_bench.main(["--out", str(tmp_path / "cut.json")])
     assert asked == ["eager native", "eager serving_ops", "compiled native", "compiled serving_ops"]
     saved = result_file.read(tmp_path / "cut.json")
     assert [row["mode"] for row in saved["rows"]] == ["eager"]

@@ -52,7 +52,7 @@ def test_engines_with_and_without_the_plugin_are_compared_in_turns(
     small = ["--engines", "1", "--rounds", "1", "--prompt-lens", "64", "--decode-steps", "4"]
     model = ["--model", str(written_model("dense"))]
     command = ["-m", "serving_ops.bench_e2e", "step", "--engine", "sglang", *model, *small]
-    done = run([*command, "--out", str(tmp_path), "--name", "real"], sglang_versions.environment(version))
+    done = run([*command, "--out", str(tmp_path / "real.json")], sglang_versions.environment(version))
     assert done.returncode == 0, done.stdout[-6000:]
     result = comparison.load(tmp_path / "real.json")
     assert (result.run["engine"], result.run["versions"]["sglang"]) == ("sglang", version)
@@ -63,8 +63,8 @@ def test_engines_with_and_without_the_plugin_are_compared_in_turns(
 
 @on_one
 def test_a_real_sglang_serves_both_variants_to_its_own_load_generator(version: str, tmp_path: Path) -> None:
-    command = ["-m", "serving_ops.bench_e2e", "serve", "--engine", "sglang", "--quick", "--name", "real"]
-    done = run([*command, "--out", str(tmp_path)], sglang_versions.environment(version))
+    command = ["-m", "serving_ops.bench_e2e", "serve", "--engine", "sglang", "--quick"]
+    done = run([*command, "--out", str(tmp_path / "real.json")], sglang_versions.environment(version))
     assert done.returncode == 0, done.stdout[-6000:]
     result = comparison.load(tmp_path / "real.json")
     assert result.active
