@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import cli, environment, serve, session, smollm2, step
+from serving_ops.bench_e2e import __main__ as cli
+from serving_ops.bench_e2e import environment, serve, session, smollm2, step
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.result_file import save
