@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 
 from serving_ops.bench_e2e.result_file import circumstances, read, shown_command
 from serving_ops.bench_e2e.stats import Ratio, paired_ratio, spread
-from serving_ops.bench_e2e.table import Block
+from serving_ops.bench_e2e.table import Rows, render
 
 VARIANTS = BASELINE, OURS = "native", "serving_ops"
 _VARIABLES = ("VLLM_BATCH_INVARIANT=1", "VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER=0")
@@ -89,7 +89,7 @@ class Comparison:
         for figure, label in self.figures.items():
             spreads = [spread(self.values(variant, figure)) for variant in VARIANTS]
             lines.append([label, *spreads, *(str(self.ratio(figure, variant) or "none") for variant in compared)])
-        table = Block(["ms", *VARIANTS, *ratios], lines).markdown()
+        table = render([["ms", *VARIANTS, *ratios], *lines])
         head = f"**{self.title}**: {circumstances(self.run)}{'' if self.active else f'. **{INACTIVE}.**'}"
         return f"{head}\n\n{table}\n\n{self.run['method']}. `{shown_command(self.run)}`"
 
@@ -117,7 +117,7 @@ def markdown(plain: dict[str, Any]) -> str:
     return of(plain).markdown()
 
 
-def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
+def compared(a: dict[str, Any], b: dict[str, Any]) -> Rows:
     """A line a figure: what changed on the machine between the runs is in B / A."""
     first, second = of(a), of(b)
     lines = []
@@ -127,7 +127,7 @@ def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
         ratios = [str(run.ratio(figure) or "none") for run in (first, second)]
         lines.append([first.figures[figure], *map(spread, ours), *changes, *ratios])
     ratios = [f"{OURS} / {BASELINE} {name}" for name in "AB"]
-    return Block(["ms", f"{OURS} A", f"{OURS} B", "B / A", f"{BASELINE} B / A", *ratios], lines)
+    return [["ms", f"{OURS} A", f"{OURS} B", "B / A", f"{BASELINE} B / A", *ratios], *lines]
 
 
 def summary(plains: Sequence[dict[str, Any]]) -> str:
@@ -136,11 +136,11 @@ def summary(plains: Sequence[dict[str, Any]]) -> str:
     columns = {figure: label for result in results for figure, label in result.figures.items()}
     columns = {figure: label for figure, label in columns.items() if STEADY.fullmatch(figure)} or columns
     several = len({result.run["engine"] for result in results}) > 1
-    lines = []
+    rows: Rows = [[f"{OURS} / {BASELINE}", *columns.values()]]
     for result in results:
         ratios = [str(result.ratio(figure) or "none") if figure in result.figures else "" for figure in columns]
-        lines.append([f"{result.run['engine']}, {result.title}" if several else result.title, *ratios])
-    return Block([f"{OURS} / {BASELINE}", *columns.values()], lines).markdown()
+        rows.append([f"{result.run['engine']}, {result.title}" if several else result.title, *ratios])
+    return render(rows)
 
 
 def startup_line(log: Iterable[str]) -> str | None:

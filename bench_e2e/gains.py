@@ -19,7 +19,7 @@ from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.environment import TITLES
 from serving_ops.bench_e2e.stats import Ratio
 from serving_ops.bench_e2e.step_engine import HOST
-from serving_ops.bench_e2e.table import Block
+from serving_ops.bench_e2e.table import Rows, render
 
 MOST_LINES = 8
 KINDS = ("serve", "step")
@@ -62,10 +62,10 @@ def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
     gaining = sorted((row for row in rows if row.gain[0] < 1), key=lambda row: row.gain)
     shown = sorted(gaining, key=lambda row: row.place)[:MOST_LINES]
     others = [row for row in gaining if row not in shown]
-    lines = []
+    table: Rows = [["engine, model", *COLUMNS]]
     for row in (row for row in gaining if row in shown):
         ratios = [row.columns.get(column, ("", ""))[1] for column in COLUMNS]
-        lines.append([f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})", *ratios])
+        table.append([f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})", *ratios])
     texts = {
         "Other gains": _listed([(row, f"{row.model} {row.gain[0]:.3f} of the {row.gain[1]}") for row in others]),
         "Nothing gained": _listed([(row, row.model) for row in rows if not row.columns]),
@@ -73,7 +73,7 @@ def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
     }
     wrap = {"width": LINE_LENGTH, "break_long_words": False, "break_on_hyphens": False}
     listed = [textwrap.fill(f"{what}: {names}.", **wrap) for what, names in texts.items() if names]
-    return "\n\n".join([Block(["engine, model", *COLUMNS], lines).markdown(), *listed])
+    return "\n\n".join([render(table), *listed])
 
 
 def _listed(said: Sequence[tuple[Row, str]]) -> str:

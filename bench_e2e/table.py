@@ -14,7 +14,6 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,22 @@ from serving_ops.bench_e2e.environment import COMMAND
 RENDERERS = {"ops": "ops.ops_table", "training": "ops.ops_table", "accuracy": "accuracy.accuracy_bench"}
 
 
-@dataclass(frozen=True)
-class Block:
-    """One table."""
-
-    header: Sequence[str]
-    lines: Sequence[Sequence[str]]
-    title: str = ""
-
-    def markdown(self) -> str:
-        rows = [self.header, ("---", *["---:"] * (len(self.header) - 1)), *self.lines]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-        return f"{self.title}\n\n{table}" if self.title else table
+Rows = list[Sequence[str]]  # of a table: its header, and then its lines
 
 
-def beside(what: str, a: Mapping[str, float], b: Mapping[str, float]) -> Block:
+def render(rows: Rows) -> str:
+    ruled = [rows[0], ("---", *["---:"] * (len(rows[0]) - 1)), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
+
+
+def beside(what: str, a: Mapping[str, float], b: Mapping[str, float]) -> Rows:
     """A line for each name that both have. Behind them is the geometric mean of the ratios."""
     both = {name: (one, b[name]) for name, one in a.items() if name in b}
     lines = [[name, f"{one:.4g}", f"{other:.4g}", f"{other / one:.3f}"] for name, (one, other) in both.items()]
     if both:
         mean = statistics.geometric_mean(other / one for one, other in both.values())
         lines.append(["geometric mean", "", "", f"{mean:.3f}"])
-    return Block([what, "A", "B", "B / A"], lines)
+    return [[what, "A", "B", "B / A"], *lines]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,13 +69,13 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("files", nargs=2, type=Path, metavar="FILE", help="results of one kind")
     try:
         a, b = (result_file.read(path) for path in parser.parse_args(argv).files)
-        block = _renderer(a["kind"], "compared")(a, b) if a["kind"] == b["kind"] else None
-        if not block or not block.lines:
+        rows: Rows = _renderer(a["kind"], "compared")(a, b) if a["kind"] == b["kind"] else []
+        if len(rows) < 2:
             raise ValueError(f"results of {a['kind']} and of {b['kind']}: they have no figures in common")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(block.markdown())
+    print(render(rows))
     return 0
 
 

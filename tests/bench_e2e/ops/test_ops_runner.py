@@ -90,10 +90,8 @@ def test_a_quantized_norm_is_measured_beside_the_reference_and_has_a_table_a_for
     record = result
     assert (record["form"], record["path"]) == (form, "reference")
     other = record | {"form": None}
-    assert [len(block.lines) for block in ops_table.blocks({"kind": "ops", "results": [record, record, other]})] == [
-        2,
-        1,
-    ]
+    tables = ops_table.tables({"kind": "ops", "results": [record, record, other]})
+    assert [len(rows) for _, rows in tables] == [1 + 2, 1 + 1]
 
 
 def test_a_copy_is_timed_and_never_the_fastest() -> None:
@@ -101,7 +99,7 @@ def test_a_copy_is_timed_and_never_the_fastest() -> None:
     result = measure(Case("rope", QK_ROPE, (2, 4, 2, 64), threads=1), [ours, copy, wrong], "cpu")
     assert set(result["times"]) == {"serving_ops", "copy"}
     assert result["problems"]["peer"].startswith("wrong")
-    (block,) = ops_table.blocks({"kind": "ops", "results": [result]})
-    cells = dict(zip(block.header, block.lines[0], strict=True))
+    ((_, (header, line)),) = ops_table.tables({"kind": "ops", "results": [result]})
+    cells = dict(zip(header, line, strict=True))
     assert cells["best peer / ours"] == "-"
     assert [name for name, cell in cells.items() if cell.startswith("**")] == ["serving_ops"]
