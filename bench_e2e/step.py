@@ -9,8 +9,7 @@ import argparse
 import fcntl
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,13 @@ class Engines(session.EngineRun):
     def run(self, work: Path) -> None:
         chosen = self.chosen
         names = [(variant, place) for place in range(chosen.engines) for variant in VARIANTS]
-        with starting(chosen.lock or work / "lock") as measure_alone, Children() as children:
+        with (chosen.lock or work / "lock").open("a") as lock, Children() as children:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # beside other runs that start
             say(f"{len(names)} engines, all alive at once; logs in {work}")
             running = self._start(names, children, work)
             for (variant, _), asked in running.items():
                 self.measured.plugin_lines[variant].append(startup_line(asked.child.lines()))
-            measure_alone()
+            fcntl.flock(lock, fcntl.LOCK_EX)  # when none of them starts or measures
             figures: dict[str, list[Rounds]] = {variant: [[] for _ in range(chosen.engines)] for variant in VARIANTS}
             pause = session.SPIN_SECONDS if chosen.device == "cpu" else 0.0
             for number, (variant, place) in session.order(names, chosen.rounds, pause):
@@ -102,14 +102,3 @@ def _parse(words: list[str]) -> argparse.Namespace:
     add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
     add("--lock", type=Path, help="runs that name the same file start together, and measure one at a time")
     return options.complete(parser, parser.parse_args(words), DEFAULTS, lambda chosen: _load(chosen).context)
-
-
-@contextmanager
-def starting(lock: Path) -> Iterator[Callable[[], None]]:
-    """Within, the runs that named `lock` start. What it yields waits until none of them starts or measures.
-
-    A run holds the file's lock shared while its engines start, and alone from then on.
-    """
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield lambda: fcntl.flock(file, fcntl.LOCK_EX)

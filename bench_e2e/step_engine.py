@@ -11,8 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -162,22 +161,15 @@ class Measured:
         return figures
 
 
-@contextmanager
-def turn_to_warm_up(lock: Path, gpus: int) -> Iterator[None]:
-    """Engines on several GPUs warm up one after the other. An all-reduce spins until each of its GPUs has come to it,
-    and six engines on four GPUs, all at once, were not through after 100 s."""
-    with lock.open("a") as file:
-        if gpus > 1:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 if __name__ == "__main__":
     pipe = Connection(int(sys.argv[2]))
     told = pipe.recv()
     started = ENGINES[told["engine"]](told["model"], told["options"], Path(sys.argv[1]))
     engine = Measured(started, StepLoad(**told["load"]), told["device"])
-    with turn_to_warm_up(Path(sys.argv[1]).with_name("warm-up"), told["gpus"]):
+    # Engines on several GPUs warm up one after the other. An all-reduce spins until each of its GPUs has come to it:
+    # six engines on four GPUs, all at once, were not through after 100 s.
+    with Path(sys.argv[1]).with_name("warm-up").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if told["gpus"] > 1 else fcntl.LOCK_SH)
         engine.measure()
     pipe.send("up")
     while True:

@@ -1,9 +1,14 @@
-"""Engines in turns, on a stand-in for the engine's process that answers in a blink."""
+"""Engines in turns, on a stand-in for the engine's process that answers in a blink; runs beside each other."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +16,7 @@ import pytest
 
 from serving_ops.bench_e2e import comparison, step
 from serving_ops.bench_e2e.environment import detect_device, engine_version, plugin_installed
-from serving_ops.bench_e2e.process import ChildFailed
+from serving_ops.bench_e2e.process import Asked, ChildFailed, Children
 from serving_ops.bench_e2e.step_engine import StepLoad
 
 STAND_IN = """
@@ -41,7 +46,19 @@ while True:
         sys.exit("out of memory")
     pipe.send(answer(turn))
 """
+SECONDS = 60
+VLLM = """
+class LLM:
+    def __init__(self, model):
+        pass
 
+    def generate(self, prompts, sampling, use_tqdm):
+        pass
+
+class SamplingParams:
+    def __init__(self, **options):
+        pass
+"""
 
 LOAD = StepLoad(batch_sizes=(1,), prompt_lens=(512,), decode_steps=32)
 
@@ -52,14 +69,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> step.Engines:
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(step, "ENGINE", [sys.executable, str(script)])
-    chosen = {
-        "engine": "vllm",
-        "model": str(tmp_path),
-        "device": "cpu",
-        "eager": True,
-        "name": "sample",
-        "label": "model",
-    }
+    chosen = {"engine": "vllm", "model": str(tmp_path), "device": "cpu", "eager": True}
     chosen |= {"kind": "step", "label": "model", "engines": 2, "rounds": 2, "start_timeout": 60, "lock": None}
     made = SimpleNamespace(**chosen)
     return step.Engines(made, ["--rounds", "2"], LOAD, {}, LOAD.labels)
@@ -110,6 +120,44 @@ def test_an_engine_that_dies_ends_the_run_with_its_last_words(
         engines.run(tmp_path)
     assert "serving_ops-1 ended with status 1" in str(failure.value)
     assert engines.measured.pairs["native"] == []
+
+
+@pytest.mark.parametrize(("held", "starts"), [(fcntl.LOCK_SH, True), (fcntl.LOCK_EX, False)])
+def test_a_run_starts_beside_others_that_start_and_measures_when_none_starts_or_measures(
+    engines: step.Engines, tmp_path: Path, held: int, starts: bool
+) -> None:
+    engines.chosen.lock, engines.chosen.device = tmp_path / "of several", "cuda"
+    last, order = tmp_path / "serving_ops-2" / "told", tmp_path / "order"
+    run = threading.Thread(target=engines.run, args=(tmp_path,))
+    with engines.chosen.lock.open("a") as other:
+        fcntl.flock(other, held)
+        run.start()
+        until = time.monotonic() + (SECONDS if starts else 1)
+        while not last.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert last.exists() is starts
+        time.sleep(0.3)
+        assert not order.exists()
+    run.join(SECONDS)
+    assert len(order.read_text().split()) == 8
+
+
+def test_engines_on_several_gpus_warm_up_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text(VLLM)
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    load = asdict(StepLoad(batch_sizes=(1,), prompt_lens=(8,), decode_steps=4))
+    told = {"engine": "vllm", "model": "model", "options": {}, "load": load, "device": "cpu"}
+    with Children() as children, (tmp_path / "warm-up").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        asked = []
+        for gpus in (1, 4):
+            folder = tmp_path / f"on-{gpus}"
+            folder.mkdir()
+            asked.append(Asked(children, step.ENGINE, variables, folder, {**told, "gpus": gpus}))
+        asked[0].wait(SECONDS)
+        assert not asked[1].pipe.poll(1)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        asked[1].wait(SECONDS)
 
 
 @pytest.mark.engine
