@@ -1,7 +1,5 @@
 """`python -m serving_ops.bench_e2e SUBCOMMAND`: each subcommand has a function, with options of its own."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Variants of one model, measured in pairs: the result of `serve`, `step` and `training-steps`, and its tables."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field

@@ -4,8 +4,6 @@ Where a step is one captured CUDA graph, that graph is replayed without the host
 busy time is taken from a profile; a profiler keeps kernels from overlapping as they do without it, so replays say more.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What each engine is built with, so that several fit beside each other and none answers from a cache."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

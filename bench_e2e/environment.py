@@ -1,7 +1,5 @@
 """Which machine, which versions, which command, without secrets: what a figure needs beside it to mean anything."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -4,8 +4,6 @@ Each engine, machine, model and mode counts once, by its newest result. Results 
 and those of a plugin that was not on, say nothing here.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import textwrap

@@ -1,7 +1,5 @@
 """One layer of a model, kernel by kernel, found in a profile of decode steps: what the steps repeat most often."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 

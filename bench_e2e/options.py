@@ -1,7 +1,5 @@
 """The options of the benches, and what they refuse: it ends with a sentence and status 2 before anything starts."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

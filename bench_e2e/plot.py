@@ -4,8 +4,6 @@
 with serving_ops. Its colours suit light and dark pages.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence

@@ -14,8 +14,6 @@ Speed does not depend on the weights' values: the shapes of a known model are en
 config.json says, or the engine's `quantization`, which quantizes while it loads. Scales are made up too.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Commands in a process group, their output in files, gone for certain when we leave; some are asked."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -11,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 STOP_SECONDS = 15.0  # vLLM needs 2 to 4 s to shut its engine core down; after this it is killed
 POLL_SECONDS = 0.25  # seldom, since we share the cores with what is measured
@@ -25,7 +23,7 @@ LEADER = "trap '' TERM; cat; kill -TERM 0; sleep 5; kill -KILL 0"
 class ChildFailed(RuntimeError):
     """A command ended, or was late. The message carries the end of its log and the log's path."""
 
-    def __init__(self, what: str, child: Child) -> None:
+    def __init__(self, what: str, child: "Child") -> None:
         end = "\n".join(child.lines()[-25:])
         super().__init__(f"{what}\n\nlast lines of {child.log}:\n{end}")
 
@@ -64,7 +62,7 @@ class Children:
     The group is there before its first command: one that an interrupt meets while it starts is stopped too.
     """
 
-    def __enter__(self) -> Children:
+    def __enter__(self) -> Self:
         streams = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.leader = subprocess.Popen(["sh", "-c", LEADER], process_group=0, **streams)
         self.started: list[Child] = []

@@ -1,7 +1,5 @@
 """A result's file: what every result says of its run, how it is written, and read."""
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile

@@ -3,8 +3,6 @@
 Both are alive at once, or with `--sequential` one at a time, started for every turn.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from contextlib import nullcontext

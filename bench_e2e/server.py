@@ -3,8 +3,6 @@
 A process for each turn of `vllm bench serve` or SGLang's would spend 8 s on imports, on cores that the servers need.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """What every run has: turns, an end on signals that leaves no process, a result that is saved before it is shown."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import tempfile

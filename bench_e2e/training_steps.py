@@ -4,8 +4,6 @@ Two models with the same random weights, side by side and in turns: forward, bac
 tokens.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import importlib.util

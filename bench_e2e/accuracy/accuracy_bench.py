@@ -1,7 +1,5 @@
 """`python -m serving_ops.bench_e2e accuracy`: is a model with our norms as near to its fp32 form as with vLLM's?"""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

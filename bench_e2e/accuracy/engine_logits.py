@@ -3,8 +3,6 @@
 JOB is a file, JSON: the engine's arguments, the tokens, and where the logits of every position but the last go.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

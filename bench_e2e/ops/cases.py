@@ -1,7 +1,5 @@
 """What is measured: one `Case` a line of the tables, and the sizes of each regime."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

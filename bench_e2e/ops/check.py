@@ -1,7 +1,5 @@
 """Is a contestant right? Compared with float64 on random data, before anything of it is timed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

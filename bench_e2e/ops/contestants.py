@@ -5,8 +5,6 @@ results, and what it updates in place behind them, the first ones. The rest it h
 With gradients it returns those of the operands.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial

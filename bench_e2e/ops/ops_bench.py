@@ -4,8 +4,6 @@ Of a case, everyone is bound, everyone checked, and those that are right are tim
 done, and the JSON kept up to date beside it.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import time

@@ -1,7 +1,5 @@
 """The tables of ops: a line a size, with everyone's time; in a summary, a line a regime and op. Bold is the fastest."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any

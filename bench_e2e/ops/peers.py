@@ -1,7 +1,5 @@
 """Other projects' norms: each project has a function that returns contestants, and raises where it cannot."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

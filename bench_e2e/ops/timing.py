@@ -7,8 +7,6 @@ A norm between two matrix products is a graph of products and norms, less one of
 what the norm's launch hides or fails to hide behind its neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from timeit import Timer
