@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,13 @@ def refusal(text: str, allowed: str) -> ArgumentTypeError:
     return ArgumentTypeError(f"{text!r}; allowed: {allowed}")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or int(text) < least:
-            raise refusal(text, f"whole numbers from {least}")
-        return int(text)
-
-    return number
+def at_least_1(text: str, least: int = 1) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise refusal(text, f"whole numbers from {least}")
+    return int(text)
 
 
-at_least_1, at_least_2 = at_least(1), at_least(2)
+at_least_2 = partial(at_least_1, least=2)
 
 
 def names(*allowed: str) -> Callable[[str], tuple[str, ...]]:
@@ -207,4 +205,4 @@ def model_and_tokenizer(chosen: Namespace, work: Path) -> tuple[str, str]:
     if chosen.model:
         return chosen.model, chosen.model
     folder = presets.write_preset(chosen.preset, work / chosen.preset, chosen.device, chosen.quantization)
-    return str(folder), str(presets.tokenizer_of(folder))
+    return str(folder), str(folder / presets.TOKENIZER)

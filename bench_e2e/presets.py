@@ -25,6 +25,7 @@ CHECKPOINTS = {name: of["checkpoint"] for name, of in QUANTIZATIONS.items() if "
 WHILE_LOADING = {name: of["while_loading"] for name, of in QUANTIZATIONS.items() if "while_loading" in of}
 
 QUANTIZED = ("dense", "dense-8b")  # with one of QUANTIZATIONS
+TOKENIZER = "tokenizer"  # a folder in that of a preset
 MAX_POSITIONS = 16384  # tokens; longer prompts need a real model
 
 # vLLM refuses a prompt with more characters than tokens fit, times the longest token's length. Each word brings a space
@@ -56,21 +57,17 @@ def write_preset(name: str, directory: Path, device: str = "cpu", quantized: str
 
     quantized: one of QUANTIZATIONS, for a preset in QUANTIZED.
 
-    The tokenizer lies in a folder of its own, `tokenizer_of(directory)`: beside a Qwen3.5's config.json
-    transformers reads it as that model's tokenizer class.
+    The tokenizer lies in a folder of its own: beside a Qwen3.5's config.json transformers reads it as that model's
+    tokenizer class.
     """
     config = preset_config(name, device)
     if quantized in CHECKPOINTS:
         config["quantization_config"] = CHECKPOINTS[quantized]
-    tokenizer = tokenizer_of(directory)
+    tokenizer = directory / TOKENIZER
     tokenizer.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     _write_tokenizer(tokenizer, config.get("text_config", config)["vocab_size"])
     return directory
-
-
-def tokenizer_of(directory: Path) -> Path:
-    return directory / "tokenizer"
 
 
 def preset_config(name: str, device: str) -> dict[str, Any]:

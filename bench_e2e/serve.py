@@ -3,7 +3,6 @@
 Both are alive at once, or with `--sequential` one at a time, started for every turn.
 """
 
-import argparse
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -92,16 +91,6 @@ def compared(answers: dict[str, str]) -> str:
 
 
 def main(words: list[str]) -> int:
-    chosen = _parse(words)
-    load = ServeLoad(chosen.num_prompts, chosen.input_len, chosen.output_len, chosen.concurrency)
-    alive = 1 if chosen.sequential else len(VARIANTS)
-    context = (load.input_len or MOST_CHAT_TOKENS) + load.output_len
-    arguments = engine_arguments.of(chosen, alive, context, load.concurrency)
-    serving = Serving(chosen, words, load, arguments, LABELS)
-    return session.run(serving.run, serving.measured, chosen.out, chosen.keep_logs)
-
-
-def _parse(words: list[str]) -> argparse.Namespace:
     parser = options.engine_parser("serve", "Serve a model with and without serving_ops and compare TTFT and TPOT.")
     add = parser.add_argument
     add("--pairs", type=at_least_1, help="turns of each server (default: 10)")
@@ -117,4 +106,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     options.complete(parser, chosen, defaults, lambda of: of.input_len + of.output_len)
     if any_length and (chosen.preset, chosen.engine) == (smollm2.NAME, "vllm"):
         chosen.input_len = None  # questions
-    return chosen
+    load = ServeLoad(chosen.num_prompts, chosen.input_len, chosen.output_len, chosen.concurrency)
+    context = (load.input_len or MOST_CHAT_TOKENS) + load.output_len
+    alive = 1 if chosen.sequential else len(VARIANTS)
+    arguments = engine_arguments.of(chosen, alive, context, load.concurrency)
+    serving = Serving(chosen, words, load, arguments, LABELS)
+    return session.run(serving.run, serving.measured, chosen.out, chosen.keep_logs)

@@ -80,17 +80,6 @@ class Engines(session.EngineRun):
 
 
 def main(words: list[str]) -> int:
-    chosen = _parse(words)
-    load = _load(chosen)
-    engines = Engines(chosen, words, load, engine_arguments.of_step(chosen, load), load.labels)
-    return session.run(engines.run, engines.measured, chosen.out, chosen.keep_logs)
-
-
-def _load(chosen: argparse.Namespace) -> StepLoad:
-    return StepLoad(chosen.batch_sizes, chosen.prompt_lens, chosen.decode_steps)
-
-
-def _parse(words: list[str]) -> argparse.Namespace:
     parser = options.engine_parser("step", "Compare engines with and without serving_ops, all alive at once, in turns.")
     add = parser.add_argument
     add("--engines", type=at_least_1, default=5, help="of each variant (default: %(default)s, which give an interval)")
@@ -99,4 +88,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
     add("--prompt-lens", type=numbers, help="tokens (default: 512; on CUDA 512,8192)")
     add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
     add("--lock", type=Path, help="runs that name the same file start together, and measure one at a time")
-    return options.complete(parser, parser.parse_args(words), DEFAULTS, lambda chosen: _load(chosen).context)
+    chosen = options.complete(parser, parser.parse_args(words), DEFAULTS, lambda chosen: _load(chosen).context)
+    load = _load(chosen)
+    engines = Engines(chosen, words, load, engine_arguments.of_step(chosen, load), load.labels)
+    return session.run(engines.run, engines.measured, chosen.out, chosen.keep_logs)
+
+
+def _load(chosen: argparse.Namespace) -> StepLoad:
+    return StepLoad(chosen.batch_sizes, chosen.prompt_lens, chosen.decode_steps)

@@ -26,15 +26,6 @@ LEARNING_RATE = 1e-4
 
 
 def main(argv: Sequence[str]) -> int:
-    chosen = _parse(argv)
-    run = result_file.of_run(KIND, argv, chosen.device)
-    run |= {"model": f"preset {chosen.preset}", "engine": "transformers", "batch": list(chosen.batch)}
-    run |= {"mode": "eager, bfloat16", "losses": {BASELINE: [], OURS: []}}
-    measured = Comparison(run, {STEP: "step"})
-    return session.run(lambda work: _measure(chosen, measured), measured, chosen.out)
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = options.parser(KIND, __doc__)
     add = parser.add_argument
     add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
@@ -44,7 +35,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if not importlib.util.find_spec("transformers"):
         parser.error("transformers is not installed: pip install transformers")
     chosen.batch = chosen.batch or BATCH[chosen.device]
-    return chosen
+    run = result_file.of_run(KIND, argv, chosen.device)
+    run |= {"model": f"preset {chosen.preset}", "engine": "transformers", "batch": list(chosen.batch)}
+    run |= {"mode": "eager, bfloat16", "losses": {BASELINE: [], OURS: []}}
+    measured = Comparison(run, {STEP: "step"})
+    return session.run(lambda work: _measure(chosen, measured), measured, chosen.out)
 
 
 def _batch(text: str) -> tuple[int, int]:

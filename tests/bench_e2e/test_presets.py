@@ -10,9 +10,9 @@ from serving_ops.bench_e2e.presets import (
     PRESETS,
     QUANTIZATIONS,
     QUANTIZED,
+    TOKENIZER,
     preset_config,
     preset_engine_args,
-    tokenizer_of,
     write_preset,
 )
 
@@ -37,7 +37,7 @@ def test_transformers_reads_the_configuration_without_a_download(name: str, devi
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_random_tokens_survive_decoding_and_encoding(name: str, device: str, tmp_path: Path) -> None:
-    folder = tokenizer_of(write_preset(name, tmp_path, device))
+    folder = write_preset(name, tmp_path, device) / TOKENIZER
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokens = [2, 77, 77, len(tokenizer) - 1]
     assert tokenizer.encode(tokenizer.decode(tokens)) == tokens
@@ -45,7 +45,7 @@ def test_random_tokens_survive_decoding_and_encoding(name: str, device: str, tmp
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_prompt_is_never_too_long_in_characters_for_vllm(device: str, tmp_path: Path) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_of(write_preset("dense", tmp_path, device)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(write_preset("dense", tmp_path, device) / TOKENIZER)
     tokens = [len(tokenizer) - 1] * 512  # the longest words
     assert len(tokenizer.decode(tokens)) <= len(tokens) * max(map(len, tokenizer.get_vocab()))
 
