@@ -94,7 +94,6 @@ class Gpu:
         return sum(added_times(self._spans())) / 1e3
 
     def layer(self) -> list[dict[str, str | float]] | None:
-        """The kernels of a layer, from the steps since `profile`."""
         return layer_of(self._spans())
 
     def _spans(self) -> list[Span]:
@@ -121,19 +120,15 @@ def slowest(answers: Sequence[Any]) -> Any:
 
 def decode_step_ms(decode: Decode, ask: Ask) -> float:
     """Milliseconds on the GPU for one step of a batch that is decoding."""
-    first, all_of_them = (_around(decode, ask, tokens, "count_replays", "replays") for tokens in (1, 1 + STEPS))
+    first, all_of_them = (around(decode, ask, tokens, "count_replays", "replays") for tokens in (1, 1 + STEPS))
     if STEPS <= all_of_them - first <= STEPS + 1:  # a scheduler may run one ahead
         return float(ask("replayed_ms"))
-    one, all_ms = (_around(decode, ask, tokens, "profile", "busy_ms") for tokens in (1, 1 + PROFILED_STEPS))
+    one, all_ms = (around(decode, ask, tokens, "profile", "busy_ms") for tokens in (1, 1 + PROFILED_STEPS))
     return float(all_ms - one) / PROFILED_STEPS
 
 
-def layer(decode: Decode, ask: Ask, steps: int) -> Any:
-    """The kernels of one layer in a step of a batch that is decoding, on one of the engine's GPUs."""
-    return _around(decode, ask, 1 + steps, "profile", "layer")
-
-
-def _around(decode: Decode, ask: Ask, tokens: int, before: str, after: str) -> Any:
+def around(decode: Decode, ask: Ask, tokens: int, before: str, after: str) -> Any:
+    """What `Gpu` answers to `after` where it was asked `before` the requests were served."""
     ask(before)
     try:
         decode(tokens)

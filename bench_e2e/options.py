@@ -39,8 +39,6 @@ at_least_2 = partial(at_least_1, least=2)
 
 
 def names(*allowed: str) -> Callable[[str], tuple[str, ...]]:
-    """Several, of those that are allowed, or of any."""
-
     def several(text: str) -> tuple[str, ...]:
         found = tuple(name.strip() for name in text.split(",") if name.strip())
         if not found or (allowed and not {*found} <= {*allowed}):
@@ -55,7 +53,6 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def shapes(text: str) -> tuple[tuple[int, ...], ...]:
-    """Of two to four extents each."""
     found = tuple(tuple(at_least_1(extent) for extent in shape.split("x")) for shape in names()(text))
     if not {len(shape) for shape in found} <= {2, 3, 4}:
         raise refusal(text, "sizes such as 1x4096 or 1x16x8x128, separated by commas")

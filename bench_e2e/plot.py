@@ -187,7 +187,6 @@ def write_layers(results: dict[Path, Comparison], out: Path) -> None:
 
 
 def _draw_row(axes: Any, write: Any, y: float, parts: Sequence[Part], scale: float) -> float:
-    """Where it ends."""
     x = LABEL_WIDTH
     for part in parts:
         width = BLOCK_WIDTH if part.block else part.us * scale

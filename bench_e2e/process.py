@@ -29,8 +29,6 @@ class ChildFailed(RuntimeError):
 
 
 class Child(subprocess.Popen[bytes]):
-    """A command that runs or ran."""
-
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, **more: Any) -> None:
         self.log = log
         with log.open("wb") as out:

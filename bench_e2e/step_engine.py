@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from serving_ops.bench_e2e.device_time import PROFILED_STEPS, Decode, ask_own_gpu, decode_step_ms, layer, slowest
+from serving_ops.bench_e2e.device_time import PROFILED_STEPS, Decode, around, ask_own_gpu, decode_step_ms, slowest
 
 CALLS = 3  # a turn gives the median of so many
 FIRST_TOKEN, TOKENS = 5, 900  # prompts are made of this many different ones
@@ -146,8 +146,8 @@ class Measured:
         return lambda tokens: self.serve(batch_size, self.load.decode_prompt_len, tokens)
 
     def layer(self) -> dict[str, Any]:
-        batch_size, steps = self.load.batch_sizes[0], min(self.load.decode_steps, PROFILED_STEPS)
-        return {"batch_size": batch_size, "kernels": layer(self.decode(batch_size), self.engine.ask, steps)}
+        size, tokens = self.load.batch_sizes[0], 1 + min(self.load.decode_steps, PROFILED_STEPS)
+        return {"batch_size": size, "kernels": around(self.decode(size), self.engine.ask, tokens, "profile", "layer")}
 
     def measure(self) -> dict[str, float]:
         sizes = self.load.batch_sizes

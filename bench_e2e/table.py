@@ -61,7 +61,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def compare(argv: Sequence[str]) -> int:
-    """Exit status 1, with a sentence, for files that cannot be compared."""
     description = "Two results of one kind beside each other. They were not measured in turns: B / A has no interval."
     parser = argparse.ArgumentParser(prog=f"{COMMAND} compare", description=description)
     parser.add_argument("files", nargs=2, type=Path, metavar="FILE", help="results of one kind")

@@ -48,7 +48,6 @@ def _batch(text: str) -> tuple[int, int]:
 
 
 def _measure(chosen: argparse.Namespace, measured: Comparison) -> None:
-    """Fills what is measured, a step of each model a round."""
     native = _build(chosen.preset, chosen.device)
     ours = copy.deepcopy(native)
     measured.run["layers"] = native.config.num_hidden_layers

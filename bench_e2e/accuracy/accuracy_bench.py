@@ -4,7 +4,6 @@ By itself, with the name of a file, this module is the process in which vLLM com
 JSON: the engine's arguments, the tokens, and where the logits of every position but the last go.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -40,7 +39,15 @@ HEADER = ("weights, mode", "perplexity", "with serving_ops", "KL from fp32", "wi
 def main(words: Sequence[str]) -> int:
     """Saves what is measured after each combination. Exit status 1, with a sentence, where the model cannot be had or
     vLLM fails."""
-    chosen = _parse(words)
+    parser = options.parser(KIND, "Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours.")
+    add = parser.add_argument
+    several = {"type": names(*QUANTIZATIONS), "default": (NOT_QUANTIZED,)}
+    add("--quantizations", **several, help=f"of {', '.join(QUANTIZATIONS)} (default: none)")
+    add("--modes", type=names(*MODES), default=MODES, help=f"of {', '.join(MODES)} (default: both)")
+    chosen = parser.parse_args(words)
+    options.check_ready(parser, "vllm")
+    chosen.device = environment.detect_device()
+    options.check_out(parser, chosen, chosen.device)
     result = result_file.of_run(KIND, words, chosen.device)
     result |= {"engine": "vllm", "model": smollm2.TITLE, "rows": []}
     file, status = chosen.out, 0
@@ -56,19 +63,6 @@ def main(words: Sequence[str]) -> int:
     if result["rows"]:
         print(f"wrote {file}\n\n{markdown(result)}")
     return status
-
-
-def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = options.parser(KIND, "Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours.")
-    add = parser.add_argument
-    several = {"type": names(*QUANTIZATIONS), "default": (NOT_QUANTIZED,)}
-    add("--quantizations", **several, help=f"of {', '.join(QUANTIZATIONS)} (default: none)")
-    add("--modes", type=names(*MODES), default=MODES, help=f"of {', '.join(MODES)} (default: both)")
-    chosen = parser.parse_args(words)
-    options.check_ready(parser, "vllm")
-    chosen.device = environment.detect_device()
-    options.check_out(parser, chosen, chosen.device)
-    return chosen
 
 
 def measure(text: str, combinations: Iterable[tuple[str, str]], device: str, work: Path) -> Iterator[dict[str, Any]]:
@@ -156,7 +150,6 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def compared(a: dict[str, Any], b: dict[str, Any]) -> Rows:
-    """How far ours is from fp32."""
     divergences = (
         {f"{row['quantization'] or 'bf16'}, {row['mode']}": row["divergence"][OURS] for row in result["rows"]}
         for result in (a, b)

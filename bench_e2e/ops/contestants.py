@@ -64,7 +64,6 @@ class Contestant:
 
 
 def _call_operator(case: Case, inputs: Inputs) -> Call:
-    """The operator, as engines call it."""
     op, operator = registry.find(case.op), getattr(torch.ops.serving_ops, case.op)
     overload = operator.out if op.results and op.has_out else operator.default
     by_place = [argument.name for argument in overload._schema.arguments if not argument.kwarg_only]

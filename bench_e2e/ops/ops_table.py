@@ -64,7 +64,6 @@ def summary(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def line(result: Result) -> str:
-    """As soon as a case is measured."""
     times = ", ".join(f"{name} {format_us(of['median_us'])}" for name, of in result["times"].items())
     failed = {name: why for name, why in result["problems"].items() if not why.startswith("unsupported")}
     problems = "".join(f"\n    {name}: {why}" for name, why in failed.items())
@@ -72,7 +71,6 @@ def line(result: Result) -> str:
 
 
 def compared(a: dict[str, Any], b: dict[str, Any]) -> Rows:
-    """The cases that ours ran in both."""
     times: list[dict[str, float]] = [{}, {}]
     for report, found in zip((a, b), times, strict=True):
         for result in (result for result in report["results"] if OURS in result["times"]):

@@ -182,7 +182,6 @@ def flashinfer() -> list[Contestant]:
 
 
 def _with_pdl(name: str, of: str, calls: Mapping[Any, Callable[[bool, Inputs], Call]]) -> list[Contestant]:
-    """Without and with programmatic dependent launch."""
     bound = [{op: partial(call, pdl) for op, call in calls.items()} for pdl in (False, True)]
     return [peer(name, of, bound[0]), peer(f"{name} PDL", of, bound[1])]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from serving_ops.bench_e2e import device_time, step_engine
-from serving_ops.bench_e2e.device_time import Gpu, decode_step_ms, layer, slowest
+from serving_ops.bench_e2e.device_time import Gpu, around, decode_step_ms, slowest
 
 
 def asked(gpu: object) -> Callable[[str], Any]:
@@ -130,7 +130,7 @@ def test_a_layer_without_a_gpu_is_made_of_the_operators_that_no_other_one_calls(
         for _ in range(tokens * 6):
             torch.nn.functional.softmax(torch.nn.functional.linear(x, weight), -1)
 
-    found = layer(decode, asked(Gpu()), 8)
+    found = around(decode, asked(Gpu()), 9, "profile", "layer")
     assert found is not None
     assert sorted(str(kernel["name"]) for kernel in found) == ["aten::linear", "aten::softmax"]
     assert all(float(kernel["us"]) > 0 for kernel in found)
@@ -138,7 +138,7 @@ def test_a_layer_without_a_gpu_is_made_of_the_operators_that_no_other_one_calls(
 
 @pytest.mark.gpu
 def test_the_kernels_of_a_captured_layer_are_found() -> None:
-    found = layer(_Decoder(1), asked(Gpu()), 16)
+    found = around(_Decoder(1), asked(Gpu()), 17, "profile", "layer")
     assert found is not None
     assert len(found) == 1
 
@@ -192,5 +192,5 @@ def test_a_decode_that_fails_leaves_no_profiler_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.profiler, "profile", lambda **options: profiler)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: _fails(0))  # as behind a kernel that failed
     with pytest.raises(ValueError, match="cheese"):
-        device_time._around(_fails, asked(Gpu()), 1, "profile", "busy_ms")
+        around(_fails, asked(Gpu()), 1, "profile", "busy_ms")
     assert calls == ["start", "stop"]
