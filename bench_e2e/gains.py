@@ -15,7 +15,6 @@ from typing import Any
 from serving_ops.bench_e2e import comparison, engine_arguments, presets
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.environment import TITLES
-from serving_ops.bench_e2e.stats import Ratio
 from serving_ops.bench_e2e.step_engine import HOST
 from serving_ops.bench_e2e.table import Rows, render
 
@@ -37,36 +36,34 @@ LINE_LENGTH = 120
 
 @dataclass(frozen=True)
 class Row:
-    """place: among the rows that are shown, the lowest first. columns: column -> a ratio whose interval excludes 1, and
-    its cell. slower: figures, each with its ratio."""
+    """place: among the rows that are shown, the lowest first. gain: the ratio of the first column that gains, and the
+    column; 1 where none does. cells: column -> a ratio whose interval excludes 1. slower: figures with their ratios."""
 
     path: Path
     engine: str
     model: str
     place: int
-    columns: dict[str, tuple[Ratio, str]]
+    gain: tuple[float, str]
+    cells: dict[str, str]
     slower: list[str]
-
-    @property
-    def gain(self) -> tuple[float, str]:
-        """The ratio of the first column that gains, and the column; 1 where none does."""
-        ratios = [(self.columns[column][0].ratio, column) for column in COLUMNS if column in self.columns]
-        return next((found for found in ratios if found[0] < 1), (1.0, ""))
 
 
 def markdown(results: dict[Path, dict[str, Any]], beside: Path) -> str:
     """Results as they were read; those of other benches are left out. beside: the folder that links start from."""
-    rows = _rows(results)
+    compared = [(path, comparison.of(plain)) for path, plain in results.items() if plain["kind"] in KINDS]
+    compared.sort(key=lambda entry: entry[1].run["date"])
+    found = [row for path, result in compared if result.active and (row := _row(path, result))]
+    rows = list({(row.engine, row.model): row for row in found}.values())
     gaining = sorted((row for row in rows if row.gain[0] < 1), key=lambda row: row.gain)
     shown = sorted(gaining, key=lambda row: row.place)[:MOST_LINES]
     others = [row for row in gaining if row not in shown]
     table: Rows = [["engine, model", *COLUMNS]]
     for row in (row for row in gaining if row in shown):
-        ratios = [row.columns.get(column, ("", ""))[1] for column in COLUMNS]
-        table.append([f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})", *ratios])
+        cells = [row.cells.get(column, "") for column in COLUMNS]
+        table.append([f"{row.engine}: [{row.model}]({os.path.relpath(row.path, beside)})", *cells])
     texts = {
         "Other gains": _listed([(row, f"{row.model} {row.gain[0]:.3f} of the {row.gain[1]}") for row in others]),
-        "Nothing gained": _listed([(row, row.model) for row in rows if not row.columns]),
+        "Nothing gained": _listed([(row, row.model) for row in rows if not row.cells]),
         "Slower": _listed([(row, f"{row.model} ({figure})") for row in rows for figure in row.slower]),
     }
     wrap = {"width": LINE_LENGTH, "break_long_words": False, "break_on_hyphens": False}
@@ -80,14 +77,6 @@ def _listed(said: Sequence[tuple[Row, str]]) -> str:
     return "; ".join(f"{engine}: {', '.join(text for row, text in said if row.engine == engine)}" for engine in engines)
 
 
-def _rows(results: dict[Path, dict[str, Any]]) -> list[Row]:
-    """In the order of their dates."""
-    compared = [(path, comparison.of(plain)) for path, plain in results.items() if plain["kind"] in KINDS]
-    compared.sort(key=lambda entry: entry[1].run["date"])
-    rows = (_row(path, result) for path, result in compared if result.active)
-    return list({(row.engine, row.model): row for row in rows if row}.values())
-
-
 def _row(path: Path, result: Comparison) -> Row | None:
     """None without an interval. Where several figures fit a column, the last one is there: prompts grow."""
     ratios = {figure: result.ratio(figure) for figure in result.figures if figure != HOST}
@@ -95,11 +84,11 @@ def _row(path: Path, result: Comparison) -> Row | None:
     if not known:
         return None
     sure = {figure: ratio for figure, ratio in known.items() if not ratio.low <= 1 <= ratio.high}
-    columns = {}
-    for figure, ratio in sure.items():
-        tokens = [f"{count} tokens" for count in re.findall(r"prompt_(\d+)", figure)]
-        shown = ratio, ", ".join([str(ratio), *tokens])
-        columns |= {column: shown for column, pattern in COLUMNS.items() if re.fullmatch(pattern, figure)}
+    shown = {column: figure for column, names in COLUMNS.items() for figure in sure if re.fullmatch(names, figure)}
+    gains = [(sure[figure].ratio, column) for column, figure in shown.items() if sure[figure].ratio < 1]
+    cells = {column: str(sure[figure]) for column, figure in shown.items()}
+    if length := re.search(r"prompt_(\d+)", shown.get("TTFT", "")):
+        cells["TTFT"] += f", {length[1]} tokens"
     slower = [f"{result.figures[figure]}: {ratio}" for figure, ratio in sure.items() if ratio.ratio > 1]
     run = result.run
     on_cuda, version = run["device"] == "cuda", run["versions"][run["engine"]].removesuffix("+cpu")
@@ -109,4 +98,5 @@ def _row(path: Path, result: Comparison) -> Row | None:
     engine = f"{TITLES[run['engine']]} {version}, {machine}, {result.mode}"
     by_default = run["mode"] in DEFAULT_MODES[run["device"]]
     most_used = by_default and result.mode == run["mode"] and on_cuda and gpus == 1 and run["model"] == MOST_USED
-    return Row(path, engine, presets.said(run["model"]), 0 if most_used else 1 if by_default else 2, columns, slower)
+    place = 0 if most_used else 1 if by_default else 2
+    return Row(path, engine, presets.said(run["model"]), place, gains[0] if gains else (1.0, ""), cells, slower)

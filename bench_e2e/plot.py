@@ -102,8 +102,7 @@ def _panel(axes: Any, result: Comparison, name: str, figures: Sequence[str]) -> 
     labels = [result.figures[figure].removeprefix(f"{name} ") for figure in figures]
     axes.set_xticks(range(len(figures)), map("\n".join, zip(labels, ratios, strict=True)), fontsize=9)
     axes.set_title(name, fontsize=11)
-    axes.set_ylabel("ms")
-    axes.set_ylim(bottom=0)
+    axes.set(ylabel="ms", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -163,10 +162,8 @@ def write_layers(results: dict[Path, Comparison], out: Path) -> None:
         rows += [(heading, engine, native), ("", "with serving_ops", ours)]
     figure = Figure(figsize=(WIDTH_INCHES, HEADER_INCHES + GROUP_INCHES * len(results)))
     figure.patch.set_alpha(0)
-    axes = figure.add_axes((0, 0, 1, 1))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(0.4 - 3 * len(results), 0.6))
     axes.set_axis_off()
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0.4 - 3 * len(results), 0.6)
     write = partial(axes.text, va="center", color=TEXT, linespacing=1.05)
     most_blocks = max(sum(part.block for part in parts) for _, _, parts in rows)
     room = 1 - LABEL_WIDTH - SUM_WIDTH - BLOCK_WIDTH * most_blocks

@@ -89,14 +89,11 @@ def quantize(source: Path, name: str, target: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
+    from serving_ops import QuantFormat, reference
+
     tensors, dtype = load_file(source / WEIGHTS), torch.int8 if name == "int8-token" else torch.float8_e4m3fn
-    limit = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
-    for key in [key for key in tensors if key.endswith(LINEAR)]:
-        weight = tensors[key].float()  # (out, in), with (out, 1) scales
-        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / limit
-        scaled = (weight / scale).clamp(-limit, limit)
-        tensors[key] = (scaled.round() if dtype == torch.int8 else scaled).to(dtype)
-        tensors[f"{key}_scale"] = scale
+    for key in [key for key in tensors if key.endswith(LINEAR)]:  # (out, in), with (out, 1) scales
+        tensors[key], tensors[f"{key}_scale"] = reference.quantize(tensors[key], QuantFormat(dtype, "token"))
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS), dirs_exist_ok=True)
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
