@@ -145,12 +145,9 @@ def layer_of(spans: Sequence[Span]) -> list[dict[str, str | float]] | None:
     """
     steps = list(zip([name for name, _, _ in spans], added_times(spans), strict=True))[len(spans) // 2 :]
     names = [name for name, _ in steps]
-    length = _period(names)
-    if length is None:
-        return None
-    places = range(len(names))
+    length, places = _period(names), range(len(names))
     start = next((at for at in places if names[at : at + length] == names[at + length : at + 2 * length]), None)
-    if start is None:
+    if not length or start is None:
         return None
     cycle, place, layers = names[start : start + length], start, []
     while place + length <= len(names):
@@ -170,8 +167,8 @@ def added_times(spans: Sequence[Span]) -> list[float]:
     return added
 
 
-def _period(names: Sequence[str]) -> int | None:
-    """Of the layers, or of the steps where a step repeats nothing."""
+def _period(names: Sequence[str]) -> int:
+    """Of the layers, or of the steps where a step repeats nothing; 0 where these do not repeat either."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     kernels = numpy.array([numbers[name] for name in names])
     share = {length: float((kernels[length:] == kernels[:-length]).mean()) for length in range(1, len(names) // 2 + 1)}
@@ -181,4 +178,4 @@ def _period(names: Sequence[str]) -> int | None:
     best = max((share[length] for length in shorter), default=0.0)
     layer = next((length for length in shorter if share[length] >= NEARLY_BEST * best), None)
     found = layer if layer and share[layer] >= SAME_LAYER else step
-    return found if found and found <= LONGEST_LAYER else None
+    return found if found and found <= LONGEST_LAYER else 0

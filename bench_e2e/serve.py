@@ -11,10 +11,8 @@ from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, server, session, smollm2
 from serving_ops.bench_e2e.comparison import BASELINE, VARIANTS, startup_line
-from serving_ops.bench_e2e.options import at_least_1, at_least_2
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
 from serving_ops.bench_e2e.server import LABELS, MOST_CHAT_TOKENS, Generator, ServeLoad
-from serving_ops.bench_e2e.session import say, say_figures
 
 FIRST_SEED = 1000
 WARMUPS = 2  # requests before a server's first turn
@@ -34,14 +32,14 @@ class Serving(session.EngineRun):
         chosen, started = self.chosen, time.monotonic()
         self.work = work
         self.model, self.tokenizer = options.model_and_tokenizer(chosen, work)
-        say(f"serving {chosen.label}; logs in {work}")
+        session.say(f"serving {chosen.label}; logs in {work}")
         with Children() as both, (work / "client.log").open("w", buffering=1) as log:
             starting = {} if chosen.sequential else {variant: self._start(both, variant) for variant in VARIANTS}
             generator = Generator(chosen.engine, log, Path(self.model).is_dir())  # its imports take as long as a start
             up = {variant: self._up(variant, one) for variant, one in starting.items()}
-            say(f"up after {time.monotonic() - started:.0f} s")
+            session.say(f"up after {time.monotonic() - started:.0f} s")
             if up and self.load.input_len is None:
-                say(compared({variant: server.answer(port) for variant, (_, port) in up.items()}))
+                session.say(compared({variant: server.answer(port) for variant, (_, port) in up.items()}))
             for number, variant in session.order(VARIANTS, chosen.pairs, session.SPIN_SECONDS):
                 with Children() if chosen.sequential else nullcontext(both) as children:
                     child, port = up.get(variant) or self._up(variant, self._start(children, variant))
@@ -53,7 +51,7 @@ class Serving(session.EngineRun):
                     except RuntimeError as error:
                         raise ChildFailed(f"{variant}: {error}", child) from error
                 medians = {LABELS[name]: figures[name] for name in ("median_ttft_ms", "median_tpot_ms")}
-                say_figures(f"pair {number} of {chosen.pairs}, {variant}", medians)
+                session.say_figures(f"pair {number} of {chosen.pairs}, {variant}", medians)
                 self.keep(variant, figures)
 
     def _start(self, children: Children, variant: str) -> Server:
@@ -93,11 +91,11 @@ def compared(answers: dict[str, str]) -> str:
 def main(words: list[str]) -> int:
     parser = options.engine_parser("serve", "Serve a model with and without serving_ops and compare TTFT and TPOT.")
     add = parser.add_argument
-    add("--pairs", type=at_least_1, help="turns of each server (default: 10)")
-    add("--num-prompts", type=at_least_1, help="requests a turn (default: 4 on CPU, 16 on CUDA)")
-    add("--input-len", type=at_least_1, help="tokens (default: 512, and questions for smollm2)")
-    add("--output-len", type=at_least_2, help="tokens (default: 12 on CPU, 128 on CUDA)")
-    add("--concurrency", type=at_least_1, default=1, help="requests in flight (default: 1)")
+    add("--pairs", type=options.at_least_1, help="turns of each server (default: 10)")
+    add("--num-prompts", type=options.at_least_1, help="requests a turn (default: 4 on CPU, 16 on CUDA)")
+    add("--input-len", type=options.at_least_1, help="tokens (default: 512, and questions for smollm2)")
+    add("--output-len", type=options.at_least_2, help="tokens (default: 12 on CPU, 128 on CUDA)")
+    add("--concurrency", type=options.at_least_1, default=1, help="requests in flight (default: 1)")
     add("--sequential", action="store_true", help="a server at a time, where two do not fit: takes longer")
     add("--quick", action="store_true", help="one tiny pair: does it work at all?")
     chosen = parser.parse_args(words)

@@ -14,9 +14,7 @@ from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, session
 from serving_ops.bench_e2e.comparison import VARIANTS, startup_line
-from serving_ops.bench_e2e.options import at_least_1, numbers
 from serving_ops.bench_e2e.process import Asked, Children
-from serving_ops.bench_e2e.session import say, say_figures
 from serving_ops.bench_e2e.step_engine import LAYER, StepLoad
 
 ENGINE = [sys.executable, "-m", "serving_ops.bench_e2e.step_engine"]
@@ -35,7 +33,7 @@ class Engines(session.EngineRun):
         names = [(variant, place) for place in range(chosen.engines) for variant in VARIANTS]
         with (chosen.lock or work / "lock").open("a") as lock, Children() as children:
             fcntl.flock(lock, fcntl.LOCK_SH)  # beside other runs that start
-            say(f"{len(names)} engines, all alive at once; logs in {work}")
+            session.say(f"{len(names)} engines, all alive at once; logs in {work}")
             running = self._start(names, children, work)
             for (variant, _), asked in running.items():
                 self.measured.plugin_lines[variant].append(startup_line(asked.child.lines()))
@@ -43,8 +41,9 @@ class Engines(session.EngineRun):
             figures: dict[str, list[Rounds]] = {variant: [[] for _ in range(chosen.engines)] for variant in VARIANTS}
             pause = session.SPIN_SECONDS if chosen.device == "cpu" else 0.0
             for number, (variant, place) in session.order(names, chosen.rounds, pause):
-                figures[variant][place].append(running[variant, place].ask(number))
-                say_figures(f"round {number} of {chosen.rounds}, {variant}-{place + 1}", figures[variant][place][-1])
+                found = running[variant, place].ask(number)
+                session.say_figures(f"round {number} of {chosen.rounds}, {variant}-{place + 1}", found)
+                figures[variant][place].append(found)
                 self.keep(figures)
             self.measured.run["layer"] = {variant: running[variant, 0].ask(LAYER) for variant in VARIANTS}
 
@@ -82,11 +81,11 @@ class Engines(session.EngineRun):
 def main(words: list[str]) -> int:
     parser = options.engine_parser("step", "Compare engines with and without serving_ops, all alive at once, in turns.")
     add = parser.add_argument
-    add("--engines", type=at_least_1, default=5, help="of each variant (default: %(default)s, which give an interval)")
-    add("--rounds", type=at_least_1, default=5, help="turns of each engine (default: %(default)s)")
-    add("--batch-sizes", type=numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
-    add("--prompt-lens", type=numbers, help="tokens (default: 512; on CUDA 512,8192)")
-    add("--decode-steps", type=at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
+    add("--engines", type=options.at_least_1, default=5, help="of each variant (default: %(default)s, for an interval)")
+    add("--rounds", type=options.at_least_1, default=5, help="turns of each engine (default: %(default)s)")
+    add("--batch-sizes", type=options.numbers, help="requests decoding together (default: 1; on CUDA 1,16)")
+    add("--prompt-lens", type=options.numbers, help="tokens (default: 512; on CUDA 512,8192)")
+    add("--decode-steps", type=options.at_least_1, help="over which TPOT is taken (default: 32 on CPU, 96 on CUDA)")
     add("--lock", type=Path, help="runs that name the same file start together, and measure one at a time")
     chosen = options.complete(parser, parser.parse_args(words), DEFAULTS, lambda chosen: _load(chosen).context)
     load = _load(chosen)

@@ -16,7 +16,6 @@ import torch
 from serving_ops import nn
 from serving_ops.bench_e2e import options, presets, result_file, session
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, Comparison
-from serving_ops.bench_e2e.options import at_least_1
 
 KIND = "training-steps"
 STEP = "step_ms"
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
     add("--batch", type=_batch, help="sequences x tokens; default 2x128, on CUDA 4x2048")
-    add("--rounds", type=at_least_1, default=10, help="a step of each model a round; default 10")
+    add("--rounds", type=options.at_least_1, default=10, help="a step of each model a round; default 10")
     chosen = options.parse_without_engine(parser, argv)
     if not importlib.util.find_spec("transformers"):
         parser.error("transformers is not installed: pip install transformers")
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _batch(text: str) -> tuple[int, int]:
     sequences, _, tokens = text.partition("x")
-    return at_least_1(sequences), at_least_1(tokens)
+    return options.at_least_1(sequences), options.at_least_1(tokens)
 
 
 def _measure(chosen: argparse.Namespace, measured: Comparison) -> None:

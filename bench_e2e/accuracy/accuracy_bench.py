@@ -20,7 +20,6 @@ from torch.nn import functional
 from serving_ops.bench_e2e import environment, options, presets, result_file, smollm2
 from serving_ops.bench_e2e.comparison import BASELINE, OURS, is_active, startup_line
 from serving_ops.bench_e2e.engine_arguments import SPARE_TOKENS, environment_of
-from serving_ops.bench_e2e.options import names
 from serving_ops.bench_e2e.process import ChildFailed, Children
 from serving_ops.bench_e2e.table import Rows, beside, render
 
@@ -41,9 +40,9 @@ def main(words: Sequence[str]) -> int:
     vLLM fails."""
     parser = options.parser(KIND, "Perplexity and divergence from fp32 of SmolLM2, with vLLM's norms and with ours.")
     add = parser.add_argument
-    several = {"type": names(*QUANTIZATIONS), "default": (NOT_QUANTIZED,)}
+    several = {"type": options.names(*QUANTIZATIONS), "default": (NOT_QUANTIZED,)}
     add("--quantizations", **several, help=f"of {', '.join(QUANTIZATIONS)} (default: none)")
-    add("--modes", type=names(*MODES), default=MODES, help=f"of {', '.join(MODES)} (default: both)")
+    add("--modes", type=options.names(*MODES), default=MODES, help=f"of {', '.join(MODES)} (default: both)")
     chosen = parser.parse_args(words)
     options.check_ready(parser, "vllm")
     chosen.device = environment.detect_device()

@@ -22,8 +22,6 @@ from serving_ops.bench_e2e.ops.cases import FORWARD, Case
 from serving_ops.bench_e2e.ops.check import problem
 from serving_ops.bench_e2e.ops.contestants import OF_OURS, Call, Contestant, Unsupported
 from serving_ops.bench_e2e.ops.inputs import Inputs, make_inputs
-from serving_ops.bench_e2e.ops.timing import Samples
-from serving_ops.bench_e2e.options import names, numbers, shapes
 from serving_ops.bench_e2e.session import FAILED
 from serving_ops.bench_e2e.stats import median_ratio, quartiles
 
@@ -57,12 +55,12 @@ def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, ar
     parser = options.parser(bench, __doc__)
     add = parser.add_argument
     regimes, by_op = cases.regimes_for(bench, "cpu", "cuda"), cases.ops_of(bench)
-    add("--regime", type=names(*regimes), default=(), help=f"of {', '.join(regimes)}")
-    add("--op", type=names(*by_op), default=(), help=f"of {', '.join(by_op)}")
-    add("--dtype", type=names(*cases.DTYPES), default=("bfloat16",), help=f"of {', '.join(cases.DTYPES)}")
-    add("--sizes", type=shapes, default=(), help="1x4096,8x16x128 (tokens x heads x head_dim), instead of the regimes'")
-    add("--threads", type=numbers, default=(1, 2), help="on the CPU; default 1,2")
-    add("--contestants", type=names(), help="only these, e.g. eager,'vLLM C'; ours always runs")
+    add("--regime", type=options.names(*regimes), default=(), help=f"of {', '.join(regimes)}")
+    add("--op", type=options.names(*by_op), default=(), help=f"of {', '.join(by_op)}")
+    add("--dtype", type=options.names(*cases.DTYPES), default=("bfloat16",), help=f"of {', '.join(cases.DTYPES)}")
+    add("--sizes", type=options.shapes, default=(), help="such as 1x4096,8x16x128 (tokens x heads x head_dim)")
+    add("--threads", type=options.numbers, default=(1, 2), help="on the CPU; default 1,2")
+    add("--contestants", type=options.names(), help="only these, e.g. eager,'vLLM C'; ours always runs")
     add("--peers", action="store_true", help="not only engines' kernels: Quack, FlashInfer, Liger, FLA")
     chosen = options.parse_without_engine(parser, argv)
     there = cases.regimes_for(bench, chosen.device)
@@ -138,7 +136,7 @@ def _make_sets(case: Case, device: str) -> list[Inputs]:
 
 def _timed(
     case: Case, calls: dict[str, list[Call]], present: dict[str, Contestant], device: str, problems: dict[str, str]
-) -> Samples:
+) -> timing.Samples:
     if device == "cpu" or case.regime == "host":
         time = timing.time_on_cpu if device == "cpu" else timing.time_host
         return time({name: of_sets[0] for name, of_sets in calls.items()})
