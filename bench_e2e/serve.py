@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_ops.bench_e2e import engine_arguments, options, server, session, smollm2
-from serving_ops.bench_e2e.comparison import BASELINE, VARIANTS, startup_line
+from serving_ops.bench_e2e.comparison import VARIANTS, startup_line
 from serving_ops.bench_e2e.process import Child, ChildFailed, Children
 from serving_ops.bench_e2e.server import LABELS, MOST_CHAT_TOKENS, Generator, ServeLoad
 
@@ -81,11 +81,8 @@ class Serving(session.EngineRun):
 
 def compared(answers: dict[str, str]) -> str:
     """The question and its answers by variant: one where they are equal."""
-    if len(set(answers.values())) == 1:
-        lines = [answers[BASELINE], f"(the same from {' and '.join(answers)})"]
-    else:
-        lines = [f"{variant}: {answer}" for variant, answer in answers.items()]
-    return "\n".join([f"> {server.QUESTION}", *lines])
+    variants = {answer: [name for name in answers if answers[name] == answer] for answer in answers.values()}
+    return "\n".join([f"> {server.QUESTION}", *(f"{' and '.join(of)}: {answer}" for answer, of in variants.items())])
 
 
 def main(words: list[str]) -> int:

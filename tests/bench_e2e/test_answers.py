@@ -67,10 +67,9 @@ def test_a_server_is_healthy_once_it_says_so(served: tuple[int, list[dict[str, A
 def test_equal_answers_are_shown_once_and_others_both() -> None:
     same = compared({"native": "It is blue.", "serving_ops": "It is blue."})
     assert same.count("It is blue.") == 1
-    assert "the same from native and serving_ops" in same
+    assert "native and serving_ops: It is blue." in same
     parted = compared({"native": "It is blue today.", "serving_ops": "It is grey today."})
     assert "native: It is blue today.\nserving_ops: It is grey today." in parted
-    assert "the same" not in parted
 
 
 def test_questions_are_different_and_the_first_four_of_each_length() -> None:
