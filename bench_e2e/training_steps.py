@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser = options.parser(KIND, __doc__)
     add = parser.add_argument
     add("--preset", choices=("dense", "hybrid"), default="dense", help="Qwen3, or a Qwen3-Next")
-    add("--batch", type=_batch, help="sequences x tokens; default 2x128, on CUDA 4x2048")
+    add("--batch", type=options.at_least_1, nargs=2, help="sequences, tokens; default 2 128, on CUDA 4 2048")
     add("--rounds", type=options.at_least_1, default=10, help="a step of each model a round; default 10")
     chosen = options.parse_without_engine(parser, argv)
     if not importlib.util.find_spec("transformers"):
@@ -39,11 +39,6 @@ def main(argv: Sequence[str]) -> int:
     run |= {"mode": "eager, bfloat16", "losses": {BASELINE: [], OURS: []}}
     measured = Comparison(run, {STEP: "step"})
     return session.run(lambda work: _measure(chosen, measured), measured, chosen.out)
-
-
-def _batch(text: str) -> tuple[int, int]:
-    sequences, _, tokens = text.partition("x")
-    return options.at_least_1(sequences), options.at_least_1(tokens)
 
 
 def _measure(chosen: argparse.Namespace, measured: Comparison) -> None:

@@ -25,7 +25,7 @@ def test_steps_of_both_models_become_a_table(
     monkeypatch.setitem(presets.PRESETS[preset], "cpu", presets.preset_config(preset, "cpu") | small)
     monkeypatch.setenv("SERVING_OPS_PREWARM", "0")
     out = tmp_path / "steps.json"
-    words = ["--preset", preset, "--device", "cpu", "--batch", "2x8", "--rounds", "2", "--out", str(out)]
+    words = ["--preset", preset, "--device", "cpu", "--batch", "2", "8", "--rounds", "2", "--out", str(out)]
     assert cli.main(["training-steps", *words]) == 0
     shown = capsys.readouterr().out
     report = json.loads(out.read_text())
