@@ -61,7 +61,7 @@ class Children:
     """
 
     def __enter__(self) -> Self:
-        streams = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.leader = subprocess.Popen(["sh", "-c", LEADER], process_group=0, **streams)
         self.started: list[Child] = []
         return self
