@@ -4,7 +4,6 @@ Of a case, everyone is bound, everyone checked, and those that are right are tim
 done, and the JSON kept up to date beside it.
 """
 
-import argparse
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,20 @@ from serving_ops.bench_e2e.stats import median_ratio, quartiles
 
 def main(bench: str, argv: Sequence[str]) -> int:
     """bench: "ops" or "training". The exit status is 1 if ours failed or was wrong at any size."""
-    parser, chosen = _parse(bench, argv)
+    parser = options.parser(bench, __doc__)
+    add = parser.add_argument
+    regimes, by_op = cases.regimes_for(bench, "cpu", "cuda"), cases.ops_of(bench)
+    add("--regime", type=options.names(*regimes), default=(), help=f"of {', '.join(regimes)}")
+    add("--op", type=options.names(*by_op), default=(), help=f"of {', '.join(by_op)}")
+    add("--dtype", type=options.names(*cases.DTYPES), default=("bfloat16",), help=f"of {', '.join(cases.DTYPES)}")
+    add("--sizes", type=options.shapes, default=(), help="instead of the regimes', such as 1x4096,8x16x128")
+    add("--threads", type=options.numbers, default=(1, 2), help="on the CPU; default 1,2")
+    add("--contestants", type=options.names(), help="only these, e.g. eager,'vLLM C'; ours always runs")
+    add("--peers", action="store_true", help="not only engines' kernels: Quack, FlashInfer, Liger, FLA")
+    chosen = options.parse_without_engine(parser, argv)
+    there = cases.regimes_for(bench, chosen.device)
+    if elsewhere := [name for name in chosen.regime if name not in there]:
+        parser.error(f"--regime {','.join(elsewhere)}: on {chosen.device} there are {', '.join(there)}")
     others, absent = peers.load(peers.adapters_for(bench, chosen.device, libraries=chosen.peers))
     known = (contestants.ours, contestants.eager, contestants.inductor, *others, contestants.copy)
     available = {one.name: one for one in known if (one.call if bench == "ops" else one.norm)}
@@ -49,24 +61,6 @@ def main(bench: str, argv: Sequence[str]) -> int:
 
 
 ops, training = functools.partial(main, "ops"), functools.partial(main, "training")
-
-
-def _parse(bench: str, argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = options.parser(bench, __doc__)
-    add = parser.add_argument
-    regimes, by_op = cases.regimes_for(bench, "cpu", "cuda"), cases.ops_of(bench)
-    add("--regime", type=options.names(*regimes), default=(), help=f"of {', '.join(regimes)}")
-    add("--op", type=options.names(*by_op), default=(), help=f"of {', '.join(by_op)}")
-    add("--dtype", type=options.names(*cases.DTYPES), default=("bfloat16",), help=f"of {', '.join(cases.DTYPES)}")
-    add("--sizes", type=options.shapes, default=(), help="such as 1x4096,8x16x128 (tokens x heads x head_dim)")
-    add("--threads", type=options.numbers, default=(1, 2), help="on the CPU; default 1,2")
-    add("--contestants", type=options.names(), help="only these, e.g. eager,'vLLM C'; ours always runs")
-    add("--peers", action="store_true", help="not only engines' kernels: Quack, FlashInfer, Liger, FLA")
-    chosen = options.parse_without_engine(parser, argv)
-    there = cases.regimes_for(bench, chosen.device)
-    if elsewhere := [name for name in chosen.regime if name not in there]:
-        parser.error(f"--regime {','.join(elsewhere)}: on {chosen.device} there are {', '.join(there)}")
-    return parser, chosen
 
 
 def _measure(planned: Sequence[Case], entrants: Sequence[Contestant], run: dict[str, Any], out: Path) -> None:
