@@ -115,7 +115,7 @@ def quantize(y: Tensor, fmt: QuantFormat, scale: Tensor | None = None) -> tuple[
         scaled = groups / scale if fmt.dtype == torch.int8 else groups * scale.reciprocal()
         return _saturated(scaled, limit, fmt.dtype), y.new_empty(0, dtype=torch.float32)
     amax = groups.abs().amax(dim=-1, keepdim=True)
-    limits = torch.full_like(amax, limit)  # PyTorch rounds twice where it divides by a number or a number is divided
+    limits = torch.full_like(amax, limit)  # PyTorch may round twice where one of the two is a number
     if by_token_int8 and fmt.scale_format == "fp32":
         inverse = torch.where(amax == 0, 0.0, limits / amax)
         return _saturated(groups * inverse, limit, fmt.dtype), (amax / limits).squeeze(-1)

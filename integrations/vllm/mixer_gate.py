@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serving_ops.integrations.vllm import features, installed
-from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of
+from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of, why_lacking
 
 MIXERS = {"QwenGatedDeltaNetAttention": "vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn"}
 """The name of a mixer's class -> its module."""
@@ -49,7 +49,7 @@ def take(models: Iterable[torch.nn.Module]) -> str | None:
 
 
 def _fits(mixer: Any) -> bool:
-    if not is_one_of(MIXERS, mixer) or getattr(mixer.norm, "stay_native", True):
+    if not is_one_of(MIXERS, mixer) or why_lacking(mixer, "norm", METHOD) or getattr(mixer.norm, "stay_native", True):
         return False
     method = getattr(mixer, METHOD)
     return names_of(method) == STEPS and parameters_of(method) == PARAMETERS

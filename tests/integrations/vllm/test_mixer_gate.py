@@ -118,6 +118,10 @@ def _heads_stay_heads(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QwenGatedDeltaNetAttention, "_output_projection", project)
 
 
+def _without_the_method(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(QwenGatedDeltaNetAttention, "_output_projection")
+
+
 def _another_class(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QwenGatedDeltaNetAttention, "__module__", "vllm.of_another_plugin")
 
@@ -145,15 +149,15 @@ def _no_key(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(_another_step, _heads_stay_heads, _another_class, _norm_of_another_plugin),
+        *(_another_step, _heads_stay_heads, _without_the_method, _another_class, _norm_of_another_plugin),
         *(_norm_that_stays_vllms, _op_left_out, _prewarm_failed, _no_key),
     ],
 )
 def test_otherwise_the_method_stays_vllms(mixer: Any, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     change(mixer, monkeypatch)
-    native = QwenGatedDeltaNetAttention._output_projection
+    native = vars(QwenGatedDeltaNetAttention).get("_output_projection")
     assert mixer_gate.take([mixer]) is None
-    assert QwenGatedDeltaNetAttention._output_projection is native
+    assert vars(QwenGatedDeltaNetAttention).get("_output_projection") is native
 
 
 def test_vllms_own_method_is_known_where_it_makes_rows_of_the_gate() -> None:
