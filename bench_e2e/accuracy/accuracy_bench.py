@@ -1,12 +1,7 @@
-"""`python -m serving_ops.bench_e2e accuracy`: is a model with our norms as near to its fp32 form as with vLLM's?
-
-By itself, with the name of a file, this module is the process in which vLLM computes the logits of a text. The file is
-JSON: the engine's arguments, the tokens, and where the logits of every position but the last go.
-"""
+"""`python -m serving_ops.bench_e2e accuracy`: is a model with our norms as near to its fp32 form as with vLLM's?"""
 
 import itertools
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +23,7 @@ TEXT = Path(__file__).with_name("text.txt")
 MODES = ("eager", "compiled")
 NOT_QUANTIZED = "none"
 QUANTIZATIONS = (NOT_QUANTIZED, *smollm2.QUANTIZED)
-WORKER = [sys.executable, "-m", "serving_ops.bench_e2e.accuracy.accuracy_bench"]
+WORKER = [sys.executable, "-m", "serving_ops.bench_e2e.accuracy.engine_logits"]
 BESIDE_OTHERS = {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 2**30}
 """Of vLLM on CUDA: it asserts that no other program frees memory while it measures what a cache may take."""
 ROWS_AT_ONCE = 256  # bounds the memory: a row has as many values as the vocabulary
@@ -154,39 +149,3 @@ def compared(a: dict[str, Any], b: dict[str, Any]) -> Rows:
         for result in (a, b)
     )
     return beside(f"KL from fp32, {OURS}", *divergences)
-
-
-def record_logits(model: Any, found: list[Tensor]) -> None:
-    """Keep what the model's `compute_logits` returns from here on."""
-    compute = model.compute_logits
-
-    def compute_and_keep(*args: Any, **kwargs: Any) -> Any:
-        logits = compute(*args, **kwargs)
-        found.append(logits.cpu())
-        return logits
-
-    model.compute_logits = compute_and_keep
-
-
-def of_prompt(found: list[Tensor], num_tokens: int) -> Tensor:
-    """The logits of every token of the prompt but the last: vLLM computes them at once, or 1024 rows at a time.
-
-    Its newer runners compute the last token's too. Those of the sampled token are a row apart.
-    """
-    logits = torch.cat([entry for entry in found if len(entry) > 1])
-    if len(logits) not in (num_tokens - 1, num_tokens):
-        raise RuntimeError(f"vLLM computed logits for {[len(entry) for entry in found]} tokens of {num_tokens}")
-    return logits[: num_tokens - 1]
-
-
-if __name__ == "__main__":
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model is in this process, where it can be looked at
-    from vllm import LLM, SamplingParams
-
-    asked, found = json.loads(Path(sys.argv[1]).read_text()), []  # type: tuple[Any, list[Tensor]]
-    engine = LLM(**asked["engine_arguments"])
-    engine.apply_model(lambda model: record_logits(model, found))
-    # Log-probabilities of the prompt make vLLM compute its logits; it asks for those of the sampled token apart.
-    sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-    engine.generate([{"prompt_token_ids": asked["tokens"]}], sampling)
-    torch.save(of_prompt(found, len(asked["tokens"])), asked["out"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serving_ops.bench_e2e import __main__ as cli
-from serving_ops.bench_e2e import plot
+from serving_ops.bench_e2e import layer_plot
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.result_file import compact
 
@@ -62,31 +62,31 @@ def with_layer(result: Comparison, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("variant", LAYERS)
 def test_a_layer_begins_with_its_first_norm_wherever_the_profile_began(variant: str) -> None:
-    first = plot.parts_of(_kernels(variant))
+    first = layer_plot.parts_of(_kernels(variant))
     for start in range(len(LAYERS[variant])):  # also between the parts of a product
-        assert plot.parts_of(_kernels(variant, start)) == first
+        assert layer_plot.parts_of(_kernels(variant, start)) == first
     assert first[0].role == "norm"
 
 
 def test_what_lies_between_is_neither_product_nor_attention() -> None:
-    native, ours = (plot.parts_of(_kernels(variant)) for variant in ("native", "serving_ops"))
+    native, ours = (layer_plot.parts_of(_kernels(variant)) for variant in ("native", "serving_ops"))
     roles = [part.role for part in native if not part.block]
     assert roles == ["norm", "norm", "rope", "cache", "norm", "SiLU"]
     assert [part.ours for part in ours if not part.block] == [True, True, False, True, False]
     assert not any(part.ours for part in native)
-    assert (plot.between(native), plot.between(ours)) == (10.0, 7.75)
+    assert (layer_plot.between(native), layer_plot.between(ours)) == (10.0, 7.75)
 
 
 def test_rows_that_a_products_library_quantizes_are_no_part_of_the_product() -> None:
     scale = "void tensorrt_llm::kernels::fp8_blockscale_gemm::scale_1x128_kernel<__nv_bfloat16"
-    parts = plot.parts_of([{"name": name, "us": 1.0} for name in ("norm_rows_kernel", scale, "deep_gemm", scale)])
+    parts = layer_plot.parts_of([{"name": name, "us": 1.0} for name in ("norm_rows_kernel", scale, "deep_gemm", scale)])
     assert sorted(part.role for part in parts if not part.block) == ["norm", "quant", "quant"]
 
 
 def test_a_layer_without_attention_is_drawn_too() -> None:
     kernels = [{"name": name, "us": 1.0} for name in ("gemm", "norm_row_kernel", "gemm", "conv")]
-    assert plot.between(plot.parts_of(kernels)) == 2.0
-    assert plot.parts_of(kernels[1:2])[0].ours
+    assert layer_plot.between(layer_plot.parts_of(kernels)) == 2.0
+    assert layer_plot.parts_of(kernels[1:2])[0].ours
 
 
 def test_the_picture_is_small_and_says_the_sums_and_can_be_read_on_any_page(with_layer: Path, tmp_path: Path) -> None:

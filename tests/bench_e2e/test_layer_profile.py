@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving_ops.bench_e2e.device_time import Span, added_times, layer_of
+from serving_ops.bench_e2e.layer_profile import Span, added_times, layer_of
 
 LAYER = {"norm": 1.5, "gemm": 8.0, "rope": 1.0, "attention": 5.0, "gemm 2": 4.0}
 

@@ -8,7 +8,8 @@ import torch
 
 from serving_ops.bench_e2e import options, presets, result_file, smollm2
 from serving_ops.bench_e2e.accuracy import accuracy_bench
-from serving_ops.bench_e2e.accuracy.accuracy_bench import NOT_QUANTIZED, markdown, measure, of_prompt, record_logits
+from serving_ops.bench_e2e.accuracy.accuracy_bench import NOT_QUANTIZED, markdown, measure
+from serving_ops.bench_e2e.accuracy.engine_logits import of_prompt, record_logits
 from serving_ops.bench_e2e.environment import detect_device
 
 transformers = pytest.importorskip("transformers")
