@@ -12,9 +12,8 @@ from serving_ops import reference
 SLACK = 1.02
 """Ratio of root-mean-square errors; the errors of two correct roundings of the same rows differ by less."""
 
-FP32_FLOOR = 2.0**-22
-"""Relative. At fp32 the reference's own error is a few units in the last place of rstd, which is luck for few rows.
-Kernels take a gate's exponential as a power of two, whose exponent is rounded too."""
+FP32_FLOOR = 2.0**-23
+"""Relative. At fp32 the reference's own error is a few units in the last place of rstd, which is luck for few rows."""
 
 
 def wide(tensor: Tensor | None) -> Tensor | None:
