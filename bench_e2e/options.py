@@ -17,7 +17,8 @@ from serving_ops.bench_e2e.environment import COMMAND, TITLES, without_secrets
 from serving_ops.doctor import DISTRIBUTIONS
 
 DUMMY = "dense"  # the preset for shapes
-MOST_BYTES = 200  # of a file's name, beside which a picture has another ending
+MOST_BYTES = 200  # of a result's name
+FITTING = f"a file in a folder that can be written, whose name ends in .json and has at most {MOST_BYTES} bytes"
 # The model is an option, a server has to answer the bench's own client, and a pipeline's step has no one device time.
 OF_THE_BENCH = {"model", "model_path", "api_key", "host", "port", "uds", "root_path", "served_model_name"}
 OF_THE_BENCH |= {"ssl_keyfile", "ssl_certfile", "pipeline_parallel_size", "pp_size", "data_parallel_size", "dp_size"}
@@ -29,13 +30,13 @@ def refusal(text: str, allowed: str) -> ArgumentTypeError:
     return ArgumentTypeError(f"{text!r}; allowed: {allowed}")
 
 
-def at_least_1(text: str, least: int = 1) -> int:
+def at_least(least: int, text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < least:
         raise refusal(text, f"whole numbers from {least}")
     return int(text)
 
 
-at_least_2 = partial(at_least_1, least=2)
+at_least_1, at_least_2 = partial(at_least, 1), partial(at_least, 2)
 
 
 def names(*allowed: str) -> Callable[[str], tuple[str, ...]]:
@@ -96,9 +97,11 @@ def check_out(made: ArgumentParser, chosen: Namespace, *of_name: str) -> None:
     name = "-".join((f"{datetime.now(UTC):%Y%m%d-%H%M}", chosen.kind, *of_name))
     file = chosen.out = chosen.out or Path("bench_results", f"{name}.json")
     there = next(path for path in (file, *file.parents) if os.path.exists(path))
-    fits = len(os.fsencode(file.name)) <= MOST_BYTES and not file.is_dir() and (there == file or there.is_dir())
+    # A picture lies beside it, under another ending.
+    named = file.suffix == ".json" and len(os.fsencode(file.name)) <= MOST_BYTES
+    fits = named and not file.is_dir() and (there == file or there.is_dir())
     if not fits or not os.access(there, os.W_OK):
-        made.error(f"--out: {file} cannot be written; allowed: a file in a folder that can be written")
+        made.error(f"--out: {file} cannot be written; allowed: {FITTING}")
 
 
 def check_ready(parser: ArgumentParser, engine: str | None = None) -> None:

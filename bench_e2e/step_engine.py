@@ -167,7 +167,8 @@ if __name__ == "__main__":
     # Engines on several GPUs warm up one after the other. An all-reduce spins until each of its GPUs has come to it:
     # six engines on four GPUs, all at once, were not through after 100 s.
     with Path(sys.argv[1]).with_name("warm-up").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if told["gpus"] > 1 else fcntl.LOCK_SH)
+        if told["gpus"] > 1:
+            fcntl.flock(lock, fcntl.LOCK_EX)
         engine.measure()
     pipe.send("up")
     while True:

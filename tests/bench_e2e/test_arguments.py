@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import __main__ as cli
-from serving_ops.bench_e2e import environment, serve, session, smollm2, step
+from serving_ops.bench_e2e import cli, environment, serve, session, smollm2, step
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.process import Children
 from serving_ops.bench_e2e.result_file import save
@@ -109,7 +108,9 @@ for _bench in BENCHES:
         (("--out", "."), "--out: . cannot be written; allowed: a file in a folder"),
         (("--out", "folder.json"), "--out: folder.json cannot be written; allowed: a file in a folder"),
         (("--out", "file/x.json"), "--out: file/x.json cannot be written; allowed: a file in a folder"),
-        *((("--out", "n" * count), "n cannot be written; allowed: a file in a folder") for count in (201, 300)),
+        *((("--out", "n" * count + ".json"), "has at most 200 bytes") for count in (196, 300)),
+        *((("--out", name), f"--out: {name} cannot be written") for name in ("out.png", "out", "out.json.gz")),
+        (("--out", "out.png"), "whose name ends in .json"),
     ]
 for _bench in ("ops", "training", "training-steps"):
     REFUSED[_bench].append((("--device", "cuda"), "--device cuda: torch finds no GPU"))

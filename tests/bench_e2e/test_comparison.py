@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from serving_ops.bench_e2e import __main__ as cli
-from serving_ops.bench_e2e import comparison
+from serving_ops.bench_e2e import cli, comparison
 from serving_ops.bench_e2e.comparison import Comparison, is_active, startup_line
 from serving_ops.bench_e2e.plot import write_plot
 from serving_ops.bench_e2e.result_file import OF_EVERY_RESULT, compact

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from serving_ops.bench_e2e import __main__ as cli
-from serving_ops.bench_e2e import layer_plot
+from serving_ops.bench_e2e import cli, layer_plot
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.result_file import compact
 

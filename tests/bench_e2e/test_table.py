@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import __main__ as cli
-from serving_ops.bench_e2e import result_file, table
+from serving_ops.bench_e2e import cli, result_file, table
 from serving_ops.bench_e2e.comparison import Comparison
 from serving_ops.bench_e2e.result_file import compact
 

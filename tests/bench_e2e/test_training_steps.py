@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_ops.bench_e2e import __main__ as cli
-from serving_ops.bench_e2e import presets, table
+from serving_ops.bench_e2e import cli, presets, table
 
 pytest.importorskip("transformers")
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 64, "num_hidden_layers": 2}

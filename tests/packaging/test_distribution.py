@@ -128,7 +128,7 @@ def test_without_a_compiler_a_pure_wheel_is_built_that_works(pure_wheel: Path, t
     program = (
         "import torch, serving_ops, pathlib\n"
         f"assert pathlib.Path(serving_ops.__file__).is_relative_to({str(tmp_path)!r}), serving_ops.__file__\n"
-        "import serving_ops.integrations.vllm, serving_ops.bench_e2e.__main__\n"
+        "import serving_ops.integrations.vllm, serving_ops.bench_e2e.cli\n"
         "assert serving_ops.cpp_library() is None\n"
         "x = torch.randn(2, 64)\n"
         "assert torch.equal(serving_ops.rms_norm(x, None), serving_ops.reference.rms_norm(x, None))\n"

@@ -46,7 +46,7 @@ def test_a_cpu_call_needs_no_triton() -> None:
 
 
 def test_every_folder_is_importable_under_the_package() -> None:
-    run("import serving_ops.integrations.vllm, serving_ops.integrations.sglang, serving_ops.bench_e2e.__main__")
+    run("import serving_ops.integrations.vllm, serving_ops.integrations.sglang, serving_ops.bench_e2e.cli")
 
 
 ENGINES = ("vllm", "sglang")
@@ -100,11 +100,11 @@ def test_lower_folders_do_not_name_upper_ones(folder: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "import serving_ops.bench_e2e.__main__",
+        "import serving_ops.bench_e2e.cli",
         "from serving_ops import bench_e2e",
-        "from serving_ops.bench_e2e import __main__",
-        "x = 1; from serving_ops.bench_e2e.__main__ import main",
-        "importlib.import_module('serving_ops.bench_e2e.__main__')",
+        "from serving_ops.bench_e2e import cli",
+        "x = 1; from serving_ops.bench_e2e.cli import main",
+        "importlib.import_module('serving_ops.bench_e2e.cli')",
         "import_module(f'serving_ops.bench_e2e.{name}')",
         "COMMAND = ['-m', 'serving_ops.bench_e2e']",
     ],

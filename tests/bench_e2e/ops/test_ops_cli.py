@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serving_ops.bench_e2e import __main__ as cli
+from serving_ops.bench_e2e import cli
 from serving_ops.bench_e2e.ops import timing
 
 

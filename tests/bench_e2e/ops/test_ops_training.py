@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from serving_ops import reference
-from serving_ops.bench_e2e import __main__ as cli
-from serving_ops.bench_e2e import table
+from serving_ops.bench_e2e import cli, table
 from serving_ops.bench_e2e.comparison import OURS
 from serving_ops.bench_e2e.ops import cases, check, peers, timing
 from serving_ops.bench_e2e.ops.cases import ADD, BACKWARD, BOTH, GATED, PASSES, RMS_NORM, Case
