@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -67,6 +67,16 @@ class Installed:
         for name, value in attributes.items():
             setattr(part, name, value)
         self._marks.setdefault(part, set()).update(attributes)
+
+    def take_over(self, parts: Sequence[Any], method: str, wrapper_of: Callable[[Any], Any], mark: str) -> list[str]:
+        """Wrap a method of these parts' classes, and give each part the attribute `mark`, by which the wrapper knows
+        it; returns the names of the classes."""
+        classes = {type(part) for part in parts}
+        for cls in classes:
+            self.wrap(cls, method, wrapper_of)
+        for part in parts:
+            self.mark(part, **{mark: True})
+        return sorted(cls.__name__ for cls in classes)
 
     def on_undo(self, restore: Callable[[], object]) -> None:
         """Have `undo` call `restore`, once however often it is given. `undo` starts with the last change."""

@@ -39,11 +39,7 @@ def take(models: Iterable[torch.nn.Module]) -> str | None:
     """Have the mixers of a loaded model hand their gates on as they lie; returns a phrase for the start-up line."""
     may = GATED in features.ops() and features.COMPILE_CACHE not in installed.failures
     mixers = [mixer for model in models for mixer in model.modules() if may and _fits(mixer)]
-    for cls in {type(mixer) for mixer in mixers}:
-        installed.wrap(cls, METHOD, _with_ours)
-    for mixer in mixers:
-        installed.mark(mixer, **{IN_PLACE: True})
-    mixers_on[:] = sorted({type(mixer).__name__ for mixer in mixers})
+    mixers_on[:] = installed.take_over(mixers, METHOD, _with_ours, IN_PLACE)
     installed.on_undo(mixers_on.clear)
     return f"no copy of the gate of {len(mixers)} mixers" if mixers else None
 

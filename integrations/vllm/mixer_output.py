@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving_ops.integrations.vllm import features, installed
+from serving_ops.integrations.vllm import features, installed, mixer_gate
 from serving_ops.integrations.vllm.known_code import is_one_of, names_of, parameters_of, why_lacking
 
 LAYERS = {
@@ -27,10 +27,7 @@ LAYERS = {
 ASKED = ("input_layernorm", "post_attention_layernorm", "layer_type", "mlp")
 """The attributes of such a layer that our `forward` uses, beside its mixer."""
 
-MIXERS = {
-    "QwenGatedDeltaNetAttention": "vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn",
-    "Qwen3NextAttention": "vllm.model_executor.models.qwen3_next",
-}
+MIXERS = {**mixer_gate.MIXERS, "Qwen3NextAttention": "vllm.model_executor.models.qwen3_next"}
 
 BUFFER = "empty_like"
 STEPS = {
@@ -77,11 +74,7 @@ def take(models: Iterable[torch.nn.Module], vllm_config: Any) -> str | None:
     """Have the layers of a loaded model go on without the buffer; returns a phrase for the start-up line."""
     found = (layer for model in models for layer in model.modules() if _fits(layer))
     layers = list(found) if _may(vllm_config) else []
-    for cls in {type(layer) for layer in layers}:
-        installed.wrap(cls, "forward", _with_ours)
-    for layer in layers:
-        installed.mark(layer, **{WITHOUT: True})
-    layers_on[:] = sorted({type(layer).__name__ for layer in layers})
+    layers_on[:] = installed.take_over(layers, "forward", _with_ours, WITHOUT)
     installed.on_undo(layers_on.clear)
     return f"no copy of the result of {len(layers)} mixers" if layers else None
 

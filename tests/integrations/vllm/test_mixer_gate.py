@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,11 +10,19 @@ import torch
 
 pytest.importorskip("vllm")
 
-from in_process import DEVICE, HIDDEN, rows
+from in_process import DEVICE, HIDDEN, rows, vllm_config
 from torch import Tensor
 from vllm.model_executor.layers.mamba.gdn import qwen_gdn_linear_attn
 
-from serving_ops.integrations.vllm import compile_cache, features, installed, known_code, mixer_gate, mixer_output
+from serving_ops.integrations.vllm import (
+    compile_cache,
+    features,
+    installed,
+    known_code,
+    mixer_gate,
+    mixer_output,
+    startup,
+)
 
 TOKENS, HEADS, HEAD_DIM = 5, 2, 128
 ROW = HEADS * HEAD_DIM
@@ -98,6 +107,19 @@ def test_the_compile_cache_key_says_which_mixers_are_on(mixer: Any) -> None:
     assert compile_cache.compile_key() != native
     mixer_gate.take([])
     assert compile_cache.compile_key() == native
+
+
+def test_the_start_up_line_counts_the_mixers(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(startup._logger, "info", lines.append)
+    config = vllm_config()
+    config.compilation_config.pass_config = SimpleNamespace(enable_qk_norm_rope_fusion=False)
+    model = torch.nn.ModuleList([mixer])
+    worker = SimpleNamespace(
+        get_model=lambda: model, model_runner=SimpleNamespace(), device=DEVICE, vllm_config=config
+    )  # fmt: skip
+    startup.on_model_loaded(worker, strict=True)
+    assert lines[0].endswith("; no copy of the gate of 1 mixers")
 
 
 def _another_step(mixer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
